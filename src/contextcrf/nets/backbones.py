@@ -1,0 +1,176 @@
+"""Network Part-1 for one scale: an image to a feature map."""
+
+from typing import Protocol
+
+import timm
+from timm.models import FeatureListNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextcrf.nets.depthwise import float32_depthwise
+from contextcrf.nets.weights import hub_arguments, load_package_weights
+
+
+class Backbone(Protocol):
+    """What the rest of the library asks of Part-1."""
+
+    out_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class TimmBackbone(nn.Module):
+    """Any timm backbone, followed by a block of its own ("block 6", as the paper puts one behind VGG's five).
+
+    The backbone runs at `output_stride`, its last stages dilated where they would go coarser. Where `stride` is finer
+    than that, the maps of the earlier stages down to `stride` join in: each goes through a 1 x 1 convolution, is
+    enlarged bilinearly and added, and a 3 x 3 convolution mixes the sum. With `stride == output_stride` only the last
+    map is used.
+
+    Args:
+        name: a timm model with `features_only`.
+        stride: pixels per node of the feature map: 4, 8, 16 or 32.
+        output_stride: stride of the backbone's last map; `stride` if None.
+        channels: channels of the result.
+        pretrained: ImageNet weights, or random ones. Weights that cannot be had are an error, never random instead.
+        norm_eval: keep the backbone's BatchNorm at its ImageNet statistics while training: with three scales and a
+            few images a step, the batch's own are noise, and unlike those at prediction.
+
+    Raises:
+        WeightsNotFoundError: `pretrained`, and no weights can be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stride: int = 8,
+        output_stride: int | None = None,
+        channels: int = 256,
+        pretrained: bool = True,
+        norm_eval: bool = True,
+    ) -> None:
+        super().__init__()
+        output_stride = output_stride or stride
+        if stride not in (4, 8, 16, 32) or output_stride not in (8, 16, 32) or output_stride < stride:
+            raise ValueError(
+                f"stride={stride}, output_stride={output_stride}: expected 4, 8, 16 or 32, "
+                "output_stride at least 8 and not finer than stride"
+            )
+        self.body = _create(name, output_stride, pretrained)
+        float32_depthwise(self.body)
+        reductions = self.body.feature_info.reduction()
+        last = len(reductions) - 1
+        # Of several maps of one stride the last is the richest.
+        self.taps = [
+            i for i in range(last + 1) if reductions[i] >= stride and reductions[i] not in reductions[i + 1 :]
+        ]
+        widths = self.body.feature_info.channels()
+        self.lateral = nn.ModuleList(nn.Conv2d(widths[i], channels, 1) for i in self.taps)
+        groups = 32 if channels % 32 == 0 else 1
+        self.block6 = nn.Sequential(
+            nn.GroupNorm(groups, channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.GroupNorm(groups, channels),
+            nn.ReLU(),
+        )
+        self.out_channels = channels
+        self.norm_eval = norm_eval
+        self.mean = tuple(float(v) for v in self.body.default_cfg["mean"])
+        self.std = tuple(float(v) for v in self.body.default_cfg["std"])
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that come from ImageNet; they train at a lower rate than the rest."""
+        return list(self.body.parameters())
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first `stages` stages as they came from ImageNet: the finest maps, and so most of the cost."""
+        if not 0 <= stages <= len(self.body.feature_info):
+            raise ValueError(f"{stages} frozen stages: the backbone has {len(self.body.feature_info)}")
+        if stages == 0:
+            return
+        last = self.body.feature_info.module_name(stages - 1)
+        parameters = list(self.body.named_parameters())
+        # Parameters are registered in the order of the forward pass.
+        count = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(f"{last}."))
+        for _, parameter in parameters[:count]:
+            parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
+        maps = self.body(images)
+        total = self.lateral[0](maps[self.taps[0]])
+        for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
+            total = total + F.interpolate(lateral(maps[tap]), total.shape[-2:], mode="bilinear", align_corners=False)
+        return self.block6(total)  # type: ignore[no-any-return]
+
+
+class PlainBackbone(nn.Module):
+    """A small convolutional network with a small, known receptive field, trained from nothing.
+
+    Three 3 x 3 convolutions of stride 2 and one 1 x 1: every node sees 15 x 15 pixels. Where local appearance is
+    ambiguous it cannot know the label, and context must: the embedded context scenes use it.
+    """
+
+    receptive_field = 15
+
+    def __init__(self, stride: int = 8, channels: int = 64) -> None:
+        super().__init__()
+        if stride != 8:
+            raise ValueError(f"stride={stride}: the plain backbone has stride 8")
+        widths = (3, 16, 32, channels)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1), nn.ReLU())
+        self.out_channels = channels
+        self.mean, self.std = (0.5,) * 3, (0.25,) * 3
+
+    def freeze(self, stages: int) -> None:
+        """Nothing here comes from ImageNet, so there is nothing to keep."""
+        if stages:
+            raise ValueError(f"{stages} frozen stages: the plain backbone is random and must be trained")
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """None: all of it is new."""
+        return []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / 8), ceil(W / 8)]."""
+        return self.layers(images)  # type: ignore[no-any-return]
+
+
+def _create(name: str, output_stride: int, pretrained: bool) -> FeatureListNet:
+    arguments = hub_arguments(name) if pretrained else {}
+    body = timm.create_model(name, features_only=True, output_stride=output_stride, **(arguments or {}))
+    if pretrained and arguments is None:
+        classifier = timm.create_model(name)
+        load_package_weights(name, classifier)
+        # The features-only network is the classifier without its last layers, under the same names.
+        state = classifier.state_dict()
+        body.load_state_dict({key: state[key] for key in body.state_dict()})
+    return body
+
+
+def create_backbone(
+    name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool, norm_eval: bool = True
+) -> TimmBackbone | PlainBackbone:
+    """"plain" is `PlainBackbone`; any other name is timm's."""
+    if name == "plain":
+        if pretrained:
+            raise ValueError("the plain backbone has no pretrained weights; set pretrained to false")
+        return PlainBackbone(stride, channels)
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
+        raise ValueError(f"backbone {name!r}: timm knows no such model; near it: {near}")
+    return TimmBackbone(name, stride, output_stride, channels, pretrained, norm_eval)

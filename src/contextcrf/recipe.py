@@ -1,0 +1,54 @@
+"""How a model is trained, as plain values."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass
+class Recipe:
+    """How to train.
+
+    Args:
+        potentials: which potentials to train, "unary" and names of relations; None is all of them jointly.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 an epoch.
+        lr: rate of new layers; pretrained layers take a tenth, as in the paper. The paper's: 0.001.
+        weight_decay: the paper's is 0.0005.
+        max_edges: edges a step for each pairwise potential, drawn at random; None takes all.
+        class_balance: exponent b of the unary loss's class weights, frequency^-b; 0 is the paper's plain sum.
+        ema: decay per step of an average of the weights that is evaluated and kept; 0 is off.
+        crop: height and width of training crops, pixels.
+        scale: range of the random scale.
+        colour: strength of the colour jitter.
+        precision: "bf16-mixed" is several times as fast on recent processors; "32-true" is exact.
+        norm_eval: keep the backbone's BatchNorm statistics as they came from ImageNet.
+        frozen_stages: first stages of the backbone that are not trained; they cost most and change least.
+        workers: processes that load data.
+        seed: of weights, data order and augmentation.
+        val_every: epochs between validations.
+    """
+
+    potentials: Sequence[str] | None = None
+    epochs: int = 30
+    batch_size: int = 4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    max_edges: int | None = None
+    class_balance: float = 0.0
+    ema: float = 0.0
+    crop: tuple[int, int] = (320, 320)
+    scale: tuple[float, float] = (0.5, 2.0)
+    colour: float = 0.0
+    precision: Literal["bf16-mixed", "32-true"] = "32-true"
+    norm_eval: bool = True
+    frozen_stages: int = 0
+    workers: int = 0
+    seed: int = 0
+    val_every: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)

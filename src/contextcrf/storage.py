@@ -1,0 +1,90 @@
+"""Models on disk: a folder with `model.safetensors` and `config.json`. No pickle, so nothing in a model can run."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from contextcrf.classes import Classes
+from contextcrf.crf import RangeBox
+from contextcrf.model import ContextCRF, ModelConfig
+
+FORMAT = 1
+BUNDLED = Path(__file__).parent / "models"
+
+
+class ModelError(ValueError):
+    """A model cannot be found or read; the message names the file and what was expected."""
+
+
+def save(model: ContextCRF, folder: str | Path, about: dict[str, Any] | None = None, half: bool = False) -> None:
+    """Write a model.
+
+    Args:
+        model: the model.
+        folder: made if missing.
+        about: where it comes from and what was measured, any JSON values; kept as `model.about`.
+        half: store weights as float16 (they are float32 again when loaded).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    state = {
+        key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in model.state_dict().items()
+    }
+    config = {
+        "format": FORMAT,
+        "model": asdict(model.config),
+        "classes": model.classes.to_dict(),
+        "about": about if about is not None else model.about,
+    }
+    # Each file is written whole before it takes its name: a full disk leaves the old model as it was.
+    text = folder / "config.json.part"
+    text.write_text(json.dumps(config, indent=1) + "\n")
+    tensors = folder / "model.safetensors.part"
+    save_file(state, tensors)
+    text.rename(folder / "config.json")
+    tensors.rename(folder / "model.safetensors")
+
+
+def load(name_or_path: str | Path) -> ContextCRF:
+    """Load a model: a folder that `save` wrote, or the name of a bundled model such as "camvid".
+
+    Returns:
+        The model in evaluation mode on the CPU, with its classes and preprocessing.
+
+    Raises:
+        ModelError: no such model, or a file of it is damaged or of another format.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = BUNDLED / str(name_or_path)
+    if not (folder / "config.json").is_file():
+        bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))) or "none"
+        raise ModelError(
+            f"model {str(name_or_path)!r}: neither a folder with config.json and model.safetensors, "
+            f"nor the name of a bundled model (those are: {bundled})"
+        )
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ModelError(f"{path}: expected a model of format {FORMAT}")
+    shape = dict(config["model"])
+    shape["relations"] = {name: RangeBox(**box) for name, box in shape["relations"].items()}
+    model = ContextCRF(ModelConfig(**shape), Classes.from_dict(config["classes"]), pretrained=False)
+    model.about = config["about"]
+    path = folder / "model.safetensors"
+    try:
+        state = load_file(path)
+        model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be loaded into the model of config.json: {error}") from error
+    return model.eval()

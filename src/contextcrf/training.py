@@ -1,0 +1,289 @@
+"""Piecewise training (Section IV-B) with Lightning: the module, the recipes, the two stages.
+
+`fit` trains any choice of potentials end to end. `fit_heads` is what "piecewise" buys: given the trunk the potentials
+are independent, so the trunk's features are computed once and kept, and the pairwise heads alone are trained on them.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from contextcrf.classes import IGNORE_INDEX
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.evaluation import ConfusionMatrix
+from contextcrf.model import UNARY, ContextCRF, downsample, upsample
+from contextcrf.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class SeededSampler(Sampler[tuple[int, int]]):
+    """A new order every epoch and a seed for every sample, both functions of (seed, epoch) alone.
+
+    Nothing here depends on the state of a global generator, so a resumed run sees what an undisturbed one would have.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
+        return iter(list(zip(order, seeds, strict=True)))
+
+
+class Piecewise(L.LightningModule):
+    """The piecewise objective (13): the sum of the potentials' own negative log-likelihoods.
+
+    Args:
+        model: whose potentials are trained.
+        recipe: how.
+        steps: optimiser steps of the whole run, for the one-cycle schedule.
+        class_weights: [K] for the unary loss, or None.
+    """
+
+    def __init__(self, model: ContextCRF, recipe: Recipe, steps: int, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.steps = steps
+        self.class_weights = class_weights
+        self.names = model.select(recipe.potentials)
+        self.matrices = {"unary": ConfusionMatrix(model.num_classes), "crf": ConfusionMatrix(model.num_classes)}
+        trained = [model.trunk(name) for name in self.names] + [model.potential(name) for name in self.names]
+        model.requires_grad_(False)
+        for module in trained:
+            module.requires_grad_(True)
+        for trunk in model.trunks.values():
+            trunk.backbone.freeze(recipe.frozen_stages)  # type: ignore[union-attr, operator]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, masks = batch
+        features = self.model.features(_channels_last(images), self.names)
+        weights = None if self.class_weights is None else self.class_weights.to(images.device)
+        losses = self.model.nll(features, masks, self.recipe.max_edges, weights)
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(images))
+        self.log("loss", total, prog_bar=True, batch_size=len(images), logger=False)
+        return total
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, masks = batch
+        features = self.model.features(_channels_last(images), self.names)
+        rows = {"unary": (UNARY,)} if UNARY in self.names else {}
+        if len(self.names) > 1 or not rows:
+            rows["crf"] = self.names
+        for row, names in rows.items():
+            marginals = upsample(self.model.infer(features, names).float(), masks.shape[-2:])
+            self.matrices[row].update(marginals.argmax(1), masks)
+
+    def on_validation_epoch_end(self) -> None:
+        for row, matrix in self.matrices.items():
+            if matrix.seen:
+                self.log(f"val/{row}", matrix.mean_iou(), prog_bar=True)
+                matrix.reset()
+
+    def configure_optimizers(self) -> Any:
+        old = {id(p) for trunk in self.model.trunks.values() for p in trunk.backbone.pretrained_parameters()}
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        recipe = self.recipe
+        groups = [
+            {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": recipe.lr},
+            {"name": "pretrained", "params": [p for p in trained if id(p) in old], "lr": recipe.lr / 10},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if recipe.optimizer == "sgd":
+            sgd = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+            return [sgd], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(sgd, 0.97), "interval": "epoch"}]
+        adamw = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            adamw, [float(group["lr"]) for group in groups], total_steps=max(1, self.steps), pct_start=0.1
+        )
+        return [adamw], [{"scheduler": cycle, "interval": "step"}]
+
+
+def fit(
+    model: ContextCRF,
+    train: SegmentationDataset,
+    val: SegmentationDataset | None,
+    recipe: Recipe,
+    out: Path,
+    ckpt_path: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Train some or all potentials end to end; the model is changed in place.
+
+    Args:
+        model: the model to train.
+        train: training images, with their augmentation as transform.
+        val: images evaluated every `recipe.val_every` epochs; None is no validation.
+        recipe: how.
+        out: folder for logs (TensorBoard, CSV) and checkpoints (one an epoch; `last.ckpt` is the newest).
+        ckpt_path: "last" resumes from `out`'s newest checkpoint, exactly; a path resumes from that one.
+        progress: show a progress bar.
+    """
+    model.to(memory_format=torch.channels_last)
+    sampler = SeededSampler(len(train), recipe.seed)
+    loader = DataLoader(
+        train, recipe.batch_size, sampler=sampler, num_workers=recipe.workers, drop_last=len(train) >= recipe.batch_size
+    )
+    weights = class_weights(train, recipe.class_balance) if recipe.class_balance else None
+    module = Piecewise(model, recipe, recipe.epochs * len(loader), weights)
+    validation = DataLoader(val, 1, num_workers=recipe.workers) if val is not None else None
+    trainer = _trainer(recipe, out, progress, validate=val is not None)
+    trainer.fit(module, loader, validation, ckpt_path=_checkpoint(out, ckpt_path), weights_only=True)
+
+
+def fit_heads(
+    model: ContextCRF,
+    train: SegmentationDataset,
+    recipe: Recipe,
+    out: Path,
+    views: int = 2,
+    progress: bool = True,
+) -> None:
+    """The second stage: train pairwise heads on features of the frozen trunk, computed once.
+
+    The features lie in memory in bfloat16: views x images x C x h x w numbers on the graph's grid.
+
+    Args:
+        model: with a trained shared trunk; its heads named by `recipe.potentials` (None: all pairwise ones) change.
+        train: training images with their augmentation.
+        recipe: how; `epochs` counts passes over the cached features.
+        out: folder for logs and checkpoints.
+        views: augmented copies of each image that are cached.
+        progress: show progress bars.
+    """
+    if not model.config.shared_trunk:
+        raise ValueError("fit_heads needs a shared trunk; with a trunk for each potential, train them with fit")
+    names = [name for name in model.select(recipe.potentials) if name != UNARY]
+    if not names:
+        raise ValueError(f"potentials {recipe.potentials}: expected at least one relation; the unary is not trained here")
+    features, masks = cache_features(model, train, names[0], views, recipe, progress)
+    loader = DataLoader(
+        TensorDataset(features, masks),
+        recipe.batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    module = CachedHeads(model, names, recipe, recipe.epochs * len(loader))
+    trainer = _trainer(recipe, out, progress, validate=False)
+    trainer.fit(module, loader)
+
+
+@torch.no_grad()
+def cache_features(
+    model: ContextCRF, data: SegmentationDataset, name: str, views: int, recipe: Recipe, progress: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Features [N, C, h, w] (bfloat16) of the potential `name` and labels [N, h, w] of the images, `views` times."""
+    from rich.progress import track
+
+    model.eval()
+    device = next(model.parameters()).device
+    features, labels = [], []
+    samplers = [SeededSampler(len(data), recipe.seed) for _ in range(views)]
+    for epoch, sampler in enumerate(samplers):
+        sampler.set_epoch(epoch)
+        loader = DataLoader(data, recipe.batch_size, sampler=sampler, num_workers=recipe.workers)
+        for images, masks in track(loader, f"features, view {epoch + 1} of {views}", disable=not progress):
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
+                maps = model.features(_channels_last(images.to(device)), [name])[name]
+            features.append(maps.to(torch.bfloat16).cpu())
+            labels.append(downsample(masks, maps.shape[-2:]))
+    return torch.cat(features), torch.cat(labels)
+
+
+class CachedHeads(L.LightningModule):
+    """The piecewise objective of pairwise heads over cached features: a batch is (features, labels)."""
+
+    def __init__(self, model: ContextCRF, names: Sequence[str], recipe: Recipe, steps: int) -> None:
+        super().__init__()
+        self.heads = torch.nn.ModuleDict({name: model.potential(name) for name in names})
+        self.heads.requires_grad_(True)
+        self.recipe, self.steps = recipe, steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        features, labels = batch
+        losses = {
+            name: head.nll(features.float(), labels, max_edges=self.recipe.max_edges)  # type: ignore[operator]
+            for name, head in self.heads.items()
+        }
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(labels))
+        self.log("loss", total, prog_bar=True, batch_size=len(labels), logger=False)
+        return total
+
+    def configure_optimizers(self) -> Any:
+        recipe = self.recipe
+        adamw = torch.optim.AdamW(self.heads.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, recipe.lr, total_steps=max(1, self.steps), pct_start=0.1)
+        return [adamw], [{"scheduler": cycle, "interval": "step"}]
+
+
+def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
+    """Weights frequency^-balance for the classes of a data set, [K], with a mean of 1 over its pixels."""
+    counts = torch.zeros(IGNORE_INDEX + 1, dtype=torch.float64)
+    for _, mask in data.without_transform():
+        counts += torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1)
+    frequency = counts[: len(data.classes)] / counts[: len(data.classes)].sum()
+    weights = torch.where(frequency > 0, frequency.clamp(min=1e-12) ** -balance, 0)
+    return (weights / (weights * frequency).sum()).float()
+
+
+def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Trainer:
+    callbacks: list[Callback] = [
+        ModelCheckpoint(dirpath=out / "checkpoints", filename="{epoch}", save_last="link", save_top_k=1, monitor=None),
+        LearningRateMonitor("epoch"),
+    ]
+    if progress:
+        callbacks.append(RichProgressBar())
+    if recipe.ema:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema))
+    return L.Trainer(
+        max_epochs=recipe.epochs,
+        precision=recipe.precision,
+        callbacks=callbacks,
+        logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name=None, version="csv")],
+        check_val_every_n_epoch=recipe.val_every,
+        limit_val_batches=1.0 if validate else 0,
+        num_sanity_val_steps=0,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+    )
+
+
+def _checkpoint(out: Path, ckpt_path: str | None) -> str | None:
+    if ckpt_path != "last":
+        return ckpt_path
+    last = out / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        raise FileNotFoundError(f"{last}: nothing to resume; start without --ckpt_path last")
+    return str(last)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.float().contiguous(memory_format=torch.channels_last)
+

@@ -1,0 +1,44 @@
+"""Semantic segmentation with deep structured models: CNN unary and pairwise CRF potentials, trained piecewise."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
+    from contextcrf.model import ContextCRF, ModelConfig, Segmentation
+    from contextcrf.storage import load
+
+# Public names by module. They are imported when first used, so that `import contextcrf.crf` needs torch alone.
+_MODULES = {
+    "ContextCRF": "contextcrf.model",
+    "DenseCRF": "contextcrf.crf",
+    "ModelConfig": "contextcrf.model",
+    "PairwisePotential": "contextcrf.crf",
+    "RangeBox": "contextcrf.crf",
+    "Segmentation": "contextcrf.model",
+    "UnaryPotential": "contextcrf.crf",
+    "load": "contextcrf.storage",
+    "mean_field": "contextcrf.crf",
+}
+
+__all__ = [
+    "ContextCRF",
+    "DenseCRF",
+    "ModelConfig",
+    "PairwisePotential",
+    "RangeBox",
+    "Segmentation",
+    "UnaryPotential",
+    "load",
+    "mean_field",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'contextcrf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

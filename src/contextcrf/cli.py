@@ -1,10 +1,17 @@
 """The command line: `contextcrf COMMAND --help` tells what each command takes; every option may stand in a YAML file."""
 
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from contextcrf.model import ModelConfig
 from contextcrf.recipe import Recipe
+
+# Heavy libraries are imported inside the commands: `--help` should not wait for Lightning.
+
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 def fit(
@@ -18,7 +25,7 @@ def fit(
     init: str | None = None,
     ckpt_path: str | None = None,
 ) -> None:
-    """Train a model; end with `OUT/model`, that `evaluate` and `predict` take.
+    """Train a model end to end; end with OUT/model, which `evaluate` and `predict` take.
 
     Args:
         data: folder of the data set.
@@ -31,39 +38,219 @@ def fit(
         init: a trained model to start from instead; its shape replaces `model`.
         ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
     """
-    from contextcrf.data.checks import check_pairs
+    import torch
+
     from contextcrf.data.dataset import open_dataset
-    from contextcrf.data.transforms import training_transform
     from contextcrf.model import ContextCRF
     from contextcrf.storage import load, save
     from contextcrf.training import fit as run
 
-    transform = training_transform(recipe.crop, recipe.scale, recipe.colour)
-    train = open_dataset(data, train_split, transform)
+    train = open_dataset(data, train_split, _augmentation(recipe))
     val = open_dataset(data, val_split) if val_split else None
     for part in (train, val) if val else (train,):
-        check_pairs(part.pairs, len(part.classes), part.void)
-    _seed(recipe.seed)
-    if init is None:
-        network = ContextCRF(model, train.classes, pretrained, recipe.norm_eval)
-    else:
-        network = load(init)
+        _check(part)
+    if (out / "checkpoints").exists() and ckpt_path is None:
+        raise FileExistsError(f"{out} holds checkpoints: go on with --ckpt_path last, or choose another --out")
+    torch.manual_seed(recipe.seed)
+    network = load(init) if init else ContextCRF(model, train.classes, pretrained, recipe.norm_eval)
+    if network.classes != train.classes:
+        raise ValueError(f"{init}: its classes {network.classes.names} are not the data's {train.classes.names}")
     run(network, train, val, recipe, out, ckpt_path)
-    save(network, out / "model", {"data": data.name, "train_split": train_split, "recipe": recipe.to_dict()})
+    save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
     print(f"model written to {out / 'model'}")
 
 
-def _seed(seed: int) -> None:
-    import torch
+def fit_heads(
+    model: str,
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    train_split: str = "train",
+    views: int = 2,
+) -> None:
+    """Second stage: freeze a trained trunk, compute its features once, train the pairwise heads on them.
 
-    torch.manual_seed(seed)
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        out: folder for logs and the model.
+        recipe: how to train; `potentials` names the relations, all of them if null.
+        train_split: split to train on.
+        views: augmented copies of each image whose features are kept in memory.
+    """
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.storage import load, save
+    from contextcrf.training import fit_heads as run
+
+    network = load(model)
+    train = open_dataset(data, train_split, _augmentation(recipe))
+    _check(train)
+    run(network, train, recipe, out, views)
+    save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
+    print(f"model written to {out / 'model'}")
 
 
-COMMANDS: dict[str, Any] = {"fit": fit}
+def tune(
+    model: str,
+    data: Path,
+    split: str = "train",
+    limit: int = 100,
+    precision: Precision = "32-true",
+    out: Path | None = None,
+) -> None:
+    """Choose the strength of the pairwise terms on a split; print every trial, before and after.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        split: split to choose on. Do not report results of the tuned model on it.
+        limit: images to use, spread evenly over the split.
+        precision: of the networks.
+        out: folder for the tuned model; the model's own folder if null.
+    """
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.storage import load, save
+    from contextcrf.tuning import tune_strengths
+
+    network = load(model)
+    if not network.pairwise:
+        raise ValueError(f"{model}: the model has no pairwise potential to weigh")
+    chosen = open_dataset(data, split).spread(limit)
+    _check(chosen)
+    trials = tune_strengths(network, chosen, precision=precision)
+    best = max(trials[1:], key=lambda trial: trial.mean_iou)
+    for trial in trials:
+        name = ", ".join(f"{key} {value:g}" for key, value in trial.strengths.items()) or "plain sum"
+        print(f"{100 * trial.mean_iou:6.2f}  {name}{'  <- chosen' if trial is best else ''}")
+    before = next((t for t in trials if t.strengths == network.config.strengths), trials[0])
+    print(f"mean IoU on {len(chosen)} images of {split}: {100 * before.mean_iou:.2f} -> {100 * best.mean_iou:.2f}")
+    network.config.strengths = best.strengths
+    about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
+    folder = out or Path(model)
+    if out is None and not Path(model).is_dir():
+        raise ValueError(f"{model} is a bundled model and stays as it is; name a folder with --out")
+    save(network, folder, {**network.about, "tune": about})
+    print(f"model written to {folder}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `contextcrf`."""
+def evaluate(
+    model: str,
+    data: Path,
+    out: Path,
+    split: str = "val",
+    rows: list[str] | None = None,
+    pictures: int = 6,
+    precision: Precision = "32-true",
+) -> None:
+    """Measure a model at full resolution: a table on the terminal, OUT/results.json and .md, and pictures.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        out: folder for the results.
+        split: any split of the data set.
+        rows: what to evaluate: "unary", names of relations, "crf" (all potentials), "full" (then the dense CRF), or
+            several joined by "+". Each potential alone and "crf" if null.
+        pictures: images to draw: spread over the split, with the truth and the first and last row.
+        precision: of the networks.
+    """
+    from rich.console import Console
+
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.evaluation import Results, systems
+    from contextcrf.evaluation import evaluate as run
+    from contextcrf.report import draw
+    from contextcrf.storage import load
+
+    network = load(model)
+    wanted = systems(network, rows)
+    dataset = open_dataset(data, split)
+    if dataset.classes.names != network.classes.names:
+        raise ValueError(f"{model} knows the classes {network.classes.names}, the data {dataset.classes.names}")
+    _check(dataset)
+    measured = run(network, dataset, wanted, precision)
+    about = {
+        "model": model,
+        "data": f"{data.name} {split}, {len(dataset)} images",
+        "precision": precision,
+        "command": "contextcrf " + " ".join(sys.argv[1:]),
+    }
+    results = Results(dataset.classes.names, measured, about)
+    results.write(out)
+    draw(network, dataset.spread(pictures), wanted, results, out, precision)
+    Console(width=None if sys.stdout.isatty() else 200).print(results.to_rich())
+    print(f"written to {out}")
+
+
+def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5) -> None:
+    """Label images: OUT/STEM.png (palette PNG) and OUT/STEM_overlay.png for each; exit status 1 if any failed.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        images: files and folders.
+        out: folder for the results.
+        opacity: of the colours in the overlays.
+    """
+    from contextcrf.prediction import find_images, predict_files
+    from contextcrf.storage import load
+
+    files = find_images(images)
+    outcome = predict_files(load(model), files, out, opacity)
+    print(f"{len(files) - len(outcome.failed)} of {len(files)} images labelled, written to {out}")
+    if outcome.failed:
+        for path, reason in outcome.failed:
+            print(f"could not be read: {path}: {reason}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
+    """The whole way on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
+
+    Args:
+        out: folder for everything it makes; what an earlier demo left there is replaced.
+        epochs: of training.
+        train_images: scenes to train on.
+        val_images: scenes to evaluate on.
+    """
+    from contextcrf.demo import run
+
+    run(out, epochs, train_images, val_images)
+
+
+def _augmentation(recipe: Recipe) -> Any:
+    from contextcrf.data.transforms import training_transform
+
+    return training_transform(recipe.crop, recipe.scale, recipe.colour, recipe.flip)
+
+
+def _check(dataset: Any) -> None:
+    from contextcrf.data.checks import check_pairs
+
+    check_pairs(dataset.pairs, len(dataset.classes), dataset.void)
+
+
+def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:
+    return {"data": data.name, "split": split, "recipe": recipe.to_dict()}
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "fit": fit,
+    "fit-heads": fit_heads,
+    "tune": tune,
+    "evaluate": evaluate,
+    "predict": predict,
+    "demo": demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `contextcrf`. An error of the user's is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
     from jsonargparse import auto_cli
 
-    auto_cli(COMMANDS, args=arguments, as_positional=False, fail_untyped=True)
+    try:
+        auto_cli(COMMANDS, args=list(sys.argv[1:] if arguments is None else arguments), as_positional=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("CONTEXTCRF_TRACEBACK"):
+            raise
+        print(f"contextcrf: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

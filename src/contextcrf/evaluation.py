@@ -1,17 +1,22 @@
 """Intersection over union at full resolution, and tables of it."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from contextcrf.classes import IGNORE_INDEX
+from contextcrf.crf import DenseCRF
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.model import ContextCRF, upsample
 
 
 class ConfusionMatrix:
@@ -129,6 +134,83 @@ class Results:
         return [row.name, *("-" if v != v else f"{100 * v:.1f}" for v in values)]
 
 
-def percent_table(matrix: Tensor) -> Tensor:
-    """A confusion matrix [K, K] as shares of each true class, in percent."""
-    return 100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+
+@dataclass(frozen=True)
+class System:
+    """What a row of a table evaluates: some of a model's potentials, with or without the dense CRF behind them."""
+
+    name: str
+    potentials: tuple[str, ...]
+    dense: bool = False
+
+
+def systems(model: ContextCRF, names: Sequence[str] | None = None) -> list[System]:
+    """The rows of a table by name.
+
+    - "unary" and the names of the relations: that potential alone (a relation's row is called pairwise-<relation>).
+    - "crf": all potentials (the paper's "1unary+2pair"); "full": these, then the dense CRF.
+    - several joined by "+", for example "unary+above", also with "+dense".
+
+    Args:
+        names: None is each potential alone, then "crf".
+    """
+    relations = len(model.pairwise)
+    together = f"1unary+{relations}pair"
+    result = []
+    for name in names if names is not None else (*model.potentials, *(("crf",) if relations else ())):
+        if name in ("crf", "full"):
+            result.append(System(together if name == "crf" else "full", model.potentials, name == "full"))
+            continue
+        parts = name.split("+")
+        potentials = model.select(part for part in parts if part != "dense")
+        title = f"pairwise-{name}" if name in model.pairwise else name
+        result.append(System(title, potentials, "dense" in parts))
+    return result
+
+
+@torch.inference_mode()
+def predict(
+    model: ContextCRF, image: Tensor, wanted: Sequence[System], precision: str = "32-true"
+) -> list[tuple[Tensor, float]]:
+    """Marginals [K, H, W] of one image uint8 [3, H, W] for every system, and the seconds each takes on its own.
+
+    The trunk runs once for all of them; its time counts for each.
+    """
+    device = model.mean.device
+    images = image[None].to(device).float()
+    names = model.select({name for system in wanted for name in system.potentials})
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        start = time.perf_counter()
+        features = model.features(images, names)
+        trunk = time.perf_counter() - start
+        results = []
+        for system in wanted:
+            start = time.perf_counter()
+            marginals = upsample(model.infer(features, system.potentials).float(), images.shape[-2:])
+            if system.dense:
+                marginals = DenseCRF(**model.config.dense)(marginals.clamp(min=1e-8).log(), images)  # type: ignore[arg-type]
+            results.append((marginals[0].cpu(), trunk + time.perf_counter() - start))
+    return results
+
+
+def evaluate(
+    model: ContextCRF,
+    data: SegmentationDataset,
+    wanted: Sequence[System],
+    precision: str = "32-true",
+    progress: bool = True,
+) -> list[Row]:
+    """Evaluate systems at the images' full resolution.
+
+    Args:
+        data: images and masks, without augmentation.
+        wanted: the systems; see `systems`.
+        precision: "32-true" or "bf16-mixed".
+    """
+    model.eval()
+    rows = [Row(system.name, ConfusionMatrix(len(data.classes)), 0.0) for system in wanted]
+    for image, mask in track(data.without_transform(), "evaluate", total=len(data), disable=not progress):
+        for row, (marginals, seconds) in zip(rows, predict(model, image, wanted, precision), strict=True):
+            row.matrix.update(marginals.argmax(0)[None], mask[None])
+            row.seconds += seconds / len(data)
+    return rows

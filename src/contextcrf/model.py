@@ -4,7 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +17,8 @@ from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.multiscale import MultiScale
 
 UNARY = "unary"
+
+ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
 
 
 def paper_relations() -> dict[str, RangeBox]:
@@ -40,6 +45,7 @@ class ModelConfig:
         strengths: weight of each relation's messages, as the number of unary votes that a node's neighbours have
             together (divided by the mean number of neighbours it becomes the weight of `mean_field`). A relation that
             is not named counts its full sum: every edge one vote, the model as it stands.
+        dense: arguments of the `DenseCRF` of the row "full"; those not named keep its defaults.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -53,6 +59,7 @@ class ModelConfig:
     shared_trunk: bool = True
     iterations: int = 2
     strengths: dict[str, float] = field(default_factory=dict)
+    dense: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if UNARY in self.relations:
@@ -187,6 +194,24 @@ class ContextCRF(nn.Module):
         names = self.select(potentials)
         return upsample(self.infer(self.features(images, names), names), images.shape[-2:])
 
+    @torch.inference_mode()
+    def segment(self, image: ImageLike, potentials: Iterable[str] | None = None) -> "Segmentation":
+        """Label one image.
+
+        Args:
+            image: a PIL image of any mode, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W].
+            potentials: which take part; None is all.
+
+        Raises:
+            ValueError: another type, number of axes or dtype; the message says what it was.
+        """
+        pixels = as_pixels(image)
+        training = self.training
+        self.eval()
+        marginals = self(pixels[None].to(self.mean.device).float(), potentials)[0].float().cpu()
+        self.train(training)
+        return Segmentation(pixels, marginals, self.classes)
+
     def nll(
         self,
         features: dict[str, Tensor],
@@ -219,6 +244,50 @@ class ContextCRF(nn.Module):
     def _pool(self, maps: Tensor) -> Tensor:
         ratio = (self.config.graph_stride or self.config.stride) // self.config.stride
         return maps if ratio == 1 else F.avg_pool2d(maps, ratio, ceil_mode=True, count_include_pad=False)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A labelled image.
+
+    Attributes:
+        image: uint8 [3, H, W].
+        probabilities: marginals [K, H, W].
+        classes: names and colours.
+    """
+
+    image: Tensor
+    probabilities: Tensor
+    classes: Classes
+
+    @property
+    def labels(self) -> Tensor:
+        """The most probable class of every pixel, int64 [H, W]."""
+        return self.probabilities.argmax(0)
+
+    def overlay(self, opacity: float = 0.5) -> Image.Image:
+        """The image with the labels' colours laid over it."""
+        # Only pictures need the drawing library.
+        from contextcrf.figures import overlay
+
+        return overlay(Image.fromarray(self.image.permute(1, 2, 0).numpy()), self.labels, self.classes.palette, opacity)
+
+
+def as_pixels(image: ImageLike) -> Tensor:
+    """Any usual form of an image as uint8 RGB [3, H, W]; what is not clear is refused by name (ValueError)."""
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"array {image.dtype} {image.shape}: expected uint8 [H, W, 3], RGB")
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"tensor {image.dtype} {tuple(image.shape)}: expected uint8 [3, H, W], RGB")
+        return image.cpu()
+    raise ValueError(f"{type(image).__name__}: expected a PIL image, an array or a tensor")
 
 
 def downsample(masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -22,6 +22,7 @@ class Recipe:
         crop: height and width of training crops, pixels.
         scale: range of the random scale.
         colour: strength of the colour jitter.
+        flip: mirror left and right at random.
         precision: "bf16-mixed" is several times as fast on recent processors; "32-true" is exact.
         norm_eval: keep the backbone's BatchNorm statistics as they came from ImageNet.
         frozen_stages: first stages of the backbone that are not trained; they cost most and change least.
@@ -42,6 +43,7 @@ class Recipe:
     crop: tuple[int, int] = (320, 320)
     scale: tuple[float, float] = (0.5, 2.0)
     colour: float = 0.0
+    flip: bool = True
     precision: Literal["bf16-mixed", "32-true"] = "32-true"
     norm_eval: bool = True
     frozen_stages: int = 0

@@ -115,7 +115,7 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights: barycentric weights of the vertices, >= 0 up to rounding, each row sums to 1, [N, d+1].
     """
     num_points, d = features.shape
-    # The blur has variance 2/3 (d+1)^2 per axis, so that is one unit of the features.
+    # Splat, blur and slice together have the variance 2/3 (d+1)^2 in every direction: one unit of the features.
     inv_std = math.sqrt(2 / 3) * (d + 1)
     elevated = features.new_empty(d + 1, num_points)
     total = features.new_zeros(num_points)
@@ -161,8 +161,8 @@ def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     """
     d = len(base) - 1
     # Vertices reach d beyond vertex 0 and their neighbours another d. The sums must not carry into the next digit.
-    low = [int(x) - 2 * d for x in base[:d].amin(1)]
-    sizes = [int(x) + 2 * d - lo + 1 for x, lo in zip(base[:d].amax(1), low, strict=True)]
+    low = [x - 2 * d for x in base[:d].amin(1).tolist()]
+    sizes = [x + 2 * d - lo + 1 for x, lo in zip(base[:d].amax(1).tolist(), low, strict=True)]
     if math.prod(sizes) >= 2**63:
         raise ValueError(
             f"features span too many standard deviations in {d} dimensions: {math.prod(sizes):.1e} possible vertices "

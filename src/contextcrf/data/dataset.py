@@ -83,6 +83,12 @@ class SegmentationDataset(Dataset[Sample]):
             torch.manual_seed(seed)
             return self.transform(image, mask)
 
+    def spread(self, count: int) -> "SegmentationDataset":
+        """At most `count` of the pairs, evenly spread over all of them."""
+        total = len(self.pairs)
+        chosen = range(total) if count >= total else [i * total // count for i in range(count)]
+        return SegmentationDataset([self.pairs[i] for i in chosen], self.classes, self.void, self.transform)
+
     def without_transform(self) -> Iterator[Sample]:
         """Every image and mask as they lie on disk, in order."""
         for image_path, mask_path in self.pairs:

@@ -1,0 +1,71 @@
+"""`contextcrf demo`: the main job from end to end on context scenes, which need no download.
+
+The trunk sees 15 x 15 pixels. A sheep and a boat, a wall and a trunk look the same through that window, so the unary can
+only guess, and what is around or above must tell: here the pairwise potentials have to win.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from contextcrf.crf import RangeBox
+from contextcrf.data.dataset import open_dataset
+from contextcrf.data.scenes import write_scenes
+from contextcrf.data.transforms import training_transform
+from contextcrf.evaluation import Results, evaluate, systems
+from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.recipe import Recipe
+from contextcrf.report import draw
+from contextcrf.storage import save
+from contextcrf.training import fit
+from contextcrf.tuning import tune_strengths
+
+CONFIG = ModelConfig(
+    backbone="plain",
+    stride=8,
+    channels=64,
+    scales=(1.0,),
+    hidden=128,
+    relations={"surrounding": RangeBox.surrounding(), "above": RangeBox.above()},
+    dense={"bilateral_sxy": 20, "bilateral_srgb": 20, "bilateral_compat": 4, "spatial_sxy": 2, "spatial_compat": 1},
+)
+
+
+def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
+    """Draw scenes, train, tune, evaluate; everything is written below `out`.
+
+    Args:
+        out: its sub-folders scenes, fit, model and results are replaced.
+        epochs: of training.
+        train_images, val_images: scenes to train and to evaluate on.
+    """
+    for part in ("scenes", "fit", "model", "results"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    console = Console()
+    console.print(f"[bold]1/4[/] drawing {train_images} + {val_images} scenes into {out / 'scenes'}")
+    scenes = write_scenes(out / "scenes", train_images, val_images)
+
+    recipe = Recipe(epochs=epochs, batch_size=8, lr=3e-3, weight_decay=1e-4, max_edges=8192, val_every=5)
+    console.print("[bold]2/4[/] training the unary and both pairwise potentials, jointly and piecewise")
+    torch.manual_seed(recipe.seed)
+    train = open_dataset(scenes, "train", training_transform((160, 240), (1.0, 1.0), colour=0.2))
+    val = open_dataset(scenes, "val")
+    model = ContextCRF(CONFIG, train.classes, pretrained=False)
+    fit(model, train, val, recipe, out / "fit")
+
+    console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")
+    trials = tune_strengths(model, open_dataset(scenes, "train").spread(20))
+    model.config.strengths = max(trials[1:], key=lambda trial: trial.mean_iou).strengths
+    save(model, out / "model", {"data": "context scenes", "recipe": recipe.to_dict()})
+
+    console.print("[bold]4/4[/] evaluating")
+    wanted = systems(model, [*model.potentials, "crf", "full"])
+    about = {"title": "mean IoU on context scenes, %", "data": f"context scenes val, {val_images} images"}
+    results = Results(val.classes.names, evaluate(model, val, wanted), about)
+    results.write(out / "results")
+    draw(model, val.spread(6), wanted, results, out / "results")
+    console.print(results.to_rich())
+    console.print(f"pictures: {out / 'results' / 'examples.png'}, {out / 'results' / 'iou.png'}")
+    return results

@@ -1,0 +1,148 @@
+import exact
+import pytest
+import torch
+
+from contextcrf import PairwisePotential, RangeBox, mean_field
+
+K = 2
+
+
+def crf(height=2, width=3, scale=1.0):
+    """A tiny CRF of two relations: unary logits, (potential, features) pairs, and the same as explicit tables."""
+    boxes = [RangeBox.surrounding(1.0), RangeBox.above(0.5, 2.0)]
+    maps = torch.randn(1, 4, height, width, dtype=torch.float64)
+    unary = torch.randn(1, K, height, width, dtype=torch.float64)
+    pairs = [(PairwisePotential(4, K, box, 6).double(), maps) for box in boxes]
+    for potential, _ in pairs:
+        with torch.no_grad():
+            potential.last.weight.mul_(scale)
+            potential.last.bias.mul_(scale)
+    tables = []
+    for potential, features in pairs:
+        edges, logits = potential.pair_logits(features)
+        tables.append((edges, logits[0].detach()))
+    return unary, pairs, tables
+
+
+def flat(maps):
+    return maps[0].flatten(1).T.detach()
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_updates_are_those_of_enumeration(iterations):
+    unary, pairs, tables = crf()
+    weights = [0.7, 1.6]
+    beliefs = flat(unary).softmax(1)
+    for _ in range(iterations):
+        beliefs = exact.mean_field_update(beliefs, flat(unary), tables, weights)
+    torch.testing.assert_close(flat(mean_field(unary, pairs, iterations, weights)), beliefs)
+
+
+def test_weights_default_to_the_model_itself():
+    unary, pairs, tables = crf()
+    beliefs = exact.mean_field_update(flat(unary).softmax(1), flat(unary), tables)
+    torch.testing.assert_close(flat(mean_field(unary, pairs, 1)), beliefs)
+
+
+def test_what_it_converges_to_is_a_fixed_point_and_no_neighbour_has_a_higher_elbo():
+    unary, pairs, tables = crf()
+    beliefs = flat(mean_field(unary, pairs, iterations=300, damping=0.5))
+    torch.testing.assert_close(exact.mean_field_update(beliefs, flat(unary), tables), beliefs)
+    best = exact.elbo(beliefs, flat(unary), tables)
+    for _ in range(10):
+        moved = (beliefs.log() + 0.05 * torch.randn_like(beliefs)).softmax(1)
+        assert exact.elbo(moved, flat(unary), tables) < best + 1e-12
+
+
+def test_the_elbo_is_below_log_z_at_every_iteration():
+    unary, pairs, tables = crf()
+    log_z = exact.log_partition(flat(unary), tables)
+    for iterations in range(6):
+        assert exact.elbo(flat(mean_field(unary, pairs, iterations)), flat(unary), tables) < log_z
+
+
+def test_exact_when_the_pairwise_terms_vanish():
+    unary, pairs, tables = crf(scale=0.0)
+    torch.testing.assert_close(mean_field(unary, pairs, 3), unary.softmax(1))
+    torch.testing.assert_close(flat(mean_field(unary, pairs, 3)), exact.marginals(flat(unary), tables))
+
+
+def test_close_to_exact_when_the_pairwise_terms_are_weak():
+    unary, pairs, tables = crf(scale=0.05)
+    approximate = flat(mean_field(unary, pairs, 20))
+    truth = exact.marginals(flat(unary), tables)
+    assert (approximate - truth).abs().max() < 2e-3
+    assert (flat(unary).softmax(1) - truth).abs().max() > 5e-3  # the pairwise terms do matter here
+
+
+def test_the_start_and_damping_are_used():
+    unary, pairs, tables = crf()
+    start = torch.full_like(unary, 1 / K)
+    expected = exact.mean_field_update(flat(start), flat(unary), tables)
+    torch.testing.assert_close(flat(mean_field(unary, pairs, 1, start=start)), expected)
+    damped = mean_field(unary, pairs, 1, damping=0.25, start=start)
+    torch.testing.assert_close(flat(damped), 0.25 * flat(start) + 0.75 * expected)
+    torch.testing.assert_close(mean_field(unary, pairs, 0, start=start), start)
+
+
+def test_a_batch_is_its_images_one_by_one():
+    unary, pairs, _ = crf()
+    potential = pairs[0][0]
+    maps, logits = torch.randn(3, 4, 2, 3, dtype=torch.float64), torch.randn(3, K, 2, 3, dtype=torch.float64)
+    together = mean_field(logits, [(potential, maps)])
+    alone = torch.cat([mean_field(logits[i : i + 1], [(potential, maps[i : i + 1])]) for i in range(3)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_coarse_features_join_every_pair_of_nodes_of_two_cells_with_a_share_of_the_weight():
+    coarse = torch.randn(1, 4, 1, 2, dtype=torch.float64)
+    unary = torch.randn(1, K, 2, 4, dtype=torch.float64)
+    potential = PairwisePotential(4, K, RangeBox.surrounding(2.0), 6).double()
+    edges, logits = potential.pair_logits(coarse)
+    assert edges.T.tolist() == [[0, 1], [1, 0]]
+    cells = [[0, 1, 4, 5], [2, 3, 6, 7]]
+    fine, tables = [], []
+    for (p, q), table in zip(edges.T.tolist(), logits[0].detach(), strict=True):
+        for a in cells[p]:
+            for b in cells[q]:
+                fine.append((a, b))
+                tables.append(table / 4)
+    relation = (torch.tensor(fine).T, torch.stack(tables))
+    expected = exact.mean_field_update(flat(unary).softmax(1), flat(unary), [relation])
+    torch.testing.assert_close(flat(mean_field(unary, [(potential, coarse)], 1)), expected)
+
+
+def test_maps_that_a_cell_does_not_divide_are_cut_at_the_border():
+    unary = torch.randn(1, K, 5, 7)
+    potential = PairwisePotential(4, K, RangeBox.surrounding(1.0), 6)
+    result = mean_field(unary, [(potential, torch.randn(1, 4, 3, 4))])
+    assert result.shape == unary.shape
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 5, 7))
+
+
+def test_gradients_flow_to_features_and_parameters():
+    unary, pairs, _ = crf()
+    potential, maps = pairs[0]
+    maps = maps.clone().requires_grad_()
+    torch.autograd.gradcheck(lambda u, f: mean_field(u, [(potential, f)], 2), (unary.requires_grad_(), maps))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"damping": 1.0}, "damping=1.0"),
+        ({"iterations": -1}, "iterations=-1"),
+        ({"weights": [1.0]}, "1 weights for 2"),
+        ({"start": torch.rand(1, K, 9, 9)}, "start"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, message):
+    unary, pairs, _ = crf()
+    with pytest.raises(ValueError, match=message):
+        mean_field(unary, pairs, **arguments)
+
+
+def test_features_of_another_size_are_refused():
+    unary, pairs, _ = crf()
+    with pytest.raises(ValueError, match="do not fit"):
+        mean_field(unary, [(pairs[0][0], torch.randn(1, 4, 2, 2, dtype=torch.float64))])

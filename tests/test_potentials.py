@@ -1,0 +1,210 @@
+import exact
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from contextcrf import PairwisePotential, RangeBox, UnaryPotential
+from contextcrf.crf import potentials
+
+BOXES = {
+    "surrounding": RangeBox.surrounding(1.0),
+    "above": RangeBox.above(0.7, 1.0),
+    "lopsided": RangeBox(0.4, 1.0, 0.0, 0.7),
+}
+
+
+def pairwise(box, channels=3, num_classes=3, hidden=5):
+    return PairwisePotential(channels, num_classes, box, hidden).double()
+
+
+def features(batch=2, channels=3, height=3, width=4):
+    return torch.randn(batch, channels, height, width, dtype=torch.float64)
+
+
+@pytest.fixture(params=BOXES, ids=str)
+def box(request):
+    return BOXES[request.param]
+
+
+def test_unary_is_two_fully_connected_layers_on_each_node():
+    unary, maps = UnaryPotential(3, 4, hidden=5).double(), features()
+    node = maps[1, :, 2, 3]
+    hidden = (unary.first.weight[:, :, 0, 0] @ node + unary.first.bias).clamp(min=0)
+    expected = unary.last.weight[:, :, 0, 0] @ hidden + unary.last.bias
+    torch.testing.assert_close(unary(maps)[1, :, 2, 3], expected)
+
+
+def test_pair_logits_are_two_fully_connected_layers_on_concatenated_features(box):
+    pot, maps = pairwise(box), features()
+    edges, logits = pot.pair_logits(maps)
+    first = torch.cat([pot.owner.weight, pot.neighbour.weight], dim=1)
+    nodes = maps.flatten(2)
+    for e in (0, len(edges[0]) // 2, -1):
+        p, q = edges[:, e]
+        hidden = (first @ torch.cat([nodes[1, :, p], nodes[1, :, q]]) + pot.owner.bias).clamp(min=0)
+        expected = (pot.last.weight @ hidden + pot.last.bias).view(3, 3)
+        torch.testing.assert_close(logits[1, e], expected)
+
+
+def test_unary_nll_is_eq_10_by_enumeration():
+    unary, maps = UnaryPotential(3, 3, hidden=4).double(), features(1, 3, 2, 2)
+    labels = torch.tensor([[[0, 2], [255, 1]]])
+    logits = unary(maps)[0].flatten(1).T
+    total = sum(
+        exact.log_partition(logits[p : p + 1], []) - logits[p, k] for p, k in enumerate(labels.flatten()) if k != 255
+    )
+    torch.testing.assert_close(unary.nll(maps, labels), total / 3)
+
+
+def enumerated_nll(pot, maps, labels):
+    """Eq. (11)-(12): every edge is a CRF of two nodes of its own; mean over edges with known ends."""
+    edges, logits = pot.pair_logits(maps)
+    losses = []
+    for image in range(len(maps)):
+        known = labels[image].flatten()
+        for (p, q), table in zip(edges.T.tolist(), logits[image], strict=True):
+            if known[p] != 255 and known[q] != 255:
+                unary = table.new_zeros(2, table.shape[0])
+                pair = [(torch.tensor([[0], [1]]), table[None])]
+                losses.append(exact.log_partition(unary, pair) - table[known[p], known[q]])
+    return torch.stack(losses).mean()
+
+
+def test_pairwise_nll_and_its_gradient_are_those_of_enumeration(box):
+    pot, maps = pairwise(box), features(2, 3, 2, 3).requires_grad_()
+    labels = torch.randint(3, (2, 2, 3))
+    labels[0, 1, 1] = 255
+    wanted = [maps, *pot.parameters()]
+    expected = enumerated_nll(pot, maps, labels)
+    actual = pot.nll(maps, labels)
+    torch.testing.assert_close(actual, expected)
+    for a, e in zip(torch.autograd.grad(actual, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_gradients_agree_with_finite_differences(box):
+    pot, unary = pairwise(box), UnaryPotential(3, 3, hidden=4).double()
+    labels = torch.randint(3, (1, 2, 2))
+    maps = features(1, 3, 2, 2).requires_grad_()
+    torch.autograd.gradcheck(lambda f: pot.nll(f, labels), maps)
+    torch.autograd.gradcheck(lambda f: unary.nll(f, labels), maps)
+    torch.autograd.gradcheck(lambda f: pot.messages(f, unary(f).softmax(1)), maps)
+
+
+def test_blocks_change_nothing(box, monkeypatch):
+    pot, maps = pairwise(box), features(2, 3, 4, 5)
+    labels, beliefs = torch.randint(3, (2, 4, 5)), torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    whole = pot.nll(maps, labels), pot.messages(maps, beliefs), pot.edge_marginals(maps)
+    monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 100)
+    blocks = pot.nll(maps, labels), pot.messages(maps, beliefs), pot.edge_marginals(maps)
+    torch.testing.assert_close(whole, blocks)
+
+
+def test_messages_are_the_sum_over_the_explicit_table(box):
+    pot, maps = pairwise(box), features()
+    beliefs = torch.randn(2, 3, 3, 4, dtype=torch.float64).softmax(1)
+    edges, logits = pot.pair_logits(maps)
+    q = beliefs.flatten(2).transpose(1, 2)
+    expected = torch.zeros_like(q)
+    for (p, n), table in zip(edges.T.tolist(), logits.transpose(0, 1), strict=True):
+        expected[:, p] += torch.einsum("bkj,bj->bk", table, q[:, n])
+        expected[:, n] += torch.einsum("bkj,bk->bj", table, q[:, p])
+    torch.testing.assert_close(pot.messages(maps, beliefs).flatten(2).transpose(1, 2), expected)
+
+
+def test_edge_marginals_are_the_mean_over_touching_edges(box):
+    pot, maps = pairwise(box), features(1)
+    edges, logits = pot.pair_logits(maps)
+    total, count = torch.zeros(12, 3, dtype=torch.float64), torch.zeros(12)
+    for (p, q), table in zip(edges.T.tolist(), logits[0], strict=True):
+        joint = table.flatten().softmax(0).view(3, 3)
+        total[p] += joint.sum(1)
+        total[q] += joint.sum(0)
+        count[p] += 1
+        count[q] += 1
+    expected = torch.where(count[:, None] > 0, total / count[:, None].clamp(min=1), 1 / 3)
+    torch.testing.assert_close(pot.edge_marginals(maps)[0].flatten(1).T, expected)
+
+
+def test_reversing_every_edge_is_transposing_every_potential():
+    above, maps = pairwise(RangeBox.above(0.7, 1.0)), features()
+    below = pairwise(RangeBox(0.0, 0.7, 0.5, 0.5, own_row=False))
+    with torch.no_grad():
+        below.owner.weight.copy_(above.neighbour.weight)
+        below.owner.bias.copy_(above.owner.bias)
+        below.neighbour.weight.copy_(above.owner.weight)
+        below.last.weight.copy_(above.last.weight.view(3, 3, 5).transpose(0, 1).reshape(9, 5))
+        below.last.bias.copy_(above.last.bias.view(3, 3).T.flatten())
+    labels = torch.randint(3, (2, 3, 4))
+    beliefs = torch.rand(2, 3, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(above.nll(maps, labels), below.nll(maps, labels))
+    torch.testing.assert_close(above.messages(maps, beliefs), below.messages(maps, beliefs))
+    torch.testing.assert_close(above.edge_marginals(maps), below.edge_marginals(maps))
+
+
+def test_the_potential_is_asymmetric():
+    pot, maps = pairwise(BOXES["surrounding"]), features(1)
+    edges, logits = pot.pair_logits(maps)
+    table = {(p, q): logit for (p, q), logit in zip(edges.T.tolist(), logits[0], strict=True)}
+    assert not torch.allclose(table[0, 1], table[1, 0].T)
+
+
+def test_max_edges_is_an_unbiased_mean_of_that_many_edges():
+    pot, maps = pairwise(BOXES["surrounding"]), features(1, 3, 2, 2)
+    labels = torch.randint(3, (1, 2, 2))
+    full = pot.nll(maps, labels)
+    torch.testing.assert_close(pot.nll(maps, labels, max_edges=10**6), full)
+    with torch.no_grad():
+        draws = torch.stack([pot.nll(maps, labels, max_edges=3) for _ in range(2000)])
+    assert draws.std() > 0
+    assert abs(draws.mean() - full) < 4 * draws.std() / 2000**0.5
+
+
+def test_void_counts_nowhere():
+    pot, unary, maps = pairwise(BOXES["surrounding"]), UnaryPotential(3, 3).double(), features(1)
+    labels = torch.full((1, 3, 4), 255)
+    assert pot.nll(maps, labels) == 0
+    assert unary.nll(maps, labels) == 0
+    labels[0, 0, 0] = 1
+    assert pot.nll(maps, labels) == 0
+    expected = F.cross_entropy(unary(maps)[0, :, 0, 0][None], torch.tensor([1]))
+    torch.testing.assert_close(unary.nll(maps, labels), expected)
+    torch.testing.assert_close(unary.nll(maps, labels.masked_fill(labels == 255, 7), ignore_index=7), expected)
+
+
+def test_class_weights_weigh_nodes_by_their_label():
+    unary, maps = UnaryPotential(3, 2).double(), features(1, 3, 1, 2)
+    labels = torch.tensor([[[0, 1]]])
+    plain = F.cross_entropy(unary(maps), labels, reduction="none")[0, 0]
+    weighted = unary.nll(maps, labels, class_weights=torch.tensor([2.0, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(weighted, (2 * plain[0] + 0.5 * plain[1]) / 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (6, 1)])
+def test_degenerate_maps_give_finite_numbers(size, box):
+    pot, maps = pairwise(box), features(1, 3, *size)
+    uniform = torch.full((1, 3, *size), 1 / 3, dtype=torch.float64)
+    assert pot.messages(maps, uniform).isfinite().all()
+    assert pot.nll(maps, torch.zeros(1, *size, dtype=torch.int64)).isfinite()
+    torch.testing.assert_close(pot.edge_marginals(maps).sum(1), torch.ones(1, *size, dtype=torch.float64))
+
+
+@given(st.integers(1, 3), st.integers(2, 4), st.integers(1, 4), st.integers(1, 4))
+def test_marginal_readouts_are_distributions(batch, num_classes, height, width):
+    pot = PairwisePotential(2, num_classes, RangeBox.surrounding(1.0), 3).double()
+    own = pot.edge_marginals(torch.randn(batch, 2, height, width, dtype=torch.float64))
+    torch.testing.assert_close(own.sum(1), torch.ones_like(own[:, 0]))
+    assert (own >= 0).all()
+
+
+def test_labels_that_do_not_fit_are_refused_by_name():
+    pot, unary, maps = pairwise(BOXES["above"]), UnaryPotential(3, 3).double(), features(1)
+    for part in (pot, unary):
+        with pytest.raises(ValueError, match="label 3: expected 0..2"):
+            part.nll(maps, torch.full((1, 3, 4), 3))
+        with pytest.raises(ValueError, match=r"labels \(1, 6, 8\)"):
+            part.nll(maps, torch.zeros(1, 6, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match="marginals"):
+        pot.messages(maps, torch.rand(1, 4, 3, 4))

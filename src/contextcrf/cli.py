@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import docstring_parser
+from jsonargparse import ArgumentParser
+
 from contextcrf.model import ModelConfig
 from contextcrf.recipe import Recipe
 
@@ -233,22 +236,45 @@ def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:
     return {"data": data.name, "split": split, "recipe": recipe.to_dict()}
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "fit": fit,
-    "fit-heads": fit_heads,
-    "tune": tune,
-    "evaluate": evaluate,
-    "predict": predict,
-    "demo": demo,
+# Each command with the arguments that stand without a name in front.
+COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "fit": (fit, ()),
+    "fit-heads": (fit_heads, ("model",)),
+    "tune": (tune, ("model",)),
+    "evaluate": (evaluate, ("model",)),
+    "predict": (predict, ("model", "images")),
+    "demo": (demo, ()),
 }
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command line, made from the signatures and docstrings of the commands."""
+    parser = ArgumentParser(prog="contextcrf", description="Semantic segmentation with deep structured models.")
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, (function, positional) in COMMANDS.items():
+        documentation = docstring_parser.parse(function.__doc__ or "")
+        help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
+        command = ArgumentParser(description=documentation.short_description)
+        command.add_argument("--config", action="config", help="YAML file with any of the options below")
+        for argument in positional:
+            if argument == "images":
+                command.add_argument(argument, type=Path, nargs="+", help=help_of[argument])
+            else:
+                command.add_argument(argument, type=str, help=help_of[argument])
+        command.add_function_arguments(function, skip=set(positional), as_group=False)
+        commands.add_subcommand(name, command, help=documentation.short_description)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `contextcrf`. An error of the user's is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
-    from jsonargparse import auto_cli
-
+    parser = build_parser()
+    options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    function = COMMANDS[options.command][0]
+    values = parser.instantiate(options)[options.command].as_dict()
+    values.pop("config")
     try:
-        auto_cli(COMMANDS, args=list(sys.argv[1:] if arguments is None else arguments), as_positional=True)
+        function(**values)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("CONTEXTCRF_TRACEBACK"):
             raise

@@ -22,12 +22,14 @@ from contextcrf.storage import save
 from contextcrf.training import fit
 from contextcrf.tuning import tune_strengths
 
+STRENGTHS = (0.0, 1.0, 4.0, 16.0)
+
 CONFIG = ModelConfig(
     backbone="plain",
     stride=8,
     channels=64,
     scales=(1.0,),
-    hidden=128,
+    hidden=64,
     relations={"surrounding": RangeBox.surrounding(), "above": RangeBox.above()},
     dense={"bilateral_sxy": 20, "bilateral_srgb": 20, "bilateral_compat": 4, "spatial_sxy": 2, "spatial_compat": 1},
 )
@@ -56,7 +58,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     fit(model, train, val, recipe, out / "fit")
 
     console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")
-    trials = tune_strengths(model, open_dataset(scenes, "train").spread(20))
+    trials = tune_strengths(model, open_dataset(scenes, "train").spread(12), STRENGTHS)
     model.config.strengths = max(trials[1:], key=lambda trial: trial.mean_iou).strengths
     save(model, out / "model", {"data": "context scenes", "recipe": recipe.to_dict()})
 

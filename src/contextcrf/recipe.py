@@ -26,6 +26,8 @@ class Recipe:
         precision: "bf16-mixed" is several times as fast on recent processors; "32-true" is exact.
         norm_eval: keep the backbone's BatchNorm statistics as they came from ImageNet.
         frozen_stages: first stages of the backbone that are not trained; they cost most and change least.
+        frozen_filters: keep the backbone's depthwise filters too; the gradient of the 5 x 5 ones is the slowest part of
+            a step on a CPU.
         workers: processes that load data.
         seed: of weights, data order and augmentation.
         val_every: epochs between validations.
@@ -47,6 +49,7 @@ class Recipe:
     precision: Literal["bf16-mixed", "32-true"] = "32-true"
     norm_eval: bool = True
     frozen_stages: int = 0
+    frozen_filters: bool = False
     workers: int = 0
     seed: int = 0
     val_every: int = 1

@@ -72,7 +72,7 @@ class Piecewise(L.LightningModule):
         for module in trained:
             module.requires_grad_(True)
         for trunk in model.trunks.values():
-            trunk.backbone.freeze(recipe.frozen_stages)  # type: ignore[union-attr, operator]
+            trunk.backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)  # type: ignore[union-attr, operator]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
@@ -253,7 +253,7 @@ def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
 
 def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Trainer:
     callbacks: list[Callback] = [
-        ModelCheckpoint(dirpath=out / "checkpoints", filename="{epoch}", save_last="link", save_top_k=1, monitor=None),
+        ModelCheckpoint(out / "checkpoints", "{epoch}", save_last="link", save_on_train_epoch_end=True),
         LearningRateMonitor("epoch"),
     ]
     if progress:

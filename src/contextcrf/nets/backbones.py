@@ -85,10 +85,18 @@ class TimmBackbone(nn.Module):
         """The parameters that come from ImageNet; they train at a lower rate than the rest."""
         return list(self.body.parameters())
 
-    def freeze(self, stages: int) -> None:
-        """Keep the first `stages` stages as they came from ImageNet: the finest maps, and so most of the cost."""
+    def freeze(self, stages: int, filters: bool = False) -> None:
+        """Keep parts of the backbone as they came from ImageNet: they cost most and change least.
+
+        Args:
+            stages: how many of the first stages; they work on the finest maps.
+            filters: whether the depthwise filters of all stages.
+        """
         if not 0 <= stages <= len(self.body.feature_info):
             raise ValueError(f"{stages} frozen stages: the backbone has {len(self.body.feature_info)}")
+        for module in self.body.modules() if filters else ():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                module.weight.requires_grad_(False)
         if stages == 0:
             return
         last = self.body.feature_info.module_name(stages - 1)
@@ -136,10 +144,10 @@ class PlainBackbone(nn.Module):
         self.out_channels = channels
         self.mean, self.std = (0.5,) * 3, (0.25,) * 3
 
-    def freeze(self, stages: int) -> None:
+    def freeze(self, stages: int, filters: bool = False) -> None:
         """Nothing here comes from ImageNet, so there is nothing to keep."""
-        if stages:
-            raise ValueError(f"{stages} frozen stages: the plain backbone is random and must be trained")
+        if stages or filters:
+            raise ValueError("frozen_stages, frozen_filters: the plain backbone is random and must be trained")
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """None: all of it is new."""

@@ -1,0 +1,177 @@
+"""One contract over every backbone, and what is particular to each."""
+
+import logging
+
+import pytest
+import timm
+import torch
+
+from contextcrf.nets import backbones, weights
+from contextcrf.nets.backbones import PlainBackbone, TimmBackbone, create_backbone
+from contextcrf.nets.multiscale import MultiScale
+from contextcrf.nets.weights import WeightsNotFoundError
+
+SHAPES = [
+    ("tf_efficientnet_lite0", 4, 16),
+    ("tf_efficientnet_lite0", 8, None),
+    ("tf_efficientnet_lite0", 16, 32),
+    ("resnet10t", 16, None),
+    ("mobilenetv3_small_050", 32, None),
+    ("plain", 8, None),
+]
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: f"{shape[0]}-{shape[1]}")
+def network(request):
+    name, stride, output_stride = request.param
+    return create_backbone(name, stride, output_stride, 32, pretrained=False).eval(), stride
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 50)])
+def test_the_map_has_one_node_per_stride_pixels_rounded_up(network, size):
+    backbone, stride = network
+    with torch.inference_mode():
+        maps = backbone(torch.randn(1, 3, *size))
+    assert maps.shape == (1, backbone.out_channels, *(-(-side // stride) for side in size))
+
+
+def test_every_trained_parameter_has_a_gradient(network):
+    backbone, _ = network
+    backbone(torch.randn(1, 3, 64, 64)).square().sum().backward()
+    used = [p for p in backbone.parameters() if p.grad is not None]
+    assert len(used) / len(list(backbone.parameters())) > 0.9
+    assert any(p.grad.abs().sum() > 0 for p in used)
+
+
+def test_the_plain_backbone_sees_exactly_its_receptive_field():
+    backbone = PlainBackbone(channels=8).eval()
+    images = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    images.data.normal_()
+    backbone(images)[0, :, 4, 4].abs().sum().backward()
+    rows = images.grad.abs().sum((0, 1, 3)).nonzero()
+    assert int(rows.max() - rows.min()) + 1 == PlainBackbone.receptive_field
+
+
+def test_batch_norm_stays_at_its_statistics_while_training():
+    backbone = TimmBackbone("mobilenetv3_small_050", 16, pretrained=False, channels=32).train()
+    before = {k: v.clone() for k, v in backbone.body.state_dict().items() if "running" in k}
+    backbone(torch.randn(2, 3, 32, 32))
+    after = backbone.body.state_dict()
+    assert before
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    moving = TimmBackbone("mobilenetv3_small_050", 16, pretrained=False, channels=32, norm_eval=False).train()
+    moving(torch.randn(2, 3, 32, 32))
+    assert any(not torch.equal(moving.body.state_dict()[key], value) for key, value in before.items())
+
+
+def test_freezing_stages_keeps_the_first_ones_only():
+    backbone = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=False, channels=32)
+    backbone.freeze(2)
+    frozen = {name.split(".")[0] + name.split(".")[1] for name, p in backbone.body.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv_stemweight", "bn1weight", "bn1bias", "blocks0", "blocks1"}
+    assert all(p.requires_grad for p in backbone.block6.parameters())
+
+
+def test_freezing_filters_keeps_depthwise_weights_only():
+    backbone = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=False, channels=32)
+    backbone.freeze(0, filters=True)
+    frozen = [p for p in backbone.parameters() if not p.requires_grad]
+    assert len(frozen) == 16
+    assert all(p.shape[1] == 1 and p.ndim == 4 for p in frozen)
+
+
+def test_depthwise_convolutions_are_exact_under_autocast():
+    backbone = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=False, channels=32).eval()
+    depthwise = backbone.body.blocks[1][0].conv_dw
+    x = torch.randn(1, depthwise.in_channels, 9, 9)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(depthwise(x), torch.nn.Conv2d.__call__(depthwise, x))
+        assert depthwise(x).dtype == torch.float32
+    twin = torch.nn.Conv2d(4, 4, 3)
+    backbones.float32_depthwise(twin)
+    assert type(twin) is torch.nn.Conv2d
+
+
+@pytest.mark.parametrize("strides", [(2, None), (8, 4), (32, 16), (5, None)])
+def test_impossible_strides_are_refused(strides):
+    with pytest.raises(ValueError, match="stride="):
+        TimmBackbone("mobilenetv3_small_050", *strides, pretrained=False)
+
+
+def test_an_unknown_backbone_is_refused_with_names_near_it():
+    with pytest.raises(ValueError, match="efficientnet_lite0"):
+        create_backbone("efficientnet_lite", 8, None, 32, pretrained=False)
+
+
+def test_the_plain_backbone_has_nothing_to_load_or_keep():
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        create_backbone("plain", 8, None, 32, pretrained=True)
+    with pytest.raises(ValueError, match="frozen_stages"):
+        PlainBackbone().freeze(1)
+
+
+def install(tmp_path, monkeypatch, tensors):
+    """A package of weights, as pip would leave it."""
+    package = tmp_path / "some_weights"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    torch.save(tensors, package / "models" / "some.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(weights.PACKAGES, "tf_efficientnet_lite0", "some_weights")
+
+
+def test_without_a_network_weights_come_from_an_installed_package(tmp_path, monkeypatch, caplog):
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    # Such packages name tensors their own way, and only the order is that of timm.
+    install(tmp_path, monkeypatch, {f"renamed.{i}.{key}": value for i, (key, value) in enumerate(state.items())})
+    with caplog.at_level(logging.WARNING):
+        backbone = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True, channels=32)
+    assert "some_weights" in caplog.text
+    loaded = backbone.body.state_dict()
+    assert len(loaded) > 200
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+def test_the_offline_extra_brings_trained_weights():
+    body = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True, channels=32).body
+    assert body.bn1.running_var.std() > 0.1  # all ones in a network that has never seen an image
+
+
+def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, {"weight": torch.zeros(3)})
+    with pytest.raises(WeightsNotFoundError, match=r"some\.pth"):
+        TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True)
+
+
+def test_neither_hub_nor_package_is_an_error_that_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(weights.PACKAGES, "tf_efficientnet_lite0", "a_package_that_nobody_installed")
+    with pytest.raises(WeightsNotFoundError, match=r"contextcrf\[offline\]"):
+        TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True)
+    with pytest.raises(WeightsNotFoundError, match="tf_efficientnet_lite1"):
+        TimmBackbone("resnet18", 8, pretrained=True)
+    with pytest.raises(WeightsNotFoundError, match="no pretrained weights"):
+        weights.hub_arguments("resnet10t_of_nobody")
+
+
+def test_with_the_hub_in_reach_timm_loads_from_it(monkeypatch):
+    monkeypatch.setattr(weights, "hub_reachable", lambda: True)
+    assert weights.hub_arguments("tf_efficientnet_lite0") == {"pretrained": True}
+
+
+def test_scales_are_enlarged_by_nearest_neighbour_and_concatenated():
+    backbone = PlainBackbone(channels=4).eval()
+    images = torch.randn(1, 3, 80, 120)
+    with torch.inference_mode():
+        maps = MultiScale(backbone, [0.5, 1.0])(images)
+        assert maps.shape == (1, 8, 10, 15)
+        torch.testing.assert_close(maps[:, :4], backbone(images))
+        half = torch.nn.functional.interpolate(images, (40, 60), mode="bilinear", antialias=True)
+        small = backbone(half)
+    for y, x in [(0, 0), (9, 14), (4, 7)]:
+        torch.testing.assert_close(maps[0, 4:, y, x], small[0, :, y * 5 // 10, x * 8 // 15])
+
+
+@pytest.mark.parametrize("scales", [[], [1.0, 0.0], [-1.0]])
+def test_impossible_scales_are_refused(scales):
+    with pytest.raises(ValueError, match="scales="):
+        MultiScale(PlainBackbone(), scales)

@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import contextcrf
+from contextcrf import ContextCRF, ModelConfig, RangeBox, load, mean_field
+from contextcrf.classes import Classes
+from contextcrf.model import downsample, upsample
+from contextcrf.storage import ModelError, save
+
+CLASSES = Classes(("sky", "sea", "sand"), ((0, 0, 255), (0, 128, 128), (200, 200, 0)))
+
+
+def tiny(**changes):
+    settings = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": (1.0, 0.5), **changes}
+    return ContextCRF(ModelConfig(**settings), CLASSES, pretrained=False).eval()
+
+
+def images(batch=1, height=48, width=64):
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
+
+
+def test_the_whole_way_of_an_image():
+    model = tiny()
+    with torch.inference_mode():
+        marginals = model(images(2, 50, 70).float())
+    assert marginals.shape == (2, 3, 50, 70)
+    torch.testing.assert_close(marginals.sum(1), torch.ones(2, 50, 70))
+
+
+def test_a_shared_trunk_runs_once_and_own_trunks_run_each(monkeypatch):
+    for shared, runs in ((True, 1), (False, 3)):
+        model = tiny(shared_trunk=shared)
+        assert len(model.trunks) == runs
+        calls = []
+        for trunk in model.trunks.values():
+            trunk.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        maps = model.features(images().float())
+        assert len(calls) == runs
+        assert set(maps) == {"unary", "surrounding", "above"}
+        assert (maps["unary"] is maps["above"]) == shared
+
+
+def test_inference_is_mean_field_over_the_heads():
+    model = tiny()
+    with torch.inference_mode():
+        maps = model.features(images().float())
+        pairs = [(model.pairwise[name], maps[name]) for name in ("surrounding", "above")]
+        expected = mean_field(model.unary(maps["unary"]), pairs, 2)
+        torch.testing.assert_close(model.infer(maps), expected)
+        torch.testing.assert_close(model.infer(maps, ["unary"]), model.unary(maps["unary"]).softmax(1))
+
+
+def test_strengths_are_unary_votes_of_the_mean_neighbourhood():
+    model = tiny(strengths={"surrounding": 3.0})
+    with torch.inference_mode():
+        maps = model.features(images().float(), ["unary", "surrounding"])
+        potential = model.pairwise["surrounding"]
+        weight = 3.0 / potential.graph(maps["surrounding"]).mean_degree()
+        pairs = [(potential, maps["surrounding"])]
+        expected = mean_field(model.unary(maps["unary"]), pairs, 2, [weight])
+        torch.testing.assert_close(model.infer(maps, ["unary", "surrounding"]), expected)
+
+
+def test_without_the_unary_inference_starts_at_the_edges_own_marginals():
+    model = tiny()
+    with torch.inference_mode():
+        maps = model.features(images().float(), ["above"])
+        own = model.pairwise["above"].edge_marginals(maps["above"])
+        torch.testing.assert_close(model.infer(maps, ["above"], iterations=0), own)
+
+
+def test_a_coarser_graph_pools_features_and_labels():
+    model = tiny(graph_stride=16)
+    maps = model.features(images(1, 48, 72).float())
+    assert maps["unary"].shape[-2:] == (6, 9)
+    assert maps["above"].shape[-2:] == (3, 5)
+    torch.testing.assert_close(maps["above"][..., 0, 0], maps["unary"][..., :2, :2].mean((2, 3)))
+    losses = model.nll(maps, torch.randint(3, (1, 48, 72)))
+    assert set(losses) == {"unary", "surrounding", "above"}
+    assert model.infer(maps).shape == (1, 3, 6, 9)
+
+
+def test_labels_go_down_by_nearest_neighbour_and_marginals_up_bilinearly():
+    masks = torch.arange(16).view(1, 4, 4)
+    assert downsample(masks, (2, 2)).tolist() == [[[5, 7], [13, 15]]]
+    assert downsample(torch.full((1, 4, 4), 255), (3, 3)).unique().tolist() == [255]
+    up = upsample(torch.tensor([[[[0.0, 1.0]]]]), (1, 4))
+    torch.testing.assert_close(up[0, 0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+def test_segment_takes_every_usual_form_of_an_image():
+    model, pixels = tiny(), images()[0]
+    array = pixels.permute(1, 2, 0).numpy()
+    results = [model.segment(form) for form in (pixels, array, Image.fromarray(array), array.copy(order="F"))]
+    for result in results:
+        assert torch.equal(result.labels, results[0].labels)
+    assert results[0].labels.shape == (48, 64)
+    assert results[0].probabilities.shape == (3, 48, 64)
+    assert results[0].overlay().size == (64, 48)
+    assert model.segment(Image.new("L", (9, 7))).labels.shape == (7, 9)
+    assert model.segment(np.zeros((1, 1, 3), np.uint8)).labels.shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8), torch.zeros(3, 8, 8), torch.zeros(8, 8, 3), "a.png"],
+    ids=["float array", "CHW array", "float tensor", "HWC tensor", "path"],
+)
+def test_segment_refuses_what_is_not_clear(image):
+    with pytest.raises(ValueError, match="expected"):
+        tiny().segment(image)
+
+
+def test_segment_leaves_the_mode_as_it_was():
+    model = tiny().train()
+    model.segment(images()[0])
+    assert model.training
+
+
+def test_unknown_potentials_are_refused_by_name():
+    model = tiny()
+    for wrong in (["below"], []):
+        with pytest.raises(ValueError, match="surrounding"):
+            model.features(images().float(), wrong)
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
+        model.features(torch.zeros(3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"relations": {"unary": RangeBox.above()}}, "unary"),
+        ({"strengths": {"below": 1.0}}, "below"),
+        ({"graph_stride": 12}, "graph_stride=12"),
+        ({"graph_stride": 4}, "graph_stride=4"),
+    ],
+)
+def test_impossible_shapes_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_saved_model_labels_as_before(tmp_path, half):
+    model = tiny(strengths={"above": 2.0}, relations={"above": RangeBox(0.5, 0.1, 0.2, 0.3, own_row=False)})
+    save(model, tmp_path / "m", {"data": "beach"}, half=half)
+    again = load(tmp_path / "m")
+    assert again.config.relations == model.config.relations
+    assert (again.config.strengths, again.classes, again.about) == ({"above": 2.0}, CLASSES, {"data": "beach"})
+    pixels = images()[0]
+    difference = (again.segment(pixels).probabilities - model.segment(pixels).probabilities).abs().max()
+    assert difference < (2e-3 if half else 1e-7)
+    sizes = (tmp_path / "m" / "model.safetensors").stat().st_size
+    assert sizes < 4.2 * sum(p.numel() for p in model.parameters()) / (2 if half else 1) + 5000
+
+
+def test_models_that_cannot_be_loaded_are_refused_by_name(tmp_path):
+    with pytest.raises(ModelError, match="nowhere"):
+        load("nowhere")
+    save(tiny(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(ModelError, match="format"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    blob = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(blob[: len(blob) // 2])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load(tmp_path)
+
+
+def test_the_public_names_are_there():
+    for name in contextcrf.__all__:
+        assert getattr(contextcrf, name) is not None
+    assert set(contextcrf.__all__) <= set(dir(contextcrf))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = contextcrf.nothing

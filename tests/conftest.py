@@ -16,3 +16,21 @@ settings.load_profile("contextcrf")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder data set of a few small context scenes."""
+    from contextcrf.data.scenes import write_scenes
+
+    return write_scenes(tmp_path_factory.mktemp("scenes"), train=6, val=3, height=64, width=96)
+
+
+@pytest.fixture
+def tiny_model(scenes):
+    """A ContextCRF of the scenes' classes that trains in no time."""
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.model import ContextCRF, ModelConfig
+
+    config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+    return ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False)

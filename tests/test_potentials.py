@@ -1,10 +1,10 @@
-import exact
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import exact
 from contextcrf import PairwisePotential, RangeBox, UnaryPotential
 from contextcrf.crf import potentials
 
@@ -202,7 +202,7 @@ def test_marginal_readouts_are_distributions(batch, num_classes, height, width):
 def test_labels_that_do_not_fit_are_refused_by_name():
     pot, unary, maps = pairwise(BOXES["above"]), UnaryPotential(3, 3).double(), features(1)
     for part in (pot, unary):
-        with pytest.raises(ValueError, match="label 3: expected 0..2"):
+        with pytest.raises(ValueError, match=r"label 3: expected 0\.\.2"):
             part.nll(maps, torch.full((1, 3, 4), 3))
         with pytest.raises(ValueError, match=r"labels \(1, 6, 8\)"):
             part.nll(maps, torch.zeros(1, 6, 8, dtype=torch.int64))

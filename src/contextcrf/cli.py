@@ -1,5 +1,6 @@
-"""The command line: `contextcrf COMMAND --help` tells what each command takes; every option may stand in a YAML file."""
+"""The command line. `contextcrf COMMAND --help` tells what each takes; every option may stand in a YAML file."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -268,6 +269,8 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `contextcrf`. An error of the user's is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
+    # Lightning tells of devices it does not use and of its own products.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     parser = build_parser()
     options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
     function = COMMANDS[options.command][0]

@@ -1,7 +1,7 @@
 """`contextcrf demo`: the main job from end to end on context scenes, which need no download.
 
-The trunk sees 15 x 15 pixels. A sheep and a boat, a wall and a trunk look the same through that window, so the unary can
-only guess, and what is around or above must tell: here the pairwise potentials have to win.
+The trunk sees 15 x 15 pixels. A sheep and a boat, a wall and a trunk look the same through that window, so the unary
+can only guess, and what is around or above must tell: here the pairwise potentials have to win.
 """
 
 import shutil
@@ -23,6 +23,7 @@ from contextcrf.training import fit
 from contextcrf.tuning import tune_strengths
 
 STRENGTHS = (0.0, 1.0, 4.0, 16.0)
+TUNING_IMAGES = 12
 
 CONFIG = ModelConfig(
     backbone="plain",
@@ -58,7 +59,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     fit(model, train, val, recipe, out / "fit")
 
     console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")
-    trials = tune_strengths(model, open_dataset(scenes, "train").spread(12), STRENGTHS)
+    trials = tune_strengths(model, open_dataset(scenes, "train").spread(TUNING_IMAGES), STRENGTHS)
     model.config.strengths = max(trials[1:], key=lambda trial: trial.mean_iou).strengths
     save(model, out / "model", {"data": "context scenes", "recipe": recipe.to_dict()})
 

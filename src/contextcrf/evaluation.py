@@ -134,7 +134,6 @@ class Results:
         return [row.name, *("-" if v != v else f"{100 * v:.1f}" for v in values)]
 
 
-
 @dataclass(frozen=True)
 class System:
     """What a row of a table evaluates: some of a model's potentials, with or without the dense CRF behind them."""

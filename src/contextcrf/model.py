@@ -101,7 +101,7 @@ class ContextCRF(nn.Module):
 
         names = [UNARY, *config.relations]
         self.trunks = nn.ModuleDict({"shared": trunk()} if config.shared_trunk else {name: trunk() for name in names})
-        first = next(iter(self.trunks.values()))
+        first = self.trunk(UNARY)
         width = first.out_channels
         self.unary = UnaryPotential(width, num_classes, config.hidden)
         self.pairwise = nn.ModuleDict(
@@ -129,9 +129,11 @@ class ContextCRF(nn.Module):
         """The head of one potential."""
         return self.unary if name == UNARY else self.pairwise[name]
 
-    def trunk(self, name: str) -> nn.Module:
+    def trunk(self, name: str) -> MultiScale:
         """The Network Part-1 of one potential."""
-        return self.trunks["shared" if self.config.shared_trunk else name]
+        trunk = self.trunks["shared" if self.config.shared_trunk else name]
+        assert isinstance(trunk, MultiScale)
+        return trunk
 
     def features(self, images: Tensor, potentials: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The feature map each potential works on.

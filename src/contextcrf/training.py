@@ -4,8 +4,9 @@
 are independent, so the trunk's features are computed once and kept, and the pairwise heads alone are trained on them.
 """
 
-import logging
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.model import UNARY, ContextCRF, downsample, upsample
 from contextcrf.recipe import Recipe
-
-logger = logging.getLogger(__name__)
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
@@ -71,8 +70,8 @@ class Piecewise(L.LightningModule):
         model.requires_grad_(False)
         for module in trained:
             module.requires_grad_(True)
-        for trunk in model.trunks.values():
-            trunk.backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)  # type: ignore[union-attr, operator]
+        for name in self.names:
+            model.trunk(name).backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
@@ -91,7 +90,7 @@ class Piecewise(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, masks = batch
         features = self.model.features(_channels_last(images), self.names)
-        rows = {"unary": (UNARY,)} if UNARY in self.names else {}
+        rows: dict[str, tuple[str, ...]] = {"unary": (UNARY,)} if UNARY in self.names else {}
         if len(self.names) > 1 or not rows:
             rows["crf"] = self.names
         for row, names in rows.items():
@@ -105,7 +104,8 @@ class Piecewise(L.LightningModule):
                 matrix.reset()
 
     def configure_optimizers(self) -> Any:
-        old = {id(p) for trunk in self.model.trunks.values() for p in trunk.backbone.pretrained_parameters()}
+        backbones = [self.model.trunk(name).backbone for name in self.names]
+        old = {id(p) for backbone in backbones for p in backbone.pretrained_parameters()}
         trained = [p for p in self.model.parameters() if p.requires_grad]
         recipe = self.recipe
         groups = [
@@ -117,10 +117,7 @@ class Piecewise(L.LightningModule):
             sgd = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
             return [sgd], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(sgd, 0.97), "interval": "epoch"}]
         adamw = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(
-            adamw, [float(group["lr"]) for group in groups], total_steps=max(1, self.steps), pct_start=0.1
-        )
-        return [adamw], [{"scheduler": cycle, "interval": "step"}]
+        return [adamw], [_one_cycle(adamw, self.steps)]
 
 
 def fit(
@@ -143,7 +140,7 @@ def fit(
         ckpt_path: "last" resumes from `out`'s newest checkpoint, exactly; a path resumes from that one.
         progress: show a progress bar.
     """
-    model.to(memory_format=torch.channels_last)
+    model.train().to(memory_format=torch.channels_last)
     sampler = SeededSampler(len(train), recipe.seed)
     loader = DataLoader(
         train, recipe.batch_size, sampler=sampler, num_workers=recipe.workers, drop_last=len(train) >= recipe.batch_size
@@ -152,7 +149,8 @@ def fit(
     module = Piecewise(model, recipe, recipe.epochs * len(loader), weights)
     validation = DataLoader(val, 1, num_workers=recipe.workers) if val is not None else None
     trainer = _trainer(recipe, out, progress, validate=val is not None)
-    trainer.fit(module, loader, validation, ckpt_path=_checkpoint(out, ckpt_path), weights_only=True)
+    with _quiet():
+        trainer.fit(module, loader, validation, ckpt_path=_checkpoint(out, ckpt_path), weights_only=True)
 
 
 def fit_heads(
@@ -179,7 +177,9 @@ def fit_heads(
         raise ValueError("fit_heads needs a shared trunk; with a trunk for each potential, train them with fit")
     names = [name for name in model.select(recipe.potentials) if name != UNARY]
     if not names:
-        raise ValueError(f"potentials {recipe.potentials}: expected at least one relation; the unary is not trained here")
+        raise ValueError(
+            f"potentials {recipe.potentials}: expected at least one relation; the unary is not trained here"
+        )
     features, masks = cache_features(model, train, names[0], views, recipe, progress)
     loader = DataLoader(
         TensorDataset(features, masks),
@@ -189,7 +189,8 @@ def fit_heads(
     )
     module = CachedHeads(model, names, recipe, recipe.epochs * len(loader))
     trainer = _trainer(recipe, out, progress, validate=False)
-    trainer.fit(module, loader)
+    with _quiet():
+        trainer.fit(module, loader)
 
 
 @torch.no_grad()
@@ -220,7 +221,7 @@ class CachedHeads(L.LightningModule):
     def __init__(self, model: ContextCRF, names: Sequence[str], recipe: Recipe, steps: int) -> None:
         super().__init__()
         self.heads = torch.nn.ModuleDict({name: model.potential(name) for name in names})
-        self.heads.requires_grad_(True)
+        self.heads.train().requires_grad_(True)
         self.recipe, self.steps = recipe, steps
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -237,8 +238,7 @@ class CachedHeads(L.LightningModule):
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
         adamw = torch.optim.AdamW(self.heads.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, recipe.lr, total_steps=max(1, self.steps), pct_start=0.1)
-        return [adamw], [{"scheduler": cycle, "interval": "step"}]
+        return [adamw], [_one_cycle(adamw, self.steps)]
 
 
 def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
@@ -264,15 +264,39 @@ def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Tra
         max_epochs=recipe.epochs,
         precision=recipe.precision,
         callbacks=callbacks,
-        logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name=None, version="csv")],
+        logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name="csv")],
         check_val_every_n_epoch=recipe.val_every,
-        limit_val_batches=1.0 if validate else 0,
+        limit_val_batches=None if validate else 0,
         num_sanity_val_steps=0,
         enable_progress_bar=progress,
         enable_model_summary=False,
         log_every_n_steps=10,
         use_distributed_sampler=False,
     )
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
+    """Each group's rate up to its own and down to nothing, over a whole run, as Lightning wants it."""
+    steps = max(4, steps)
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    # The rise must have a length: with 1 / steps of the run torch divides by zero.
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=max(0.1, 1.5 / steps))
+    return {"scheduler": cycle, "interval": "step"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the warnings of Lightning's that are about what is meant here, or about itself."""
+    with warnings.catch_warnings():
+        for message in (
+            ".*LeafSpec.* is deprecated",
+            ".*does not have many workers",
+            "The number of training batches .* is smaller than the logging interval",
+            "You defined a `validation_step` but have no `val_dataloader`",
+            r"Found \d+ module\(s\) in eval mode",  # BatchNorm at its ImageNet statistics
+        ):
+            warnings.filterwarnings("ignore", message)
+        yield
 
 
 def _checkpoint(out: Path, ckpt_path: str | None) -> str | None:
@@ -286,4 +310,3 @@ def _checkpoint(out: Path, ckpt_path: str | None) -> str | None:
 
 def _channels_last(images: Tensor) -> Tensor:
     return images.float().contiguous(memory_format=torch.channels_last)
-

@@ -1,8 +1,8 @@
 """The strength of the pairwise terms, chosen on data.
 
-A plain sum over a hundred edges overcounts: the edges share their evidence, since every joint P(y_p, y_q | x) contains
-what the features say of p alone. The paper is silent on weights. Here each relation has one strength, the number of unary
-votes a node's neighbours have together, and it is chosen by the mean IoU on images.
+A plain sum over a hundred edges overcounts: the edges share their evidence, since every joint P(y_p, y_q | x)
+contains what the features say of p alone. The paper is silent on weights. Here each relation has one strength, the
+number of unary votes a node's neighbours have together, and it is chosen by the mean IoU on images.
 """
 
 from collections.abc import Iterator, Sequence

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,8 +73,3 @@ def _messages(potential: PairwisePotential, features: Tensor, marginals: Tensor)
     messages = potential.messages(features, cells)
     messages = messages.repeat_interleave(ratio, 2).repeat_interleave(ratio, 3)
     return messages[..., : fine[0], : fine[1]]
-
-
-def uniform_start(unary_logits: Tensor) -> Tensor:
-    """The uniform marginals, as a `start` of the shape of the logits."""
-    return torch.full_like(unary_logits, 1 / unary_logits.shape[1])

@@ -63,4 +63,4 @@ def training_transform(
         steps.append(v2.RandomHorizontalFlip())
     if colour > 0:
         steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour, hue=colour / 10))
-    return v2.Compose(steps)  # type: ignore[no-any-return]
+    return v2.Compose(steps)

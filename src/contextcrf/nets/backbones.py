@@ -1,24 +1,14 @@
 """Network Part-1 for one scale: an image to a feature map."""
 
-from typing import Protocol
+from itertools import pairwise
+from typing import Any
 
 import timm
-from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf.nets.depthwise import float32_depthwise
 from contextcrf.nets.weights import hub_arguments, load_package_weights
-
-
-class Backbone(Protocol):
-    """What the rest of the library asks of Part-1."""
-
-    out_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 class TimmBackbone(nn.Module):
@@ -58,14 +48,12 @@ class TimmBackbone(nn.Module):
                 f"stride={stride}, output_stride={output_stride}: expected 4, 8, 16 or 32, "
                 "output_stride at least 8 and not finer than stride"
             )
-        self.body = _create(name, output_stride, pretrained)
+        self.body: Any = _create(name, output_stride, pretrained)
         float32_depthwise(self.body)
         reductions = self.body.feature_info.reduction()
         last = len(reductions) - 1
         # Of several maps of one stride the last is the richest.
-        self.taps = [
-            i for i in range(last + 1) if reductions[i] >= stride and reductions[i] not in reductions[i + 1 :]
-        ]
+        self.taps = [i for i in range(last + 1) if reductions[i] >= stride and reductions[i] not in reductions[i + 1 :]]
         widths = self.body.feature_info.channels()
         self.lateral = nn.ModuleList(nn.Conv2d(widths[i], channels, 1) for i in self.taps)
         groups = 32 if channels % 32 == 0 else 1
@@ -120,7 +108,7 @@ class TimmBackbone(nn.Module):
         total = self.lateral[0](maps[self.taps[0]])
         for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
             total = total + F.interpolate(lateral(maps[tap]), total.shape[-2:], mode="bilinear", align_corners=False)
-        return self.block6(total)  # type: ignore[no-any-return]
+        return self.block6(total)
 
 
 class PlainBackbone(nn.Module):
@@ -138,7 +126,7 @@ class PlainBackbone(nn.Module):
             raise ValueError(f"stride={stride}: the plain backbone has stride 8")
         widths = (3, 16, 32, channels)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1), nn.ReLU())
         self.out_channels = channels
@@ -155,10 +143,10 @@ class PlainBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / 8), ceil(W / 8)]."""
-        return self.layers(images)  # type: ignore[no-any-return]
+        return self.layers(images)
 
 
-def _create(name: str, output_stride: int, pretrained: bool) -> FeatureListNet:
+def _create(name: str, output_stride: int, pretrained: bool) -> Any:
     arguments = hub_arguments(name) if pretrained else {}
     body = timm.create_model(name, features_only=True, output_stride=output_stride, **(arguments or {}))
     if pretrained and arguments is None:
@@ -173,7 +161,7 @@ def _create(name: str, output_stride: int, pretrained: bool) -> FeatureListNet:
 def create_backbone(
     name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool, norm_eval: bool = True
 ) -> TimmBackbone | PlainBackbone:
-    """"plain" is `PlainBackbone`; any other name is timm's."""
+    """ "plain" is `PlainBackbone`; any other name is timm's."""
     if name == "plain":
         if pretrained:
             raise ValueError("the plain backbone has no pretrained weights; set pretrained to false")

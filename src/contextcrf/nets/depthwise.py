@@ -1,7 +1,7 @@
 """Depthwise convolutions in single precision on the CPU.
 
-Under bfloat16 autocast the backward pass of a depthwise convolution on x86 is 4-8 times as slow as in float32 (there are
-no matrix products in it to gain from), while every other convolution is several times as fast. So these few stay float32.
+Under bfloat16 autocast the backward pass of a depthwise convolution on x86 is 4-8 times as slow as in float32, since it
+has no matrix products to gain from, while every other convolution is several times as fast. So these stay float32.
 """
 
 import torch
@@ -25,7 +25,7 @@ class _DepthwiseConv2dSame(_Float32OnCpu, Conv2dSame):
     pass
 
 
-_REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+_REPLACEMENTS: dict[type[nn.Conv2d], type[nn.Conv2d]] = {
     nn.Conv2d: _DepthwiseConv2d,
     Conv2dSame: _DepthwiseConv2dSame,
 }

@@ -5,6 +5,7 @@ import logging
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
@@ -34,7 +35,7 @@ def hub_reachable(timeout: float = 5.0) -> bool:
     return True
 
 
-def hub_arguments(name: str) -> dict[str, object] | None:
+def hub_arguments(name: str) -> dict[str, Any] | None:
     """Keyword arguments with which `timm.create_model(name, ...)` loads pretrained weights; None if none can be had.
 
     Raises:
@@ -78,9 +79,11 @@ def load_package_weights(name: str, network: nn.Module) -> None:
     state = network.state_dict()
     keys = [key for key in state if not key.endswith("num_batches_tracked")]
     if [t.shape for t in stored] != [state[key].shape for key in keys]:
-        raise WeightsNotFoundError(f"{path}: its {len(stored)} tensors do not fit timm's {name!r} ({len(keys)} tensors)")
+        raise WeightsNotFoundError(
+            f"{path}: its {len(stored)} tensors do not fit timm's {name!r} ({len(keys)} tensors)"
+        )
     network.load_state_dict(dict(zip(keys, stored, strict=True)), strict=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    return torch.load(path, map_location="cpu", weights_only=True)

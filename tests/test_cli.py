@@ -1,0 +1,177 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from contextcrf import demo
+from contextcrf.cli import build_parser, main
+from contextcrf.storage import load, save
+
+FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
+FIT += ["--model.scales", "[1.0]", "--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64"]
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory):
+    """A run of `fit` on the command line."""
+    out = tmp_path_factory.mktemp("run")
+    main(["fit", "--data", str(scenes), "--out", str(out), *FIT])
+    return out
+
+
+def test_fit_writes_a_model_that_loads(trained):
+    model = load(trained / "model")
+    assert model.config.backbone == "plain"
+    assert model.about["fit"]["recipe"]["epochs"] == 1
+
+
+def test_fit_does_not_write_over_a_run(trained, scenes, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--data", str(scenes), "--out", str(trained), *FIT])
+    assert stop.value.code == 2
+    assert "--ckpt_path last" in capsys.readouterr().err
+
+
+def test_fit_lists_every_defect_of_the_data_before_training(scenes, tmp_path, capsys):
+    broken = tmp_path / "data"
+    shutil.copytree(scenes, broken)
+    (first, second, *_) = sorted((broken / "splits" / "train.txt").read_text().split())
+    (broken / "images" / f"{first}.png").unlink()
+    Image.fromarray(np.full((64, 96), 77, np.uint8)).save(broken / "masks" / f"{second}.png")
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(broken), "--out", str(tmp_path / "run"), *FIT])
+    message = capsys.readouterr().err
+    assert f"{first}.png" in message
+    assert f"{second}.png" in message
+    assert "77" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_relation_may_be_written_in_a_config_file(tmp_path):
+    config = tmp_path / "c.yaml"
+    box = {"top": 0.0, "bottom": 0.0, "left": 0.3, "right": 0.3}
+    config.write_text(yaml.safe_dump({"model": {"relations": {"beside": box}}, "recipe": {"epochs": 7}}))
+    parser = build_parser()
+    options = parser.parse_args(["fit", "--config", str(config), "--data", "d", "--out", "o"])
+    fit = parser.instantiate(options).fit
+    assert fit.model.relations["beside"].left == 0.3
+    assert list(fit.model.relations) == ["beside"]
+    assert fit.recipe.epochs == 7
+
+
+def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("recipe: {epoch: 7}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "c.yaml"), "--data", "d", "--out", "o"])
+    assert "epoch" in capsys.readouterr().err
+
+
+def test_the_configs_of_the_project_fit_the_command_line():
+    from pathlib import Path
+
+    folder = Path(__file__).parent.parent / "configs"
+    for path in sorted(folder.glob("*.yaml")):
+        command = ["fit-heads", "model"] if path.stem.endswith("heads") else ["fit"]
+        build_parser().parse_args([*command, "--config", str(path), "--data", "d", "--out", "o"])
+    assert len(list(folder.glob("*.yaml"))) >= 4
+
+
+def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
+    heads = ["--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64"]
+    main(["fit-heads", str(trained / "model"), "--data", str(scenes), "--out", str(tmp_path / "heads"), *heads])
+    model = tmp_path / "heads" / "model"
+    main(["tune", str(model), "--data", str(scenes), "--split", "train", "--limit", "3"])
+    printed = capsys.readouterr().out
+    assert "plain sum" in printed
+    assert "<- chosen" in printed
+    assert "mean IoU on 3 images of train:" in printed
+    assert set(load(model).config.strengths) == {"surrounding", "above"}
+    assert set(load(model).about) == {"fit", "fit-heads", "tune"}
+    results = tmp_path / "results"
+    command = ["evaluate", str(model), "--data", str(scenes), "--out", str(results), "--pictures", "1"]
+    main([*command, "--rows", "[unary, crf]"])
+    stored = json.loads((results / "results.json").read_text())
+    assert [row["name"] for row in stored["rows"]] == ["unary", "1unary+2pair"]
+    assert "scenes" in stored["about"]["data"]
+    with Image.open(results / "examples.png") as grid:
+        assert grid.size[0] > 4 * 96
+
+
+def test_predict_goes_on_past_broken_files_and_says_which(tiny_model, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(pictures / "a.png")
+    Image.new("L", (17, 9)).save(pictures / "grey.jpg")
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "empty.jpg").touch()
+    (pictures / "notes.txt").write_text("not an image, and not asked for")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(tmp_path / "model"), str(pictures), "--out", str(out)])
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert "2 of 4 images labelled" in printed.out
+    assert "cut.png" in printed.err
+    assert "empty.jpg" in printed.err
+    expected = {"a.png", "a_overlay.png", "grey.png", "grey_overlay.png"}
+    assert {path.name for path in out.iterdir()} == expected
+    with Image.open(out / "a.png") as labels, Image.open(pictures / "a.png") as image:
+        assert labels.mode == "P"
+        written = torch.from_numpy(np.array(labels)).long()
+        assert torch.equal(written, tiny_model.segment(image).labels)
+        assert tuple(labels.getpalette()[:3]) == tiny_model.classes.palette[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "x.png"], "x.png: no such file"),
+        (["nowhere", "."], "neither a folder with config.json"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *arguments, "--out", "o"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_two_files_with_one_output_are_refused(tmp_path, capsys):
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(SystemExit):
+        main(["predict", "camvid", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert "rename one" in capsys.readouterr().err
+
+
+def test_a_model_of_other_classes_is_not_evaluated(tiny_model, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "val.txt").write_text("a\n")
+    (tmp_path / "classes.yaml").write_text("classes: [{name: x}, {name: y}]\n")
+    save(tiny_model, tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "model"), "--data", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert "'x', 'y'" in capsys.readouterr().err
+
+
+def test_the_demo_runs_and_its_crf_is_evaluated(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "STRENGTHS", (0.0, 4.0))
+    monkeypatch.setattr(demo, "TUNING_IMAGES", 1)
+    main(["demo", "--out", str(tmp_path), "--epochs", "1", "--train_images", "12", "--val_images", "2"])
+    stored = json.loads((tmp_path / "results" / "results.json").read_text())
+    names = ["unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair", "full"]
+    assert [row["name"] for row in stored["rows"]] == names
+    assert (tmp_path / "results" / "examples.png").exists()
+    assert load(tmp_path / "model").config.strengths
+    assert "pictures:" in capsys.readouterr().out.replace("\n", "")

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+import torch
+
+from contextcrf.data.dataset import open_dataset
+from contextcrf.evaluation import ConfusionMatrix, Results, Row, System, evaluate, predict, systems
+from contextcrf.report import draw
+from contextcrf.tuning import tune_strengths
+
+
+def test_iou_is_intersection_over_union_of_sets_of_pixels():
+    truth, prediction = torch.randint(0, 4, (3, 20, 20)), torch.randint(0, 4, (3, 20, 20))
+    truth[:, :5] = 255
+    matrix = ConfusionMatrix(5)
+    for image in range(3):
+        matrix.update(prediction[image : image + 1], truth[image : image + 1])
+    known = truth != 255
+    for k in range(4):
+        a, b = (truth == k) & known, (prediction == k) & known
+        assert matrix.iou()[k].item() == pytest.approx((a & b).sum().item() / (a | b).sum().item())
+    assert matrix.iou()[4].isnan()
+    assert matrix.mean_iou() == pytest.approx(matrix.iou()[:4].mean().item())
+    assert matrix.pixel_accuracy() == pytest.approx((truth == prediction)[known].double().mean().item())
+    matrix.reset()
+    assert not matrix.seen
+
+
+def test_rows_by_name(tiny_model):
+    names = [(s.name, s.potentials, s.dense) for s in systems(tiny_model)]
+    everything = ("unary", "surrounding", "above")
+    assert names == [
+        ("unary", ("unary",), False),
+        ("pairwise-surrounding", ("surrounding",), False),
+        ("pairwise-above", ("above",), False),
+        ("1unary+2pair", everything, False),
+    ]
+    assert systems(tiny_model, ["full"]) == [System("full", everything, True)]
+    assert systems(tiny_model, ["unary+above+dense"]) == [
+        System("unary+above+dense", ("unary", "above"), True),
+    ]
+    with pytest.raises(ValueError, match="below"):
+        systems(tiny_model, ["below"])
+
+
+def test_evaluation_is_at_full_resolution_and_agrees_with_segment(tiny_model, scenes):
+    data = open_dataset(scenes, "val")
+    (row,) = evaluate(tiny_model, data, systems(tiny_model, ["crf"]), progress=False)
+    by_hand = ConfusionMatrix(len(data.classes))
+    for image, mask in data:
+        by_hand.update(tiny_model.segment(torch.as_tensor(image)).labels[None], mask[None])
+    assert torch.equal(row.matrix.counts, by_hand.counts)
+    assert int(row.matrix.counts.sum()) == sum(int((mask != 255).sum()) for _, mask in data)
+    assert row.seconds > 0
+
+
+def test_the_full_row_is_the_dense_crf_behind_all_potentials(tiny_model, scenes):
+    image, _ = open_dataset(scenes, "val")[0]
+    tiny_model.config.dense = {"iterations": 0}
+    wanted = systems(tiny_model, ["crf", "full"])
+    (plain, _), (same, _) = predict(tiny_model.eval(), torch.as_tensor(image), wanted)
+    torch.testing.assert_close(plain, same)
+    tiny_model.config.dense = {"iterations": 3}
+    (_, _), (refined, _) = predict(tiny_model, torch.as_tensor(image), wanted)
+    assert not torch.allclose(plain, refined, atol=1e-3)
+    torch.testing.assert_close(refined.sum(0), torch.ones_like(refined[0]))
+
+
+def test_results_are_written_for_people_and_programs(tiny_model, scenes, tmp_path):
+    data = open_dataset(scenes, "val")
+    wanted = systems(tiny_model)
+    results = Results(data.classes.names, evaluate(tiny_model, data, wanted, progress=False), {"data": "val"})
+    results.write(tmp_path)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in stored["rows"]] == [system.name for system in wanted]
+    assert stored["rows"][0]["mean_iou"] == results.rows[0].matrix.mean_iou()
+    assert stored["rows"][0]["confusion"] == results.rows[0].matrix.counts.tolist()
+    table = (tmp_path / "results.md").read_text()
+    assert f"| unary | {100 * results.rows[0].matrix.mean_iou():.1f} |" in table
+    assert "- data: val" in table
+    draw(tiny_model, data.spread(2), wanted, results, tmp_path)
+    assert (tmp_path / "examples.png").stat().st_size > 1000
+    assert (tmp_path / "iou.png").stat().st_size > 1000
+
+
+def test_a_class_that_does_not_occur_is_null_in_json_and_a_dash_in_tables():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.int64))
+    results = Results(("a", "b"), [Row("r", matrix)], {})
+    assert results.to_dict()["rows"][0]["iou"] == {"a": 1.0, "b": None}
+    assert "| r | 100.0 | 100.0 | 100.0 | - |" in results.to_markdown()
+
+
+def test_tuning_measures_what_evaluation_measures(tiny_model, scenes):
+    data = open_dataset(scenes, "val")
+    trials = tune_strengths(tiny_model, data, grid=(0.0, 2.0), progress=False)
+    assert trials[0].strengths == {}
+    assert trials[1].strengths == {"surrounding": 0.0, "above": 0.0}
+    assert tiny_model.config.strengths == {}
+    (plain,) = evaluate(tiny_model, data, systems(tiny_model, ["crf"]), progress=False)
+    (unary,) = evaluate(tiny_model, data, systems(tiny_model, ["unary"]), progress=False)
+    # Half-precision features may turn single pixels.
+    assert trials[0].mean_iou == pytest.approx(plain.matrix.mean_iou(), abs=2e-3)
+    assert trials[1].mean_iou == pytest.approx(unary.matrix.mean_iou(), abs=2e-3)
+    assert len({str(trial.strengths) for trial in trials}) == len(trials)

@@ -1,0 +1,153 @@
+import copy
+
+import pytest
+import torch
+
+from contextcrf.data.dataset import open_dataset
+from contextcrf.data.transforms import training_transform
+from contextcrf.recipe import Recipe
+from contextcrf.training import Piecewise, cache_features, class_weights, fit, fit_heads
+
+QUICK = Recipe(epochs=3, batch_size=2, crop=(64, 96), scale=(0.8, 1.2), lr=0.01, max_edges=64, val_every=3)
+
+
+def quick(**changes):
+    return Recipe(**{**QUICK.to_dict(), **changes})
+
+
+@pytest.fixture
+def train(scenes):
+    return open_dataset(scenes, "train", training_transform((64, 96), (0.8, 1.2), colour=0.2))
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.state_dict().values()])
+
+
+def metrics(folder):
+    lines = (folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    return [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+
+
+def test_training_lowers_every_potentials_loss(tiny_model, train, scenes, tmp_path):
+    batch = torch.utils.data.default_collate([open_dataset(scenes, "train")[i] for i in range(6)])
+    with torch.no_grad():
+        before = tiny_model.nll(tiny_model.features(batch[0].float()), batch[1])
+    fit(tiny_model, train, open_dataset(scenes, "val"), quick(epochs=12, max_edges=512), tmp_path, progress=False)
+    with torch.no_grad():
+        after = tiny_model.nll(tiny_model.features(batch[0].float()), batch[1])
+    assert set(before) == {"unary", "surrounding", "above"}
+    for name in before:
+        assert after[name] < 0.95 * before[name], name
+
+
+def test_logs_and_a_checkpoint_every_epoch(tiny_model, train, scenes, tmp_path):
+    fit(tiny_model, train, open_dataset(scenes, "val"), QUICK, tmp_path, progress=False)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch=2.ckpt", "last.ckpt"]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    rows = metrics(tmp_path)
+    assert {"val/unary", "val/crf"} <= set(rows[0])
+    assert any(row["val/unary"] for row in rows)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_model, train, tmp_path, ema):
+    """Stopped after two of three epochs: data order, augmentation, edge sampling, optimiser and schedule go on."""
+    recipe = quick(ema=ema)
+    whole, halves = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    fit(whole, train, None, recipe, tmp_path / "whole", progress=False)
+
+    class Stop(Exception):
+        pass
+
+    class StopsInTheThirdEpoch(type(train)):
+        reads = 0
+
+        def __getitem__(self, key):
+            type(self).reads += 1
+            if self.reads > 2 * 6 + 3:
+                raise Stop
+            return super().__getitem__(key)
+
+    broken = StopsInTheThirdEpoch(train.pairs, train.classes, train.void, train.transform)
+    with pytest.raises(Stop):
+        fit(halves, broken, None, recipe, tmp_path / "halves", progress=False)
+    fresh = copy.deepcopy(tiny_model)
+    torch.rand(11)  # another state of the global generator, as in a new process
+    fit(fresh, train, None, recipe, tmp_path / "halves", ckpt_path="last", progress=False)
+    assert torch.equal(weights(fresh), weights(whole))
+    assert not torch.equal(weights(whole), weights(tiny_model))
+
+
+def test_nothing_to_resume_is_an_error(tiny_model, train, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"last\.ckpt"):
+        fit(tiny_model, train, None, QUICK, tmp_path, ckpt_path="last", progress=False)
+
+
+def test_potentials_train_one_by_one(tiny_model, train, tmp_path):
+    before = copy.deepcopy(tiny_model)
+    fit(tiny_model, train, None, quick(potentials=["above"], epochs=1), tmp_path, progress=False)
+    assert torch.equal(weights(tiny_model.unary), weights(before.unary))
+    assert torch.equal(weights(tiny_model.pairwise["surrounding"]), weights(before.pairwise["surrounding"]))
+    assert not torch.equal(weights(tiny_model.pairwise["above"]), weights(before.pairwise["above"]))
+    assert not torch.equal(weights(tiny_model.trunks), weights(before.trunks))
+
+
+def test_the_second_stage_moves_pairwise_heads_alone(tiny_model, train, scenes, tmp_path):
+    before = copy.deepcopy(tiny_model)
+    fit_heads(tiny_model, train, quick(epochs=6), tmp_path, views=2, progress=False)
+    for part in ("trunks", "unary"):
+        assert torch.equal(weights(getattr(tiny_model, part)), weights(getattr(before, part)))
+    batch = torch.utils.data.default_collate([open_dataset(scenes, "train")[i] for i in range(6)])
+    with torch.no_grad():
+        losses = [model.nll(model.features(batch[0].float()), batch[1]) for model in (before, tiny_model)]
+    assert losses[1]["above"] < 0.95 * losses[0]["above"]
+    assert losses[1]["surrounding"] < 0.95 * losses[0]["surrounding"]
+
+
+def test_cached_features_are_those_of_the_trunk(tiny_model, train):
+    features, labels = cache_features(tiny_model, train, "above", 2, QUICK, progress=False)
+    assert features.shape == (12, 8, 8, 12)
+    assert labels.shape == (12, 8, 12)
+    assert not torch.equal(features[:6].sort(0).values, features[6:].sort(0).values)  # two views differ
+
+
+def test_the_second_stage_needs_a_shared_trunk_and_a_relation(tiny_model, train, tmp_path):
+    with pytest.raises(ValueError, match="at least one relation"):
+        fit_heads(tiny_model, train, quick(potentials=["unary"]), tmp_path, progress=False)
+    tiny_model.config.shared_trunk = False
+    with pytest.raises(ValueError, match="shared trunk"):
+        fit_heads(tiny_model, train, QUICK, tmp_path, progress=False)
+
+
+def test_pretrained_layers_take_a_tenth_of_the_rate(train):
+    from contextcrf.model import ContextCRF, ModelConfig
+
+    config = ModelConfig(backbone="mobilenetv3_small_050", stride=32, channels=32, hidden=8, scales=(1.0,))
+    model = ContextCRF(config, train.classes, pretrained=False)
+    for optimizer in ("adamw", "sgd"):
+        module = Piecewise(model, quick(optimizer=optimizer, lr=0.5), steps=10)
+        (chosen,), (schedule,) = module.configure_optimizers()
+        new, old = chosen.param_groups
+        assert (new["name"], old["name"]) == ("new", "pretrained")
+        assert new["lr"] == pytest.approx(10 * old["lr"])
+        assert {id(p) for p in old["params"]} == {id(p) for p in model.trunks["shared"].backbone.body.parameters()}
+        assert all(group["weight_decay"] == QUICK.weight_decay for group in chosen.param_groups)
+        if optimizer == "sgd":
+            assert new["momentum"] == 0.9
+            chosen.step()
+            schedule["scheduler"].step()
+            assert new["lr"] == pytest.approx(0.5 * 0.97)
+            assert schedule["interval"] == "epoch"
+
+
+def test_class_weights_balance_and_keep_the_mean_at_one(scenes):
+    data = open_dataset(scenes, "train")
+    counts = torch.zeros(256)
+    for _, mask in data:
+        counts += torch.bincount(mask.flatten(), minlength=256)
+    frequency = (counts[: len(data.classes)] / counts[: len(data.classes)].sum()).double()
+    seen = frequency > 0
+    balanced = class_weights(data, 1.0).double()
+    torch.testing.assert_close((balanced * frequency)[seen], torch.full_like(frequency[seen], 1 / int(seen.sum())))
+    assert class_weights(data, 0.0)[seen].unique().tolist() == [1.0]

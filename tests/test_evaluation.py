@@ -1,7 +1,9 @@
 import json
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
 
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import ConfusionMatrix, Results, Row, System, evaluate, predict, systems
@@ -81,6 +83,17 @@ def test_results_are_written_for_people_and_programs(tiny_model, scenes, tmp_pat
     draw(tiny_model, data.spread(2), wanted, results, tmp_path)
     assert (tmp_path / "examples.png").stat().st_size > 1000
     assert (tmp_path / "iou.png").stat().st_size > 1000
+
+
+def test_the_terminal_shows_every_system_and_class(tiny_model, scenes):
+    data = open_dataset(scenes, "val").spread(1)
+    results = Results(data.classes.names, evaluate(tiny_model, data, systems(tiny_model), progress=False), {})
+    console = Console(width=100, file=StringIO())
+    console.print(results.to_rich())
+    printed = console.file.getvalue()
+    for word in (*data.classes.names, "mean IoU", "pixel acc.", "pairwise-surrounding", "1unary+2pair"):
+        assert word in printed
+    assert f"{100 * results.rows[0].matrix.pixel_accuracy():.1f}" in printed
 
 
 def test_a_class_that_does_not_occur_is_null_in_json_and_a_dash_in_tables():

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import exact
 from contextcrf import PairwisePotential, RangeBox, UnaryPotential
@@ -102,6 +103,36 @@ def test_blocks_change_nothing(box, monkeypatch):
     torch.testing.assert_close(whole, blocks)
 
 
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes, in elements."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_the_table_of_all_edges_is_never_formed(monkeypatch):
+    """Loss with its backward pass, messages and read-out stay far below E x K x K numbers."""
+    monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 1 << 14)
+    num_classes = 8
+    pot, maps = pairwise(RangeBox.surrounding(1.0), 4, num_classes, 4), features(1, 4, 12, 12)
+    labels = torch.randint(num_classes, (1, 12, 12))
+    beliefs = torch.rand(1, num_classes, 12, 12, dtype=torch.float64)
+    with LargestTensor() as table:
+        edges, _ = pot.pair_logits(maps)
+    with LargestTensor() as used:
+        pot.nll(maps, labels).backward()
+        pot.messages(maps, beliefs)
+        pot.edge_marginals(maps)
+    assert table.elements == edges.shape[1] * num_classes**2
+    assert used.elements < table.elements / 10
+
+
 def test_messages_are_the_sum_over_the_explicit_table(box):
     pot, maps = pairwise(box), features()
     beliefs = torch.randn(2, 3, 3, 4, dtype=torch.float64).softmax(1)
@@ -197,6 +228,18 @@ def test_marginal_readouts_are_distributions(batch, num_classes, height, width):
     own = pot.edge_marginals(torch.randn(batch, 2, height, width, dtype=torch.float64))
     torch.testing.assert_close(own.sum(1), torch.ones_like(own[:, 0]))
     assert (own >= 0).all()
+
+
+def test_bfloat16_keeps_its_precision_over_many_edges():
+    pot = PairwisePotential(4, 3, RangeBox.surrounding(1.0), 16)
+    maps, labels = torch.randn(1, 4, 12, 12), torch.randint(3, (1, 12, 12))
+    beliefs = torch.randn(1, 3, 12, 12).softmax(1)
+    exactly = pot.nll(maps, labels), pot.messages(maps, beliefs), pot.edge_marginals(maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        roughly = pot.nll(maps, labels), pot.messages(maps, beliefs), pot.edge_marginals(maps)
+    for exact_value, rough_value in zip(exactly, roughly, strict=True):
+        assert rough_value.dtype == torch.float32
+        assert (rough_value - exact_value).norm() < 0.01 * exact_value.norm()
 
 
 def test_labels_that_do_not_fit_are_refused_by_name():

@@ -53,8 +53,7 @@ def fit(
     val = open_dataset(data, val_split) if val_split else None
     for part in (train, val) if val else (train,):
         _check(part)
-    if (out / "checkpoints").exists() and ckpt_path is None:
-        raise FileExistsError(f"{out} holds checkpoints: go on with --ckpt_path last, or choose another --out")
+    _refuse_overwriting(out, ckpt_path)
     torch.manual_seed(recipe.seed)
     network = load(init) if init else ContextCRF(model, train.classes, pretrained, recipe.norm_eval)
     if network.classes != train.classes:
@@ -71,6 +70,7 @@ def fit_heads(
     recipe: Recipe,
     train_split: str = "train",
     views: int = 2,
+    ckpt_path: str | None = None,
 ) -> None:
     """Second stage: freeze a trained trunk, compute its features once, train the pairwise heads on them.
 
@@ -81,6 +81,7 @@ def fit_heads(
         recipe: how to train; `potentials` names the relations, all of them if null.
         train_split: split to train on.
         views: augmented copies of each image whose features are kept in memory.
+        ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
     """
     from contextcrf.data.dataset import open_dataset
     from contextcrf.storage import load, save
@@ -89,7 +90,8 @@ def fit_heads(
     network = load(model)
     train = open_dataset(data, train_split, _augmentation(recipe))
     _check(train)
-    run(network, train, recipe, out, views)
+    _refuse_overwriting(out, ckpt_path)
+    run(network, train, recipe, out, views, ckpt_path)
     save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
     print(f"model written to {out / 'model'}")
 
@@ -182,7 +184,7 @@ def evaluate(
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
     draw(network, dataset.spread(pictures), wanted, results, out, precision)
-    Console(width=None if sys.stdout.isatty() else 200).print(results.to_rich())
+    Console().print(results.to_rich())
     print(f"written to {out}")
 
 
@@ -231,6 +233,11 @@ def _check(dataset: Any) -> None:
     from contextcrf.data.checks import check_pairs
 
     check_pairs(dataset.pairs, len(dataset.classes), dataset.void)
+
+
+def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
+    if (out / "checkpoints").exists() and ckpt_path is None:
+        raise FileExistsError(f"{out} holds checkpoints: go on with --ckpt_path last, or choose another --out")
 
 
 def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:

@@ -87,11 +87,13 @@ class Results:
 
     def to_rich(self) -> RichTable:
         """For the terminal: mean IoU, pixel accuracy and IoU per class, in percent."""
+        # Classes go down: there may be many, and a terminal is not wide.
         table = RichTable(title=str(self.about.get("title", "IoU, %")))
-        for i, column in enumerate(self._header()):
-            table.add_column(column, justify="left" if i == 0 else "right")
-        for row in self.rows:
-            table.add_row(*self._cells(row))
+        cells = [self._header(), *(self._cells(row) for row in self.rows)]
+        for i, column in enumerate(cells):
+            table.add_column("" if i == 0 else column[0], justify="left" if i == 0 else "right")
+        for number, line in enumerate(list(zip(*cells, strict=True))[1:]):
+            table.add_row(*line, end_section=number == 1)
         return table
 
     def to_markdown(self) -> str:

@@ -15,10 +15,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from contextcrf.classes import IGNORE_INDEX
+from contextcrf.crf import PairwisePotential
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.model import UNARY, ContextCRF, downsample, upsample
@@ -48,8 +50,48 @@ class SeededSampler(Sampler[tuple[int, int]]):
         return iter(list(zip(order, seeds, strict=True)))
 
 
-class Piecewise(L.LightningModule):
-    """The piecewise objective (13): the sum of the potentials' own negative log-likelihoods.
+class _Objective(L.LightningModule):
+    """What both stages share: named losses that are added up, and the optimiser of a recipe."""
+
+    def __init__(self, recipe: Recipe, steps: int) -> None:
+        super().__init__()
+        self.recipe, self.steps = recipe, steps
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """The negative log-likelihood of each potential that is trained."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters with their learning rates."""
+        raise NotImplementedError
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(batch[0]))
+        self.log("loss", total, prog_bar=True, batch_size=len(batch[0]), logger=False)
+        return total
+
+    def configure_optimizers(self) -> Any:
+        recipe, groups = self.recipe, self.parameter_groups()
+        if recipe.optimizer == "sgd":
+            sgd = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+            return [sgd], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(sgd, 0.97), "interval": "epoch"}]
+        adamw = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        steps = max(4, self.steps)
+        # The rise must have a length: with 1 / steps of the run torch divides by zero.
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            adamw, [group["lr"] for group in groups], total_steps=steps, pct_start=max(0.1, 1.5 / steps)
+        )
+        return [adamw], [{"scheduler": cycle, "interval": "step"}]
+
+
+class Piecewise(_Objective):
+    """The piecewise objective (13), the sum of the potentials' negative log-likelihoods. A batch is (images, masks).
 
     Args:
         model: whose potentials are trained.
@@ -59,33 +101,32 @@ class Piecewise(L.LightningModule):
     """
 
     def __init__(self, model: ContextCRF, recipe: Recipe, steps: int, class_weights: Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__(recipe, steps)
         self.model = model
-        self.recipe = recipe
-        self.steps = steps
         self.class_weights = class_weights
         self.names = model.select(recipe.potentials)
         self.matrices = {"unary": ConfusionMatrix(model.num_classes), "crf": ConfusionMatrix(model.num_classes)}
-        trained = [model.trunk(name) for name in self.names] + [model.potential(name) for name in self.names]
         model.requires_grad_(False)
-        for module in trained:
-            module.requires_grad_(True)
         for name in self.names:
+            model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)
+            model.potential(name).requires_grad_(True)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, masks = batch
-        features = self.model.features(_channels_last(images), self.names)
         weights = None if self.class_weights is None else self.class_weights.to(images.device)
-        losses = self.model.nll(features, masks, self.recipe.max_edges, weights)
-        total = torch.stack(list(losses.values())).sum()
-        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(images))
-        self.log("loss", total, prog_bar=True, batch_size=len(images), logger=False)
-        return total
+        features = self.model.features(_channels_last(images), self.names)
+        return self.model.nll(features, masks, self.recipe.max_edges, weights)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        backbones = [self.model.trunk(name).backbone for name in self.names]
+        old = {id(p) for backbone in backbones for p in backbone.pretrained_parameters()}
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": self.recipe.lr},
+            {"name": "pretrained", "params": [p for p in trained if id(p) in old], "lr": self.recipe.lr / 10},
+        ]
+        return [group for group in groups if group["params"]]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, masks = batch
@@ -103,21 +144,41 @@ class Piecewise(L.LightningModule):
                 self.log(f"val/{row}", matrix.mean_iou(), prog_bar=True)
                 matrix.reset()
 
-    def configure_optimizers(self) -> Any:
-        backbones = [self.model.trunk(name).backbone for name in self.names]
-        old = {id(p) for backbone in backbones for p in backbone.pretrained_parameters()}
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        recipe = self.recipe
-        groups = [
-            {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": recipe.lr},
-            {"name": "pretrained", "params": [p for p in trained if id(p) in old], "lr": recipe.lr / 10},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if recipe.optimizer == "sgd":
-            sgd = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-            return [sgd], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(sgd, 0.97), "interval": "epoch"}]
-        adamw = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        return [adamw], [_one_cycle(adamw, self.steps)]
+
+class CachedHeads(_Objective):
+    """The piecewise objective of pairwise heads over cached features. A batch is (features, labels).
+
+    Args:
+        model: whose heads are trained.
+        names: of the relations.
+        recipe, steps: as in `Piecewise`.
+    """
+
+    def __init__(self, model: ContextCRF, names: Sequence[str], recipe: Recipe, steps: int) -> None:
+        super().__init__(recipe, steps)
+        self.heads = torch.nn.ModuleDict({name: model.pairwise[name] for name in names})
+        self.heads.train().requires_grad_(True)
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        features, labels = batch[0].float(), batch[1]
+        heads = {name: head for name, head in self.heads.items() if isinstance(head, PairwisePotential)}
+        return {name: head.nll(features, labels, max_edges=self.recipe.max_edges) for name, head in heads.items()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"name": "new", "params": list(self.heads.parameters()), "lr": self.recipe.lr}]
+
+
+class CachedFeatures(Dataset[tuple[Tensor, Tensor]]):
+    """Features [N, C, h, w] and labels [N, h, w] in memory, indexed by what `SeededSampler` yields."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return self.features[key[0]], self.labels[key[0]]
 
 
 def fit(
@@ -159,6 +220,7 @@ def fit_heads(
     recipe: Recipe,
     out: Path,
     views: int = 2,
+    ckpt_path: str | None = None,
     progress: bool = True,
 ) -> None:
     """The second stage: train pairwise heads on features of the frozen trunk, computed once.
@@ -171,6 +233,7 @@ def fit_heads(
         recipe: how; `epochs` counts passes over the cached features.
         out: folder for logs and checkpoints.
         views: augmented copies of each image that are cached.
+        ckpt_path: as in `fit`.
         progress: show progress bars.
     """
     if not model.config.shared_trunk:
@@ -180,26 +243,19 @@ def fit_heads(
         raise ValueError(
             f"potentials {recipe.potentials}: expected at least one relation; the unary is not trained here"
         )
-    features, masks = cache_features(model, train, names[0], views, recipe, progress)
-    loader = DataLoader(
-        TensorDataset(features, masks),
-        recipe.batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(recipe.seed),
-    )
+    cached = cache_features(model, train, names[0], views, recipe, progress)
+    loader = DataLoader(cached, recipe.batch_size, sampler=SeededSampler(len(cached), recipe.seed))
     module = CachedHeads(model, names, recipe, recipe.epochs * len(loader))
     trainer = _trainer(recipe, out, progress, validate=False)
     with _quiet():
-        trainer.fit(module, loader)
+        trainer.fit(module, loader, ckpt_path=_checkpoint(out, ckpt_path), weights_only=True)
 
 
 @torch.no_grad()
 def cache_features(
     model: ContextCRF, data: SegmentationDataset, name: str, views: int, recipe: Recipe, progress: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Features [N, C, h, w] (bfloat16) of the potential `name` and labels [N, h, w] of the images, `views` times."""
-    from rich.progress import track
-
+) -> CachedFeatures:
+    """Features (bfloat16) of the potential `name` and labels of the images, each seen `views` times."""
     model.eval()
     device = next(model.parameters()).device
     features, labels = [], []
@@ -212,33 +268,7 @@ def cache_features(
                 maps = model.features(_channels_last(images.to(device)), [name])[name]
             features.append(maps.to(torch.bfloat16).cpu())
             labels.append(downsample(masks, maps.shape[-2:]))
-    return torch.cat(features), torch.cat(labels)
-
-
-class CachedHeads(L.LightningModule):
-    """The piecewise objective of pairwise heads over cached features: a batch is (features, labels)."""
-
-    def __init__(self, model: ContextCRF, names: Sequence[str], recipe: Recipe, steps: int) -> None:
-        super().__init__()
-        self.heads = torch.nn.ModuleDict({name: model.potential(name) for name in names})
-        self.heads.train().requires_grad_(True)
-        self.recipe, self.steps = recipe, steps
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        features, labels = batch
-        losses = {
-            name: head.nll(features.float(), labels, max_edges=self.recipe.max_edges)  # type: ignore[operator]
-            for name, head in self.heads.items()
-        }
-        total = torch.stack(list(losses.values())).sum()
-        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(labels))
-        self.log("loss", total, prog_bar=True, batch_size=len(labels), logger=False)
-        return total
-
-    def configure_optimizers(self) -> Any:
-        recipe = self.recipe
-        adamw = torch.optim.AdamW(self.heads.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-        return [adamw], [_one_cycle(adamw, self.steps)]
+    return CachedFeatures(torch.cat(features), torch.cat(labels))
 
 
 def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
@@ -275,15 +305,6 @@ def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Tra
     )
 
 
-def _one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
-    """Each group's rate up to its own and down to nothing, over a whole run, as Lightning wants it."""
-    steps = max(4, steps)
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    # The rise must have a length: with 1 / steps of the run torch divides by zero.
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=max(0.1, 1.5 / steps))
-    return {"scheduler": cycle, "interval": "step"}
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the warnings of Lightning's that are about what is meant here, or about itself."""
@@ -291,6 +312,7 @@ def _quiet() -> Iterator[None]:
         for message in (
             ".*LeafSpec.* is deprecated",
             ".*does not have many workers",
+            "Checkpoint directory .* exists and is not empty",
             "The number of training batches .* is smaller than the logging interval",
             "You defined a `validation_step` but have no `val_dataloader`",
             r"Found \d+ module\(s\) in eval mode",  # BatchNorm at its ImageNet statistics

@@ -61,11 +61,12 @@ class UnaryPotential(nn.Module):
         """
         _check_labels(labels, features, self.num_classes, ignore_index)
         known = (labels != ignore_index).sum().clamp(min=1)
-        logits = self(features)
-        # Half precision has too few digits for a logarithm of a sum; single and double stay what they are.
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        return F.cross_entropy(logits, labels, class_weights, ignore_index=ignore_index, reduction="sum") / known
+        return (
+            F.cross_entropy(
+                _at_least_single(self(features)), labels, class_weights, ignore_index=ignore_index, reduction="sum"
+            )
+            / known
+        )
 
 
 class PairwisePotential(nn.Module):
@@ -189,14 +190,12 @@ class PairwisePotential(nn.Module):
         graph = self.graph(features)
         owner, neighbour = self._project(features)
         batch, nodes = owner.shape[:2]
-        total = owner.new_zeros(batch, nodes, self.num_classes)
-        count = graph.inside.sum(1) + owner.new_zeros(nodes).index_add_(
-            0, graph.neighbours[graph.inside], owner.new_ones(int(graph.inside.sum()))
-        )
+        total = _accumulator(owner, batch, nodes, self.num_classes)
+        count = graph.inside.sum(1) + graph.neighbours[graph.inside].bincount(minlength=nodes)
         per_node = max(1, graph.neighbours.shape[1]) * (self.num_classes**2 + self.last.in_features) * batch
         for rows in _blocks(nodes, per_node):
             table, inside = graph.neighbours[rows], graph.inside[rows]
-            joint = self.last(F.relu(owner[:, rows, None] + neighbour[:, table])).softmax(-1)
+            joint = _at_least_single(self.last(F.relu(owner[:, rows, None] + neighbour[:, table]))).softmax(-1)
             joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
             total[:, rows] += joint.sum((2, 4))
             total.index_add_(1, table.flatten(), joint.sum(3).flatten(1, 2))
@@ -218,9 +217,7 @@ class PairwisePotential(nn.Module):
 
     def _edge_loss(self, owner: Tensor, neighbour: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
         logits = self.last(F.relu(owner[p] + neighbour[q]))
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        return F.cross_entropy(logits, target, reduction="sum")
+        return F.cross_entropy(_at_least_single(logits), target, reduction="sum")
 
     def _reversed(self, graph: Graph, features: Tensor) -> tuple[Tensor, Tensor]:
         """The table of `graph` seen from q: for each node the owners of the boxes that hold it."""
@@ -239,7 +236,7 @@ class PairwisePotential(nn.Module):
             contracted: W2 contracted with the sender's marginals, [B, N, K, D]; constant: the same of its bias.
         """
         batch, nodes, hidden = senders.shape
-        total = senders.new_zeros(batch, nodes, self.num_classes)
+        total = _accumulator(senders, batch, nodes, self.num_classes)
         for rows in _blocks(nodes, max(1, table.shape[1]) * hidden * batch):
             # In place: the time goes into moving these numbers, and no gradient needs the steps between.
             edge = receivers[:, table[rows]].add_(senders[:, rows, None]).relu_()
@@ -253,6 +250,16 @@ def _blocks(nodes: int, elements_per_node: int) -> Iterator[slice]:
     """Slices of nodes small enough that a block's temporary stays below the limit."""
     step = max(1, _BLOCK_ELEMENTS // elements_per_node)
     return (slice(start, min(start + step, nodes)) for start in range(0, nodes, step))
+
+
+def _at_least_single(logits: Tensor) -> Tensor:
+    """Half precision has too few digits for the logarithm of a sum; double stays double."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _accumulator(like: Tensor, *shape: int) -> Tensor:
+    """Zeros in at least single precision: a sum over a hundred edges loses its digits in half precision."""
+    return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def _check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:

@@ -33,4 +33,7 @@ def tiny_model(scenes):
     from contextcrf.model import ContextCRF, ModelConfig
 
     config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
-    return ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False)
+    model = ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False)
+    for head in model.pairwise.values():
+        head.last.reset_parameters()  # as if trained
+    return model

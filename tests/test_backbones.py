@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 
-from contextcrf.nets import backbones, weights
+from contextcrf.nets import weights
 from contextcrf.nets.backbones import PlainBackbone, TimmBackbone, create_backbone
+from contextcrf.nets.depthwise import float32_depthwise
 from contextcrf.nets.multiscale import MultiScale
 from contextcrf.nets.weights import WeightsNotFoundError
 
@@ -52,16 +53,15 @@ def test_the_plain_backbone_sees_exactly_its_receptive_field():
     assert int(rows.max() - rows.min()) + 1 == PlainBackbone.receptive_field
 
 
-def test_batch_norm_stays_at_its_statistics_while_training():
-    backbone = TimmBackbone("mobilenetv3_small_050", 16, pretrained=False, channels=32).train()
+@pytest.mark.parametrize(("trained_before", "norm_eval"), [(True, True), (True, False), (False, True)])
+def test_batch_norm_keeps_the_statistics_of_a_pretrained_body_while_training(trained_before, norm_eval):
+    backbone = TimmBackbone("mobilenetv3_small_050", 16, pretrained=False, channels=32)
+    backbone.pretrained, backbone.norm_eval = trained_before, norm_eval
     before = {k: v.clone() for k, v in backbone.body.state_dict().items() if "running" in k}
-    backbone(torch.randn(2, 3, 32, 32))
-    after = backbone.body.state_dict()
+    backbone.train()(torch.randn(2, 3, 32, 32))
+    kept = all(torch.equal(backbone.body.state_dict()[key], value) for key, value in before.items())
     assert before
-    assert all(torch.equal(after[key], value) for key, value in before.items())
-    moving = TimmBackbone("mobilenetv3_small_050", 16, pretrained=False, channels=32, norm_eval=False).train()
-    moving(torch.randn(2, 3, 32, 32))
-    assert any(not torch.equal(moving.body.state_dict()[key], value) for key, value in before.items())
+    assert kept == (trained_before and norm_eval)
 
 
 def test_freezing_stages_keeps_the_first_ones_only():
@@ -86,12 +86,29 @@ def test_depthwise_convolutions_are_exact_under_autocast():
     backbone = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=False, channels=32).eval()
     depthwise = backbone.body.blocks[1][0].conv_dw
     x = torch.randn(1, depthwise.in_channels, 9, 9)
+    plain = torch.nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1, groups=x.shape[1], bias=False)
+    with torch.inference_mode():
+        exact = depthwise(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(depthwise(x), exact)
+            assert plain(x).dtype == torch.bfloat16
+    float32_depthwise(plain)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(depthwise(x), torch.nn.Conv2d.__call__(depthwise, x))
-        assert depthwise(x).dtype == torch.float32
-    twin = torch.nn.Conv2d(4, 4, 3)
-    backbones.float32_depthwise(twin)
-    assert type(twin) is torch.nn.Conv2d
+        assert plain(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "stages"), [("resnet10t", 1), ("resnet10t", 2), ("convnext_femto", 1)])
+def test_stages_of_other_families_freeze_too(name, stages):
+    backbone = TimmBackbone(name, 32, pretrained=False, channels=32)
+    backbone.freeze(stages)
+    frozen = [parameter.requires_grad for parameter in backbone.body.parameters()]
+    assert frozen == sorted(frozen)
+    assert 0 < frozen.count(False) < len(frozen)
+
+
+def test_a_network_without_feature_maps_is_refused():
+    with pytest.raises(ValueError, match="vit_tiny"):
+        TimmBackbone("vit_tiny_patch16_224", 8, pretrained=False)
 
 
 @pytest.mark.parametrize("strides", [(2, None), (8, 4), (32, 16), (5, None)])

@@ -89,7 +89,7 @@ def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
     assert "plain sum" in printed
     assert "<- chosen" in printed
     assert "mean IoU on 3 images of train:" in printed
-    assert set(load(model).config.strengths) == {"surrounding", "above"}
+    assert f"{100 * load(model).about['tune']['mean_iou']:.2f}\nmodel written" in printed
     assert set(load(model).about) == {"fit", "fit-heads", "tune"}
     results = tmp_path / "results"
     command = ["evaluate", str(model), "--data", str(scenes), "--out", str(results), "--pictures", "1"]
@@ -154,6 +154,52 @@ def test_two_files_with_one_output_are_refused(tmp_path, capsys):
     assert "rename one" in capsys.readouterr().err
 
 
+def test_no_image_is_written_over(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["predict", "camvid", str(tmp_path), "--out", str(tmp_path)])
+    assert "choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_predict_turns_phone_photographs_and_refuses_deep_images(tiny_model, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.new("RGB", (40, 24)).save(tmp_path / "phone.jpg", exif=exif)
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    files = [str(tmp_path / "phone.jpg"), str(tmp_path / "deep.png")]
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "model"), *files, "--out", str(tmp_path / "o")])
+    assert "deep.png: mode I;16" in capsys.readouterr().err
+    with Image.open(tmp_path / "o" / "phone.png") as labels:
+        assert labels.size == (24, 40)
+
+
+def test_the_demo_deletes_nothing_it_has_not_made(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "precious.txt").touch()
+    with pytest.raises(SystemExit):
+        main(["demo", "--out", str(tmp_path)])
+    assert "choose an empty or new folder" in capsys.readouterr().err
+    assert (tmp_path / "results" / "precious.txt").exists()
+
+
+def test_an_impossible_model_is_one_line(scenes, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(scenes), "--out", str(tmp_path / "o"), *FIT, "--model.graph_stride", "12"])
+    error = capsys.readouterr().err
+    assert "graph_stride=12" in error
+    assert "Traceback" not in error
+
+
+def test_dense_parameters_keep_their_types():
+    options = ["fit", "--data", "d", "--out", "o", "--model.dense", '{"iterations": 5, "bilateral_sxy": 2.5}']
+    parser = build_parser()
+    assert parser.instantiate(parser.parse_args(options)).fit.model.dense == {"iterations": 5, "bilateral_sxy": 2.5}
+
+
 def test_a_model_of_other_classes_is_not_evaluated(tiny_model, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "splits").mkdir()
@@ -162,7 +208,7 @@ def test_a_model_of_other_classes_is_not_evaluated(tiny_model, tmp_path, capsys)
     save(tiny_model, tmp_path / "model")
     with pytest.raises(SystemExit):
         main(["evaluate", str(tmp_path / "model"), "--data", str(tmp_path), "--out", str(tmp_path / "o")])
-    assert "'x', 'y'" in capsys.readouterr().err
+    assert "the data have x, y" in capsys.readouterr().err
 
 
 def test_the_demo_runs_and_its_crf_is_evaluated(tmp_path, capsys, monkeypatch):
@@ -173,5 +219,5 @@ def test_the_demo_runs_and_its_crf_is_evaluated(tmp_path, capsys, monkeypatch):
     names = ["unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair", "full"]
     assert [row["name"] for row in stored["rows"]] == names
     assert (tmp_path / "results" / "examples.png").exists()
-    assert load(tmp_path / "model").config.strengths
+    assert load(tmp_path / "model").about["recipe"]["epochs"] == 1
     assert "pictures:" in capsys.readouterr().out.replace("\n", "")

@@ -120,6 +120,29 @@ def test_maps_that_a_cell_does_not_divide_are_cut_at_the_border():
     torch.testing.assert_close(result.sum(1), torch.ones(1, 5, 7))
 
 
+def test_the_width_of_a_cell_may_be_said_where_sizes_leave_a_doubt():
+    unary = torch.randn(1, K, 34, 34)
+    pairs = [(PairwisePotential(4, K, RangeBox.surrounding(1.0), 6), torch.randn(1, 4, 5, 5))]
+    seven, eight = mean_field(unary, pairs, cell=7), mean_field(unary, pairs, cell=8)
+    assert torch.equal(mean_field(unary, pairs), seven)
+    assert not torch.equal(seven, eight)
+    with pytest.raises(ValueError, match="do not fit"):
+        mean_field(unary, pairs, cell=9)
+
+
+def test_training_goes_on_after_inference_mode():
+    unary, pairs, _ = crf()
+    with torch.inference_mode():
+        mean_field(unary, pairs)
+    mean_field(unary, pairs).square().sum().backward()
+    assert pairs[0][0].last.weight.grad is not None
+
+
+def test_half_precision_logits_are_summed_in_single():
+    unary, _, _ = crf()
+    assert mean_field(unary.bfloat16(), []).dtype == torch.float32
+
+
 def test_gradients_flow_to_features_and_parameters():
     unary, pairs, _ = crf()
     potential, maps = pairs[0]

@@ -16,7 +16,10 @@ CLASSES = Classes(("sky", "sea", "sand"), ((0, 0, 255), (0, 128, 128), (200, 200
 
 def tiny(**changes):
     settings = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": (1.0, 0.5), **changes}
-    return ContextCRF(ModelConfig(**settings), CLASSES, pretrained=False).eval()
+    model = ContextCRF(ModelConfig(**settings), CLASSES, pretrained=False).eval()
+    for head in model.pairwise.values():
+        head.last.reset_parameters()  # as if trained
+    return model
 
 
 def images(batch=1, height=48, width=64):
@@ -71,6 +74,37 @@ def test_without_the_unary_inference_starts_at_the_edges_own_marginals():
         maps = model.features(images().float(), ["above"])
         own = model.pairwise["above"].edge_marginals(maps["above"])
         torch.testing.assert_close(model.infer(maps, ["above"], iterations=0), own)
+
+
+def test_an_untrained_head_says_nothing():
+    settings = ModelConfig(backbone="plain", channels=8, hidden=8)
+    model = ContextCRF(settings, CLASSES, pretrained=False).eval()
+    with torch.inference_mode():
+        maps = model.features(images().float())
+        torch.testing.assert_close(model.infer(maps), model.infer(maps, ["unary"]))
+
+
+def test_strengths_are_relative_to_the_unary_and_do_not_apply_without_it():
+    weighted, plain = tiny(strengths={"above": 0.0}), tiny()
+    plain.load_state_dict(weighted.state_dict())
+    with torch.inference_mode():
+        maps = weighted.features(images().float())
+        torch.testing.assert_close(weighted.infer(maps, ["above"]), plain.infer(maps, ["above"]))
+        torch.testing.assert_close(weighted.infer(maps, ["unary", "above"]), weighted.infer(maps, ["unary"]))
+
+
+@pytest.mark.parametrize("size", [(40, 60), (160, 240), (112, 112), (9, 300)])
+def test_coarse_graphs_fit_images_of_every_size(size):
+    model = tiny(graph_stride=64)
+    with torch.inference_mode():
+        assert model(images(1, *size).float()).shape == (1, 3, *size)
+
+
+def test_a_model_keeps_its_own_configuration():
+    config = ModelConfig(backbone="plain", channels=8, hidden=8)
+    model = ContextCRF(config, CLASSES, pretrained=False)
+    model.config.strengths["above"] = 5.0
+    assert config.strengths == {}
 
 
 def test_a_coarser_graph_pools_features_and_labels():
@@ -141,6 +175,8 @@ def test_unknown_potentials_are_refused_by_name():
     [
         ({"relations": {"unary": RangeBox.above()}}, "unary"),
         ({"strengths": {"below": 1.0}}, "below"),
+        ({"dense": {"sxy": 3}}, "sxy"),
+        ({"dense": {"bilateral_sxy": 0}}, "bilateral_sxy"),
         ({"graph_stride": 12}, "graph_stride=12"),
         ({"graph_stride": 4}, "graph_stride=4"),
     ],
@@ -171,6 +207,9 @@ def test_models_that_cannot_be_loaded_are_refused_by_name(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(ModelError, match="format"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model": {"depth": 3}}))
+    with pytest.raises(ModelError, match=r"config\.json"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json"):

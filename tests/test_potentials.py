@@ -249,5 +249,7 @@ def test_labels_that_do_not_fit_are_refused_by_name():
             part.nll(maps, torch.full((1, 3, 4), 3))
         with pytest.raises(ValueError, match=r"labels \(1, 6, 8\)"):
             part.nll(maps, torch.zeros(1, 6, 8, dtype=torch.int64))
+        with pytest.raises(ValueError, match="uint8"):
+            part.nll(maps, torch.zeros(1, 3, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="marginals"):
         pot.messages(maps, torch.rand(1, 4, 3, 4))

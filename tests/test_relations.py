@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextcrf import RangeBox
-from contextcrf.crf.relations import box_graph
+from contextcrf.crf.relations import Graph
 
 CPU = torch.device("cpu")
 extents = st.floats(0, 1)
@@ -58,18 +58,26 @@ def test_edges_are_the_pairs_whose_second_node_lies_in_the_box_of_the_first(top,
         and (v, u) != (y, x)
         and (own or v != y)
     }
-    edges = box_graph(box, h, w, CPU).edges().T.tolist()
+    edges = Graph(box, h, w, CPU).edges().T.tolist()
     assert len(edges) == len(expected)
     assert {(p, q) for p, q in edges} == expected
 
 
 @given(sides, sides)
 def test_mean_degree_counts_both_ends_of_every_edge(h, w):
-    graph = box_graph(RangeBox.surrounding(0.8), h, w, CPU)
+    graph = Graph(RangeBox.surrounding(0.8), h, w, CPU)
     touching = torch.bincount(graph.edges().flatten(), minlength=h * w).double()
     assert graph.mean_degree() == pytest.approx(touching.mean().item())
 
 
+@given(sides, sides)
+def test_seen_from_the_other_end_edges_are_the_same(h, w):
+    graph = Graph(RangeBox(0.4, 0.0, 0.7, 0.2, own_row=False), h, w, CPU)
+    table, inside = graph.reversed().neighbours(slice(0, h * w))
+    pairs = {(int(table[q, t]), q) for q, t in inside.nonzero().tolist()}
+    assert pairs == {(p, q) for p, q in graph.edges().T.tolist()}
+
+
 def test_a_map_of_one_node_has_no_edges():
-    assert box_graph(RangeBox.surrounding(1.0), 1, 1, CPU).edges().shape == (2, 0)
-    assert box_graph(RangeBox.above(1.0, 1.0), 1, 9, CPU).edges().shape == (2, 0)
+    assert Graph(RangeBox.surrounding(1.0), 1, 1, CPU).edges().shape == (2, 0)
+    assert Graph(RangeBox.above(1.0, 1.0), 1, 9, CPU).edges().shape == (2, 0)

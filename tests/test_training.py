@@ -5,8 +5,9 @@ import torch
 
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.transforms import training_transform
+from contextcrf.model import downsample
 from contextcrf.recipe import Recipe
-from contextcrf.training import Piecewise, cache_features, class_weights, fit, fit_heads
+from contextcrf.training import CachedHeads, Piecewise, SeededSampler, cache_features, class_weights, fit, fit_heads
 
 QUICK = Recipe(epochs=3, batch_size=2, crop=(64, 96), scale=(0.8, 1.2), lr=0.01, max_edges=64, val_every=3)
 
@@ -105,12 +106,49 @@ def test_the_second_stage_moves_pairwise_heads_alone(tiny_model, train, scenes, 
     assert losses[1]["surrounding"] < 0.95 * losses[0]["surrounding"]
 
 
+def test_a_resumed_second_stage_ends_as_an_undisturbed_one(tiny_model, train, tmp_path):
+    whole, halves, fresh = (copy.deepcopy(tiny_model) for _ in range(3))
+    fit_heads(whole, train, QUICK, tmp_path / "whole", progress=False)
+    # The same cycle, stopped after one epoch: as the first checkpoint of a run that was killed.
+    for name, model in (("first", halves), ("rest", fresh)):
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "first":
+                patch.setattr(CachedHeads, "on_train_epoch_start", stop_after_one_epoch)
+            last = "last" if name == "rest" else None
+            try:
+                fit_heads(model, train, QUICK, tmp_path / "halves", ckpt_path=last, progress=False)
+            except InterruptedError:
+                assert name == "first"
+    assert torch.equal(weights(fresh), weights(whole))
+    assert not torch.equal(weights(halves), weights(whole))
+
+
+def stop_after_one_epoch(module):
+    if module.current_epoch == 1:
+        raise InterruptedError
+
+
+def test_resuming_a_finished_run_gives_the_averaged_weights_again(tiny_model, train, tmp_path):
+    recipe, again = quick(ema=0.9, epochs=2), copy.deepcopy(tiny_model)
+    fit(tiny_model, train, None, recipe, tmp_path, progress=False)
+    fit(again, train, None, recipe, tmp_path, ckpt_path="last", progress=False)
+    assert torch.equal(weights(again), weights(tiny_model))
+
+
 def test_cached_features_are_those_of_the_trunk(tiny_model, train):
     cached = cache_features(tiny_model, train, "above", 2, QUICK, progress=False)
     features, labels = cached.features, cached.labels
     assert features.shape == (12, 8, 8, 12)
     assert labels.shape == (12, 8, 12)
-    assert not torch.equal(features[:6].sort(0).values, features[6:].sort(0).values)  # two views differ
+    for view in range(2):
+        sampler = SeededSampler(6, QUICK.seed)
+        sampler.set_epoch(view)
+        for row, key in enumerate(sampler):
+            image, mask = train[key]
+            with torch.no_grad():
+                maps = tiny_model.features(image[None].float(), ["above"])["above"]
+            torch.testing.assert_close(features[6 * view + row], maps[0].bfloat16())
+            assert torch.equal(labels[6 * view + row], downsample(mask[None], (8, 12))[0])
 
 
 def test_the_second_stage_needs_a_shared_trunk_and_a_relation(tiny_model, train, tmp_path):
@@ -126,6 +164,7 @@ def test_pretrained_layers_take_a_tenth_of_the_rate(train):
 
     config = ModelConfig(backbone="mobilenetv3_small_050", stride=32, channels=32, hidden=8, scales=(1.0,))
     model = ContextCRF(config, train.classes, pretrained=False)
+    model.trunk("unary").backbone.pretrained = True
     for optimizer in ("adamw", "sgd"):
         module = Piecewise(model, quick(optimizer=optimizer, lr=0.5), steps=10)
         (chosen,), (schedule,) = module.configure_optimizers()

@@ -1,7 +1,9 @@
 """The command line. `contextcrf COMMAND --help` tells what each takes; every option may stand in a YAML file."""
 
+import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,15 +51,14 @@ def fit(
     from contextcrf.storage import load, save
     from contextcrf.training import fit as run
 
+    _refuse_overwriting(out, ckpt_path)
     train = open_dataset(data, train_split, _augmentation(recipe))
     val = open_dataset(data, val_split) if val_split else None
     for part in (train, val) if val else (train,):
         _check(part)
-    _refuse_overwriting(out, ckpt_path)
     torch.manual_seed(recipe.seed)
-    network = load(init) if init else ContextCRF(model, train.classes, pretrained, recipe.norm_eval)
-    if network.classes != train.classes:
-        raise ValueError(f"{init}: its classes {network.classes.names} are not the data's {train.classes.names}")
+    network = load(init) if init else ContextCRF(model, train.classes, pretrained)
+    _same_classes(network, train)
     run(network, train, val, recipe, out, ckpt_path)
     save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
     print(f"model written to {out / 'model'}")
@@ -87,10 +88,11 @@ def fit_heads(
     from contextcrf.storage import load, save
     from contextcrf.training import fit_heads as run
 
-    network = load(model)
-    train = open_dataset(data, train_split, _augmentation(recipe))
-    _check(train)
     _refuse_overwriting(out, ckpt_path)
+    network = load(model).to(_device())
+    train = open_dataset(data, train_split, _augmentation(recipe))
+    _same_classes(network, train)
+    _check(train)
     run(network, train, recipe, out, views, ckpt_path)
     save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
     print(f"model written to {out / 'model'}")
@@ -116,25 +118,26 @@ def tune(
     """
     from contextcrf.data.dataset import open_dataset
     from contextcrf.storage import load, save
-    from contextcrf.tuning import tune_strengths
+    from contextcrf.tuning import best_of, tune_strengths
 
-    network = load(model)
+    folder = out or Path(model)
+    if out is None and not folder.is_dir():
+        raise ValueError(f"{model} is a bundled model and stays as it is; name a folder with --out")
+    network = load(model).to(_device())
     if not network.pairwise:
         raise ValueError(f"{model}: the model has no pairwise potential to weigh")
     chosen = open_dataset(data, split).spread(limit)
+    _same_classes(network, chosen)
     _check(chosen)
     trials = tune_strengths(network, chosen, precision=precision)
-    best = max(trials[1:], key=lambda trial: trial.mean_iou)
+    best = best_of(trials)
     for trial in trials:
         name = ", ".join(f"{key} {value:g}" for key, value in trial.strengths.items()) or "plain sum"
         print(f"{100 * trial.mean_iou:6.2f}  {name}{'  <- chosen' if trial is best else ''}")
-    before = next((t for t in trials if t.strengths == network.config.strengths), trials[0])
-    print(f"mean IoU on {len(chosen)} images of {split}: {100 * before.mean_iou:.2f} -> {100 * best.mean_iou:.2f}")
+    before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
+    print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
     network.config.strengths = best.strengths
     about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
-    folder = out or Path(model)
-    if out is None and not Path(model).is_dir():
-        raise ValueError(f"{model} is a bundled model and stays as it is; name a folder with --out")
     save(network, folder, {**network.about, "tune": about})
     print(f"model written to {folder}")
 
@@ -168,19 +171,15 @@ def evaluate(
     from contextcrf.report import draw
     from contextcrf.storage import load
 
-    network = load(model)
+    network = load(model).to(_device())
     wanted = systems(network, rows)
     dataset = open_dataset(data, split)
-    if dataset.classes.names != network.classes.names:
-        raise ValueError(f"{model} knows the classes {network.classes.names}, the data {dataset.classes.names}")
+    _same_classes(network, dataset)
     _check(dataset)
     measured = run(network, dataset, wanted, precision)
-    about = {
-        "model": model,
-        "data": f"{data.name} {split}, {len(dataset)} images",
-        "precision": precision,
-        "command": "contextcrf " + " ".join(sys.argv[1:]),
-    }
+    command = ["contextcrf", "evaluate", model, "--data", str(data), "--split", split, "--precision", precision]
+    command += ["--out", str(out), *(["--rows", json.dumps(rows)] if rows else [])]
+    about = {"data": f"{data.name} {split}, {len(dataset)} images", "command": f"`{shlex.join(command)}`"}
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
     draw(network, dataset.spread(pictures), wanted, results, out, precision)
@@ -197,11 +196,12 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5) -> 
         out: folder for the results.
         opacity: of the colours in the overlays.
     """
-    from contextcrf.prediction import find_images, predict_files
+    from contextcrf.prediction import find_images, plan_outputs, predict_files
     from contextcrf.storage import load
 
     files = find_images(images)
-    outcome = predict_files(load(model), files, out, opacity)
+    plan_outputs(files, out)
+    outcome = predict_files(load(model).to(_device()), files, out, opacity)
     print(f"{len(files) - len(outcome.failed)} of {len(files)} images labelled, written to {out}")
     if outcome.failed:
         for path, reason in outcome.failed:
@@ -233,6 +233,19 @@ def _check(dataset: Any) -> None:
     from contextcrf.data.checks import check_pairs
 
     check_pairs(dataset.pairs, len(dataset.classes), dataset.void)
+
+
+def _same_classes(network: Any, dataset: Any) -> None:
+    ours, theirs = network.classes.names, dataset.classes.names
+    if ours != theirs:
+        raise ValueError(f"the model knows the classes {', '.join(ours)}; the data have {', '.join(theirs)}")
+
+
+def _device() -> Any:
+    """Where networks run: the accelerator if there is one."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
@@ -281,9 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
     function = COMMANDS[options.command][0]
-    values = parser.instantiate(options)[options.command].as_dict()
-    values.pop("config")
     try:
+        values = parser.instantiate(options)[options.command].as_dict()
+        values.pop("config")
         function(**values)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("CONTEXTCRF_TRACEBACK"):

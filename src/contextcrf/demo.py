@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from contextcrf.crf import RangeBox
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.scenes import write_scenes
 from contextcrf.data.transforms import training_transform
@@ -20,7 +19,7 @@ from contextcrf.recipe import Recipe
 from contextcrf.report import draw
 from contextcrf.storage import save
 from contextcrf.training import fit
-from contextcrf.tuning import tune_strengths
+from contextcrf.tuning import best_of, tune_strengths
 
 STRENGTHS = (0.0, 1.0, 4.0, 16.0)
 TUNING_IMAGES = 12
@@ -31,7 +30,6 @@ CONFIG = ModelConfig(
     channels=64,
     scales=(1.0,),
     hidden=64,
-    relations={"surrounding": RangeBox.surrounding(), "above": RangeBox.above()},
     dense={"bilateral_sxy": 20, "bilateral_srgb": 20, "bilateral_compat": 4, "spatial_sxy": 2, "spatial_compat": 1},
 )
 
@@ -40,27 +38,43 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     """Draw scenes, train, tune, evaluate; everything is written below `out`.
 
     Args:
-        out: its sub-folders scenes, fit, model and results are replaced.
+        out: a new or empty folder, or an earlier demo's, whose results are replaced.
         epochs: of training.
         train_images, val_images: scenes to train and to evaluate on.
     """
-    for part in ("scenes", "fit", "model", "results"):
-        shutil.rmtree(out / part, ignore_errors=True)
+    marker = out / ".contextcrf-demo"
+    if out.exists() and any(out.iterdir()):
+        if not marker.exists():
+            raise FileExistsError(f"{out} holds files that no demo made; choose an empty or new folder with --out")
+        for part in ("scenes", "fit", "model", "results"):
+            shutil.rmtree(out / part, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
     console = Console()
     console.print(f"[bold]1/4[/] drawing {train_images} + {val_images} scenes into {out / 'scenes'}")
     scenes = write_scenes(out / "scenes", train_images, val_images)
 
-    recipe = Recipe(epochs=epochs, batch_size=8, lr=3e-3, weight_decay=1e-4, max_edges=8192, val_every=5)
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=8,
+        lr=3e-3,
+        weight_decay=1e-4,
+        max_edges=8192,
+        crop=(160, 240),
+        scale=(1.0, 1.0),
+        colour=0.2,
+        val_every=5,
+    )
     console.print("[bold]2/4[/] training the unary and both pairwise potentials, jointly and piecewise")
     torch.manual_seed(recipe.seed)
-    train = open_dataset(scenes, "train", training_transform((160, 240), (1.0, 1.0), colour=0.2))
+    train = open_dataset(scenes, "train", training_transform(recipe.crop, recipe.scale, recipe.colour))
     val = open_dataset(scenes, "val")
     model = ContextCRF(CONFIG, train.classes, pretrained=False)
     fit(model, train, val, recipe, out / "fit")
 
     console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")
     trials = tune_strengths(model, open_dataset(scenes, "train").spread(TUNING_IMAGES), STRENGTHS)
-    model.config.strengths = max(trials[1:], key=lambda trial: trial.mean_iou).strengths
+    model.config.strengths = best_of(trials).strengths
     save(model, out / "model", {"data": "context scenes", "recipe": recipe.to_dict()})
 
     console.print("[bold]4/4[/] evaluating")

@@ -1,7 +1,7 @@
 """ContextCRF: Network Part-1 and the CRF's potentials put together (Fig. 2 of the paper)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf.classes import Classes
-from contextcrf.crf import PairwisePotential, RangeBox, UnaryPotential, mean_field
+from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.multiscale import MultiScale
 
@@ -59,13 +59,17 @@ class ModelConfig:
     shared_trunk: bool = True
     iterations: int = 2
     strengths: dict[str, float] = field(default_factory=dict)
-    dense: dict[str, float] = field(default_factory=dict)
+    dense: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if UNARY in self.relations:
             raise ValueError(f"relations: {UNARY!r} is the name of the unary potential; choose another")
         if unknown := sorted(set(self.strengths) - set(self.relations)):
             raise ValueError(f"strengths: {unknown} name no relation; relations: {sorted(self.relations)}")
+        try:
+            DenseCRF(**self.dense)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
         if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
             raise ValueError(f"graph_stride={self.graph_stride}: expected a multiple of stride={self.stride}")
 
@@ -80,22 +84,22 @@ class ContextCRF(nn.Module):
         config: its shape.
         classes: names and colours of the K classes.
         pretrained: ImageNet weights for the backbone.
-        norm_eval: keep pretrained BatchNorm statistics fixed while training.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig, classes: Classes, pretrained: bool = True, norm_eval: bool = True) -> None:
+    def __init__(self, config: ModelConfig, classes: Classes, pretrained: bool = True) -> None:
         super().__init__()
-        self.config = config
+        # A copy: strengths are tuned in place, and the caller's configuration may serve another model.
+        self.config = config = replace(config, strengths=dict(config.strengths), dense=dict(config.dense))
         self.classes = classes
         self.num_classes = num_classes = len(classes)
         self.about: dict[str, Any] = {}
 
         def trunk() -> MultiScale:
             backbone = create_backbone(
-                config.backbone, config.stride, config.output_stride, config.channels, pretrained, norm_eval
+                config.backbone, config.stride, config.output_stride, config.channels, pretrained
             )
             return MultiScale(backbone, config.scales)
 
@@ -107,6 +111,11 @@ class ContextCRF(nn.Module):
         self.pairwise = nn.ModuleDict(
             {name: PairwisePotential(width, num_classes, box, config.hidden) for name, box in config.relations.items()}
         )
+        # A head that has not been trained says nothing, instead of drowning the others in noise.
+        for head in self.pairwise.values():
+            assert isinstance(head, PairwisePotential)
+            nn.init.zeros_(head.last.weight)
+            nn.init.zeros_(head.last.bias)
         self.register_buffer("mean", 255 * torch.tensor(first.backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(first.backbone.std).view(1, 3, 1, 1), persistent=False)
 
@@ -164,7 +173,8 @@ class ContextCRF(nn.Module):
         """Mean-field marginals of the CRF with some of the potentials.
 
         Without the unary, mean field starts at the edges' own marginals (`PairwisePotential.edge_marginals`): from
-        the uniform distribution every message is the same average over labels.
+        the uniform distribution every message is the same average over labels. Strengths are relative to the unary, so
+        there they do not apply.
 
         Args:
             features: as `features` returns them.
@@ -180,16 +190,13 @@ class ContextCRF(nn.Module):
         pairs = [(self._pairwise(name), features[name]) for name in relations]
         if UNARY in names:
             unary, start = self.unary(features[UNARY]), None
+            weights = [self._weight(name, maps, strengths) for name, (_, maps) in zip(relations, pairs, strict=True)]
         else:
             own = [potential.edge_marginals(maps) for potential, maps in pairs]
             start = torch.stack(own).mean(0)
-            unary = torch.zeros_like(start)
-        weights = [
-            strengths[name] / max(1.0, potential.graph(maps).mean_degree()) if name in strengths else 1.0
-            for name, (potential, maps) in zip(relations, pairs, strict=True)
-        ]
+            unary, weights = torch.zeros_like(start), [1.0] * len(pairs)
         count = self.config.iterations if iterations is None else iterations
-        return mean_field(unary, pairs, count, weights, start=start)
+        return mean_field(unary, pairs, count, weights, start=start, cell=self._cell)
 
     def forward(self, images: Tensor, potentials: Iterable[str] | None = None) -> Tensor:
         """Images [B, 3, H, W] in 0..255 to marginals [B, K, H, W]: inference, then bilinear up-sampling."""
@@ -243,9 +250,20 @@ class ContextCRF(nn.Module):
         assert isinstance(potential, PairwisePotential)
         return potential
 
+    def _weight(self, name: str, maps: Tensor, strengths: dict[str, float]) -> float:
+        if name not in strengths:
+            return 1.0
+        return strengths[name] / max(1.0, self._pairwise(name).graph(maps).mean_degree())
+
+    @property
+    def _cell(self) -> int:
+        """Nodes of the unary's map along a cell of the pairwise graphs."""
+        return (self.config.graph_stride or self.config.stride) // self.config.stride
+
     def _pool(self, maps: Tensor) -> Tensor:
-        ratio = (self.config.graph_stride or self.config.stride) // self.config.stride
-        return maps if ratio == 1 else F.avg_pool2d(maps, ratio, ceil_mode=True, count_include_pad=False)
+        if self._cell == 1:
+            return maps
+        return F.avg_pool2d(maps, self._cell, ceil_mode=True, count_include_pad=False)
 
 
 @dataclass(frozen=True)

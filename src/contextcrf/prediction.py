@@ -1,12 +1,13 @@
 """Pictures in, label files out: the `predict` command."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.progress import track
 
+from contextcrf.data.checks import DECODING_ERRORS, DEEP_IMAGE_MODES
 from contextcrf.data.dataset import IMAGE_SUFFIXES
 from contextcrf.errors import DataError
 from contextcrf.figures import index_png
@@ -25,7 +26,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     """The files among `inputs`, and the images in the folders among them (not in sub-folders), sorted.
 
     Raises:
-        DataError: an input does not exist, a folder holds no image, or two files share a stem and so an output.
+        DataError: an input does not exist, or a folder holds no image.
     """
     files: list[Path] = []
     for path in inputs:
@@ -38,12 +39,26 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
             files.append(path)
         else:
             raise DataError(f"{path}: no such file or folder")
-    stems: dict[str, Path] = {}
-    for path in files:
-        if path.stem in stems:
-            raise DataError(f"{stems[path.stem]} and {path} would both be written as {path.stem}.png; rename one")
-        stems[path.stem] = path
     return files
+
+
+def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
+    """The two files, labels and overlay, that each image becomes.
+
+    Raises:
+        DataError: two images would be written to one file, or a file would be written over an image.
+    """
+    planned = [(out / f"{path.stem}.png", out / f"{path.stem}_overlay.png") for path in files]
+    sources = {path.resolve() for path in files}
+    owner: dict[Path, Path] = {}
+    for path, outputs in zip(files, planned, strict=True):
+        for output in outputs:
+            if output.resolve() in sources:
+                raise DataError(f"{path}: its result {output} would be written over an image; choose another --out")
+            if output in owner:
+                raise DataError(f"{owner[output]} and {path} would both be written as {output}; rename one")
+            owner[output] = path
+    return planned
 
 
 def predict_files(
@@ -53,23 +68,21 @@ def predict_files(
 
     A file that cannot be read is noted and does not stop the others.
     """
+    planned = plan_outputs(files, out)
     out.mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
-    for path in _tracked(files, progress):
+    for path, (labels, overlay) in track(list(zip(files, planned, strict=True)), "predict", disable=not progress):
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
-        # Pillow's words for damaged data: OSError in general, SyntaxError for broken PNG chunks, ValueError for sizes.
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                if file.mode in DEEP_IMAGE_MODES:
+                    raise ValueError(f"mode {file.mode}; expected 8 bits a channel")
+                # Phones store a portrait lying on its side; "above" must mean above.
+                image = ImageOps.exif_transpose(file).convert("RGB")
+        except DECODING_ERRORS as error:
             outcome.failed.append((path, str(error)))
             continue
         segmentation = model.segment(image)
-        labels, overlay = out / f"{path.stem}.png", out / f"{path.stem}_overlay.png"
         index_png(segmentation.labels, model.classes.palette).save(labels)
         segmentation.overlay(opacity).save(overlay)
         outcome.written += [labels, overlay]
     return outcome
-
-
-def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:
-    return iter(track(files, "predict", disable=not progress))

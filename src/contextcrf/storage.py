@@ -77,14 +77,19 @@ def load(name_or_path: str | Path) -> ContextCRF:
         raise ModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(f"{path}: expected a model of format {FORMAT}")
-    shape = dict(config["model"])
-    shape["relations"] = {name: RangeBox(**box) for name, box in shape["relations"].items()}
-    model = ContextCRF(ModelConfig(**shape), Classes.from_dict(config["classes"]), pretrained=False)
-    model.about = config["about"]
+    try:
+        shape = dict(config["model"])
+        shape["relations"] = {name: RangeBox(**box) for name, box in shape["relations"].items()}
+        model = ContextCRF(ModelConfig(**shape), Classes.from_dict(config["classes"]), pretrained=False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not the configuration of a model: {error!r}") from error
+    model.about = config.get("about", {})
     path = folder / "model.safetensors"
     try:
         state = load_file(path)
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be loaded into the model of config.json: {error}") from error
+    for name in model.potentials:
+        model.trunk(name).backbone.pretrained = True
     return model.eval()

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.crf import PairwisePotential
-from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.dataset import SegmentationDataset, read_mask
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.model import UNARY, ContextCRF, downsample, upsample
 from contextcrf.recipe import Recipe
@@ -56,6 +56,7 @@ class _Objective(L.LightningModule):
     def __init__(self, recipe: Recipe, steps: int) -> None:
         super().__init__()
         self.recipe, self.steps = recipe, steps
+        self.trained = False  # in this process
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """The negative log-likelihood of each potential that is trained."""
@@ -66,6 +67,7 @@ class _Objective(L.LightningModule):
         raise NotImplementedError
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.trained = True
         # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
 
@@ -110,6 +112,7 @@ class Piecewise(_Objective):
         for name in self.names:
             model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)
+            model.trunk(name).backbone.norm_eval = recipe.norm_eval
             model.potential(name).requires_grad_(True)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -157,7 +160,7 @@ class CachedHeads(_Objective):
     def __init__(self, model: ContextCRF, names: Sequence[str], recipe: Recipe, steps: int) -> None:
         super().__init__(recipe, steps)
         self.heads = torch.nn.ModuleDict({name: model.pairwise[name] for name in names})
-        self.heads.train().requires_grad_(True)
+        self.heads.requires_grad_(True)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         features, labels = batch[0].float(), batch[1]
@@ -201,7 +204,7 @@ def fit(
         ckpt_path: "last" resumes from `out`'s newest checkpoint, exactly; a path resumes from that one.
         progress: show a progress bar.
     """
-    model.train().to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)
     sampler = SeededSampler(len(train), recipe.seed)
     loader = DataLoader(
         train, recipe.batch_size, sampler=sampler, num_workers=recipe.workers, drop_last=len(train) >= recipe.batch_size
@@ -209,9 +212,7 @@ def fit(
     weights = class_weights(train, recipe.class_balance) if recipe.class_balance else None
     module = Piecewise(model, recipe, recipe.epochs * len(loader), weights)
     validation = DataLoader(val, 1, num_workers=recipe.workers) if val is not None else None
-    trainer = _trainer(recipe, out, progress, validate=val is not None)
-    with _quiet():
-        trainer.fit(module, loader, validation, ckpt_path=_checkpoint(out, ckpt_path), weights_only=True)
+    _run(module, loader, validation, out, ckpt_path, progress)
 
 
 def fit_heads(
@@ -246,9 +247,7 @@ def fit_heads(
     cached = cache_features(model, train, names[0], views, recipe, progress)
     loader = DataLoader(cached, recipe.batch_size, sampler=SeededSampler(len(cached), recipe.seed))
     module = CachedHeads(model, names, recipe, recipe.epochs * len(loader))
-    trainer = _trainer(recipe, out, progress, validate=False)
-    with _quiet():
-        trainer.fit(module, loader, ckpt_path=_checkpoint(out, ckpt_path), weights_only=True)
+    _run(module, loader, None, out, ckpt_path, progress)
 
 
 @torch.no_grad()
@@ -274,11 +273,30 @@ def cache_features(
 def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
     """Weights frequency^-balance for the classes of a data set, [K], with a mean of 1 over its pixels."""
     counts = torch.zeros(IGNORE_INDEX + 1, dtype=torch.float64)
-    for _, mask in data.without_transform():
-        counts += torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1)
+    for _, path in data.pairs:
+        counts += torch.bincount(read_mask(path, data.void).flatten(), minlength=IGNORE_INDEX + 1)
     frequency = counts[: len(data.classes)] / counts[: len(data.classes)].sum()
     weights = torch.where(frequency > 0, frequency.clamp(min=1e-12) ** -balance, 0)
     return (weights / (weights * frequency).sum()).float()
+
+
+def _run(
+    module: _Objective,
+    loader: DataLoader[Any],
+    validation: DataLoader[Any] | None,
+    out: Path,
+    ckpt_path: str | None,
+    progress: bool,
+) -> None:
+    checkpoint = _checkpoint(out, ckpt_path)
+    trainer = _trainer(module.recipe, out, progress, validate=validation is not None)
+    # Whether BatchNorm learns is decided by now: bring every module into its mode.
+    module.train()
+    with _quiet():
+        trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
+    if module.recipe.ema and checkpoint and not module.trained:
+        # Nothing was left to do, and so Lightning has not exchanged the last weights for their average.
+        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
 
 
 def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Trainer:
@@ -291,6 +309,7 @@ def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Tra
     if recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema))
     return L.Trainer(
+        devices=1,
         max_epochs=recipe.epochs,
         precision=recipe.precision,
         callbacks=callbacks,

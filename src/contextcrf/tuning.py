@@ -27,6 +27,11 @@ class Trial:
     mean_iou: float
 
 
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The trial with the highest mean IoU, the earliest of equals."""
+    return max(trials, key=lambda trial: trial.mean_iou)
+
+
 @torch.inference_mode()
 def tune_strengths(
     model: ContextCRF,
@@ -44,7 +49,7 @@ def tune_strengths(
         grid: strengths to try; 0 is the unary alone.
 
     Returns:
-        All trials, the first of them the plain sum.
+        All trials, the first of them the model as it is.
     """
     model.eval()
     cache = [_Cached(model, image, mask, precision) for image, mask in _images(data, "features", progress)]
@@ -59,11 +64,12 @@ def tune_strengths(
             matrix.update(item.labels(model, strengths), item.mask[None])
         trials.append(Trial(strengths, matrix.mean_iou()))
 
+    attempt(model.config.strengths, "as it is")
     attempt({}, "plain sum")
     for strength in grid:
         attempt(dict.fromkeys(relations, strength), f"strength {strength:g}")
     for relation in relations if len(relations) > 1 else []:
-        best = max(trials[1:], key=lambda trial: trial.mean_iou).strengths
+        best = {**dict.fromkeys(relations, 1.0), **best_of(trials).strengths}
         for factor in (0.0, 0.5, 2.0):
             attempt({**best, relation: best[relation] * factor}, f"{relation} x {factor:g}")
     return trials
@@ -76,7 +82,9 @@ class _Cached:
         device = model.mean.device
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             features = model.features(image[None].to(device).float())
-        self.features = {name: maps.half() for name, maps in features.items()}
+        # Potentials of one trunk share one map; so do their copies.
+        halves = {id(maps): maps.half() for maps in features.values()}
+        self.features = {name: halves[id(maps)] for name, maps in features.items()}
         self.mask = mask
 
     def labels(self, model: ContextCRF, strengths: dict[str, float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ def mean_field(
     weights: Sequence[float] | None = None,
     damping: float = 0.0,
     start: Tensor | None = None,
+    cell: int | None = None,
 ) -> Tensor:
     """Approximate marginals: Q_p(k) proportional to exp( u_p(k) + weighted sum of expected pair logits ).
 
@@ -30,6 +32,8 @@ def mean_field(
         iterations: number of parallel updates; the paper uses 2.
         weights: one factor per potential; None is 1.0 for each, the model itself.
         damping: share in [0, 1) of the old marginals kept at every update.
+        cell: the factor r of features coarser than the logits; None finds it from the sizes, which leaves a doubt on
+            small maps (5 cells of 34 nodes may be 7 or 8 nodes wide).
         start: marginals [B, K, H, W] to start from; None is softmax(unary_logits).
 
     Returns:
@@ -45,6 +49,8 @@ def mean_field(
     factors = [1.0] * len(pairwise) if weights is None else list(weights)
     if len(factors) != len(pairwise):
         raise ValueError(f"{len(factors)} weights for {len(pairwise)} pairwise potentials; expected one each")
+    # In half precision the sums below would lose their digits.
+    unary_logits = unary_logits.to(torch.promote_types(unary_logits.dtype, torch.float32))
     marginals = unary_logits.softmax(1) if start is None else start
     if marginals.shape != unary_logits.shape:
         raise ValueError(f"start {tuple(marginals.shape)}: expected the shape of the unary logits")
@@ -52,16 +58,16 @@ def mean_field(
         logits = unary_logits
         for (potential, features), factor in zip(pairwise, factors, strict=True):
             if factor != 0:
-                logits = logits + factor * _messages(potential, features, marginals)
+                logits = logits + factor * _messages(potential, features, marginals, cell)
         updated = logits.softmax(1)
         marginals = damping * marginals + (1 - damping) * updated if damping else updated
     return marginals
 
 
-def _messages(potential: PairwisePotential, features: Tensor, marginals: Tensor) -> Tensor:
+def _messages(potential: PairwisePotential, features: Tensor, marginals: Tensor, cell: int | None) -> Tensor:
     """Messages on the features' grid, brought from and to the grid of the marginals."""
     fine, coarse = marginals.shape[-2:], features.shape[-2:]
-    ratio = -(-fine[0] // coarse[0])
+    ratio = 1 if fine == coarse else cell or max(-(-side // cells) for side, cells in zip(fine, coarse, strict=True))
     if tuple(-(-side // ratio) for side in fine) != tuple(coarse):
         raise ValueError(
             f"features {tuple(features.shape)} do not fit unary logits of {fine[0]} x {fine[1]} nodes; "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from contextcrf.crf.relations import Graph, RangeBox, box_graph
+from contextcrf.crf.relations import Graph, RangeBox
 
 IGNORE_INDEX = 255
 
@@ -95,7 +95,7 @@ class PairwisePotential(nn.Module):
 
     def graph(self, features: Tensor) -> Graph:
         """The edges of this relation on a feature map [B, C, H, W]."""
-        return box_graph(self.box, features.shape[-2], features.shape[-1], features.device)
+        return Graph(self.box, features.shape[-2], features.shape[-1], features.device)
 
     def pair_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The explicit table, for study and tests: it takes E x K x K numbers an image.
@@ -134,14 +134,14 @@ class PairwisePotential(nn.Module):
         labels = labels.flatten()
         p, q = image * nodes + p, image * nodes + q
         target = labels[p] * self.num_classes + labels[q]
-        owner, neighbour = (part.flatten(0, 1) for part in self._project(features))
+        # In single precision, so that the gradients of a node's hundred edges are added up in it.
+        owner, neighbour = (_at_least_single(part).flatten(0, 1) for part in self._project(features))
         block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
         losses = [
             checkpoint(self._edge_loss, owner, neighbour, *part, use_reentrant=False)
             for part in zip(p.split(block), q.split(block), target.split(block), strict=True)
         ]
-        total = torch.stack(losses).sum() if losses else owner.sum() * 0 + neighbour.sum() * 0
-        return total / max(1, len(p))
+        return torch.stack(losses).sum() / max(1, len(p))
 
     def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
         """Expected pair logits, summed over the edges that touch a node: the mean-field update without its unary.
@@ -166,13 +166,10 @@ class PairwisePotential(nn.Module):
         beliefs = marginals.flatten(2).transpose(1, 2)
         weight = self.last.weight.unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.unflatten(0, (self.num_classes, self.num_classes))
-        # A sender contracts its marginals with W2 once (K x D numbers a node); each edge then costs K x D, not K^2 x D.
-        into_neighbours = torch.einsum("bnk,kjd->bnjd", beliefs, weight), beliefs @ bias
-        into_owners = torch.einsum("bnj,kjd->bnkd", beliefs, weight), beliefs @ bias.T
-        total = self._send(graph.neighbours, graph.inside, owner, neighbour, *into_neighbours)
-        # Seen from q, the owners of the boxes it lies in are at minus the offsets.
-        owners, inside = self._reversed(graph, features)
-        total = total + self._send(owners, inside, neighbour, owner, *into_owners)
+        total = _accumulator(owner, *beliefs.shape)
+        # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it lies in.
+        self._send(graph, owner, neighbour, beliefs, weight, bias, total)
+        self._send(graph.reversed(), neighbour, owner, beliefs, weight.transpose(0, 1), bias.T, total)
         return total.transpose(1, 2).unflatten(2, features.shape[-2:])
 
     def edge_marginals(self, features: Tensor) -> Tensor:
@@ -189,18 +186,19 @@ class PairwisePotential(nn.Module):
         """
         graph = self.graph(features)
         owner, neighbour = self._project(features)
-        batch, nodes = owner.shape[:2]
-        total = _accumulator(owner, batch, nodes, self.num_classes)
-        count = graph.inside.sum(1) + graph.neighbours[graph.inside].bincount(minlength=nodes)
-        per_node = max(1, graph.neighbours.shape[1]) * (self.num_classes**2 + self.last.in_features) * batch
-        for rows in _blocks(nodes, per_node):
-            table, inside = graph.neighbours[rows], graph.inside[rows]
+        batch = len(owner)
+        total = _accumulator(owner, batch, graph.nodes, self.num_classes)
+        per_node = max(1, len(graph.offsets)) * (self.num_classes**2 + self.last.in_features) * batch
+        for rows in _blocks(graph.nodes, per_node):
+            table, inside = graph.neighbours(rows)
             joint = _at_least_single(self.last(F.relu(owner[:, rows, None] + neighbour[:, table]))).softmax(-1)
             joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
             total[:, rows] += joint.sum((2, 4))
             total.index_add_(1, table.flatten(), joint.sum(3).flatten(1, 2))
+        # Every edge adds one to the sum over labels at each of its ends.
+        count = total.sum(2, keepdim=True).round()
         uniform = torch.full_like(total, 1 / self.num_classes)
-        marginals = torch.where(count[:, None] > 0, total / count[:, None].clamp(min=1), uniform)
+        marginals = torch.where(count > 0, total / count.clamp(min=1), uniform)
         return marginals.transpose(1, 2).unflatten(2, features.shape[-2:])
 
     def _project(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,31 +217,35 @@ class PairwisePotential(nn.Module):
         logits = self.last(F.relu(owner[p] + neighbour[q]))
         return F.cross_entropy(_at_least_single(logits), target, reduction="sum")
 
-    def _reversed(self, graph: Graph, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The table of `graph` seen from q: for each node the owners of the boxes that hold it."""
-        box = RangeBox(self.box.bottom, self.box.top, self.box.right, self.box.left, self.box.own_row)
-        mirrored = box_graph(box, features.shape[-2], features.shape[-1], features.device)
-        return mirrored.neighbours, mirrored.inside
-
     def _send(
-        self, table: Tensor, inside: Tensor, senders: Tensor, receivers: Tensor, contracted: Tensor, constant: Tensor
-    ) -> Tensor:
-        """Messages from every node to the nodes of its row in `table`, added up at the receivers: [B, N, K].
+        self,
+        graph: Graph,
+        senders: Tensor,
+        receivers: Tensor,
+        beliefs: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        total: Tensor,
+    ) -> None:
+        """Add to `total` [B, N, K] the messages from every node to its neighbours in `graph`.
 
         Args:
-            table, inside: receivers of each sender, [N, T].
+            graph: neighbours are the receivers.
             senders, receivers: the halves of the first layer, [B, N, D].
-            contracted: W2 contracted with the sender's marginals, [B, N, K, D]; constant: the same of its bias.
+            beliefs: marginals of the senders, [B, N, K].
+            weight, bias: of the last layer, [K, K, D] and [K, K], the sender's label first.
         """
         batch, nodes, hidden = senders.shape
-        total = _accumulator(senders, batch, nodes, self.num_classes)
-        for rows in _blocks(nodes, max(1, table.shape[1]) * hidden * batch):
+        per_node = max(len(graph.offsets), self.num_classes) * hidden * batch
+        for rows in _blocks(nodes, per_node):
+            table, inside = graph.neighbours(rows)
+            # A sender contracts its marginals with W2 once (K x D numbers); each edge then costs K x D, not K^2 x D.
+            contracted = torch.einsum("bnk,kjd->bndj", beliefs[:, rows], weight)
             # In place: the time goes into moving these numbers, and no gradient needs the steps between.
-            edge = receivers[:, table[rows]].add_(senders[:, rows, None]).relu_()
-            message = edge @ contracted[:, rows].transpose(2, 3) + constant[:, rows, None]
-            message = message * inside[rows, :, None]
-            total.index_add_(1, table[rows].flatten(), message.flatten(1, 2).to(total.dtype))
-        return total
+            edge = receivers[:, table].add_(senders[:, rows, None]).relu_()
+            message = edge @ contracted.to(edge.dtype) + (beliefs[:, rows] @ bias)[:, :, None]
+            message = message * inside[..., None]
+            total.index_add_(1, table.flatten(), message.flatten(1, 2).to(total.dtype))
 
 
 def _blocks(nodes: int, elements_per_node: int) -> Iterator[slice]:
@@ -268,6 +270,8 @@ def _check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_ind
             f"labels {tuple(labels.shape)} do not fit features {tuple(features.shape)}; expected [B, H, W] of the same "
             "B, H, W (down-sample the masks to the feature map)"
         )
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels of {labels.dtype}: expected int64 (call .long())")
     strange = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
     if strange.any():
         raise ValueError(

@@ -61,33 +61,66 @@ class RangeBox:
         return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
-@dataclass(frozen=True)
 class Graph:
-    """The edges of one relation on one feature map, as a table over nodes and offsets.
+    """The edges of one relation on one feature map. Made on the fly for any block of nodes: nothing of size E is kept.
 
-    Attributes:
-        neighbours: int64 [N, T], the index y * width + x of node p + offset t; 0 where that lies outside the map.
-        inside: bool [N, T], whether it lies inside.
+    Nodes are the positions of the map, index y * width + x.
+
+    Args:
+        box: the relation.
+        height, width: of the feature map.
+        device: where tables are made.
     """
 
-    neighbours: Tensor
-    inside: Tensor
+    def __init__(self, box: RangeBox, height: int, width: int, device: torch.device) -> None:
+        self.box, self.height, self.width, self.device = box, height, width, device
+        self.offsets = _offsets(box, height, width, device)
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes N."""
+        return self.height * self.width
+
+    def neighbours(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The nodes in the boxes of the nodes `rows`.
+
+        Returns:
+            table int64 [n, T], node indices, 0 where an offset leads outside the map; inside bool [n, T], whether it
+            does not.
+        """
+        nodes = torch.arange(rows.start, rows.stop, device=self.device)
+        y = (nodes // self.width)[:, None] + self.offsets[:, 0]
+        x = (nodes % self.width)[:, None] + self.offsets[:, 1]
+        inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width)
+        return torch.where(inside, y * self.width + x, 0), inside
+
+    def reversed(self) -> "Graph":
+        """The same edges seen from q: the neighbours of a node are the owners of the boxes that hold it."""
+        box = self.box
+        mirrored = RangeBox(box.bottom, box.top, box.right, box.left, box.own_row)
+        return Graph(mirrored, self.height, self.width, self.device)
 
     def edges(self) -> Tensor:
         """All edges as node indices (p, q): int64 [2, E], ordered by p."""
-        p, t = self.inside.nonzero(as_tuple=True)
-        return torch.stack([p, self.neighbours[p, t]])
+        return _edges(self.box, self.height, self.width, self.device)
 
     def mean_degree(self) -> float:
         """Mean number of edges that touch a node: 2E / N."""
-        return 2 * int(self.inside.sum()) / max(1, self.inside.shape[0])
+        reach = torch.tensor([self.height, self.width], device=self.device) - self.offsets.abs()
+        return 2 * int(reach.clamp(min=0).prod(1).sum()) / self.nodes
 
 
 @lru_cache(maxsize=64)
-def box_graph(box: RangeBox, height: int, width: int, device: torch.device) -> Graph:
-    """The graph of `box` on a height x width feature map. Kept: every image of a size has the same one."""
-    offsets = box.offsets(height, width).to(device)
-    y = torch.arange(height, device=device).repeat_interleave(width)[:, None] + offsets[:, 0]
-    x = torch.arange(width, device=device).repeat(height)[:, None] + offsets[:, 1]
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return Graph(torch.where(inside, y * width + x, 0), inside)
+def _offsets(box: RangeBox, height: int, width: int, device: torch.device) -> Tensor:
+    # What is kept must be an ordinary tensor, also when it is first asked for under inference mode.
+    with torch.inference_mode(False):
+        return box.offsets(height, width).to(device)
+
+
+@lru_cache(maxsize=8)
+def _edges(box: RangeBox, height: int, width: int, device: torch.device) -> Tensor:
+    """Kept, since every training image of a size has the same ones."""
+    with torch.inference_mode(False):
+        table, inside = Graph(box, height, width, device).neighbours(slice(0, height * width))
+        p, t = inside.nonzero(as_tuple=True)
+        return torch.stack([p, table[p, t]])

@@ -19,10 +19,10 @@ from contextcrf.errors import DataError
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
 
 # More than eight bits a channel: turned into RGB these would be cut off at 255, not scaled.
-_DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 # What Pillow raises for a file that is no image, is cut short or is damaged, depending on the format and the place.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 _LISTED = 50
 
@@ -66,7 +66,7 @@ def _pair_problems(image_path: Path, mask_path: Path, num_classes: int, void: in
     image = _decode(image_path, "image")
     mask = _decode(mask_path, "mask")
     problems = [item for item in (image, mask) if isinstance(item, str)]
-    if isinstance(image, Image.Image) and image.mode in _DEEP_IMAGE_MODES:
+    if isinstance(image, Image.Image) and image.mode in DEEP_IMAGE_MODES:
         problems.append(f"{image_path}: the image has mode {image.mode}; expected 8 bits a channel")
     if isinstance(mask, Image.Image):
         if isinstance(image, Image.Image) and image.size != mask.size:
@@ -84,7 +84,7 @@ def _decode(path: Path, kind: str) -> Image.Image | str:
         with Image.open(path) as image:
             image.load()  # opening reads the header only
             return image
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         return f"{path}: the {kind} cannot be decoded ({error}); expected a complete image file"
 
 

@@ -25,8 +25,11 @@ class TimmBackbone(nn.Module):
         output_stride: stride of the backbone's last map; `stride` if None.
         channels: channels of the result.
         pretrained: ImageNet weights, or random ones. Weights that cannot be had are an error, never random instead.
-        norm_eval: keep the backbone's BatchNorm at its ImageNet statistics while training: with three scales and a
-            few images a step, the batch's own are noise, and unlike those at prediction.
+
+    Attributes:
+        pretrained: whether the body has been trained; a loaded model sets it.
+        norm_eval: keep the BatchNorm of a pretrained body at its statistics while training: with three scales and a few
+            images a step, the batch's own are noise, and unlike those at prediction.
 
     Raises:
         WeightsNotFoundError: `pretrained`, and no weights can be had.
@@ -39,7 +42,6 @@ class TimmBackbone(nn.Module):
         output_stride: int | None = None,
         channels: int = 256,
         pretrained: bool = True,
-        norm_eval: bool = True,
     ) -> None:
         super().__init__()
         output_stride = output_stride or stride
@@ -65,13 +67,14 @@ class TimmBackbone(nn.Module):
             nn.ReLU(),
         )
         self.out_channels = channels
-        self.norm_eval = norm_eval
+        self.pretrained = pretrained
+        self.norm_eval = True
         self.mean = tuple(float(v) for v in self.body.default_cfg["mean"])
         self.std = tuple(float(v) for v in self.body.default_cfg["std"])
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that come from ImageNet; they train at a lower rate than the rest."""
-        return list(self.body.parameters())
+        """The parameters that have been trained before; they go on at a lower rate than new ones."""
+        return list(self.body.parameters()) if self.pretrained else []
 
     def freeze(self, stages: int, filters: bool = False) -> None:
         """Keep parts of the backbone as they came from ImageNet: they cost most and change least.
@@ -87,16 +90,19 @@ class TimmBackbone(nn.Module):
                 module.weight.requires_grad_(False)
         if stages == 0:
             return
-        last = self.body.feature_info.module_name(stages - 1)
-        parameters = list(self.body.named_parameters())
-        # Parameters are registered in the order of the forward pass.
-        count = 1 + max(i for i, (name, _) in enumerate(parameters) if name.startswith(f"{last}."))
-        for _, parameter in parameters[:count]:
-            parameter.requires_grad_(False)
+        # Modules stand in the order of the forward pass; timm writes a path with dots or underscores.
+        last = self.body.feature_info.module_name(stages - 1).replace(".", "_")
+        modules = [(name.replace(".", "_") + "_", module) for name, module in self.body.named_modules()]
+        within = [i for i, (name, _) in enumerate(modules) if name.startswith(f"{last}_")]
+        if not within:
+            raise ValueError(f"{stages} frozen stages: no module {last!r} in this backbone; leave frozen_stages at 0")
+        for _, module in modules[: within[-1] + 1]:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         super().train(mode)
-        if self.norm_eval:
+        if self.norm_eval and self.pretrained:
             for module in self.body.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
@@ -131,6 +137,7 @@ class PlainBackbone(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1), nn.ReLU())
         self.out_channels = channels
         self.mean, self.std = (0.5,) * 3, (0.25,) * 3
+        self.pretrained = self.norm_eval = False
 
     def freeze(self, stages: int, filters: bool = False) -> None:
         """Nothing here comes from ImageNet, so there is nothing to keep."""
@@ -148,7 +155,11 @@ class PlainBackbone(nn.Module):
 
 def _create(name: str, output_stride: int, pretrained: bool) -> Any:
     arguments = hub_arguments(name) if pretrained else {}
-    body = timm.create_model(name, features_only=True, output_stride=output_stride, **(arguments or {}))
+    try:
+        body = timm.create_model(name, features_only=True, output_stride=output_stride, **(arguments or {}))
+    except (AssertionError, TypeError, RuntimeError) as error:
+        # timm's words for networks that cannot be dilated, or have no feature maps at all.
+        raise ValueError(f"backbone {name!r} has no feature maps of stride {output_stride}: {error}") from error
     if pretrained and arguments is None:
         classifier = timm.create_model(name)
         load_package_weights(name, classifier)
@@ -159,7 +170,7 @@ def _create(name: str, output_stride: int, pretrained: bool) -> Any:
 
 
 def create_backbone(
-    name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool, norm_eval: bool = True
+    name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool
 ) -> TimmBackbone | PlainBackbone:
     """ "plain" is `PlainBackbone`; any other name is timm's."""
     if name == "plain":
@@ -169,4 +180,4 @@ def create_backbone(
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"backbone {name!r}: timm knows no such model; near it: {near}")
-    return TimmBackbone(name, stride, output_stride, channels, pretrained, norm_eval)
+    return TimmBackbone(name, stride, output_stride, channels, pretrained)

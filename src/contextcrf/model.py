@@ -263,7 +263,7 @@ class ContextCRF(nn.Module):
     def _pool(self, maps: Tensor) -> Tensor:
         if self._cell == 1:
             return maps
-        return F.avg_pool2d(maps, self._cell, ceil_mode=True, count_include_pad=False)
+        return F.avg_pool2d(maps, self._cell, ceil_mode=True)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _messages(potential: PairwisePotential, features: Tensor, marginals: Tensor,
         )
     if ratio == 1:
         return potential.messages(features, marginals)
-    cells = F.avg_pool2d(marginals, ratio, ceil_mode=True, count_include_pad=False)
+    cells = F.avg_pool2d(marginals, ratio, ceil_mode=True)
     messages = potential.messages(features, cells)
     messages = messages.repeat_interleave(ratio, 2).repeat_interleave(ratio, 3)
     return messages[..., : fine[0], : fine[1]]

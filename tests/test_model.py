@@ -9,7 +9,7 @@ import contextcrf
 from contextcrf import ContextCRF, ModelConfig, RangeBox, load, mean_field
 from contextcrf.classes import Classes
 from contextcrf.model import downsample, upsample
-from contextcrf.storage import ModelError, save
+from contextcrf.storage import BUNDLED, ModelError, save
 
 CLASSES = Classes(("sky", "sea", "sand"), ((0, 0, 255), (0, 128, 128), (200, 200, 0)))
 
@@ -227,3 +227,18 @@ def test_the_public_names_are_there():
     assert set(contextcrf.__all__) <= set(dir(contextcrf))
     with pytest.raises(AttributeError, match="nothing"):
         _ = contextcrf.nothing
+
+
+def test_the_bundled_model_labels_a_picture_right_after_installation():
+    model = load("camvid")
+    assert model.classes.names[:4] == ("sky", "building", "pole", "road")
+    assert set(model.potentials) == {"unary", "surrounding", "above"}
+    assert all(head.last.weight.abs().sum() > 0 for head in model.pairwise.values())
+    size = sum(path.stat().st_size for path in (BUNDLED / "camvid").iterdir())
+    assert size < 30e6
+    # Half blue, half asphalt grey: whatever else it is, the upper half is sky and the lower is not.
+    street = np.full((120, 160, 3), 100, np.uint8)
+    street[:60] = (150, 180, 220)
+    labels = model.segment(street).labels
+    assert (labels[:40] == 0).double().mean() > 0.9
+    assert (labels[80:] == 0).double().mean() < 0.1

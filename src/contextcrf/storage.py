@@ -48,6 +48,7 @@ def save(model: ContextCRF, folder: str | Path, about: dict[str, Any] | None = N
     text.write_text(json.dumps(config, indent=1) + "\n")
     tensors = folder / "model.safetensors.part"
     save_file(state, tensors)
+    tensors.chmod(text.stat().st_mode)  # safetensors keeps others out; the text beside it does not
     text.rename(folder / "config.json")
     tensors.rename(folder / "model.safetensors")
 

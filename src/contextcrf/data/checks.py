@@ -14,12 +14,10 @@ from PIL import Image
 from rich.progress import track
 
 from contextcrf.errors import DataError
+from contextcrf.pixels import DEEP_IMAGE_MODES
 
 # One number per pixel. In every other mode (RGB, a grey image with alpha, ...) a value is not a class index.
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
-
-# More than eight bits a channel: turned into RGB these would be cut off at 255, not scaled.
-DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 # What Pillow raises for a file that is no image, is cut short or is damaged, depending on the format and the place.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)

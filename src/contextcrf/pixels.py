@@ -1,0 +1,31 @@
+"""What counts as an image: 8 bits a channel, RGB or grey."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
+
+# More than eight bits a channel: turned into RGB these would be cut off at 255, not scaled.
+DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+
+
+def as_pixels(image: ImageLike) -> Tensor:
+    """Any usual form of an image as uint8 RGB [3, H, W]; what is not clear is refused by name (ValueError)."""
+    if isinstance(image, Image.Image):
+        if image.mode in DEEP_IMAGE_MODES:
+            raise ValueError(f"mode {image.mode}; expected 8 bits a channel")
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"array {image.dtype} {image.shape}: expected uint8 [H, W, 3], RGB")
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"tensor {image.dtype} {tuple(image.shape)}: expected uint8 [3, H, W], RGB")
+        return image.cpu()
+    raise ValueError(f"{type(image).__name__}: expected a PIL image, an array or a tensor")

@@ -81,9 +81,10 @@ def test_the_configs_of_the_project_fit_the_command_line():
 
 
 def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
-    heads = ["--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64"]
+    heads = ["--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64", "--graph_stride", "16"]
     main(["fit-heads", str(trained / "model"), "--data", str(scenes), "--out", str(tmp_path / "heads"), *heads])
     model = tmp_path / "heads" / "model"
+    assert load(model).config.graph_stride == 16
     main(["tune", str(model), "--data", str(scenes), "--split", "train", "--limit", "3"])
     printed = capsys.readouterr().out
     assert "plain sum" in printed

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import exact
 from contextcrf import PairwisePotential, RangeBox, UnaryPotential
-from contextcrf.crf import potentials
+from contextcrf.crf import messages, potentials
 
 BOXES = {
     "surrounding": RangeBox.surrounding(1.0),
@@ -99,6 +99,8 @@ def test_blocks_change_nothing(box, monkeypatch):
     labels, beliefs = torch.randint(3, (2, 4, 5)), torch.rand(2, 3, 4, 5, dtype=torch.float64)
     whole = pot.nll(maps, labels), pot.messages(maps, beliefs), pot.edge_marginals(maps)
     monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(messages, "TILE_ELEMENTS", 20)
     blocks = pot.nll(maps, labels), pot.messages(maps, beliefs), pot.edge_marginals(maps)
     torch.testing.assert_close(whole, blocks)
 
@@ -119,6 +121,7 @@ class LargestTensor(TorchDispatchMode):
 def test_the_table_of_all_edges_is_never_formed(monkeypatch):
     """Loss with its backward pass, messages and read-out stay far below E x K x K numbers."""
     monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 1 << 14)
     num_classes = 8
     pot, maps = pairwise(RangeBox.surrounding(1.0), 4, num_classes, 4), features(1, 4, 12, 12)
     labels = torch.randint(num_classes, (1, 12, 12))

@@ -71,11 +71,14 @@ def test_mean_degree_counts_both_ends_of_every_edge(h, w):
 
 
 @given(sides, sides)
-def test_seen_from_the_other_end_edges_are_the_same(h, w):
+def test_a_window_and_its_reverse_hold_the_displacements_of_the_edges(h, w):
     graph = Graph(RangeBox(0.4, 0.0, 0.7, 0.2, own_row=False), h, w, CPU)
-    table, inside = graph.reversed().neighbours(slice(0, h * w))
-    pairs = {(int(table[q, t]), q) for q, t in inside.nonzero().tolist()}
-    assert pairs == {(p, q) for p, q in graph.edges().T.tolist()}
+    p, q = graph.edges()
+    expected = set(zip((q // w - p // w).tolist(), (q % w - p % w).tolist(), strict=True))
+    window = graph.window()
+    for sign, view in ((1, window), (-1, window.reversed())):
+        found = {(sign * (view.top + y), sign * (view.left + x)) for y, x in view.inside.nonzero().tolist()}
+        assert found == expected
 
 
 def test_a_map_of_one_node_has_no_edges():

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,7 @@ def fit_heads(
     recipe: Recipe,
     train_split: str = "train",
     views: int = 2,
+    graph_stride: int | None = None,
     ckpt_path: str | None = None,
 ) -> None:
     """Second stage: freeze a trained trunk, compute its features once, train the pairwise heads on them.
@@ -83,6 +85,7 @@ def fit_heads(
         recipe: how to train; `potentials` names the relations, all of them if null.
         train_split: split to train on.
         views: augmented copies of each image whose features are kept in memory.
+        graph_stride: pixels per node of the pairwise graphs; the model's own if null.
         ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
     """
     from contextcrf.data.dataset import open_dataset
@@ -92,6 +95,9 @@ def fit_heads(
 
     _refuse_overwriting(out, ckpt_path)
     network = load(model).to(_device())
+    if graph_stride is not None:
+        # Strengths belong to the graph they were tuned on.
+        network.config = replace(network.config, graph_stride=graph_stride, strengths={})
     train = open_dataset(data, train_split, augmentation(recipe))
     _same_classes(network, train)
     _check(train)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from contextcrf.crf.messages import send
 from contextcrf.crf.relations import Graph, RangeBox
 
 IGNORE_INDEX = 255
@@ -161,16 +162,15 @@ class PairwisePotential(nn.Module):
                 f"marginals {tuple(marginals.shape)} do not fit features {tuple(features.shape)} "
                 f"and {self.num_classes} classes; expected [B, K, H, W] of the same H, W"
             )
-        graph = self.graph(features)
-        owner, neighbour = self._project(features)
-        beliefs = marginals.flatten(2).transpose(1, 2)
+        window = self.graph(features).window()
+        owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self._project(features))
+        beliefs = marginals.movedim(1, -1)
         weight = self.last.weight.unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.unflatten(0, (self.num_classes, self.num_classes))
-        total = _accumulator(owner, *beliefs.shape)
         # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it lies in.
-        self._send(graph, owner, neighbour, beliefs, weight, bias, total)
-        self._send(graph.reversed(), neighbour, owner, beliefs, weight.transpose(0, 1), bias.T, total)
-        return total.transpose(1, 2).unflatten(2, features.shape[-2:])
+        total = send(owner, neighbour, beliefs, weight, bias, window)
+        total = total + send(neighbour, owner, beliefs, weight.transpose(0, 1), bias.T, window.reversed())
+        return total.movedim(-1, 1)
 
     def edge_marginals(self, features: Tensor) -> Tensor:
         """What this potential alone says of a node: mean over touching edges of the node's marginal of eq. (11).
@@ -216,36 +216,6 @@ class PairwisePotential(nn.Module):
     def _edge_loss(self, owner: Tensor, neighbour: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
         logits = self.last(F.relu(owner[p] + neighbour[q]))
         return F.cross_entropy(_at_least_single(logits), target, reduction="sum")
-
-    def _send(
-        self,
-        graph: Graph,
-        senders: Tensor,
-        receivers: Tensor,
-        beliefs: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        total: Tensor,
-    ) -> None:
-        """Add to `total` [B, N, K] the messages from every node to its neighbours in `graph`.
-
-        Args:
-            graph: neighbours are the receivers.
-            senders, receivers: the halves of the first layer, [B, N, D].
-            beliefs: marginals of the senders, [B, N, K].
-            weight, bias: of the last layer, [K, K, D] and [K, K], the sender's label first.
-        """
-        batch, nodes, hidden = senders.shape
-        per_node = max(len(graph.offsets), self.num_classes) * hidden * batch
-        for rows in _blocks(nodes, per_node):
-            table, inside = graph.neighbours(rows)
-            # A sender contracts its marginals with W2 once (K x D numbers); each edge then costs K x D, not K^2 x D.
-            contracted = torch.einsum("bnk,kjd->bndj", beliefs[:, rows], weight)
-            # In place: the time goes into moving these numbers, and no gradient needs the steps between.
-            edge = receivers[:, table].add_(senders[:, rows, None]).relu_()
-            message = edge @ contracted.to(edge.dtype) + (beliefs[:, rows] @ bias)[:, :, None]
-            message = message * inside[..., None]
-            total.index_add_(1, table.flatten(), message.flatten(1, 2).to(total.dtype))
 
 
 def _blocks(nodes: int, elements_per_node: int) -> Iterator[slice]:

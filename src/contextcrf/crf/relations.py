@@ -61,6 +61,34 @@ class RangeBox:
         return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
+@dataclass(frozen=True)
+class Window:
+    """The smallest rectangle of displacements that holds a relation's.
+
+    Args:
+        top, left: displacement (dy, dx) of its first entry.
+        inside: bool [rows, columns], which of its displacements belong to the relation.
+    """
+
+    top: int
+    left: int
+    inside: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Height of the rectangle."""
+        return self.inside.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Width of the rectangle."""
+        return self.inside.shape[1]
+
+    def reversed(self) -> "Window":
+        """The same edges seen from their other end."""
+        return Window(1 - self.top - self.rows, 1 - self.left - self.columns, self.inside.flip(0, 1))
+
+
 class Graph:
     """The edges of one relation on one feature map. Made on the fly for any block of nodes: nothing of size E is kept.
 
@@ -94,11 +122,17 @@ class Graph:
         inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width)
         return torch.where(inside, y * self.width + x, 0), inside
 
-    def reversed(self) -> "Graph":
-        """The same edges seen from q: the neighbours of a node are the owners of the boxes that hold it."""
-        box = self.box
-        mirrored = RangeBox(box.bottom, box.top, box.right, box.left, box.own_row)
-        return Graph(mirrored, self.height, self.width, self.device)
+    def window(self) -> Window:
+        """The displacements q - p that occur on this map, as a rectangle."""
+        size = torch.tensor([self.height, self.width], device=self.device)
+        offsets = self.offsets[(self.offsets.abs() < size).all(1)]
+        if len(offsets) == 0:
+            return Window(0, 0, torch.zeros(0, 0, dtype=torch.bool, device=self.device))
+        first = offsets.amin(0)
+        rows, columns = (offsets.amax(0) - first + 1).tolist()
+        inside = torch.zeros(rows, columns, dtype=torch.bool, device=self.device)
+        inside[tuple((offsets - first).T)] = True
+        return Window(*first.tolist(), inside)
 
     def edges(self) -> Tensor:
         """All edges as node indices (p, q): int64 [2, E], ordered by p."""

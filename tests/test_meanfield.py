@@ -3,6 +3,8 @@ import torch
 
 import exact
 from contextcrf import PairwisePotential, RangeBox, mean_field
+from contextcrf.crf import elbo, energy, icm
+from contextcrf.crf.meanfield import independent_groups
 
 K = 2
 
@@ -148,6 +150,88 @@ def test_gradients_flow_to_features_and_parameters():
     potential, maps = pairs[0]
     maps = maps.clone().requires_grad_()
     torch.autograd.gradcheck(lambda u, f: mean_field(u, [(potential, f)], 2), (unary.requires_grad_(), maps))
+
+
+def test_elbo_and_trace_are_those_of_enumeration():
+    unary, pairs, tables = crf()
+    trace = []
+    result = mean_field(unary, pairs, 3, trace=trace)
+    torch.testing.assert_close(result, mean_field(unary, pairs, 3))
+    expected = [exact.elbo(flat(mean_field(unary, pairs, n)), flat(unary), tables) for n in range(4)]
+    torch.testing.assert_close(torch.cat(trace), torch.stack(expected))
+    torch.testing.assert_close(elbo(unary, pairs, result)[0], expected[-1])
+
+
+def test_energy_is_the_negative_score_of_a_labelling():
+    unary, pairs, tables = crf()
+    weights = [0.7, 1.6]
+    every, scores = exact.labellings(6, K), exact.scores(flat(unary), tables, weights)
+    for index in (0, 21, 63):
+        found = energy(unary, pairs, every[index].view(1, 2, 3), weights)
+        torch.testing.assert_close(found[0], -scores[index])
+
+
+def test_icm_never_raises_the_energy_and_ends_where_no_single_change_lowers_it():
+    unary, pairs, tables = crf(scale=2.0)
+    every, scores = exact.labellings(6, K), exact.scores(flat(unary), tables)
+    number = {tuple(labels): index for index, labels in enumerate(every.tolist())}
+    for start in (0, 13, 42, 63):
+        labels = every[start].view(1, 2, 3)
+        for _ in range(4):
+            swept = icm(unary, pairs, labels, sweeps=1)
+            assert energy(unary, pairs, swept) <= energy(unary, pairs, labels) + 1e-12
+            labels = swept
+        found = icm(unary, pairs, every[start].view(1, 2, 3)).flatten().tolist()
+        for node in range(6):
+            changed = [1 - label if p == node else label for p, label in enumerate(found)]
+            assert scores[number[tuple(changed)]] <= scores[number[tuple(found)]] + 1e-12
+
+
+def test_no_two_nodes_of_a_group_are_joined():
+    _, pairs, _ = crf()
+    unary = torch.randn(1, K, 9, 14)
+    fine = [(pairs[0][0], torch.randn(1, 4, 9, 14)), (pairs[1][0], torch.randn(1, 4, 3, 5))]
+    groups = independent_groups(unary, fine)
+    assert torch.stack(groups).sum(0).eq(1).all()
+    for potential, features in fine:
+        ratio = 1 if features.shape[-1] == 14 else 3
+        joined = {(p, q) for p, q in potential.graph(features).edges().T.tolist()}
+        for group in groups:
+            cells = {(y // ratio) * features.shape[-1] + x // ratio for y, x in group.nonzero().tolist()}
+            assert not any((p, q) in joined for p in cells for q in cells)
+
+
+def test_infinite_logits_decide_and_bring_no_nan():
+    unary, pairs, _ = crf()
+    unary[0, 0, 0, 0], unary[0, 1, 1, 2] = torch.inf, -torch.inf
+    trace = []
+    result = mean_field(unary, pairs, 3, trace=trace)
+    assert result[0, 0, 0, 0] == result[0, 0, 1, 2] == 1
+    assert result.isfinite().all()
+    assert torch.cat(trace).isfinite().all()
+    assert icm(unary, pairs)[0, 0, 0] == 0
+    both = mean_field(torch.full_like(unary, -torch.inf), pairs, 2)
+    assert both.isfinite().all()
+
+
+def test_nan_is_refused():
+    unary, pairs, _ = crf()
+    unary[0, 1, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        mean_field(unary, pairs)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1)])
+def test_lines_points_and_a_single_class(size):
+    maps = torch.randn(1, 4, *size)
+    for num_classes in (1, 3):
+        unary = torch.randn(1, num_classes, *size)
+        pairs = [
+            (PairwisePotential(4, num_classes, box, 6), maps) for box in (RangeBox.surrounding(1.0), RangeBox.above())
+        ]
+        result = mean_field(unary, pairs)
+        torch.testing.assert_close(result.sum(1), torch.ones(1, *size))
+        assert icm(unary, pairs).shape == (1, *size)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def test_impossible_shapes_are_refused(settings, message):
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_saved_model_labels_as_before(tmp_path, half):
-    model = tiny(strengths={"above": 2.0}, relations={"above": RangeBox(0.5, 0.1, 0.2, 0.3, own_row=False)})
+    model = tiny(
+        strengths={"above": 2.0}, relations={"above": RangeBox(0.5, 0.1, 0.2, 0.3, hole=RangeBox(0.0, 0.0, 0.1, 0.1))}
+    )
     save(model, tmp_path / "m", {"data": "beach"}, half=half)
     again = load(tmp_path / "m")
     assert again.config.relations == model.config.relations

@@ -45,7 +45,7 @@ def test_an_impossible_extent_is_refused_by_name(extent):
 
 @given(extents, extents, extents, extents, st.booleans(), sides, sides)
 def test_edges_are_the_pairs_whose_second_node_lies_in_the_box_of_the_first(top, bottom, left, right, own, h, w):
-    box = RangeBox(top, bottom, left, right, own)
+    box = RangeBox(top, bottom, left, right, hole=None if own else RangeBox(0.0, 0.0, left, right))
     a = min(h, w)
     expected = {
         (y * w + x, v * w + u)
@@ -72,13 +72,59 @@ def test_mean_degree_counts_both_ends_of_every_edge(h, w):
 
 @given(sides, sides)
 def test_a_window_and_its_reverse_hold_the_displacements_of_the_edges(h, w):
-    graph = Graph(RangeBox(0.4, 0.0, 0.7, 0.2, own_row=False), h, w, CPU)
+    graph = Graph(RangeBox(0.4, 0.0, 0.7, 0.2, hole=RangeBox(0.0, 0.0, 0.7, 0.2)), h, w, CPU)
     p, q = graph.edges()
     expected = set(zip((q // w - p // w).tolist(), (q % w - p % w).tolist(), strict=True))
     window = graph.window()
     for sign, view in ((1, window), (-1, window.reversed())):
-        found = {(sign * (view.top + y), sign * (view.left + x)) for y, x in view.inside.nonzero().tolist()}
+        found = {(sign * view.rows[y], sign * view.columns[x]) for y, x in view.inside.nonzero().tolist()}
         assert found == expected
+
+
+@given(sides, sides)
+def test_opposite_boxes_hold_the_same_edges_in_the_other_direction(h, w):
+    for there, back in (
+        (RangeBox.above(0.7, 0.9), RangeBox.below(0.7, 0.9)),
+        (RangeBox.leftward(0.7, 0.9), RangeBox.rightward(0.7, 0.9)),
+    ):
+        forth = {(p, q) for p, q in Graph(there, h, w, CPU).edges().T.tolist()}
+        assert {(q, p) for p, q in Graph(back, h, w, CPU).edges().T.tolist()} == forth
+
+
+def test_leftward_holds_only_columns_strictly_left():
+    offsets = RangeBox.leftward(0.3, 0.4).offsets(28, 38)
+    assert len(offsets) == 8 * 11
+    assert offsets[:, 1].unique().tolist() == list(range(-8, 0))
+
+
+def test_a_ring_is_a_square_without_the_square_in_its_middle():
+    outer, inner, ring = (
+        {tuple(offset) for offset in box.offsets(28, 38).tolist()}
+        for box in (RangeBox.surrounding(0.8), RangeBox.surrounding(0.4), RangeBox.ring(0.8, 0.4))
+    )
+    assert ring == outer - inner
+    assert len(ring) == 23 * 23 - 11 * 11
+    with pytest.raises(ValueError, match="inner"):
+        RangeBox.ring(0.4, 0.5)
+
+
+def test_a_grid_of_five_joins_24_neighbours_that_reach_as_far_as_the_box():
+    offsets = RangeBox(0.2, 0.2, 0.2, 0.2, grid=5).offsets(28, 38)
+    assert len(offsets) == 24
+    assert offsets.amin(0).tolist() == [-5, -5]
+    assert offsets.amax(0).tolist() == [5, 5]
+    few = RangeBox(0.2, 0.2, 0.2, 0.2, grid=5)
+    assert torch.equal(few.offsets(6, 6), RangeBox.surrounding(0.4).offsets(6, 6))
+    with pytest.raises(ValueError, match="grid=1"):
+        RangeBox(0.2, 0.2, 0.2, 0.2, grid=1)
+
+
+def test_several_boxes_join_what_any_of_them_joins_and_no_pair_twice():
+    left, wide = RangeBox.leftward(0.5, 0.5), RangeBox(0.0, 0.0, 0.8, 0.8)
+    edges = Graph((left, wide), 6, 7, CPU).edges().T.tolist()
+    expected = {(p, q) for box in (left, wide) for p, q in Graph(box, 6, 7, CPU).edges().T.tolist()}
+    assert len(edges) == len(expected)
+    assert {(p, q) for p, q in edges} == expected
 
 
 def test_a_map_of_one_node_has_no_edges():

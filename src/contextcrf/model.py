@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf.classes import Classes
-from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
+from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, Relation, UnaryPotential, mean_field
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.multiscale import MultiScale
 from contextcrf.pixels import ImageLike, as_pixels
@@ -18,7 +18,7 @@ from contextcrf.pixels import ImageLike, as_pixels
 UNARY = "unary"
 
 
-def paper_relations() -> dict[str, RangeBox]:
+def paper_relations() -> dict[str, Relation]:
     """The paper's two relations, "Pairwise-1" and "Pairwise-2"."""
     return {"surrounding": RangeBox.surrounding(), "above": RangeBox.above()}
 
@@ -35,7 +35,7 @@ class ModelConfig:
         channels: channels of the feature map of one scale.
         scales: scales of the input image.
         hidden: units of the hidden layer of each potential.
-        relations: the pairwise potentials, by name.
+        relations: the pairwise potentials, by name: each a box, or several together.
         graph_stride: pixels per node of the pairwise graphs, a multiple of `stride`; `stride` if None.
         shared_trunk: one Network Part-1 for all potentials, or one for each as in the paper.
         iterations: mean-field iterations.
@@ -51,7 +51,7 @@ class ModelConfig:
     channels: int = 256
     scales: Sequence[float] = (1.2, 0.8, 0.4)
     hidden: int = 512
-    relations: dict[str, RangeBox] = field(default_factory=paper_relations)
+    relations: dict[str, Relation] = field(default_factory=paper_relations)
     graph_stride: int | None = None
     shared_trunk: bool = True
     iterations: int = 2

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from contextcrf.classes import Classes
-from contextcrf.crf import RangeBox
+from contextcrf.crf import RangeBox, Relation
 from contextcrf.model import ContextCRF, ModelConfig
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def load(name_or_path: str | Path) -> ContextCRF:
         raise ModelError(f"{path}: expected a model of format {FORMAT}")
     try:
         shape = dict(config["model"])
-        shape["relations"] = {name: RangeBox(**box) for name, box in shape["relations"].items()}
+        shape["relations"] = {name: _relation(value) for name, value in shape["relations"].items()}
         model = ContextCRF(ModelConfig(**shape), Classes.from_dict(config["classes"]), pretrained=False)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not the configuration of a model: {error!r}") from error
@@ -94,3 +94,12 @@ def load(name_or_path: str | Path) -> ContextCRF:
     for name in model.potentials:
         model.trunk(name).backbone.pretrained = True
     return model.eval()
+
+
+def _relation(value: Any) -> Relation:
+    """A relation from JSON: a box, or a list of boxes."""
+    return tuple(_box(box) for box in value) if isinstance(value, list) else _box(value)
+
+
+def _box(value: dict[str, Any]) -> RangeBox:
+    return RangeBox(**{**value, "hole": _box(value["hole"]) if value.get("hole") else None})

@@ -39,37 +39,33 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
     """
     batch, height, width, hidden = senders.shape
     num_classes = beliefs.shape[-1]
-    total = senders.new_zeros(
-        (batch, height, width, num_classes), dtype=torch.promote_types(senders.dtype, torch.float32)
-    )
-    columns = window.columns
-    if window.rows == 0:
+    total = _accumulator(senders, batch, height, width, num_classes)
+    if not window.inside.any():
         return total
     gradients = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (senders, receivers, beliefs, weight, bias)
     )
-    # Columns outside the map receive too, and are cut off below: that costs less than telling them apart.
-    before, after = max(0, -window.left), max(0, window.left + columns - 1)
-    padded = F.pad(receivers, (0, 0, before, after))[:, :, window.left + before :]
+    left, right = window.columns[0], window.columns[-1]
+    # Columns outside the map receive too, and are cut off below: that costs less than telling them apart. Where all
+    # receivers lie to one side, the padding is negative and cuts off those without a sender.
+    padded = F.pad(receivers, (0, 0, -left, right))
+    low, high = max(0, left), min(width, width + right)
     weight, bias = weight.to(senders.dtype).flatten(1), bias.to(senders.dtype)
-    low, high = max(0, window.left), min(width, width + columns - 1 + window.left)
-    # A sender's contracted layer and messages; with gradients also its hidden units.
-    per_row = width * num_classes * (hidden + 2 * window.rows * columns)
-    per_row += width * window.rows * columns * hidden if gradients else 0
+    edges = width * window.inside.numel()
+    per_row = width * num_classes * hidden + edges * (2 * num_classes + (hidden if gradients else 0))
     step = max(1, BLOCK_ELEMENTS // per_row)
     for image in range(batch):
         for top in range(0, height, step):
-            rows = range(top, min(top + step, height))
-            first, last = max(0, top + window.top), min(height, rows[-1] + window.top + window.rows)
+            bottom = min(top + step, height)
+            first, last = max(0, top + window.rows[0]), min(height, bottom + window.rows[-1])
             if first >= last:
                 continue
-            arguments = (senders[image, top : rows[-1] + 1], padded[image, first:last])
-            arguments += (beliefs[image, top : rows[-1] + 1], weight, bias)
+            arguments = (senders[image, top:bottom], padded[image, first:last], beliefs[image, top:bottom])
             if gradients:
-                part = checkpoint(_block, *arguments, window, top - first, use_reentrant=False)
+                part = checkpoint(_block, *arguments, weight, bias, window, top - first, use_reentrant=False)
             else:
-                part = _block(*arguments, window, top - first)
-            total[image, first:last, low:high] += part[:, low - window.left : high - window.left]
+                part = _block(*arguments, weight, bias, window, top - first)
+            total[image, first:last, low:high] += part[:, low - left : high - left]
     return total
 
 
@@ -80,34 +76,39 @@ def _block(
 
     Args:
         senders, beliefs: [h, W, D], [h, W, K].
+        padded: rows of receivers, [R, W + S - 1, D], S the span of the window's columns; column x is displaced by the
+            first of these from sender x.
         weight, bias: [K, K * D], [K, K].
-        padded: rows of receivers, [R, W + columns - 1, D]; column x is displaced by `window.left` from sender x.
         shift: sender row i is row i + shift of the receivers.
 
     Returns:
-        [R, W + columns - 1, K].
+        [R, W + S - 1, K].
     """
     height, width, hidden = senders.shape
     num_classes = beliefs.shape[-1]
-    contracted = (beliefs.to(weight.dtype).flatten(0, 1) @ weight).view(height, width, num_classes, hidden)
-    constant = (beliefs.to(bias.dtype) @ bias)[:, :, None]
-    windows = padded.unfold(1, window.columns, 1).permute(1, 0, 3, 2)  # [W, R, columns, D], a view
-    total = padded.new_zeros((*padded.shape[:2], num_classes), dtype=torch.promote_types(padded.dtype, torch.float32))
+    beliefs = beliefs.to(weight.dtype)
+    contracted = (beliefs.flatten(0, 1) @ weight).view(height, width, num_classes, hidden)
+    constant = (beliefs @ bias)[:, :, None]
+    columns = torch.tensor(window.columns, device=senders.device) - window.columns[0]
+    total = _accumulator(padded, *padded.shape[:2], num_classes)
     for y in range(height):
-        low, high = max(0, y + shift + window.top), min(len(padded), y + shift + window.top + window.rows)
-        if low >= high:
+        exists = [0 <= y + shift + dy < len(padded) for dy in window.rows]
+        rows = [y + shift + dy for dy, there in zip(window.rows, exists, strict=True) if there]
+        if not rows:
             continue
+        lines = torch.tensor(rows, device=senders.device)
+        windows = padded[lines].unfold(1, int(columns[-1]) + 1, 1).permute(1, 0, 3, 2)  # [W, rows, S, D], a view
         sent = torch.cat(
             [
-                _tile(windows[part, low:high], senders[y, part], contracted[y, part])
-                for part in _tiles(width, (high - low) * window.columns * hidden)
+                _tile(windows[part], senders[y, part], contracted[y, part], columns)
+                for part in _tiles(width, len(rows) * len(columns) * hidden)
             ]
         )
-        sent = (sent + constant[y]).view(width, high - low, window.columns, num_classes)
-        inside = window.inside[low - y - shift - window.top : high - y - shift - window.top]
+        sent = (sent + constant[y]).view(width, len(rows), len(columns), num_classes)
+        inside = window.inside[torch.tensor(exists, device=senders.device)]
         if not inside.all():
             sent = sent * inside[..., None]
-        total[low:high] += _skewed_sum(sent, total.dtype)
+        total.index_add_(0, lines, _skewed_sum(sent, columns, total.dtype))
     return total
 
 
@@ -116,16 +117,24 @@ def _tiles(width: int, elements_per_sender: int) -> Iterator[slice]:
     return (slice(start, min(start + step, width)) for start in range(0, width, step))
 
 
-def _tile(windows: Tensor, senders: Tensor, contracted: Tensor) -> Tensor:
-    """Receivers [n, rows, columns, D] in the windows of n senders [n, D] to messages [n, rows * columns, K]."""
+def _tile(windows: Tensor, senders: Tensor, contracted: Tensor, columns: Tensor) -> Tensor:
+    """Messages [n, rows * columns, K] of n senders [n, D] to the receivers [n, rows, S, D] in their windows."""
+    if len(columns) < windows.shape[2]:
+        windows = windows[:, :, columns]
     hidden = (windows + senders[:, None, None]).relu_()
     return hidden.flatten(1, 2) @ contracted.transpose(1, 2)
 
 
-def _skewed_sum(sent: Tensor, dtype: torch.dtype) -> Tensor:
-    """Messages [W, rows, columns, K], entry (x, y, i) sent to place (y, x + i), to sums [rows, W + columns - 1, K]."""
-    width, _, columns, _ = sent.shape
-    # One place more to every line of length W + columns - 1 than it can hold moves line i by i places.
-    lines = F.pad(sent.permute(1, 2, 0, 3), (0, 0, 0, columns)).flatten(1, 2)
-    lines = lines[:, : columns * (width + columns - 1)].unflatten(1, (columns, width + columns - 1))
-    return lines.sum(1, dtype=dtype)
+def _skewed_sum(sent: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Messages [W, rows, columns, K] of senders x to places x + columns[i], summed: [rows, W + S - 1, K]."""
+    width, rows, _, num_classes = sent.shape
+    span = int(columns[-1]) + 1
+    if len(columns) < span:
+        sent = sent.new_zeros(width, rows, span, num_classes).index_copy(2, columns, sent)
+    # One place more to every line of length W + S - 1 than it can hold moves line i by i places.
+    lines = F.pad(sent.permute(1, 2, 0, 3), (0, 0, 0, span)).flatten(1, 2)
+    return lines[:, : span * (width + span - 1)].unflatten(1, (span, width + span - 1)).sum(1, dtype=dtype)
+
+
+def _accumulator(like: Tensor, *shape: int) -> Tensor:
+    return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))

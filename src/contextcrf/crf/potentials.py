@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from contextcrf.crf.messages import send
-from contextcrf.crf.relations import Graph, RangeBox
+from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
 
@@ -60,7 +60,7 @@ class UnaryPotential(nn.Module):
             labels: int64 [B, H, W]; `ignore_index` marks void. With void alone the result is 0.
             class_weights: [K], weight of a node by its label (not in the paper; None is 1 for all).
         """
-        _check_labels(labels, features, self.num_classes, ignore_index)
+        check_labels(labels, features, self.num_classes, ignore_index)
         known = (labels != ignore_index).sum().clamp(min=1)
         return (
             F.cross_entropy(
@@ -78,11 +78,11 @@ class PairwisePotential(nn.Module):
     Args:
         in_channels: channels C of the feature map.
         num_classes: K.
-        box: the relation, that is which nodes are joined.
+        box: the relation, that is which nodes are joined: a box, or several together.
         hidden: units D of the hidden layer.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, box: RangeBox, hidden: int = 512) -> None:
+    def __init__(self, in_channels: int, num_classes: int, box: Relation, hidden: int = 512) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.box = box
@@ -108,7 +108,7 @@ class PairwisePotential(nn.Module):
             edges int64 [2, E], node indices (p, q); logits [B, E, K, K], entry (k, j) for y_p = k, y_q = j.
         """
         edges = self.graph(features).edges()
-        owner, neighbour = self._project(features)
+        owner, neighbour = self.project(features)
         logits = self.last(F.relu(owner[:, edges[0]] + neighbour[:, edges[1]]))
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
 
@@ -126,7 +126,7 @@ class PairwisePotential(nn.Module):
         Returns:
             A scalar. Blocks of edges are recomputed in the backward pass, so memory does not grow with E x K x K.
         """
-        _check_labels(labels, features, self.num_classes, ignore_index)
+        check_labels(labels, features, self.num_classes, ignore_index)
         image, p, q = self._known_edges(features, labels.flatten(1), ignore_index)
         if max_edges is not None and len(p) > max_edges:
             drawn = torch.randperm(len(p), device=p.device)[:max_edges]
@@ -136,7 +136,7 @@ class PairwisePotential(nn.Module):
         p, q = image * nodes + p, image * nodes + q
         target = labels[p] * self.num_classes + labels[q]
         # In single precision, so that the gradients of a node's hundred edges are added up in it.
-        owner, neighbour = (_at_least_single(part).flatten(0, 1) for part in self._project(features))
+        owner, neighbour = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
         block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
         losses = [
             checkpoint(self._edge_loss, owner, neighbour, *part, use_reentrant=False)
@@ -163,7 +163,7 @@ class PairwisePotential(nn.Module):
                 f"and {self.num_classes} classes; expected [B, K, H, W] of the same H, W"
             )
         window = self.graph(features).window()
-        owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self._project(features))
+        owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
         beliefs = marginals.movedim(1, -1)
         weight = self.last.weight.unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.unflatten(0, (self.num_classes, self.num_classes))
@@ -185,7 +185,7 @@ class PairwisePotential(nn.Module):
             Marginals [B, K, H, W]; uniform at a node without edges.
         """
         graph = self.graph(features)
-        owner, neighbour = self._project(features)
+        owner, neighbour = self.project(features)
         batch = len(owner)
         total = _accumulator(owner, batch, graph.nodes, self.num_classes)
         per_node = max(1, len(graph.offsets)) * (self.num_classes**2 + self.last.in_features) * batch
@@ -201,7 +201,7 @@ class PairwisePotential(nn.Module):
         marginals = torch.where(count > 0, total / count.clamp(min=1), uniform)
         return marginals.transpose(1, 2).unflatten(2, features.shape[-2:])
 
-    def _project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The two halves of the first layer, A f_p + bias and B f_q, each [B, N, D]."""
         nodes = features.flatten(2).transpose(1, 2)
         return self.owner(nodes), self.neighbour(nodes)
@@ -234,7 +234,8 @@ def _accumulator(like: Tensor, *shape: int) -> Tensor:
     return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
-def _check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:
+    """ValueError unless labels are int64 [B, H, W] of the map's size and 0..K-1 or `ignore_index`."""
     if labels.shape != (features.shape[0], *features.shape[-2:]):
         raise ValueError(
             f"labels {tuple(labels.shape)} do not fit features {tuple(features.shape)}; expected [B, H, W] of the same "

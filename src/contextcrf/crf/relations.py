@@ -19,20 +19,25 @@ class RangeBox:
 
     Args:
         top, bottom, left, right: extents, each >= 0.
-        own_row: whether the nodes of p's own row belong to the box ("above" leaves them out).
+        hole: a box around the same node whose nodes do not belong ("above" leaves out p's own row, a ring its middle).
+        grid: only displacements on a grid of this many rows and columns, spread evenly over the box; with 5 a square
+            has the 24 neighbours of the authors' later work. None takes all.
     """
 
     top: float
     bottom: float
     left: float
     right: float
-    own_row: bool = True
+    hole: "RangeBox | None" = None
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("top", "bottom", "left", "right"):
             extent = getattr(self, name)
             if not (math.isfinite(extent) and extent >= 0):
                 raise ValueError(f"RangeBox: {name}={extent}; expected a finite extent >= 0, a fraction of min(h, w)")
+        if self.grid is not None and self.grid < 2:
+            raise ValueError(f"RangeBox: grid={self.grid}; expected 2 or more rows and columns")
 
     @classmethod
     def surrounding(cls, size: float = 0.4) -> "RangeBox":
@@ -43,50 +48,75 @@ class RangeBox:
     @classmethod
     def above(cls, height: float = 0.3, width: float = 0.4) -> "RangeBox":
         """A box whose bottom edge is centred on the node, rows strictly above it (the paper's "Pairwise-2")."""
-        return cls(height, 0.0, width / 2, width / 2, own_row=False)
+        half = width / 2
+        return cls(height, 0.0, half, half, hole=cls(0.0, 0.0, half, half))
+
+    @classmethod
+    def below(cls, height: float = 0.3, width: float = 0.4) -> "RangeBox":
+        """`above` upside down."""
+        half = width / 2
+        return cls(0.0, height, half, half, hole=cls(0.0, 0.0, half, half))
+
+    @classmethod
+    def leftward(cls, width: float = 0.3, height: float = 0.4) -> "RangeBox":
+        """A box whose right edge is centred on the node, columns strictly left of it."""
+        half = height / 2
+        return cls(half, half, width, 0.0, hole=cls(half, half, 0.0, 0.0))
+
+    @classmethod
+    def rightward(cls, width: float = 0.3, height: float = 0.4) -> "RangeBox":
+        """A box whose left edge is centred on the node, columns strictly right of it."""
+        half = height / 2
+        return cls(half, half, 0.0, width, hole=cls(half, half, 0.0, 0.0))
+
+    @classmethod
+    def ring(cls, outer: float = 0.8, inner: float = 0.4) -> "RangeBox":
+        """A square without the smaller square in its middle."""
+        if inner > outer:
+            raise ValueError(f"ring: inner={inner}, outer={outer}; expected inner <= outer")
+        return cls(outer / 2, outer / 2, outer / 2, outer / 2, hole=cls.surrounding(inner))
 
     def offsets(self, height: int, width: int) -> Tensor:
         """The box as displacements (dy, dx) = q - p on a height x width feature map: int64 [T, 2], no (0, 0)."""
+        top, bottom, left, right = self._extents(height, width)
+        pairs = [(dy, dx) for dy in self._spread(top, bottom) for dx in self._spread(left, right) if (dy, dx) != (0, 0)]
+        if self.hole is not None:
+            above, below, before, after = self.hole._extents(height, width)
+            pairs = [(y, x) for y, x in pairs if not (-above <= y <= below and -before <= x <= after)]
+        return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+    def _extents(self, height: int, width: int) -> tuple[int, ...]:
         a = min(height, width)
         # 0.57 * 100 is 56.99...: the small constant keeps the floor of an exact product exact.
-        top, bottom, left, right = (
-            math.floor(extent * a + 1e-9) for extent in (self.top, self.bottom, self.left, self.right)
-        )
-        pairs = [
-            (dy, dx)
-            for dy in range(-top, bottom + 1)
-            for dx in range(-left, right + 1)
-            if (dy, dx) != (0, 0) and (self.own_row or dy != 0)
-        ]
-        return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        return tuple(math.floor(extent * a + 1e-9) for extent in (self.top, self.bottom, self.left, self.right))
+
+    def _spread(self, before: int, after: int) -> list[int]:
+        if self.grid is None or self.grid > before + after:
+            return list(range(-before, after + 1))
+        return [-before + round(i * (before + after) / (self.grid - 1)) for i in range(self.grid)]
+
+
+# Which nodes are joined: a box, or several together.
+Relation = RangeBox | tuple[RangeBox, ...]
 
 
 @dataclass(frozen=True)
 class Window:
-    """The smallest rectangle of displacements that holds a relation's.
+    """The displacements of a relation as a table of rows and columns.
 
     Args:
-        top, left: displacement (dy, dx) of its first entry.
-        inside: bool [rows, columns], which of its displacements belong to the relation.
+        rows, columns: the values that dy and dx take, ascending.
+        inside: bool [rows, columns], which pairs of them belong to the relation.
     """
 
-    top: int
-    left: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
     inside: Tensor
-
-    @property
-    def rows(self) -> int:
-        """Height of the rectangle."""
-        return self.inside.shape[0]
-
-    @property
-    def columns(self) -> int:
-        """Width of the rectangle."""
-        return self.inside.shape[1]
 
     def reversed(self) -> "Window":
         """The same edges seen from their other end."""
-        return Window(1 - self.top - self.rows, 1 - self.left - self.columns, self.inside.flip(0, 1))
+        rows, columns = (tuple(-value for value in reversed(values)) for values in (self.rows, self.columns))
+        return Window(rows, columns, self.inside.flip(0, 1))
 
 
 class Graph:
@@ -95,14 +125,14 @@ class Graph:
     Nodes are the positions of the map, index y * width + x.
 
     Args:
-        box: the relation.
+        relation: which nodes are joined.
         height, width: of the feature map.
         device: where tables are made.
     """
 
-    def __init__(self, box: RangeBox, height: int, width: int, device: torch.device) -> None:
-        self.box, self.height, self.width, self.device = box, height, width, device
-        self.offsets = _offsets(box, height, width, device)
+    def __init__(self, relation: Relation, height: int, width: int, device: torch.device) -> None:
+        self.relation, self.height, self.width, self.device = relation, height, width, device
+        self.offsets = _offsets(relation, height, width, device)
 
     @property
     def nodes(self) -> int:
@@ -123,20 +153,18 @@ class Graph:
         return torch.where(inside, y * self.width + x, 0), inside
 
     def window(self) -> Window:
-        """The displacements q - p that occur on this map, as a rectangle."""
+        """The displacements q - p that occur on this map."""
         size = torch.tensor([self.height, self.width], device=self.device)
         offsets = self.offsets[(self.offsets.abs() < size).all(1)]
-        if len(offsets) == 0:
-            return Window(0, 0, torch.zeros(0, 0, dtype=torch.bool, device=self.device))
-        first = offsets.amin(0)
-        rows, columns = (offsets.amax(0) - first + 1).tolist()
-        inside = torch.zeros(rows, columns, dtype=torch.bool, device=self.device)
-        inside[tuple((offsets - first).T)] = True
-        return Window(*first.tolist(), inside)
+        rows, row = offsets[:, 0].unique(return_inverse=True)
+        columns, column = offsets[:, 1].unique(return_inverse=True)
+        inside = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=self.device)
+        inside[row, column] = True
+        return Window(tuple(rows.tolist()), tuple(columns.tolist()), inside)
 
     def edges(self) -> Tensor:
         """All edges as node indices (p, q): int64 [2, E], ordered by p."""
-        return _edges(self.box, self.height, self.width, self.device)
+        return _edges(self.relation, self.height, self.width, self.device)
 
     def mean_degree(self) -> float:
         """Mean number of edges that touch a node: 2E / N."""
@@ -145,16 +173,17 @@ class Graph:
 
 
 @lru_cache(maxsize=64)
-def _offsets(box: RangeBox, height: int, width: int, device: torch.device) -> Tensor:
+def _offsets(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
+    boxes = (relation,) if isinstance(relation, RangeBox) else relation
     # What is kept must be an ordinary tensor, also when it is first asked for under inference mode.
     with torch.inference_mode(False):
-        return box.offsets(height, width).to(device)
+        return torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device)
 
 
 @lru_cache(maxsize=8)
-def _edges(box: RangeBox, height: int, width: int, device: torch.device) -> Tensor:
+def _edges(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
     """Kept, since every training image of a size has the same ones."""
     with torch.inference_mode(False):
-        table, inside = Graph(box, height, width, device).neighbours(slice(0, height * width))
+        table, inside = Graph(relation, height, width, device).neighbours(slice(0, height * width))
         p, t = inside.nonzero(as_tuple=True)
         return torch.stack([p, table[p, t]])

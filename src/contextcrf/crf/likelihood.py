@@ -1,0 +1,62 @@
+"""The competitors of piecewise training, over the same potentials.
+
+Piecewise training itself, eq. (10)-(13), is the sum of the potentials' own `nll`. The two objectives here couple the
+nodes, so every step pays for messages, and the second for inference.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextcrf.crf.meanfield import Pair, elbo, mean_field, one_hot, pairwise_logits
+from contextcrf.crf.potentials import IGNORE_INDEX, check_labels
+
+
+def pseudo_likelihood_nll(
+    unary_logits: Tensor,
+    pairwise: Sequence[Pair],
+    labels: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    cell: int | None = None,
+) -> Tensor:
+    """Negative log-pseudo-likelihood, eq. (14)-(18): mean over known nodes of -log P(y_p | all others, x), a scalar.
+
+    Nodes of unknown label send no messages: edges that touch them are left out.
+
+    Args:
+        unary_logits, pairwise, cell: as for `mean_field`.
+        labels: int64 [B, H, W]; `ignore_index` marks void.
+    """
+    check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
+    known = (labels != ignore_index).sum().clamp(min=1)
+    logits = unary_logits + pairwise_logits(pairwise, one_hot(labels, unary_logits, ignore_index), cell=cell)
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / known
+
+
+def mean_field_nll(
+    unary_logits: Tensor,
+    pairwise: Sequence[Pair],
+    labels: Tensor,
+    iterations: int = 3,
+    ignore_index: int = IGNORE_INDEX,
+    cell: int | None = None,
+) -> Tensor:
+    """Negative log-likelihood with mean field's bound in place of log Z, per known node, a scalar.
+
+    This is eq. (8) with inference in the loop, which the paper calls unviable: the gradient flows through all
+    iterations. At a fixed point it is E_Q[grad score] - grad score(y). As log Z is approached from below, so is the
+    loss. Nodes of unknown label keep their marginals in the second term.
+
+    Args:
+        unary_logits, pairwise, cell: as for `mean_field`.
+        labels: int64 [B, H, W]; `ignore_index` marks void.
+        iterations: of mean field.
+    """
+    check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
+    marginals = mean_field(unary_logits, pairwise, iterations, cell=cell)
+    known = (labels != ignore_index)[:, None]
+    truth = torch.where(known, one_hot(labels, marginals, ignore_index), marginals)
+    bound = elbo(unary_logits, pairwise, marginals, cell=cell) - elbo(unary_logits, pairwise, truth, cell=cell)
+    return bound.sum() / known.sum().clamp(min=1)

@@ -147,6 +147,7 @@ def test_cached_features_are_those_of_the_trunk(tiny_model, train):
             image, mask = train[key]
             with torch.no_grad():
                 maps = tiny_model.features(image[None].float(), ["above"])["above"]
+                torch.testing.assert_close(cached.unary[6 * view + row], tiny_model.unary(maps)[0])
             torch.testing.assert_close(features[6 * view + row], maps[0].bfloat16())
             assert torch.equal(labels[6 * view + row], downsample(mask[None], (8, 12))[0])
 
@@ -191,3 +192,29 @@ def test_class_weights_balance_and_keep_the_mean_at_one(scenes):
     balanced = class_weights(data, 1.0).double()
     torch.testing.assert_close((balanced * frequency)[seen], torch.full_like(frequency[seen], 1 / int(seen.sum())))
     assert class_weights(data, 0.0)[seen].unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("objective", ["pseudo-likelihood", "mean-field"])
+def test_coupled_objectives_train_end_to_end_and_on_cached_features(tiny_model, train, scenes, tmp_path, objective):
+    batch = torch.utils.data.default_collate([open_dataset(scenes, "train")[i] for i in range(6)])
+
+    def loss():
+        with torch.no_grad():
+            return tiny_model.coupled_nll(tiny_model.features(batch[0].float()), batch[1], objective)
+
+    recipe, before = quick(objective=objective, max_edges=None, epochs=6), loss()
+    fit(tiny_model, train, None, recipe, tmp_path / "whole", progress=False)
+    between = loss()
+    assert between < 0.95 * before
+    assert f"train/{objective}" in metrics(tmp_path / "whole")[0]
+    unary = weights(tiny_model.unary)
+    fit_heads(tiny_model, train, recipe, tmp_path / "heads", progress=False)
+    assert loss() < between
+    assert torch.equal(weights(tiny_model.unary), unary)
+
+
+def test_coupled_objectives_refuse_what_only_pieces_have():
+    with pytest.raises(ValueError, match="max_edges"):
+        quick(objective="mean-field")
+    with pytest.raises(ValueError, match="class_balance"):
+        quick(objective="pseudo-likelihood", max_edges=None, class_balance=0.5)

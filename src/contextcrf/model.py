@@ -1,6 +1,6 @@
 """ContextCRF: Network Part-1 and the CRF's potentials put together (Fig. 2 of the paper)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,12 +10,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf.classes import Classes
-from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, Relation, UnaryPotential, mean_field
+from contextcrf.crf import (
+    DenseCRF,
+    PairwisePotential,
+    RangeBox,
+    Relation,
+    UnaryPotential,
+    mean_field,
+    mean_field_nll,
+    pseudo_likelihood_nll,
+)
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.multiscale import MultiScale
 from contextcrf.pixels import ImageLike, as_pixels
 
 UNARY = "unary"
+
+# Objectives that couple the potentials, by the name of a recipe's `objective`.
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
+    "pseudo-likelihood": pseudo_likelihood_nll,
+    "mean-field": mean_field_nll,
+}
 
 
 def paper_relations() -> dict[str, Relation]:
@@ -157,7 +172,7 @@ class ContextCRF(nn.Module):
         names = self.select(potentials)
         trunks = {name: self.trunk(name) for name in names}
         fine = {trunk: trunk(normalised) for trunk in dict.fromkeys(trunks.values())}
-        coarse = {trunk: self._pool(map_) for trunk, map_ in fine.items()} if names != (UNARY,) else {}
+        coarse = {trunk: self.pool(map_) for trunk, map_ in fine.items()} if names != (UNARY,) else {}
         return {name: (fine if name == UNARY else coarse)[trunks[name]] for name in names}
 
     def infer(
@@ -242,6 +257,20 @@ class ContextCRF(nn.Module):
                 losses[name] = self._pairwise(name).nll(maps, labels, max_edges=max_edges)
         return losses
 
+    def coupled_nll(self, features: dict[str, Tensor], masks: Tensor, objective: str) -> Tensor:
+        """A negative log-likelihood of all potentials in `features` together, on the unary's grid, a scalar.
+
+        Args:
+            features: as `features` returns them, the unary's among them.
+            masks: int64 [B, H, W] at image size, void 255.
+            objective: a name in `OBJECTIVES`.
+        """
+        if UNARY not in features:
+            raise ValueError(f"objective {objective!r} needs the unary among the potentials, got {sorted(features)}")
+        unary = self.unary(features[UNARY]).float()
+        pairs = [(self._pairwise(name), maps) for name, maps in features.items() if name != UNARY]
+        return OBJECTIVES[objective](unary, pairs, downsample(masks, unary.shape[-2:]), cell=self._cell)
+
     def _pairwise(self, name: str) -> PairwisePotential:
         potential = self.pairwise[name]
         assert isinstance(potential, PairwisePotential)
@@ -257,7 +286,8 @@ class ContextCRF(nn.Module):
         """Nodes of the unary's map along a cell of the pairwise graphs."""
         return (self.config.graph_stride or self.config.stride) // self.config.stride
 
-    def _pool(self, maps: Tensor) -> Tensor:
+    def pool(self, maps: Tensor) -> Tensor:
+        """A map on the unary's grid, averaged over the cells of the pairwise graphs."""
         if self._cell == 1:
             return maps
         return F.avg_pool2d(maps, self._cell, ceil_mode=True)

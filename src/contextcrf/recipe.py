@@ -11,6 +11,8 @@ class Recipe:
 
     Args:
         potentials: which potentials to train, "unary" and names of relations; None is all of them jointly.
+        objective: "piecewise", eq. (13); "pseudo-likelihood", eq. (17); or "mean-field", the likelihood with mean field
+            in the loop. The last two couple the potentials: they take all edges and no class weights.
         epochs: passes over the training images.
         batch_size: images a step.
         optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 an epoch.
@@ -34,6 +36,7 @@ class Recipe:
     """
 
     potentials: Sequence[str] | None = None
+    objective: Literal["piecewise", "pseudo-likelihood", "mean-field"] = "piecewise"
     epochs: int = 30
     batch_size: int = 4
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -53,6 +56,13 @@ class Recipe:
     workers: int = 0
     seed: int = 0
     val_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.objective != "piecewise" and (self.max_edges is not None or self.class_balance):
+            raise ValueError(
+                f"objective {self.objective!r} takes all edges and no class weights: expected max_edges null and "
+                f"class_balance 0, got {self.max_edges} and {self.class_balance}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

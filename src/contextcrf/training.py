@@ -24,7 +24,7 @@ from contextcrf.crf import PairwisePotential
 from contextcrf.data.dataset import SegmentationDataset, Transform, read_mask
 from contextcrf.data.transforms import training_transform
 from contextcrf.evaluation import ConfusionMatrix
-from contextcrf.model import UNARY, ContextCRF, downsample, upsample
+from contextcrf.model import OBJECTIVES, UNARY, ContextCRF, downsample, upsample
 from contextcrf.recipe import Recipe
 
 
@@ -120,6 +120,8 @@ class Piecewise(_Objective):
         images, masks = batch
         weights = None if self.class_weights is None else self.class_weights.to(images.device)
         features = self.model.features(_channels_last(images), self.names)
+        if self.recipe.objective != "piecewise":
+            return {self.recipe.objective: self.model.coupled_nll(features, masks, self.recipe.objective)}
         return self.model.nll(features, masks, self.recipe.max_edges, weights)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -150,7 +152,7 @@ class Piecewise(_Objective):
 
 
 class CachedHeads(_Objective):
-    """The piecewise objective of pairwise heads over cached features. A batch is (features, labels).
+    """A recipe's objective for pairwise heads over cached features. A batch is (features, labels, unary logits).
 
     Args:
         model: whose heads are trained.
@@ -163,26 +165,34 @@ class CachedHeads(_Objective):
         self.heads = torch.nn.ModuleDict({name: model.pairwise[name] for name in names})
         self.heads.requires_grad_(True)
 
-    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        features, labels = batch[0].float(), batch[1]
+    def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        features, labels, unary = batch[0].float(), batch[1], batch[2]
         heads = {name: head for name, head in self.heads.items() if isinstance(head, PairwisePotential)}
+        if (objective := self.recipe.objective) != "piecewise":
+            return {objective: OBJECTIVES[objective](unary, [(head, features) for head in heads.values()], labels)}
         return {name: head.nll(features, labels, max_edges=self.recipe.max_edges) for name, head in heads.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "new", "params": list(self.heads.parameters()), "lr": self.recipe.lr}]
 
 
-class CachedFeatures(Dataset[tuple[Tensor, Tensor]]):
-    """Features [N, C, h, w] and labels [N, h, w] in memory, indexed by what `SeededSampler` yields."""
+class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """What a frozen trunk says on the graph's grid, in memory, indexed by what `SeededSampler` yields.
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features, self.labels = features, labels
+    Args:
+        features: [N, C, h, w].
+        labels: [N, h, w].
+        unary: logits [N, K, h, w].
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, unary: Tensor) -> None:
+        self.features, self.labels, self.unary = features, labels, unary
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return self.features[key[0]], self.labels[key[0]]
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.features[key[0]], self.labels[key[0]], self.unary[key[0]]
 
 
 def augmentation(recipe: Recipe) -> Transform:
@@ -260,20 +270,23 @@ def fit_heads(
 def cache_features(
     model: ContextCRF, data: SegmentationDataset, name: str, views: int, recipe: Recipe, progress: bool = True
 ) -> CachedFeatures:
-    """Features (bfloat16) of the potential `name` and labels of the images, each seen `views` times."""
+    """Features (bfloat16) of the potential `name`, labels and unary logits of the images, each seen `views` times."""
     model.eval()
     device = next(model.parameters()).device
-    features, labels = [], []
+    features, labels, unary = [], [], []
     samplers = [SeededSampler(len(data), recipe.seed) for _ in range(views)]
     for epoch, sampler in enumerate(samplers):
         sampler.set_epoch(epoch)
         loader = DataLoader(data, recipe.batch_size, sampler=sampler, num_workers=recipe.workers)
         for images, masks in track(loader, f"features, view {epoch + 1} of {views}", disable=not progress):
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
-                maps = model.features(_channels_last(images.to(device)), [name])[name]
+                both = model.features(_channels_last(images.to(device)), [UNARY, name])
+                logits = model.pool(model.unary(both[UNARY]).float())
+            maps = both[name]
+            unary.append(logits.cpu())
             features.append(maps.to(torch.bfloat16).cpu())
             labels.append(downsample(masks, maps.shape[-2:]))
-    return CachedFeatures(torch.cat(features), torch.cat(labels))
+    return CachedFeatures(torch.cat(features), torch.cat(labels), torch.cat(unary))
 
 
 def class_weights(data: SegmentationDataset, balance: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
-from contextcrf import demo
+from contextcrf import RangeBox, demo
 from contextcrf.cli import build_parser, main
 from contextcrf.storage import load, save
 
@@ -199,6 +199,32 @@ def test_dense_parameters_keep_their_types():
     options = ["fit", "--data", "d", "--out", "o", "--model.dense", '{"iterations": 5, "bilateral_sxy": 2.5}']
     parser = build_parser()
     assert parser.instantiate(parser.parse_args(options)).fit.model.dense == {"iterations": 5, "bilateral_sxy": 2.5}
+
+
+def test_explain_draws_a_column_for_every_relation(tiny_model, scenes, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    image = next((scenes / "images").iterdir())
+    out = tmp_path / "new" / "why.png"
+    place = ["--row", "40", "--column", "50"]
+    main(["explain", str(tmp_path / "model"), str(image), *place, "--out", str(out)])
+    with Image.open(out) as picture:
+        assert picture.width > 3 * 96
+    place[1] = "400"
+    with pytest.raises(SystemExit):
+        main(["explain", str(tmp_path / "model"), str(image), *place, "--out", str(out)])
+    assert "expected a row in 0..63" in capsys.readouterr().err
+
+
+def test_relations_of_a_config_file_may_be_lists_and_have_holes(tmp_path):
+    box = "{top: 0.2, bottom: 0.2, left: 0.3, right: 0}"
+    holed = f"{{top: 0.4, bottom: 0, left: 0.3, right: 0.1, hole: {box}}}"
+    text = f"model:\n  relations:\n    two: [{box}, {box}]\n    holed: {holed}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    parser = build_parser()
+    options = parser.parse_args(["fit", "--config", str(tmp_path / "c.yaml"), "--data", "d", "--out", "o"])
+    relations = parser.instantiate(options).fit.model.relations
+    assert relations["two"] == (RangeBox(0.2, 0.2, 0.3, 0),) * 2
+    assert relations["holed"].hole == RangeBox(0.2, 0.2, 0.3, 0)
 
 
 def test_a_model_of_other_classes_is_not_evaluated(tiny_model, tmp_path, capsys):

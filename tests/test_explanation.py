@@ -35,7 +35,7 @@ def test_one_term_is_the_expectation_over_the_explicit_table():
 def test_a_map_shows_the_push_where_the_neighbours_are():
     potential = PairwisePotential(4, 3, RangeBox.above(1.0, 1.0), 6)
     found = explain(potential, torch.randn(1, 4, 4, 5), torch.randn(1, 3, 4, 5).softmax(1), (3, 2))
-    picture = found.map(1, 4, 5, rival=0)
+    picture = found.push_map(1, rival=0)
     torch.testing.assert_close(picture.sum(), (found.messages[:, 1] - found.messages[:, 0]).sum())
     assert (picture[3] == 0).all()
     assert (picture[:3, 1:4] != 0).all()

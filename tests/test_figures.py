@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from contextcrf.classes import Classes
-from contextcrf.figures import colorize, index_png, iou_bars, overlay, qualitative_grid, save_figure
+from contextcrf.figures import colorize, index_png, iou_bars, overlay, push_picture, qualitative_grid, save_figure
 
 PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 LABELS = torch.tensor([[0, 1], [2, 255]])
@@ -148,6 +148,19 @@ def test_iou_bars_with_nothing_present():
 def test_iou_bars_refuses(series, message):
     with pytest.raises(ValueError, match=message):
         iou_bars(["sky", "grass"], series)
+
+
+def test_pushes_are_red_and_blue_over_grey_and_the_node_is_ringed():
+    push = torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
+    picture = np.asarray(push_picture(solid((90, 90, 90), (80, 60)), push, (45, 60))).astype(int)
+    assert picture.shape == (60, 80, 3)
+    red, plain, blue = picture[15, 20], picture[15, 60], picture[45, 20]
+    assert red[0] > red[2] + 100
+    assert (plain == 90).all()
+    assert blue[2] > blue[0] + 30
+    assert (picture[45, 57:64] == (255, 255, 0)).all(1).any()
+    with pytest.raises(ValueError, match="h, w"):
+        push_picture(solid((90, 90, 90)), push[None], (0, 0))
 
 
 def test_save_figure(tmp_path):

@@ -162,6 +162,34 @@ def test_segment_leaves_the_mode_as_it_was():
     assert model.training
 
 
+def test_an_explanation_adds_up_to_what_inference_adds_to_the_unary():
+    model = tiny(strengths={"surrounding": 2.0}, stride=8, graph_stride=16)
+    image = images(1, 96, 160)[0]
+    found = model.explain(image, (70, 140))
+    assert set(found) == {"surrounding", "above"}
+    with torch.no_grad():
+        features = model.features(image[None].float())
+        cells = model.pool(model.infer(features))
+        for name, explanation in found.items():
+            maps = features[name]
+            weight = 2.0 / model.pairwise[name].graph(maps).mean_degree() if name == "surrounding" else 1.0
+            message = weight * model.pairwise[name].messages(maps, cells)[0, :, 70 // 16, 140 // 16]
+            torch.testing.assert_close(explanation.messages.sum(0), message)
+            assert explanation.size == (6, 10)
+    with pytest.raises(ValueError, match="pixel"):
+        model.explain(image, (96, 0))
+
+
+def test_relations_of_several_boxes_and_holes_are_saved(tmp_path):
+    relations = {
+        "sides": (RangeBox.leftward(), RangeBox.rightward()),
+        "ring": RangeBox.ring(),
+        "few": RangeBox(1, 1, 1, 1, grid=5),
+    }
+    save(tiny(relations=relations), tmp_path)
+    assert load(tmp_path).config.relations == relations
+
+
 def test_unknown_potentials_are_refused_by_name():
     model = tiny()
     for wrong in (["below"], []):

@@ -217,6 +217,32 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5) -> 
         raise SystemExit(1)
 
 
+def explain(model: str, image: Path, row: int, column: int, out: Path) -> None:
+    """Draw which neighbours push one pixel to its label and which away from it.
+
+    Args:
+        model: trained model with pairwise potentials: a folder, or the name of a bundled one.
+        image: the picture.
+        row: of the pixel, from the top.
+        column: of the pixel, from the left.
+        out: PNG to write: the labels, then for each relation the neighbours, red for the label and blue for the
+            runner-up.
+    """
+    from PIL import Image
+
+    from contextcrf.report import draw_explanation
+    from contextcrf.storage import load
+
+    network = load(model).to(_device())
+    if not network.pairwise:
+        raise ValueError(f"{model}: the model has no pairwise potential to explain")
+    with Image.open(image) as file:
+        picture = draw_explanation(network, file.convert("RGB"), (row, column))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(out)
+    print(f"written to {out}")
+
+
 def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
     """The whole way on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
 
@@ -266,6 +292,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "tune": (tune, ("model",)),
     "evaluate": (evaluate, ("model",)),
     "predict": (predict, ("model", "images")),
+    "explain": (explain, ("model", "image")),
     "demo": (demo, ()),
 }
 
@@ -283,7 +310,8 @@ def build_parser() -> ArgumentParser:
             if argument == "images":
                 command.add_argument(argument, type=Path, nargs="+", help=help_of[argument])
             else:
-                command.add_argument(argument, type=str, help=help_of[argument])
+                kind = function.__annotations__[argument]
+                command.add_argument(argument, type=kind, help=help_of[argument])
         command.add_function_arguments(function, skip=set(positional), as_group=False)
         commands.add_subcommand(name, command, help=documentation.short_description)
     return parser

@@ -155,6 +155,35 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
     return figure
 
 
+def push_picture(
+    image: Image.Image, push: torch.Tensor, pixel: tuple[int, int], scale: float | None = None
+) -> Image.Image:
+    """A map of pushes laid over an image in grey: red pushes to a label, blue away from it; a ring marks the node.
+
+    Arguments:
+        push: [h, w], drawn in cells over the whole image.
+        pixel: row and column of the node in the image.
+        scale: the push that is drawn in full colour; its largest absolute value if None.
+
+    Raises:
+        ValueError: the map is not [h, w].
+    """
+    if push.ndim != 2:
+        raise ValueError(f"expected a map [h, w], got {list(push.shape)}")
+    values = push.detach().cpu().numpy().astype(float)
+    strength = np.clip(np.abs(values) / (scale or np.abs(values).max() or 1.0), 0, 1)
+    colors = np.where(values[..., None] > 0, (214, 40, 40), (29, 78, 216)).astype(np.uint8)
+    alpha = Image.fromarray((200 * strength).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    tint = Image.fromarray(colors).resize(image.size, Image.Resampling.NEAREST)
+    picture = Image.composite(tint, image.convert("L").convert("RGB"), alpha)
+    row, column = pixel
+    radius = max(3, min(image.size) // 40)
+    ImageDraw.Draw(picture).ellipse(
+        (column - radius, row - radius, column + radius, row + radius), outline=(255, 255, 0), width=max(1, radius // 3)
+    )
+    return picture
+
+
 def save_figure(fig: Figure, path: str | Path) -> None:
     """Write a figure in the format of the file's suffix (.png, .svg, .pdf); missing folders are made."""
     path = Path(path)

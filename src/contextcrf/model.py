@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from contextcrf.classes import Classes
 from contextcrf.crf import (
     DenseCRF,
+    Explanation,
     PairwisePotential,
     RangeBox,
     Relation,
     UnaryPotential,
+    explain,
     mean_field,
     mean_field_nll,
     pseudo_likelihood_nll,
@@ -232,6 +234,38 @@ class ContextCRF(nn.Module):
         marginals = self(pixels[None].to(self.mean.device).float(), potentials)[0].float().cpu()
         self.train(training)
         return Segmentation(pixels, marginals, self.classes)
+
+    @torch.no_grad()
+    def explain(self, image: ImageLike, pixel: tuple[int, int]) -> dict[str, Explanation]:
+        """What the neighbours of one node say about it, by relation, at the marginals that inference ends with.
+
+        Args:
+            image: as for `segment`.
+            pixel: row and column in the image; the node is the one whose cell holds it.
+
+        Returns:
+            By relation: messages with the relation's weight, as they are added to the unary logits. Neighbours are
+            places on the graph, of `Explanation.size`.
+        """
+        pixels = as_pixels(image)
+        height, width = pixels.shape[-2:]
+        row, column = pixel
+        if not (0 <= row < height and 0 <= column < width):
+            raise ValueError(f"pixel {pixel}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
+        training = self.training
+        self.eval()
+        features = self.features(pixels[None].to(self.mean.device).float())
+        marginals = self.infer(features)
+        self.train(training)
+        rows, columns = marginals.shape[-2:]
+        node = (row * rows // height // self._cell, column * columns // width // self._cell)
+        cells = self.pool(marginals)
+        result = {}
+        for name in self.pairwise:
+            found = explain(self._pairwise(name), features[name], cells, node)
+            weight = self._weight(name, features[name], self.config.strengths)
+            result[name] = replace(found, messages=weight * found.messages)
+        return result
 
     def nll(
         self,

@@ -1,4 +1,4 @@
-"""The pictures that go with a table: examples in the manner of the paper's Figs. 6-7, bars of the IoU per class."""
+"""The pictures that go with results: examples in the manner of the paper's Figs. 6-7, bars, explanations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import Results, System, predict
-from contextcrf.figures import colorize, iou_bars, qualitative_grid, save_figure
+from contextcrf.figures import colorize, iou_bars, push_picture, qualitative_grid, save_figure
 from contextcrf.model import ContextCRF
 
 
@@ -38,3 +38,17 @@ def draw(
         rows.append(drawn)
     grid = qualitative_grid(rows, ["image", "truth", *(system.name for system in shown)], model.classes)
     grid.save(out / "examples.png")
+
+
+def draw_explanation(model: ContextCRF, image: Image.Image, pixel: tuple[int, int]) -> Image.Image:
+    """What pushed the node at a pixel (row, column) to its label and away from the runner-up, relation by relation."""
+    segmentation = model.segment(image)
+    explanations = model.explain(image, pixel)
+    label, rival = segmentation.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
+    pushes = {name: found.push_map(label, rival) for name, found in explanations.items()}
+    scale = max((float(push.abs().max()) for push in pushes.values()), default=1.0)
+    names = model.classes.names
+    titles = [f"{names[label]} (then {names[rival]})"]
+    titles += [f"{name}: {float(push.sum()):+.2f}" for name, push in pushes.items()]
+    drawn = [push_picture(image, push, pixel, scale) for push in pushes.values()]
+    return qualitative_grid([[segmentation.overlay(), *drawn]], titles, model.classes)

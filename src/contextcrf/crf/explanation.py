@@ -18,22 +18,25 @@ class Explanation:
         owns: bool [M], whether the node owns the box (else the neighbour does, and the node lies in it). A neighbour
             joined both ways stands here twice.
         messages: [M, K], expected pair logits. Only differences between labels matter.
+        size: height and width of the feature map.
     """
 
     neighbours: Tensor
     owns: Tensor
     messages: Tensor
+    size: tuple[int, int]
 
     def push(self, label: int, rival: int | None = None) -> Tensor:
         """How far each neighbour raises the log-odds of a label, [M]: against a rival, or the mean of all labels."""
         against = self.messages.mean(1) if rival is None else self.messages[:, rival]
         return self.messages[:, label] - against
 
-    def map(self, label: int, height: int, width: int, rival: int | None = None) -> Tensor:
+    def push_map(self, label: int, rival: int | None = None) -> Tensor:
         """`push` laid out on the feature map, [height, width]; zero where there is no neighbour."""
-        result = self.messages.new_zeros(height * width)
+        height, width = self.size
         index = self.neighbours[:, 0] * width + self.neighbours[:, 1]
-        return result.index_add(0, index, self.push(label, rival)).view(height, width)
+        flat = self.messages.new_zeros(height * width).index_add(0, index, self.push(label, rival))
+        return flat.view(height, width)
 
 
 @torch.no_grad()
@@ -73,4 +76,4 @@ def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, n
         messages.append(torch.einsum("mkj,mj->mk" if sign == 1 else "mkj,mk->mj", table, beliefs[others]))
         found.append(places)
     owns = torch.arange(sum(map(len, found)), device=features.device) < len(found[0])
-    return Explanation(torch.cat(found), owns, torch.cat(messages))
+    return Explanation(torch.cat(found), owns, torch.cat(messages), (height, width))

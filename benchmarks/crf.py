@@ -1,0 +1,247 @@
+"""How fast and how small the CRF core is, as ratios: `python benchmarks/crf.py PART...`, or all parts.
+
+Each part prints a Markdown table and adds its figures to results/crf/figures.json.
+"""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextcrf import PairwisePotential, RangeBox, mean_field
+from contextcrf.crf import mean_field_nll, pseudo_likelihood_nll
+from measure import interleaved, machine, matmul_rate, peak_memory, store
+
+FIGURES = Path(__file__).parent.parent / "results" / "crf" / "figures.json"
+HIDDEN = CHANNELS = 512
+# The explicit table is kept up to this size, and made anew in every iteration beyond it.
+TABLE_BYTES = 6 << 30
+# Rows of the issue's table: height, width, classes.
+SIZES = ((14, 19, 21), (28, 38, 21), (56, 75, 21), (28, 38, 150), (28, 38, 11))
+
+Pairs = list[tuple[PairwisePotential, Tensor]]
+
+
+def problem(height: int, width: int, classes: int, relations: int = 2) -> tuple[Tensor, Pairs]:
+    """Unary logits and the paper's two relations on random features."""
+    torch.manual_seed(0)
+    features = torch.randn(1, CHANNELS, height, width)
+    boxes = (RangeBox.surrounding(), RangeBox.above())[:relations]
+    pairs = [(PairwisePotential(CHANNELS, classes, box, HIDDEN), features) for box in boxes]
+    return torch.randn(1, classes, height, width), pairs
+
+
+class Explicit:
+    """The usual way: the E x K x K pair logits, in chunks; kept between iterations where they fit."""
+
+    def __init__(self, pairs: Pairs, chunk: int = 1 << 14) -> None:
+        self.pairs, self.chunk = pairs, chunk
+        edges = [potential.graph(features).edges() for potential, features in pairs]
+        self.edges = edges
+        size = sum(4 * e.shape[1] * potential.num_classes**2 for e, (potential, _) in zip(edges, pairs, strict=True))
+        self.kept: dict[tuple[int, int], Tensor] | None = {} if size <= TABLE_BYTES else None
+
+    def table(self, relation: int, start: int) -> Tensor:
+        """Pair logits of one chunk of edges, [n, K, K]."""
+        if self.kept is not None and (relation, start) in self.kept:
+            return self.kept[relation, start]
+        potential, features = self.pairs[relation]
+        p, q = self.edges[relation][:, start : start + self.chunk]
+        owner, neighbour = (part[0] for part in potential.project(features))
+        table = potential.last(F.relu(owner[p] + neighbour[q])).unflatten(-1, (potential.num_classes,) * 2)
+        if self.kept is not None:
+            self.kept[relation, start] = table
+        return table
+
+    def mean_field(self, unary: Tensor, iterations: int = 2) -> Tensor:
+        """As `contextcrf.mean_field`."""
+        beliefs = unary[0].flatten(1).T.softmax(1)
+        for _ in range(iterations):
+            logits = unary[0].flatten(1).T.clone()
+            for relation, edges in enumerate(self.edges):
+                for start in range(0, edges.shape[1], self.chunk):
+                    p, q = edges[:, start : start + self.chunk]
+                    table = self.table(relation, start)
+                    logits.index_add_(0, p, torch.bmm(table, beliefs[q, :, None])[:, :, 0])
+                    logits.index_add_(0, q, torch.bmm(beliefs[p, None], table)[:, 0])
+            beliefs = logits.softmax(1)
+        return beliefs.T.view(unary.shape)
+
+
+@torch.inference_mode()
+def run_explicit(unary: Tensor, pairs: Pairs) -> Tensor:
+    """The table is made within the time that is measured."""
+    return Explicit(pairs).mean_field(unary)
+
+
+@torch.inference_mode()
+def run_ours(unary: Tensor, pairs: Pairs, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`mean_field`, its products in `dtype`."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return mean_field(unary, pairs, 2)
+
+
+def memory_of(way: str, height: int, width: int, classes: int) -> Iterator[None]:
+    """For `peak_memory`."""
+    unary, pairs = problem(height, width, classes)
+    for potential, features in pairs:
+        potential.graph(features).edges()
+    small = problem(4, 4, classes)
+    {"explicit": run_explicit, "ours": run_ours}[way](*small)
+    yield
+    {"explicit": run_explicit, "ours": run_ours}[way](unary, pairs)
+
+
+def inference(repeats: int) -> None:
+    """Two iterations of mean field against the explicit table."""
+    print(
+        "| map, K | edges | explicit, s | float32, s | ratio | bfloat16, s | ratio | MiB explicit | MiB ours | ratio |"
+    )
+    print("|---|" + "---:|" * 9)
+    rows = []
+    for height, width, classes in SIZES:
+        unary, pairs = problem(height, width, classes)
+        edges = sum(potential.graph(features).edges().shape[1] for potential, features in pairs)
+        work = {
+            "explicit": partial(run_explicit, unary, pairs),
+            "float32": partial(run_ours, unary, pairs),
+            "bfloat16": partial(run_ours, unary, pairs, torch.bfloat16),
+        }
+        torch.testing.assert_close(work["explicit"](), work["float32"](), rtol=1e-4, atol=1e-5)
+        seconds = interleaved(work, repeats)
+        megabytes = {way: peak_memory(memory_of, way, height, width, classes) for way in ("explicit", "ours")}
+        row = {"map": [height, width], "classes": classes, "edges": edges, "seconds": seconds, "MiB": megabytes}
+        rows.append(row)
+        slow, smaller = seconds["explicit"], megabytes["explicit"] / megabytes["ours"]
+        print(
+            f"| {height}x{width}, K={classes} | {edges} | {slow:.3f} | {seconds['float32']:.3f} | "
+            f"{slow / seconds['float32']:.1f} | {seconds['bfloat16']:.3f} | {slow / seconds['bfloat16']:.1f} | "
+            f"{megabytes['explicit']:.0f} | {megabytes['ours']:.0f} | {smaller:.0f} |",
+            flush=True,
+        )
+    store(FIGURES, {"inference": rows})
+
+
+def rate(repeats: int) -> None:
+    """What share of the machine's matrix-product rate the messages reach; only products over edges that exist count."""
+    peak = matmul_rate()
+    print(f"matrix product, float32: {peak:.0f} GFLOP/s\n\n| map, K | GFLOP/s | share |\n|---|---:|---:|")
+    rows = []
+    for height, width, classes in SIZES:
+        unary, pairs = problem(height, width, classes)
+        edges = sum(potential.graph(features).edges().shape[1] for potential, features in pairs)
+        nodes = height * width
+        # Two iterations, two directions; the contraction of every sender's marginals is work too.
+        work = 2 * 2 * 2 * HIDDEN * classes * (edges + len(pairs) * nodes * classes)
+        reached = work / interleaved({"ours": partial(run_ours, unary, pairs)}, repeats)["ours"] / 1e9
+        rows.append({"map": [height, width], "classes": classes, "GFLOP/s": reached, "share": reached / peak})
+        print(f"| {height}x{width}, K={classes} | {reached:.0f} | {100 * reached / peak:.0f} % |", flush=True)
+    store(FIGURES, {"rate": {"matmul GFLOP/s": peak, "rows": rows}})
+
+
+def growth(repeats: int) -> None:
+    """Time against the number of nodes and of classes, with fitted exponents."""
+    curves = {}
+    fixed = [(side, side, 21) for side in (16, 24, 32, 48, 64)]
+    for name, sizes, box in (
+        ("nodes, box of 11 x 11", fixed, 5),
+        ("nodes, box of 0.4 a", fixed, None),
+        ("classes, 28 x 38", [(28, 38, k) for k in (5, 11, 21, 40, 80, 150)], None),
+    ):
+        points = []
+        for height, width, classes in sizes:
+            unary, pairs = problem(height, width, classes, relations=1)
+            if box is not None:
+                # Half a node more, so that the floor cannot miss it.
+                extent = (box + 0.5) / min(height, width)
+                pairs = [
+                    (PairwisePotential(CHANNELS, classes, RangeBox(*[extent] * 4), HIDDEN), features)
+                    for _, features in pairs
+                ]
+            seconds = interleaved({"ours": partial(run_ours, unary, pairs)}, repeats)["ours"]
+            points.append([classes if "classes" in name else height * width, seconds])
+        x, y = (torch.tensor(values).log() for values in zip(*points, strict=True))
+        slope = (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
+        curves[name] = {"points": points, "exponent": slope}
+        print(f"{name}: exponent {slope:.2f}; " + ", ".join(f"{n}: {s:.3f} s" for n, s in points), flush=True)
+    store(FIGURES, {"growth": curves})
+
+
+def naive_nll(potential: PairwisePotential, features: Tensor, labels: Tensor) -> Tensor:
+    """The pairwise loss as one would first write it: all logits at once."""
+    edges, logits = potential.pair_logits(features)
+    known = labels.flatten(1)
+    target = known[:, edges[0]] * potential.num_classes + known[:, edges[1]]
+    return F.cross_entropy(logits.flatten(0, 1).flatten(1), target.flatten())
+
+
+def training_step(way: str, unary: Tensor, pairs: Pairs, labels: Tensor) -> None:
+    """Forward and backward of the pairwise part of a training step."""
+    for potential, _ in pairs:
+        nn.Module.zero_grad(potential)
+    if way == "piecewise":
+        loss = torch.stack([potential.nll(features, labels) for potential, features in pairs]).sum()
+    elif way == "naive":
+        loss = torch.stack([naive_nll(potential, features, labels) for potential, features in pairs]).sum()
+    elif way == "pseudo-likelihood":
+        loss = pseudo_likelihood_nll(unary, pairs, labels)
+    else:
+        loss = mean_field_nll(unary, pairs, labels, iterations=3)
+    loss.backward()
+
+
+WAYS = ("piecewise", "naive", "pseudo-likelihood", "mean-field")
+
+
+def step_problem(classes: int) -> tuple[Tensor, Pairs, Tensor]:
+    """28 x 38 nodes, the surrounding box, and features that want a gradient too."""
+    unary, pairs = problem(28, 38, classes, relations=1)
+    pairs = [(potential, features.requires_grad_()) for potential, features in pairs]
+    return unary.requires_grad_(), pairs, torch.randint(classes, (1, 28, 38))
+
+
+def memory_of_step(way: str, classes: int) -> Iterator[None]:
+    """For `peak_memory`."""
+    unary, pairs, labels = step_problem(classes)
+    pairs[0][0].graph(pairs[0][1]).edges()
+    yield
+    training_step(way, unary, pairs, labels)
+
+
+def training(repeats: int) -> None:
+    """A step of each objective on one relation."""
+    rows = []
+    for classes in (21, 150):
+        # All logits of 150 classes would take over 8 GB, and their gradient again.
+        ways = [way for way in WAYS if way != "naive" or classes <= 21]
+        unary, pairs, labels = step_problem(classes)
+        seconds = interleaved({way: partial(training_step, way, unary, pairs, labels) for way in ways}, repeats)
+        megabytes = {way: peak_memory(memory_of_step, way, classes) for way in ways}
+        rows.append({"classes": classes, "seconds": seconds, "MiB": megabytes})
+        print(f"K={classes}\n\n| step | s | over piecewise | MiB | over piecewise |\n|---|" + "---:|" * 4)
+        for way in ways:
+            time, memory = seconds[way] / seconds["piecewise"], megabytes[way] / megabytes["piecewise"]
+            print(f"| {way} | {seconds[way]:.2f} | {time:.1f} | {megabytes[way]:.0f} | {memory:.1f} |", flush=True)
+    store(FIGURES, {"training": rows})
+
+
+PARTS = {"inference": inference, "rate": rate, "growth": growth, "training": training}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=", ".join(PARTS))
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    print(machine())
+    for name in arguments.parts or PARTS:
+        print(f"\n## {name}\n", flush=True)
+        PARTS[name](arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Times as ratios of one run, and peak memory of one function in a process of its own."""
+
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+    """Median seconds of each function; they take turns, so that a busy moment of the machine falls on all."""
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
+    """MiB that a function takes beyond what stood before: the high-water mark of a fresh process around it.
+
+    The function is a generator: it prepares, yields once, and then does what is measured.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (function, arguments))
+
+
+def _peak(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    work = function(*arguments)
+    next(work)
+    # Linux: writing 5 sets the high-water mark back to what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _water_mark()
+    for _ in work:
+        pass
+    return (_water_mark() - before) / 1024
+
+
+def _water_mark() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])
+    raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
+
+
+def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 4096) -> float:
+    """The machine's own rate of a square matrix product, GFLOP/s."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    return 2 * size**3 / interleaved({"product": lambda: a @ b}, 3)["product"] / 1e9
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return (
+        f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+
+
+def store(path: Path, values: dict[str, Any]) -> None:
+    """Add values to a JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, **values, "machine": machine()}, indent=1) + "\n")

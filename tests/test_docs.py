@@ -1,0 +1,47 @@
+"""The Python of the README and of the documentation runs."""
+
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from contextcrf import ModelConfig, RangeBox
+from contextcrf.storage import save
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(page, names, blocks):
+    found = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert len(found) == blocks
+    for block in found:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_the_readme(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tiny_model, "runs/mine/model")
+    names = run("README.md", {"image": torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)}, blocks=2)
+    assert (tmp_path / "overlay.png").exists()
+    assert names["loss"].isfinite()
+    torch.testing.assert_close(names["refined"].sum(1), torch.ones(2, 28, 38))
+
+
+def test_the_page_on_the_crf():
+    names = run("docs/crf.md", {}, blocks=3)
+    elbos = torch.cat(names["elbos"])
+    assert (elbos.diff() > 0).all()
+    assert names["found"].push_map(3, 7).shape == (28, 38)
+
+
+def test_the_relations_of_the_page_on_the_crf_are_a_configuration():
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/crf.md").read_text(), re.DOTALL)
+    parser = ArgumentParser()
+    parser.add_argument("--model", type=ModelConfig)
+    relations = parser.instantiate(parser.parse_object(yaml.safe_load(text))).model.relations
+    assert relations["surrounding"] == RangeBox.surrounding()
+    assert relations["above"] == RangeBox.above()
+    assert len(relations["sides"]) == 2

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf import PairwisePotential, RangeBox, mean_field
-from contextcrf.crf import mean_field_nll, pseudo_likelihood_nll
+from contextcrf.crf import elbo, mean_field_nll, pseudo_likelihood_nll
+from contextcrf.crf.meanfield import independent_groups, pairwise_logits
 from measure import interleaved, machine, matmul_rate, peak_memory, store
 
 FIGURES = Path(__file__).parent.parent / "results" / "crf" / "figures.json"
@@ -229,7 +230,38 @@ def training(repeats: int) -> None:
     store(FIGURES, {"training": rows})
 
 
-PARTS = {"inference": inference, "rate": rate, "growth": growth, "training": training}
+@torch.inference_mode()
+def updates(repeats: int) -> None:
+    """Parallel, damped and sequential updates: the ELBO they reach, and the rounds of messages they pay for it.
+
+    On a small map of random potentials, whose strength is varied: weak ones are easy for all, strong ones are not.
+    """
+    print("| strength | update | rounds of messages | ELBO per node |\n|---|---|---:|---:|")
+    rows = []
+    for strength in (0.1, 1.0, 4.0):
+        unary, pairs = problem(10, 13, 8)
+        weights = [strength / potential.graph(features).mean_degree() * 10 for potential, features in pairs]
+        nodes = unary[0, 0].numel()
+        for name, damping in (("parallel", 0.0), ("damped 0.5", 0.5)):
+            trace: list[Tensor] = []
+            mean_field(unary, pairs, 64, weights, damping, trace=trace)
+            for rounds in (2, 8, 64):
+                rows.append([strength, name, rounds, float(trace[rounds]) / nodes])
+        groups = independent_groups(unary, pairs)
+        marginals = unary.softmax(1)
+        for sweep in range(1, 9):
+            for group in groups:
+                updated = (unary + pairwise_logits(pairs, marginals, weights)).softmax(1)
+                marginals = torch.where(group, updated, marginals)
+            if sweep in (1, 2, 8):
+                bound = float(elbo(unary, pairs, marginals, weights)) / nodes
+                rows.append([strength, "sequential", sweep * len(groups), bound])
+    for strength, name, rounds, bound in rows:
+        print(f"| {strength:g} | {name} | {rounds} | {bound:.4f} |")
+    store(FIGURES, {"updates": rows})
+
+
+PARTS = {"inference": inference, "rate": rate, "growth": growth, "training": training, "updates": updates}
 
 
 def main() -> None:

@@ -50,7 +50,9 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
     # receivers lie to one side, the padding is negative and cuts off those without a sender.
     padded = F.pad(receivers, (0, 0, -left, right))
     low, high = max(0, left), min(width, width + right)
-    weight, bias = weight.to(senders.dtype).flatten(1), bias.to(senders.dtype)
+    weight, bias = weight.to(senders.dtype).transpose(1, 2).flatten(1), bias.to(senders.dtype)
+    # Without gradients all tiles share their memory.
+    buffer = None if gradients else senders.new_empty(max(TILE_ELEMENTS, window.inside.numel() * hidden))
     edges = width * window.inside.numel()
     per_row = width * num_classes * hidden + edges * (2 * num_classes + (hidden if gradients else 0))
     step = max(1, BLOCK_ELEMENTS // per_row)
@@ -64,13 +66,20 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
             if gradients:
                 part = checkpoint(_block, *arguments, weight, bias, window, top - first, use_reentrant=False)
             else:
-                part = _block(*arguments, weight, bias, window, top - first)
+                part = _block(*arguments, weight, bias, window, top - first, buffer)
             total[image, first:last, low:high] += part[:, low - left : high - left]
     return total
 
 
 def _block(
-    senders: Tensor, padded: Tensor, beliefs: Tensor, weight: Tensor, bias: Tensor, window: Window, shift: int
+    senders: Tensor,
+    padded: Tensor,
+    beliefs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    window: Window,
+    shift: int,
+    buffer: Tensor | None = None,
 ) -> Tensor:
     """Messages of some rows of senders, summed over them.
 
@@ -78,8 +87,9 @@ def _block(
         senders, beliefs: [h, W, D], [h, W, K].
         padded: rows of receivers, [R, W + S - 1, D], S the span of the window's columns; column x is displaced by the
             first of these from sender x.
-        weight, bias: [K, K * D], [K, K].
+        weight, bias: [K, D * K], [K, K].
         shift: sender row i is row i + shift of the receivers.
+        buffer: memory for a tile; None where gradients are needed.
 
     Returns:
         [R, W + S - 1, K].
@@ -87,28 +97,30 @@ def _block(
     height, width, hidden = senders.shape
     num_classes = beliefs.shape[-1]
     beliefs = beliefs.to(weight.dtype)
-    contracted = (beliefs.flatten(0, 1) @ weight).view(height, width, num_classes, hidden)
+    contracted = (beliefs.flatten(0, 1) @ weight).view(height, width, hidden, num_classes)
     constant = (beliefs @ bias)[:, :, None]
-    columns = torch.tensor(window.columns, device=senders.device) - window.columns[0]
+    columns, span = [dx - window.columns[0] for dx in window.columns], window.columns[-1] - window.columns[0] + 1
+    holes = not window.inside.all()
     total = _accumulator(padded, *padded.shape[:2], num_classes)
     for y in range(height):
-        exists = [0 <= y + shift + dy < len(padded) for dy in window.rows]
-        rows = [y + shift + dy for dy, there in zip(window.rows, exists, strict=True) if there]
-        if not rows:
+        # The window's rows that exist are successive ones.
+        exist = [i for i, dy in enumerate(window.rows) if 0 <= y + shift + dy < len(padded)]
+        if not exist:
             continue
-        lines = torch.tensor(rows, device=senders.device)
-        windows = padded[lines].unfold(1, int(columns[-1]) + 1, 1).permute(1, 0, 3, 2)  # [W, rows, S, D], a view
+        lines = [y + shift + window.rows[i] for i in exist]
+        dense = lines[-1] - lines[0] == len(lines) - 1
+        receivers = padded[lines[0] : lines[-1] + 1] if dense else padded[lines]
+        windows = receivers.unfold(1, span, 1).permute(1, 0, 3, 2)  # [W, rows, S, D], a view
         sent = torch.cat(
             [
-                _tile(windows[part], senders[y, part], contracted[y, part], columns)
-                for part in _tiles(width, len(rows) * len(columns) * hidden)
+                _tile(windows[part], senders[y, part], contracted[y, part], columns, buffer)
+                for part in _tiles(width, len(lines) * len(columns) * hidden)
             ]
         )
-        sent = (sent + constant[y]).view(width, len(rows), len(columns), num_classes)
-        inside = window.inside[torch.tensor(exists, device=senders.device)]
-        if not inside.all():
-            sent = sent * inside[..., None]
-        total.index_add_(0, lines, _skewed_sum(sent, columns, total.dtype))
+        sent = (sent + constant[y]).view(width, len(lines), len(columns), num_classes)
+        if holes:
+            sent = sent * window.inside[exist[0] : exist[-1] + 1, :, None]
+        total[lines] += _skewed_sum(sent, columns, span, total.dtype)
     return total
 
 
@@ -117,20 +129,25 @@ def _tiles(width: int, elements_per_sender: int) -> Iterator[slice]:
     return (slice(start, min(start + step, width)) for start in range(0, width, step))
 
 
-def _tile(windows: Tensor, senders: Tensor, contracted: Tensor, columns: Tensor) -> Tensor:
+def _tile(windows: Tensor, senders: Tensor, contracted: Tensor, columns: list[int], buffer: Tensor | None) -> Tensor:
     """Messages [n, rows * columns, K] of n senders [n, D] to the receivers [n, rows, S, D] in their windows."""
     if len(columns) < windows.shape[2]:
         windows = windows[:, :, columns]
-    hidden = (windows + senders[:, None, None]).relu_()
-    return hidden.flatten(1, 2) @ contracted.transpose(1, 2)
+    if buffer is None:
+        hidden = (windows + senders[:, None, None]).relu_()
+    else:
+        hidden = buffer[: windows.numel()].view(windows.shape)
+        torch.add(windows, senders[:, None, None], out=hidden).relu_()
+    return hidden.flatten(1, 2) @ contracted
 
 
-def _skewed_sum(sent: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+def _skewed_sum(sent: Tensor, columns: list[int], span: int, dtype: torch.dtype) -> Tensor:
     """Messages [W, rows, columns, K] of senders x to places x + columns[i], summed: [rows, W + S - 1, K]."""
     width, rows, _, num_classes = sent.shape
-    span = int(columns[-1]) + 1
     if len(columns) < span:
-        sent = sent.new_zeros(width, rows, span, num_classes).index_copy(2, columns, sent)
+        spread = sent.new_zeros(width, rows, span, num_classes)
+        spread[:, :, columns] = sent
+        sent = spread
     # One place more to every line of length W + S - 1 than it can hold moves line i by i places.
     lines = F.pad(sent.permute(1, 2, 0, 3), (0, 0, 0, span)).flatten(1, 2)
     return lines[:, : span * (width + span - 1)].unflatten(1, (span, width + span - 1)).sum(1, dtype=dtype)

@@ -1,6 +1,6 @@
 """Mean-field inference over unary and learned pairwise potentials (Section IV), energies and bounds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,14 +56,15 @@ def mean_field(
     marginals = unary_logits.softmax(1) if start is None else start
     if marginals.shape != unary_logits.shape:
         raise ValueError(f"start {tuple(marginals.shape)}: expected the shape of the unary logits")
+    received_from = _listen(pairwise, unary_logits, weights, cell)
     for _ in range(iterations):
-        received = pairwise_logits(pairwise, marginals, weights, cell)
+        received = received_from(marginals)
         if trace is not None:
             trace.append(_bound(unary_logits, received, marginals))
         updated = (unary_logits + received).softmax(1)
         marginals = damping * marginals + (1 - damping) * updated if damping else updated
     if trace is not None:
-        trace.append(_bound(unary_logits, pairwise_logits(pairwise, marginals, weights, cell), marginals))
+        trace.append(_bound(unary_logits, received_from(marginals), marginals))
     return marginals
 
 
@@ -75,14 +76,7 @@ def pairwise_logits(
     With the unary logits they are E[score | y_p = k] up to a constant per node: the update of mean field, and, the
     marginals being one-hot, the conditional P(y_p | all others) of eq. (14). Arguments as for `mean_field`.
     """
-    factors = [1.0] * len(pairwise) if weights is None else list(weights)
-    if len(factors) != len(pairwise):
-        raise ValueError(f"{len(factors)} weights for {len(pairwise)} pairwise potentials; expected one each")
-    total = torch.zeros_like(marginals)
-    for (potential, features), factor in zip(pairwise, factors, strict=True):
-        if factor != 0:
-            total = total + factor * _messages(potential, features, marginals, cell)
-    return total
+    return _listen(pairwise, marginals, weights, cell)(marginals)
 
 
 def elbo(
@@ -134,10 +128,11 @@ def icm(
     unary_logits = _finite(unary_logits)
     labels = unary_logits.argmax(1) if labels is None else labels
     groups = independent_groups(unary_logits, pairwise, cell)
+    received_from = _listen(pairwise, unary_logits, weights, cell)
     for _ in range(sweeps):
         before = labels
         for group in groups:
-            logits = unary_logits + pairwise_logits(pairwise, one_hot(labels, unary_logits), weights, cell)
+            logits = unary_logits + received_from(one_hot(labels, unary_logits))
             current = logits.gather(1, labels[:, None])[:, 0]
             best, wanted = logits.max(1)
             labels = torch.where(group & (best > current), wanted, labels)
@@ -197,12 +192,29 @@ def _cell(unary_logits: Tensor, features: Tensor, cell: int | None) -> int:
     return ratio
 
 
-def _messages(potential: PairwisePotential, features: Tensor, marginals: Tensor, cell: int | None) -> Tensor:
-    """Messages on the features' grid, brought from and to the grid of the marginals."""
-    ratio = _cell(marginals, features, cell)
-    if ratio == 1:
-        return potential.messages(features, marginals)
-    cells = F.avg_pool2d(marginals, ratio, ceil_mode=True)
-    messages = potential.messages(features, cells)
-    messages = messages.repeat_interleave(ratio, 2).repeat_interleave(ratio, 3)
-    return messages[..., : marginals.shape[-2], : marginals.shape[-1]]
+def _listen(
+    pairwise: Sequence[Pair], like: Tensor, weights: Sequence[float] | None, cell: int | None
+) -> Callable[[Tensor], Tensor]:
+    """`pairwise_logits` as a function of the marginals, which have the shape of `like`."""
+    factors = [1.0] * len(pairwise) if weights is None else list(weights)
+    if len(factors) != len(pairwise):
+        raise ValueError(f"{len(factors)} weights for {len(pairwise)} pairwise potentials; expected one each")
+    heard = [
+        (factor, _cell(like, features, cell), potential.prepare(features))
+        for (potential, features), factor in zip(pairwise, factors, strict=True)
+        if factor != 0
+    ]
+
+    def received(marginals: Tensor) -> Tensor:
+        total = torch.zeros_like(marginals)
+        for factor, ratio, messages in heard:
+            if ratio == 1:
+                total = total + factor * messages(marginals)
+                continue
+            # From the grid of the marginals to that of the features, and back.
+            coarse = messages(F.avg_pool2d(marginals, ratio, ceil_mode=True))
+            fine = coarse.repeat_interleave(ratio, 2).repeat_interleave(ratio, 3)
+            total = total + factor * fine[..., : marginals.shape[-2], : marginals.shape[-1]]
+        return total
+
+    return received

@@ -11,7 +11,7 @@ W1 [f_p; f_q] = A f_p + B f_q, so the features of an edge are never concatenated
 over edges. Its last layer has K x K outputs an edge; nothing here except `pair_logits` holds them for all edges.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -157,20 +157,28 @@ class PairwisePotential(nn.Module):
         Returns:
             [B, K, H, W].
         """
-        if marginals.shape[1] != self.num_classes or marginals.shape[-2:] != features.shape[-2:]:
-            raise ValueError(
-                f"marginals {tuple(marginals.shape)} do not fit features {tuple(features.shape)} "
-                f"and {self.num_classes} classes; expected [B, K, H, W] of the same H, W"
-            )
+        return self.prepare(features)(marginals)
+
+    def prepare(self, features: Tensor) -> Callable[[Tensor], Tensor]:
+        """`messages` as a function of the marginals: what the iterations of mean field share is computed once."""
         window = self.graph(features).window()
         owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
-        beliefs = marginals.movedim(1, -1)
         weight = self.last.weight.unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.unflatten(0, (self.num_classes, self.num_classes))
-        # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it lies in.
-        total = send(owner, neighbour, beliefs, weight, bias, window)
-        total = total + send(neighbour, owner, beliefs, weight.transpose(0, 1), bias.T, window.reversed())
-        return total.movedim(-1, 1)
+
+        def messages(marginals: Tensor) -> Tensor:
+            if marginals.shape[1] != self.num_classes or marginals.shape[-2:] != features.shape[-2:]:
+                raise ValueError(
+                    f"marginals {tuple(marginals.shape)} do not fit features {tuple(features.shape)} "
+                    f"and {self.num_classes} classes; expected [B, K, H, W] of the same H, W"
+                )
+            beliefs = marginals.movedim(1, -1)
+            # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it is in.
+            total = send(owner, neighbour, beliefs, weight, bias, window)
+            total = total + send(neighbour, owner, beliefs, weight.transpose(0, 1), bias.T, window.reversed())
+            return total.movedim(-1, 1)
+
+        return messages
 
     def edge_marginals(self, features: Tensor) -> Tensor:
         """What this potential alone says of a node: mean over touching edges of the node's marginal of eq. (11).

@@ -228,16 +228,14 @@ def explain(model: str, image: Path, row: int, column: int, out: Path) -> None:
         out: PNG to write: the labels, then for each relation the neighbours, red for the label and blue for the
             runner-up.
     """
-    from PIL import Image
-
+    from contextcrf.pixels import read_picture
     from contextcrf.report import draw_explanation
     from contextcrf.storage import load
 
     network = load(model).to(_device())
     if not network.pairwise:
         raise ValueError(f"{model}: the model has no pairwise potential to explain")
-    with Image.open(image) as file:
-        picture = draw_explanation(network, file.convert("RGB"), (row, column))
+    picture = draw_explanation(network, read_picture(image), (row, column))
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)
     print(f"written to {out}")

@@ -1,9 +1,11 @@
 """What counts as an image: 8 bits a channel, RGB or grey."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -29,3 +31,9 @@ def as_pixels(image: ImageLike) -> Tensor:
             raise ValueError(f"tensor {image.dtype} {tuple(image.shape)}: expected uint8 [3, H, W], RGB")
         return image.cpu()
     raise ValueError(f"{type(image).__name__}: expected a PIL image, an array or a tensor")
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture that somebody took, uint8 RGB [3, H, W], upright: phones store a portrait lying on its side."""
+    with Image.open(path) as file:
+        return as_pixels(ImageOps.exif_transpose(file))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
 from rich.progress import track
 
 from contextcrf.data.checks import DECODING_ERRORS
@@ -12,7 +11,7 @@ from contextcrf.data.dataset import IMAGE_SUFFIXES
 from contextcrf.errors import DataError
 from contextcrf.figures import index_png
 from contextcrf.model import ContextCRF
-from contextcrf.pixels import as_pixels
+from contextcrf.pixels import read_picture
 
 
 @dataclass
@@ -74,9 +73,7 @@ def predict_files(
     outcome = Outcome()
     for path, (labels, overlay) in track(list(zip(files, planned, strict=True)), "predict", disable=not progress):
         try:
-            with Image.open(path) as file:
-                # Phones store a portrait lying on its side; "above" must mean above.
-                image = as_pixels(ImageOps.exif_transpose(file))
+            image = read_picture(path)
         except DECODING_ERRORS as error:
             outcome.failed.append((path, str(error)))
             continue

@@ -9,6 +9,7 @@ from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import Results, System, predict
 from contextcrf.figures import colorize, iou_bars, push_picture, qualitative_grid, save_figure
 from contextcrf.model import ContextCRF
+from contextcrf.pixels import ImageLike
 
 
 def draw(
@@ -40,15 +41,16 @@ def draw(
     grid.save(out / "examples.png")
 
 
-def draw_explanation(model: ContextCRF, image: Image.Image, pixel: tuple[int, int]) -> Image.Image:
+def draw_explanation(model: ContextCRF, image: ImageLike, pixel: tuple[int, int]) -> Image.Image:
     """What pushed the node at a pixel (row, column) to its label and away from the runner-up, relation by relation."""
-    segmentation = model.segment(image)
     explanations = model.explain(image, pixel)
+    segmentation = model.segment(image)
+    photo = Image.fromarray(segmentation.image.permute(1, 2, 0).numpy())
     label, rival = segmentation.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
     pushes = {name: found.push_map(label, rival) for name, found in explanations.items()}
     scale = max((float(push.abs().max()) for push in pushes.values()), default=1.0)
     names = model.classes.names
     titles = [f"{names[label]} (then {names[rival]})"]
     titles += [f"{name}: {float(push.sum()):+.2f}" for name, push in pushes.items()]
-    drawn = [push_picture(image, push, pixel, scale) for push in pushes.values()]
+    drawn = [push_picture(photo, push, pixel, scale) for push in pushes.values()]
     return qualitative_grid([[segmentation.overlay(), *drawn]], titles, model.classes)

@@ -55,8 +55,9 @@ def mean_field_nll(
         iterations: of mean field.
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
-    marginals = mean_field(unary_logits, pairwise, iterations, cell=cell)
+    trace: list[Tensor] = []
+    marginals = mean_field(unary_logits, pairwise, iterations, cell=cell, trace=trace)
     known = (labels != ignore_index)[:, None]
     truth = torch.where(known, one_hot(labels, marginals, ignore_index), marginals)
-    bound = elbo(unary_logits, pairwise, marginals, cell=cell) - elbo(unary_logits, pairwise, truth, cell=cell)
+    bound = trace[-1] - elbo(unary_logits, pairwise, truth, cell=cell)
     return bound.sum() / known.sum().clamp(min=1)

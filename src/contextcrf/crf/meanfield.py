@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextcrf.crf.potentials import PairwisePotential
+from contextcrf.crf.potentials import IGNORE_INDEX, PairwisePotential
 
 # A potential with the features it works on.
 Pair = tuple[PairwisePotential, Tensor]
@@ -158,7 +158,7 @@ def independent_groups(unary_logits: Tensor, pairwise: Sequence[Pair], cell: int
     return [group == value for value in group.unique()]
 
 
-def one_hot(labels: Tensor, like: Tensor, ignore_index: int = 255) -> Tensor:
+def one_hot(labels: Tensor, like: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Labels int64 [B, H, W] as marginals [B, K, H, W] of the shape of `like`; all zero where the label is unknown."""
     known = labels != ignore_index
     result = torch.zeros_like(like).scatter(1, torch.where(known, labels, 0)[:, None], 1.0)

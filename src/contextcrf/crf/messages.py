@@ -30,7 +30,7 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
     Args:
         senders, receivers: the two halves f, g of the hidden layer, [B, H, W, D].
         beliefs: marginals Q of the senders, [B, H, W, K].
-        weight, bias: of the last layer, [K, K, D] and [K, K], the sender's label first.
+        weight, bias: of the last layer, [K, D * K] and [K, K], the sender's label first.
         window: where a sender's receivers are.
 
     Returns:
@@ -39,7 +39,7 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
     """
     batch, height, width, hidden = senders.shape
     num_classes = beliefs.shape[-1]
-    total = _accumulator(senders, batch, height, width, num_classes)
+    total = accumulator(senders, batch, height, width, num_classes)
     if not window.inside.any():
         return total
     gradients = torch.is_grad_enabled() and any(
@@ -50,7 +50,6 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
     # receivers lie to one side, the padding is negative and cuts off those without a sender.
     padded = F.pad(receivers, (0, 0, -left, right))
     low, high = max(0, left), min(width, width + right)
-    weight, bias = weight.to(senders.dtype).transpose(1, 2).flatten(1), bias.to(senders.dtype)
     # Without gradients all tiles share their memory.
     buffer = None if gradients else senders.new_empty(max(TILE_ELEMENTS, window.inside.numel() * hidden))
     edges = width * window.inside.numel()
@@ -101,7 +100,7 @@ def _block(
     constant = (beliefs @ bias)[:, :, None]
     columns, span = [dx - window.columns[0] for dx in window.columns], window.columns[-1] - window.columns[0] + 1
     holes = not window.inside.all()
-    total = _accumulator(padded, *padded.shape[:2], num_classes)
+    total = accumulator(padded, *padded.shape[:2], num_classes)
     for y in range(height):
         # The window's rows that exist are successive ones.
         exist = [i for i, dy in enumerate(window.rows) if 0 <= y + shift + dy < len(padded)]
@@ -153,5 +152,6 @@ def _skewed_sum(sent: Tensor, columns: list[int], span: int, dtype: torch.dtype)
     return lines[:, : span * (width + span - 1)].unflatten(1, (span, width + span - 1)).sum(1, dtype=dtype)
 
 
-def _accumulator(like: Tensor, *shape: int) -> Tensor:
+def accumulator(like: Tensor, *shape: int) -> Tensor:
+    """Zeros in at least single precision: a sum over a hundred edges loses its digits in half precision."""
     return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from contextcrf.crf.messages import send
+from contextcrf.crf.messages import accumulator, send
 from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
@@ -163,8 +163,11 @@ class PairwisePotential(nn.Module):
         """`messages` as a function of the marginals: what the iterations of mean field share is computed once."""
         window = self.graph(features).window()
         owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
-        weight = self.last.weight.unflatten(0, (self.num_classes, self.num_classes))
-        bias = self.last.bias.unflatten(0, (self.num_classes, self.num_classes))
+        # In the order in which a sender's marginals are multiplied with them: its label, the units, the other label.
+        weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
+        bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
+        to_neighbours = weight.permute(0, 2, 1).flatten(1), bias, window
+        to_owners = weight.permute(1, 2, 0).flatten(1), bias.T, window.reversed()
 
         def messages(marginals: Tensor) -> Tensor:
             if marginals.shape[1] != self.num_classes or marginals.shape[-2:] != features.shape[-2:]:
@@ -174,8 +177,8 @@ class PairwisePotential(nn.Module):
                 )
             beliefs = marginals.movedim(1, -1)
             # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it is in.
-            total = send(owner, neighbour, beliefs, weight, bias, window)
-            total = total + send(neighbour, owner, beliefs, weight.transpose(0, 1), bias.T, window.reversed())
+            total = send(owner, neighbour, beliefs, *to_neighbours)
+            total = total + send(neighbour, owner, beliefs, *to_owners)
             return total.movedim(-1, 1)
 
         return messages
@@ -195,7 +198,7 @@ class PairwisePotential(nn.Module):
         graph = self.graph(features)
         owner, neighbour = self.project(features)
         batch = len(owner)
-        total = _accumulator(owner, batch, graph.nodes, self.num_classes)
+        total = accumulator(owner, batch, graph.nodes, self.num_classes)
         per_node = max(1, len(graph.offsets)) * (self.num_classes**2 + self.last.in_features) * batch
         for rows in _blocks(graph.nodes, per_node):
             table, inside = graph.neighbours(rows)
@@ -235,11 +238,6 @@ def _blocks(nodes: int, elements_per_node: int) -> Iterator[slice]:
 def _at_least_single(logits: Tensor) -> Tensor:
     """Half precision has too few digits for the logarithm of a sum; double stays double."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _accumulator(like: Tensor, *shape: int) -> Tensor:
-    """Zeros in at least single precision: a sum over a hundred edges loses its digits in half precision."""
-    return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:

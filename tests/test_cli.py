@@ -215,6 +215,27 @@ def test_explain_draws_a_column_for_every_relation(tiny_model, scenes, tmp_path,
     assert "expected a row in 0..63" in capsys.readouterr().err
 
 
+def test_explain_says_why_there_is_nothing_to_see(tiny_model, scenes, tmp_path, capsys):
+    tiny_model.config.strengths = dict.fromkeys(tiny_model.pairwise, 0.0)
+    save(tiny_model, tmp_path / "silent")
+    command = ["explain", str(tmp_path / "silent"), str(next((scenes / "images").iterdir()))]
+    command += ["--row", "40", "--column", "50", "--out", str(tmp_path / "why.png")]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "strengths are 0" in capsys.readouterr().err
+    main([*command, "--strengths", '{"above": 1}'])
+    assert (tmp_path / "why.png").exists()
+    with pytest.raises(SystemExit):
+        main([*command, "--strengths", '{"below": 1}'])
+    assert "'below'" in capsys.readouterr().err
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(next((scenes / "images").iterdir()).read_bytes()[:200])
+    command[2] = str(broken)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert str(broken) in capsys.readouterr().err
+
+
 def test_relations_of_a_config_file_may_be_lists_and_have_holes(tmp_path):
     box = "{top: 0.2, bottom: 0.2, left: 0.3, right: 0}"
     holed = f"{{top: 0.4, bottom: 0, left: 0.3, right: 0.1, hole: {box}}}"

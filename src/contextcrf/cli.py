@@ -217,7 +217,9 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5) -> 
         raise SystemExit(1)
 
 
-def explain(model: str, image: Path, row: int, column: int, out: Path) -> None:
+def explain(
+    model: str, image: Path, row: int, column: int, out: Path, strengths: dict[str, float] | None = None
+) -> None:
     """Draw which neighbours push one pixel to its label and which away from it.
 
     Args:
@@ -227,7 +229,10 @@ def explain(model: str, image: Path, row: int, column: int, out: Path) -> None:
         column: of the pixel, from the left.
         out: PNG to write: the labels, then for each relation the neighbours, red for the label and blue for the
             runner-up.
+        strengths: of the relations, in place of the model's, as in '{"above": 1}': what they would say where tuning
+            found it better not to listen to them.
     """
+    from contextcrf.data.checks import DECODING_ERRORS
     from contextcrf.pixels import read_picture
     from contextcrf.report import draw_explanation
     from contextcrf.storage import load
@@ -235,7 +240,12 @@ def explain(model: str, image: Path, row: int, column: int, out: Path) -> None:
     network = load(model).to(_device())
     if not network.pairwise:
         raise ValueError(f"{model}: the model has no pairwise potential to explain")
-    picture = draw_explanation(network, read_picture(image), (row, column))
+    network.config = replace(network.config, strengths={**network.config.strengths, **(strengths or {})})
+    try:
+        pixels = read_picture(image)
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{image}: could not be read: {error}") from error
+    picture = draw_explanation(network, pixels, (row, column))
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)
     print(f"written to {out}")

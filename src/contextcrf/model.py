@@ -229,11 +229,8 @@ class ContextCRF(nn.Module):
             ValueError: another type, number of axes or dtype; the message says what it was.
         """
         pixels = as_pixels(image)
-        training = self.training
-        self.eval()
-        marginals = self(pixels[None].to(self.mean.device).float(), potentials)[0].float().cpu()
-        self.train(training)
-        return Segmentation(pixels, marginals, self.classes)
+        _, marginals = self._infer_image(pixels, potentials)
+        return Segmentation(pixels, upsample(marginals, pixels.shape[-2:])[0].float().cpu(), self.classes)
 
     @torch.no_grad()
     def explain(self, image: ImageLike, pixel: tuple[int, int]) -> dict[str, Explanation]:
@@ -242,7 +239,6 @@ class ContextCRF(nn.Module):
         Args:
             image: as for `segment`.
             pixel: row and column in the image; the node is the one whose cell holds it.
-
         Returns:
             By relation: messages with the relation's weight, as they are added to the unary logits. Neighbours are
             places on the graph, of `Explanation.size`.
@@ -252,11 +248,7 @@ class ContextCRF(nn.Module):
         row, column = pixel
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(f"pixel {pixel}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
-        training = self.training
-        self.eval()
-        features = self.features(pixels[None].to(self.mean.device).float())
-        marginals = self.infer(features)
-        self.train(training)
+        features, marginals = self._infer_image(pixels)
         rows, columns = marginals.shape[-2:]
         node = (row * rows // height // self._cell, column * columns // width // self._cell)
         cells = self.pool(marginals)
@@ -304,6 +296,16 @@ class ContextCRF(nn.Module):
         unary = self.unary(features[UNARY]).float()
         pairs = [(self._pairwise(name), maps) for name, maps in features.items() if name != UNARY]
         return OBJECTIVES[objective](unary, pairs, downsample(masks, unary.shape[-2:]), cell=self._cell)
+
+    def _infer_image(self, pixels: Tensor, potentials: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Features and marginals of one image uint8 [3, H, W], in evaluation mode."""
+        training = self.training
+        self.eval()
+        try:
+            features = self.features(pixels[None].to(self.mean.device).float(), potentials)
+            return features, self.infer(features, potentials)
+        finally:
+            self.train(training)
 
     def _pairwise(self, name: str) -> PairwisePotential:
         potential = self.pairwise[name]

@@ -42,13 +42,22 @@ def draw(
 
 
 def draw_explanation(model: ContextCRF, image: ImageLike, pixel: tuple[int, int]) -> Image.Image:
-    """What pushed the node at a pixel (row, column) to its label and away from the runner-up, relation by relation."""
+    """What pushed the node at a pixel (row, column) to its label and away from the runner-up, relation by relation.
+
+    Raises:
+        ValueError: a pixel outside the image, or no neighbour that pushes at all.
+    """
     explanations = model.explain(image, pixel)
     segmentation = model.segment(image)
     photo = Image.fromarray(segmentation.image.permute(1, 2, 0).numpy())
     label, rival = segmentation.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
     pushes = {name: found.push_map(label, rival) for name, found in explanations.items()}
-    scale = max((float(push.abs().max()) for push in pushes.values()), default=1.0)
+    scale = max((float(push.abs().max()) for push in pushes.values()), default=0.0)
+    if scale == 0:
+        raise ValueError(
+            f"pixel {pixel}: no neighbour pushes its label: the relations are untrained, or their strengths are 0 "
+            f"(here {model.config.strengths}); other strengths show what they would say"
+        )
     names = model.classes.names
     titles = [f"{names[label]} (then {names[rival]})"]
     titles += [f"{name}: {float(push.sum()):+.2f}" for name, push in pushes.items()]

@@ -18,13 +18,38 @@ from torch.utils.checkpoint import checkpoint
 
 from contextcrf.crf.relations import Window
 
-# Hidden units of one tile: 1 MiB of float32 for each of two cores.
-TILE_ELEMENTS = 1 << 19
-# Numbers that a block of sender rows may keep: contracted layers, messages, and all tiles when gradients are needed.
-BLOCK_ELEMENTS = 1 << 24
+# Hidden units that a thread makes at once: 1 MiB of float32, half of what a core's cache holds.
+TILE_ELEMENTS = 1 << 18
+# Numbers that a block of sender rows may keep: its messages, and all its hidden units when gradients are needed.
+BLOCK_ELEMENTS = 1 << 22
+# Senders whose marginals are contracted at once, at least: with fewer a matrix product is slow.
+CONTRACTED = 64
 
 
-def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bias: Tensor, window: Window) -> Tensor:
+class Scratch:
+    """Memory that is used again and again: fresh memory costs a processor more than what is computed in it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised numbers of some shape; a name's earlier ones are lost."""
+        size = torch.Size(shape).numel()
+        if name not in self.kept or self.kept[name].numel() < size:
+            self.kept[name] = self.like.new_empty(size)
+        return self.kept[name][:size].view(shape)
+
+
+def send(
+    senders: Tensor,
+    receivers: Tensor,
+    beliefs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    window: Window,
+    scratch: Scratch,
+) -> Tensor:
     """The messages of every node to the nodes of its window, summed at the receivers.
 
     Args:
@@ -32,6 +57,7 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
         beliefs: marginals Q of the senders, [B, H, W, K].
         weight, bias: of the last layer, [K, D * K] and [K, K], the sender's label first.
         window: where a sender's receivers are.
+        scratch: used where no gradients are needed.
 
     Returns:
         [B, H, W, K], in at least single precision: a sum over a hundred edges loses its digits in half precision.
@@ -39,117 +65,145 @@ def send(senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, bi
     """
     batch, height, width, hidden = senders.shape
     num_classes = beliefs.shape[-1]
-    total = accumulator(senders, batch, height, width, num_classes)
     if not window.inside.any():
-        return total
+        return accumulator(senders, batch, height, width, num_classes)
+    top, bottom, left, right = window.rows[0], window.rows[-1], window.columns[0], window.columns[-1]
+    # Places outside the map receive too, and are cut off at the end: that costs less than telling them apart. Where all
+    # receivers lie to one side, the padding is negative and cuts off those without a sender.
+    receivers = F.pad(receivers, (0, 0, -left, right, -top, bottom))
+    total = accumulator(senders, *receivers.shape[:3], num_classes)
     gradients = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (senders, receivers, beliefs, weight, bias)
     )
-    left, right = window.columns[0], window.columns[-1]
-    # Columns outside the map receive too, and are cut off below: that costs less than telling them apart. Where all
-    # receivers lie to one side, the padding is negative and cuts off those without a sender.
-    padded = F.pad(receivers, (0, 0, -left, right))
-    low, high = max(0, left), min(width, width + right)
-    # Without gradients all tiles share their memory.
-    buffer = None if gradients else senders.new_empty(max(TILE_ELEMENTS, window.inside.numel() * hidden))
     edges = width * window.inside.numel()
-    per_row = width * num_classes * hidden + edges * (2 * num_classes + (hidden if gradients else 0))
-    step = max(1, BLOCK_ELEMENTS // per_row)
+    per_row = edges * (num_classes + 2 * hidden) + width * hidden * num_classes if gradients else edges * num_classes
+    # Rows of a block share a window, and the taller the block the more of it lies outside the map for some of them.
+    step = min(BLOCK_ELEMENTS // per_row, max((bottom - top) // 2 + 1, CONTRACTED // width + 1))
     for image in range(batch):
-        for top in range(0, height, step):
-            bottom = min(top + step, height)
-            first, last = max(0, top + window.rows[0]), min(height, bottom + window.rows[-1])
-            if first >= last:
+        for rows in _parts(height, step):
+            near = window.between(-(rows.stop - 1), height - 1 - rows.start)
+            if not near.rows:
                 continue
-            arguments = (senders[image, top:bottom], padded[image, first:last], beliefs[image, top:bottom])
+            reach = slice(rows.start + near.rows[0] - top, rows.stop + near.rows[-1] - top)
+            arguments = (senders[image, rows], receivers[image, reach], beliefs[image, rows], weight, near)
             if gradients:
-                part = checkpoint(_block, *arguments, weight, bias, window, top - first, use_reentrant=False)
+                total[image, reach] += checkpoint(_block, *arguments, use_reentrant=False)
             else:
-                part = _block(*arguments, weight, bias, window, top - first, buffer)
-            total[image, first:last, low:high] += part[:, low - left : high - left]
-    return total
+                total[image, reach] += _block(*arguments, scratch)
+    with torch.autocast(total.device.type, enabled=False):
+        total = total + _biases(beliefs.to(total.dtype), bias.to(total.dtype), window)
+    return F.pad(total, (0, 0, left, -right, top, -bottom))
+
+
+def _parts(length: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 def _block(
-    senders: Tensor,
-    padded: Tensor,
-    beliefs: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    window: Window,
-    shift: int,
-    buffer: Tensor | None = None,
+    senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, window: Window, scratch: Scratch | None = None
 ) -> Tensor:
-    """Messages of some rows of senders, summed over them.
+    """Messages of some rows of senders, summed over them, without the bias.
 
     Args:
         senders, beliefs: [h, W, D], [h, W, K].
-        padded: rows of receivers, [R, W + S - 1, D], S the span of the window's columns; column x is displaced by the
-            first of these from sender x.
-        weight, bias: [K, D * K], [K, K].
-        shift: sender row i is row i + shift of the receivers.
-        buffer: memory for a tile; None where gradients are needed.
+        receivers: [h + R - 1, W + S - 1, D], R and S the spans of the window's rows and columns: sender (y, x) sends to
+            the places from (y, x) on.
+        weight: [K, D * K].
+        window: where a sender's receivers are.
+        scratch: None where gradients are needed; then there is one tile.
 
     Returns:
-        [R, W + S - 1, K].
+        [h + R - 1, W + S - 1, K].
     """
+    rows, columns = ([value - values[0] for value in values] for values in (window.rows, window.columns))
+    windows = receivers.unfold(0, rows[-1] + 1, 1).unfold(1, columns[-1] + 1, 1).permute(0, 1, 3, 4, 2)
+    beliefs = beliefs.to(weight.dtype)
+    if scratch is None:
+        contracted = (beliefs @ weight).unflatten(-1, (senders.shape[-1], -1))
+        sent = _tile(windows, senders, contracted, rows, columns)
+    else:
+        sent = _tiles(windows, senders, beliefs, weight, rows, columns, scratch)
+    return _overlapping_sum(sent.unflatten(2, (len(rows), len(columns))), window)
+
+
+def _tiles(
+    windows: Tensor,
+    senders: Tensor,
+    beliefs: Tensor,
+    weight: Tensor,
+    rows: list[int],
+    columns: list[int],
+    scratch: Scratch,
+) -> Tensor:
+    """As `_tile` with beliefs @ weight, in pieces that stay in the cache."""
     height, width, hidden = senders.shape
     num_classes = beliefs.shape[-1]
-    beliefs = beliefs.to(weight.dtype)
-    contracted = (beliefs.flatten(0, 1) @ weight).view(height, width, hidden, num_classes)
-    constant = (beliefs @ bias)[:, :, None]
-    columns, span = [dx - window.columns[0] for dx in window.columns], window.columns[-1] - window.columns[0] + 1
-    holes = not window.inside.all()
-    total = accumulator(padded, *padded.shape[:2], num_classes)
-    for y in range(height):
-        # The window's rows that exist are successive ones.
-        exist = [i for i, dy in enumerate(window.rows) if 0 <= y + shift + dy < len(padded)]
-        if not exist:
-            continue
-        lines = [y + shift + window.rows[i] for i in exist]
-        dense = lines[-1] - lines[0] == len(lines) - 1
-        receivers = padded[lines[0] : lines[-1] + 1] if dense else padded[lines]
-        windows = receivers.unfold(1, span, 1).permute(1, 0, 3, 2)  # [W, rows, S, D], a view
-        sent = torch.cat(
-            [
-                _tile(windows[part], senders[y, part], contracted[y, part], columns, buffer)
-                for part in _tiles(width, len(lines) * len(columns) * hidden)
-            ]
-        )
-        sent = (sent + constant[y]).view(width, len(lines), len(columns), num_classes)
-        if holes:
-            sent = sent * window.inside[exist[0] : exist[-1] + 1, :, None]
-        total[lines] += _skewed_sum(sent, columns, span, total.dtype)
+    edges = len(rows) * len(columns)
+    sent = scratch("sent", height, width, edges, num_classes)
+    # Senders of one tile: some whole rows, or a part of one.
+    count = max(1, TILE_ELEMENTS * torch.get_num_threads() // (edges * hidden))
+    lines = max(1, count // width)
+    for some in _parts(height, max(lines, -(-CONTRACTED // width))):
+        nodes = beliefs[some].flatten(0, 1)
+        contracted = scratch("contracted", len(nodes), hidden * num_classes)
+        torch.mm(nodes, weight, out=contracted)
+        contracted = contracted.view(-1, width, hidden, num_classes)
+        for y in _parts(len(contracted), lines):
+            for x in _parts(width, count if lines == 1 else width):
+                tile = (windows[some][y, x], senders[some][y, x], contracted[y, x], rows, columns)
+                _tile(*tile, scratch, sent[some][y, x])
+    return sent
+
+
+def _tile(
+    windows: Tensor,
+    senders: Tensor,
+    contracted: Tensor,
+    rows: list[int],
+    columns: list[int],
+    scratch: Scratch | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Messages [h, w, edges, K] of senders [h, w, D] to the receivers [h, w, R, S, D] in their windows."""
+    if len(rows) < windows.shape[2]:
+        windows = windows[:, :, rows]
+    if len(columns) < windows.shape[3]:
+        windows = windows[:, :, :, columns]
+    memory = None if scratch is None else scratch("hidden", *windows.shape)
+    units = torch.add(windows, senders[:, :, None, None], out=memory).relu_().flatten(2, 3)
+    target = None if out is None else out.flatten(0, 1)
+    return torch.bmm(units.flatten(0, 1), contracted.flatten(0, 1), out=target).unflatten(0, units.shape[:2])
+
+
+def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:
+    """Messages [h, W, rows, columns, K] summed at the places they are sent to, [h + R - 1, W + S - 1, K]."""
+    height, width, *_, num_classes = sent.shape
+    for i, j in (~window.inside).nonzero().tolist():
+        sent[:, :, i, j] = 0
+    span = window.columns[-1] - window.columns[0] + width
+    across = accumulator(sent, height, span, len(window.rows), num_classes)
+    for dx, part in zip(window.columns, sent.unbind(3), strict=True):
+        start = dx - window.columns[0]
+        across[:, start : start + width].add_(part)
+    total = accumulator(sent, window.rows[-1] - window.rows[0] + height, span, num_classes)
+    for dy, part in zip(window.rows, across.unbind(2), strict=True):
+        start = dy - window.rows[0]
+        total[start : start + height].add_(part)
     return total
 
 
-def _tiles(width: int, elements_per_sender: int) -> Iterator[slice]:
-    step = max(1, TILE_ELEMENTS // elements_per_sender)
-    return (slice(start, min(start + step, width)) for start in range(0, width, step))
-
-
-def _tile(windows: Tensor, senders: Tensor, contracted: Tensor, columns: list[int], buffer: Tensor | None) -> Tensor:
-    """Messages [n, rows * columns, K] of n senders [n, D] to the receivers [n, rows, S, D] in their windows."""
-    if len(columns) < windows.shape[2]:
-        windows = windows[:, :, columns]
-    if buffer is None:
-        hidden = (windows + senders[:, None, None]).relu_()
-    else:
-        hidden = buffer[: windows.numel()].view(windows.shape)
-        torch.add(windows, senders[:, None, None], out=hidden).relu_()
-    return hidden.flatten(1, 2) @ contracted
-
-
-def _skewed_sum(sent: Tensor, columns: list[int], span: int, dtype: torch.dtype) -> Tensor:
-    """Messages [W, rows, columns, K] of senders x to places x + columns[i], summed: [rows, W + S - 1, K]."""
-    width, rows, _, num_classes = sent.shape
-    if len(columns) < span:
-        spread = sent.new_zeros(width, rows, span, num_classes)
-        spread[:, :, columns] = sent
-        sent = spread
-    # One place more to every line of length W + S - 1 than it can hold moves line i by i places.
-    lines = F.pad(sent.permute(1, 2, 0, 3), (0, 0, 0, span)).flatten(1, 2)
-    return lines[:, : span * (width + span - 1)].unflatten(1, (span, width + span - 1)).sum(1, dtype=dtype)
+def _biases(beliefs: Tensor, bias: Tensor, window: Window) -> Tensor:
+    """What every receiver gets of the bias, on the padded map: a sender's share is the same for all its receivers."""
+    batch, height, width, num_classes = beliefs.shape
+    kernel = beliefs.new_zeros(1, 1, 1 + window.rows[-1] - window.rows[0], 1 + window.columns[-1] - window.columns[0])
+    # A convolution collects: it sees the window from the receiver, the other way round.
+    lines = [window.rows[-1] - dy for dy in window.rows]
+    places = [window.columns[-1] - dx for dx in window.columns]
+    kernel[0, 0, torch.tensor(lines)[:, None], places] = window.inside.to(kernel.dtype)
+    shares = (beliefs @ bias).movedim(-1, 1).reshape(-1, 1, height, width)
+    collected = F.conv2d(shares, kernel, padding=(kernel.shape[2] - 1, kernel.shape[3] - 1))
+    return collected.unflatten(0, (batch, num_classes))[:, :, 0].movedim(1, -1)
 
 
 def accumulator(like: Tensor, *shape: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from contextcrf.crf.messages import accumulator, send
+from contextcrf.crf.messages import Scratch, accumulator, send
 from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
@@ -163,11 +163,12 @@ class PairwisePotential(nn.Module):
         """`messages` as a function of the marginals: what the iterations of mean field share is computed once."""
         window = self.graph(features).window()
         owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
-        # In the order in which a sender's marginals are multiplied with them: its label, the units, the other label.
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
-        to_neighbours = weight.permute(0, 2, 1).flatten(1), bias, window
-        to_owners = weight.permute(1, 2, 0).flatten(1), bias.T, window.reversed()
+        # In the order in which a sender's marginals are multiplied with them: its label, the units, the other label.
+        scratch = Scratch(owner)
+        to_neighbours = weight.permute(0, 2, 1).flatten(1), bias, window, scratch
+        to_owners = weight.permute(1, 2, 0).flatten(1), bias.T, window.reversed(), scratch
 
         def messages(marginals: Tensor) -> Tensor:
             if marginals.shape[1] != self.num_classes or marginals.shape[-2:] != features.shape[-2:]:

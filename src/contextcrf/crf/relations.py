@@ -118,6 +118,11 @@ class Window:
         rows, columns = (tuple(-value for value in reversed(values)) for values in (self.rows, self.columns))
         return Window(rows, columns, self.inside.flip(0, 1))
 
+    def between(self, first: int, last: int) -> "Window":
+        """The rows whose dy is in first..last."""
+        kept = [i for i, dy in enumerate(self.rows) if first <= dy <= last]
+        return Window(tuple(self.rows[i] for i in kept), self.columns, self.inside[kept])
+
 
 class Graph:
     """The edges of one relation on one feature map. Made on the fly for any block of nodes: nothing of size E is kept.

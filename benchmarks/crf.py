@@ -1,30 +1,29 @@
 """How fast and how small the CRF core is, as ratios: `python benchmarks/crf.py PART...`, or all parts.
 
-Each part prints a Markdown table and adds its figures to results/crf/figures.json.
+Each part prints a Markdown table and adds its figures to results/crf/figures.json; growth and objectives draw a plot
+beside it. The parts of `street.py` need CamVid: `--data DATA`.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+import street
 from contextcrf import PairwisePotential, RangeBox, mean_field
 from contextcrf.crf import elbo, mean_field_nll, pseudo_likelihood_nll
 from contextcrf.crf.meanfield import independent_groups, pairwise_logits
-from measure import interleaved, machine, matmul_rate, peak_memory, store
+from contextcrf.figures import save_figure
+from explicit import Explicit, Pairs, naive_nll
+from measure import FIGURES, interleaved, machine, matmul_rate, peak_memory, store
 
-FIGURES = Path(__file__).parent.parent / "results" / "crf" / "figures.json"
 HIDDEN = CHANNELS = 512
-# The explicit table is kept up to this size, and made anew in every iteration beyond it.
-TABLE_BYTES = 6 << 30
-# Rows of the issue's table: height, width, classes.
+# Height, width, classes; the first is the paper's own graph, 448 pixels at stride 32.
 SIZES = ((14, 19, 21), (28, 38, 21), (56, 75, 21), (28, 38, 150), (28, 38, 11))
-
-Pairs = list[tuple[PairwisePotential, Tensor]]
 
 
 def problem(height: int, width: int, classes: int, relations: int = 2) -> tuple[Tensor, Pairs]:
@@ -36,41 +35,9 @@ def problem(height: int, width: int, classes: int, relations: int = 2) -> tuple[
     return torch.randn(1, classes, height, width), pairs
 
 
-class Explicit:
-    """The usual way: the E x K x K pair logits, in chunks; kept between iterations where they fit."""
-
-    def __init__(self, pairs: Pairs, chunk: int = 1 << 14) -> None:
-        self.pairs, self.chunk = pairs, chunk
-        edges = [potential.graph(features).edges() for potential, features in pairs]
-        self.edges = edges
-        size = sum(4 * e.shape[1] * potential.num_classes**2 for e, (potential, _) in zip(edges, pairs, strict=True))
-        self.kept: dict[tuple[int, int], Tensor] | None = {} if size <= TABLE_BYTES else None
-
-    def table(self, relation: int, start: int) -> Tensor:
-        """Pair logits of one chunk of edges, [n, K, K]."""
-        if self.kept is not None and (relation, start) in self.kept:
-            return self.kept[relation, start]
-        potential, features = self.pairs[relation]
-        p, q = self.edges[relation][:, start : start + self.chunk]
-        owner, neighbour = (part[0] for part in potential.project(features))
-        table = potential.last(F.relu(owner[p] + neighbour[q])).unflatten(-1, (potential.num_classes,) * 2)
-        if self.kept is not None:
-            self.kept[relation, start] = table
-        return table
-
-    def mean_field(self, unary: Tensor, iterations: int = 2) -> Tensor:
-        """As `contextcrf.mean_field`."""
-        beliefs = unary[0].flatten(1).T.softmax(1)
-        for _ in range(iterations):
-            logits = unary[0].flatten(1).T.clone()
-            for relation, edges in enumerate(self.edges):
-                for start in range(0, edges.shape[1], self.chunk):
-                    p, q = edges[:, start : start + self.chunk]
-                    table = self.table(relation, start)
-                    logits.index_add_(0, p, torch.bmm(table, beliefs[q, :, None])[:, :, 0])
-                    logits.index_add_(0, q, torch.bmm(beliefs[p, None], table)[:, 0])
-            beliefs = logits.softmax(1)
-        return beliefs.T.view(unary.shape)
+def edge_count(pairs: Pairs) -> int:
+    """Edges of all relations."""
+    return sum(potential.graph(features).edges().shape[1] for potential, features in pairs)
 
 
 @torch.inference_mode()
@@ -86,15 +53,13 @@ def run_ours(unary: Tensor, pairs: Pairs, dtype: torch.dtype = torch.float32) ->
         return mean_field(unary, pairs, 2)
 
 
-def memory_of(way: str, height: int, width: int, classes: int) -> Iterator[None]:
+def memory_of(run: Callable[[Tensor, Pairs], Tensor], height: int, width: int, classes: int) -> Iterator[None]:
     """For `peak_memory`."""
     unary, pairs = problem(height, width, classes)
-    for potential, features in pairs:
-        potential.graph(features).edges()
-    small = problem(4, 4, classes)
-    {"explicit": run_explicit, "ours": run_ours}[way](*small)
+    edge_count(pairs)  # the lists of edges are kept, and not what is measured
+    run(*problem(4, 4, classes))
     yield
-    {"explicit": run_explicit, "ours": run_ours}[way](unary, pairs)
+    run(unary, pairs)
 
 
 def inference(repeats: int) -> None:
@@ -106,7 +71,6 @@ def inference(repeats: int) -> None:
     rows = []
     for height, width, classes in SIZES:
         unary, pairs = problem(height, width, classes)
-        edges = sum(potential.graph(features).edges().shape[1] for potential, features in pairs)
         work = {
             "explicit": partial(run_explicit, unary, pairs),
             "float32": partial(run_ours, unary, pairs),
@@ -114,7 +78,11 @@ def inference(repeats: int) -> None:
         }
         torch.testing.assert_close(work["explicit"](), work["float32"](), rtol=1e-4, atol=1e-5)
         seconds = interleaved(work, repeats)
-        megabytes = {way: peak_memory(memory_of, way, height, width, classes) for way in ("explicit", "ours")}
+        megabytes = {
+            name: peak_memory(memory_of, run, height, width, classes)
+            for name, run in (("explicit", run_explicit), ("ours", run_ours))
+        }
+        edges = edge_count(pairs)
         row = {"map": [height, width], "classes": classes, "edges": edges, "seconds": seconds, "MiB": megabytes}
         rows.append(row)
         slow, smaller = seconds["explicit"], megabytes["explicit"] / megabytes["ours"]
@@ -124,7 +92,7 @@ def inference(repeats: int) -> None:
             f"{megabytes['explicit']:.0f} | {megabytes['ours']:.0f} | {smaller:.0f} |",
             flush=True,
         )
-    store(FIGURES, {"inference": rows})
+    store({"inference": rows})
 
 
 def rate(repeats: int) -> None:
@@ -134,14 +102,13 @@ def rate(repeats: int) -> None:
     rows = []
     for height, width, classes in SIZES:
         unary, pairs = problem(height, width, classes)
-        edges = sum(potential.graph(features).edges().shape[1] for potential, features in pairs)
-        nodes = height * width
+        edges, nodes = edge_count(pairs), height * width
         # Two iterations, two directions; the contraction of every sender's marginals is work too.
         work = 2 * 2 * 2 * HIDDEN * classes * (edges + len(pairs) * nodes * classes)
         reached = work / interleaved({"ours": partial(run_ours, unary, pairs)}, repeats)["ours"] / 1e9
         rows.append({"map": [height, width], "classes": classes, "GFLOP/s": reached, "share": reached / peak})
         print(f"| {height}x{width}, K={classes} | {reached:.0f} | {100 * reached / peak:.0f} % |", flush=True)
-    store(FIGURES, {"rate": {"matmul GFLOP/s": peak, "rows": rows}})
+    store({"rate": {"matmul GFLOP/s": peak, "rows": rows}})
 
 
 def growth(repeats: int) -> None:
@@ -169,15 +136,14 @@ def growth(repeats: int) -> None:
         slope = (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
         curves[name] = {"points": points, "exponent": slope}
         print(f"{name}: exponent {slope:.2f}; " + ", ".join(f"{n}: {s:.3f} s" for n, s in points), flush=True)
-    store(FIGURES, {"growth": curves})
-
-
-def naive_nll(potential: PairwisePotential, features: Tensor, labels: Tensor) -> Tensor:
-    """The pairwise loss as one would first write it: all logits at once."""
-    edges, logits = potential.pair_logits(features)
-    known = labels.flatten(1)
-    target = known[:, edges[0]] * potential.num_classes + known[:, edges[1]]
-    return F.cross_entropy(logits.flatten(0, 1).flatten(1), target.flatten())
+    store({"growth": curves})
+    figure = Figure((10, 3.5), layout="constrained")
+    for axes, (name, curve) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+        axes.loglog(*zip(*curve["points"], strict=True), "o-")
+        axes.set(
+            title=f"{name}: exponent {curve['exponent']:.2f}", xlabel=name.split(",")[0], ylabel="s, two iterations"
+        )
+    save_figure(figure, FIGURES.parent / "growth.png")
 
 
 def training_step(way: str, unary: Tensor, pairs: Pairs, labels: Tensor) -> None:
@@ -227,11 +193,11 @@ def training(repeats: int) -> None:
         for way in ways:
             time, memory = seconds[way] / seconds["piecewise"], megabytes[way] / megabytes["piecewise"]
             print(f"| {way} | {seconds[way]:.2f} | {time:.1f} | {megabytes[way]:.0f} | {memory:.1f} |", flush=True)
-    store(FIGURES, {"training": rows})
+    store({"training": rows})
 
 
 @torch.inference_mode()
-def updates(repeats: int) -> None:
+def updates() -> None:
     """Parallel, damped and sequential updates: the ELBO they reach, and the rounds of messages they pay for it.
 
     On a small map of random potentials, whose strength is varied: weak ones are easy for all, strong ones are not.
@@ -258,21 +224,35 @@ def updates(repeats: int) -> None:
                 rows.append([strength, "sequential", sweep * len(groups), bound])
     for strength, name, rounds, bound in rows:
         print(f"| {strength:g} | {name} | {rounds} | {bound:.4f} |")
-    store(FIGURES, {"updates": rows})
-
-
-PARTS = {"inference": inference, "rate": rate, "growth": growth, "training": training, "updates": updates}
+    store({"updates": rows})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=", ".join(PARTS))
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    parts = {
+        "inference": lambda: inference(options.repeats),
+        "rate": lambda: rate(options.repeats),
+        "growth": lambda: growth(options.repeats),
+        "training": lambda: training(options.repeats),
+        "updates": updates,
+        "picture": lambda: street.picture(options.data, options.repeats),
+        "half": lambda: street.half(options.data),
+        "objectives": lambda: street.objectives(options.data, options.minutes),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
+    parser.add_argument("--repeats", type=int, default=5, help="of everything that is timed")
+    parser.add_argument("--data", type=Path, help="CamVid")
+    parser.add_argument("--minutes", type=float, default=4, help="of training for each of the objectives")
+    options = parser.parse_args()
+    chosen = options.parts or list(parts)
+    if unknown := sorted(set(chosen) - set(parts)):
+        parser.error(f"{unknown}: expected some of {', '.join(parts)}")
+    if options.data is None and (needy := sorted({"picture", "half", "objectives"} & set(chosen))):
+        parser.error(f"{', '.join(needy)}: expected --data with CamVid")
     print(machine())
-    for name in arguments.parts or PARTS:
+    for name in chosen:
         print(f"\n## {name}\n", flush=True)
-        PARTS[name](arguments.repeats)
+        parts[name]()
 
 
 if __name__ == "__main__":

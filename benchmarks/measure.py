@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+FIGURES = Path(__file__).parent.parent / "results" / "crf" / "figures.json"
+
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
     """Median seconds of each function; they take turns, so that a busy moment of the machine falls on all."""
@@ -69,8 +71,8 @@ def machine() -> str:
     )
 
 
-def store(path: Path, values: dict[str, Any]) -> None:
-    """Add values to a JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**known, **values, "machine": machine()}, indent=1) + "\n")
+def store(values: dict[str, Any]) -> None:
+    """Add values to the JSON file of all figures."""
+    FIGURES.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    FIGURES.write_text(json.dumps({**known, **values, "machine": machine()}, indent=1) + "\n")

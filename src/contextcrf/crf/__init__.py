@@ -6,6 +6,7 @@ from contextcrf.crf.likelihood import mean_field_nll, pseudo_likelihood_nll
 from contextcrf.crf.meanfield import elbo, energy, icm, mean_field
 from contextcrf.crf.potentials import PairwisePotential, UnaryPotential
 from contextcrf.crf.relations import RangeBox, Relation
+from contextcrf.crf.unaries import logits_from_labels, logits_from_probabilities
 
 __all__ = [
     "DenseCRF",
@@ -18,6 +19,8 @@ __all__ = [
     "energy",
     "explain",
     "icm",
+    "logits_from_labels",
+    "logits_from_probabilities",
     "mean_field",
     "mean_field_nll",
     "pseudo_likelihood_nll",

@@ -4,12 +4,17 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 refinement step of Lin et al. 2015 (their reference [21]). Conventions and results are those of pydensecrf.
 """
 
-import math
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from contextcrf.crf.lattice import Lattice
+
+Normalization = Literal["symmetric", "before", "after", "none"]
+Sigma = float | Sequence[float]
+Compat = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
 class DenseCRF(nn.Module):
@@ -17,111 +22,227 @@ class DenseCRF(nn.Module):
 
     Two pixels p, q with different labels pay w1 k1(p, q) + w2 k2(p, q), where k = exp(-|f_p - f_q|^2 / 2) with f =
     (x / sxy, y / sxy) for the spatial kernel and f = (x / sxy, y / sxy, colour / srgb) for the bilateral one, each
-    kernel matrix normalised symmetrically to D^-1/2 K D^-1/2 (D the row sums). Inference is parallel mean field,
-    started at softmax(logits):
+    kernel matrix normalised. Inference is parallel mean field, started at softmax(logits):
 
         Q_p = softmax(logits_p + sum over kernels m of w_m sum over q of k_m(p, q) Q_q)
 
     The result equals that of ``pydensecrf.densecrf.DenseCRF2D`` with ``addPairwiseGaussian`` and
-    ``addPairwiseBilateral``, a number as ``compat`` (Potts) and NORMALIZE_SYMMETRIC; there too q = p is in the sum.
-    The defaults can do harm to small or thin objects: tune them on held-out images.
+    ``addPairwiseBilateral``; there too q = p is in the sum. The defaults can do harm to small or thin objects: tune
+    them on held-out images.
 
     Args:
-        spatial_sxy: standard deviation of the spatial kernel, pixels.
-        spatial_compat: weight w1 of the spatial kernel.
-        bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels.
-        bilateral_srgb: standard deviation of the bilateral kernel in colour, in units of 0..255.
-        bilateral_compat: weight w2 of the bilateral kernel.
+        spatial_sxy: standard deviation of the spatial kernel, pixels; or one for each axis, x first: (x, y), (x, y, z).
+        spatial_compat: weight w1 of the spatial kernel, of the Potts model. Or, as in pydensecrf, an energy of the
+            labels: [K] that label k pays for a neighbour of its own kind, or [K, K] that label k pays for a neighbour
+            j. A number w is the matrix -w I. (pydensecrf makes matrices symmetric first, here they stay as they are.)
+        bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels, like ``spatial_sxy``.
+        bilateral_srgb: standard deviation of the bilateral kernel in colour, in units of 0..255; or one a channel.
+        bilateral_compat: weight w2 of the bilateral kernel, like ``spatial_compat``.
         iterations: mean-field iterations, >= 0.
+        normalization: of the kernel matrices K with row sums D: "symmetric" D^-1/2 K D^-1/2, "before" K D^-1, "after"
+            D^-1 K, "none" K.
+        learnable: make standard deviations (by their logarithm) and compatibilities parameters.
+        tolerance: labels whose probability is below this at every pixel of an image are set aside: their marginals are
+            0. With weights w >= 0 they would stay below about ``tolerance``, and no other marginal changes by more than
+            about K (w1 + w2) ``tolerance``. Labels are never set aside for matrices or negative weights; 0 keeps all.
 
     Raises:
-        ValueError: if a standard deviation is not positive and finite, a weight is not finite, or ``iterations`` is not
-            a whole number >= 0.
+        ValueError: if a standard deviation is not positive and finite, a weight is not finite, ``iterations`` is not
+            a whole number >= 0, or ``normalization`` is unknown.
     """
+
+    spatial_compat: Tensor
+    bilateral_compat: Tensor
 
     def __init__(
         self,
-        spatial_sxy: float = 3,
-        spatial_compat: float = 3,
-        bilateral_sxy: float = 80,
-        bilateral_srgb: float = 13,
-        bilateral_compat: float = 10,
+        spatial_sxy: Sigma = 3,
+        spatial_compat: Compat = 3,
+        bilateral_sxy: Sigma = 80,
+        bilateral_srgb: Sigma = 13,
+        bilateral_compat: Compat = 10,
         iterations: int = 10,
+        normalization: Normalization = "symmetric",
+        learnable: bool = False,
+        tolerance: float = 1e-7,
     ) -> None:
         super().__init__()
-        sigmas = {"spatial_sxy": spatial_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
-        for name, value in sigmas.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is a standard deviation and must be positive and finite, got {value}")
-        for name, value in {"spatial_compat": spatial_compat, "bilateral_compat": bilateral_compat}.items():
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
         if not isinstance(iterations, int) or iterations < 0:
             raise ValueError(f"iterations must be a whole number >= 0, got {iterations}")
-        self.spatial_sxy = spatial_sxy
-        self.spatial_compat = spatial_compat
-        self.bilateral_sxy = bilateral_sxy
-        self.bilateral_srgb = bilateral_srgb
-        self.bilateral_compat = bilateral_compat
-        self.iterations = iterations
+        if normalization not in get_args(Normalization):
+            raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
+        self.iterations, self.normalization, self.tolerance = iterations, normalization, tolerance
+        self.learnable = learnable
+        sigmas = {"spatial_sxy": spatial_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
+        for name, sigma in sigmas.items():
+            # As they are where nothing is learned: through a logarithm 10 would become 10.000001, and points that lie
+            # on the border of two simplices would fall into the other one.
+            value = _sigma(name, sigma)
+            self._keep(*((f"log_{name}", value.log()) if learnable else (f"_{name}", value)))
+        for name, compat in {"spatial_compat": spatial_compat, "bilateral_compat": bilateral_compat}.items():
+            self._keep(name, _compat(name, compat))
 
-    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+    def _keep(self, name: str, value: Tensor) -> None:
+        if self.learnable:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value, persistent=False)
+
+    def _sigma(self, name: str) -> Tensor:
+        return self.get_parameter(f"log_{name}").exp() if self.learnable else self.get_buffer(f"_{name}")
+
+    @property
+    def spatial_sxy(self) -> Tensor:
+        """Standard deviation of the spatial kernel, a number or one for each axis."""
+        return self._sigma("spatial_sxy")
+
+    @property
+    def bilateral_sxy(self) -> Tensor:
+        """Standard deviation of the bilateral kernel in the image plane, a number or one for each axis."""
+        return self._sigma("bilateral_sxy")
+
+    @property
+    def bilateral_srgb(self) -> Tensor:
+        """Standard deviation of the bilateral kernel in colour, a number or one for each channel."""
+        return self._sigma("bilateral_srgb")
+
+    def forward(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
         """Run mean field; the images of a batch are independent.
 
         Args:
-            logits: [B, K, H, W], finite, any floating dtype; negative unary energies up to a constant per pixel.
-            images: [B, C, H, W], any number C of channels, values in 0..255, integer or floating. Constants: the
-                gradient flows to the logits only.
+            logits: [B, K, H, W], any floating dtype; negative unary energies up to a constant per pixel. Infinite ones
+                are taken as very large. Of a volume: [B, K, D, H, W], and the others accordingly.
+            images: [B, C, H, W], any number C of channels, values in 0..255, integer or floating.
+            extra: [B, E, H, W], further features of the bilateral kernel (depth, say), each in units of its own
+                standard deviation.
 
         Returns:
-            marginals, [B, K, H, W], summing to 1 over K; float64 if the logits are, else float32.
+            marginals, [B, K, H, W], summing to 1 over K; float64 if the logits are, else float32. Differentiable in the
+            logits, in floating images, in ``extra`` and in the parameters if they are learnable.
 
         Raises:
             ValueError: naming what is wrong with the shapes, dtypes, devices or values of the arguments, among them
                 images in 0..1 (allowed only where harmless, in images without contrast).
         """
-        _check_inputs(logits, images)
-        batch, classes, height, width = logits.shape
+        _check_inputs(logits, images, extra)
+        classes, *size = logits.shape[1:]
+        self._check_parameters(classes, images.shape[1], len(size))
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         # [B, N, K]: rows of pixels, as the lattice filters them.
-        unary = logits.to(dtype).reshape(batch, classes, height * width).mT.contiguous()
-        colours = images.detach().to(dtype).reshape(batch, -1, height * width).mT
-        x = torch.arange(width, dtype=dtype, device=logits.device).repeat(height)
-        y = torch.arange(height, dtype=dtype, device=logits.device).repeat_interleave(width)
-        place = torch.stack([x, y], 1)
+        unary = _finite(logits.to(dtype)).flatten(2).mT.contiguous()
+        guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
+        if extra is not None:
+            guides = torch.cat([guides, extra.to(dtype).flatten(2).mT], 2)
+        axes = [torch.arange(n, dtype=dtype, device=logits.device) for n in size]
+        # x first: the last axis runs along a row.
+        place = torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))], 1)
 
-        spatial = _Kernel(place / self.spatial_sxy, self.spatial_compat)
+        spatial = self._kernel(place / self.spatial_sxy.to(dtype), self.spatial_compat)
+        near = place / self.bilateral_sxy.to(dtype)
         marginals = []
-        for unary_b, colour in zip(unary, colours, strict=True):
-            features = torch.cat([place / self.bilateral_sxy, colour / self.bilateral_srgb], 1)
-            bilateral = _Kernel(features, self.bilateral_compat)
-            q = unary_b.softmax(1)
-            for _ in range(self.iterations):
-                q = bilateral.add_to(spatial.add_to(unary_b, q), q).softmax(1)
-            marginals.append(q)
-        return torch.stack(marginals).mT.reshape(logits.shape)
+        for unary_b, guide in zip(unary, guides, strict=True):
+            bilateral = self._kernel(torch.cat([near, guide], 1), self.bilateral_compat)
+            marginals.append(self._mean_field(unary_b, [spatial, bilateral]))
+        # Contiguous: some losses of torch demand it of their input's gradient.
+        return torch.stack(marginals).mT.reshape(logits.shape).contiguous()
+
+    def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Marginals [N, K] of one image."""
+        q = unary.softmax(1)
+        active = q.detach().amax(0) >= self.tolerance
+        if all(kernel.attracts for kernel in kernels) and not active.all():
+            few = self._iterate(unary[:, active].softmax(1), unary[:, active], kernels)
+            return torch.zeros_like(q).index_copy(1, active.nonzero().flatten(), few)
+        return self._iterate(q, unary, kernels)
+
+    def _iterate(self, q: Tensor, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        for _ in range(self.iterations):
+            logits = unary
+            for kernel in kernels:
+                logits = kernel.add_to(logits, q)
+            q = logits.softmax(1)
+        return q
+
+    def _kernel(self, features: Tensor, compat: Tensor) -> "_Kernel":
+        return _Kernel(features, compat.to(features.dtype), self.normalization)
+
+    def _check_parameters(self, classes: int, channels: int, axes: int) -> None:
+        for name in ("spatial_compat", "bilateral_compat"):
+            compat = getattr(self, name)
+            if compat.ndim and compat.shape[0] != classes:
+                raise ValueError(f"{name} is for {compat.shape[0]} classes, the logits have {classes}")
+        for name, wanted, what in (
+            ("spatial_sxy", axes, "axes"), ("bilateral_sxy", axes, "axes"), ("bilateral_srgb", channels, "channels")
+        ):  # fmt: skip
+            given = getattr(self, name)
+            if given.ndim and len(given) != wanted:
+                raise ValueError(f"{name} has {len(given)} values, the images have {wanted} {what}")
 
     def extra_repr(self) -> str:
-        names = ("spatial_sxy", "spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat", "iterations")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        names = ("spatial_sxy", "spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat")
+        shown = [f"{name}={_shown(getattr(self, name))}" for name in names]
+        return ", ".join([*shown, f"iterations={self.iterations}", f"normalization={self.normalization!r}"])
 
 
 class _Kernel:
-    """compat * D^-1/2 K D^-1/2 for the Gaussian kernel matrix K of ``features`` [N, d] and its row sums D."""
+    """The normalised Gaussian kernel matrix of ``features`` [N, d] with a compatibility of labels."""
 
-    def __init__(self, features: Tensor, compat: float) -> None:
+    def __init__(self, features: Tensor, compat: Tensor, normalization: Normalization) -> None:
         self.lattice = Lattice(features)
-        self.scale = self.lattice.filter(features.new_ones(len(features), 1)).rsqrt()
-        self.scale_out = compat * self.scale
+        self.compat = compat
+        # Whether more of a label makes it more probable, and no other.
+        self.attracts = compat.ndim == 0 and bool(compat >= 0)
+        self.before = self.after = None
+        if normalization != "none":
+            sums = self.lattice.filter(features.new_ones(len(features), 1))
+            self.before = {"symmetric": sums.rsqrt(), "before": 1 / sums}.get(normalization)
+            self.after = {"symmetric": sums.rsqrt(), "after": 1 / sums}.get(normalization)
 
     def add_to(self, logits: Tensor, q: Tensor) -> Tensor:
-        """Add the messages from marginals ``q`` [N, K] to ``logits`` [N, K], in one pass as time goes into memory."""
-        return torch.addcmul(logits, self.scale_out, self.lattice.filter(self.scale * q))
+        """Add the messages from marginals ``q`` [N, K] to ``logits`` [N, K]."""
+        filtered = self.lattice.filter(q if self.before is None else self.before * q)
+        if self.compat.ndim == 0:
+            # In one pass, as time goes into memory.
+            scale = self.compat if self.after is None else self.compat * self.after
+            return torch.addcmul(logits, scale.expand(len(logits), 1), filtered)
+        if self.after is not None:
+            filtered = self.after * filtered
+        return logits - (self.compat * filtered if self.compat.ndim == 1 else filtered @ self.compat.T)
 
 
-def _check_inputs(logits: Tensor, images: Tensor) -> None:
+def _sigma(name: str, value: Sigma) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=torch.float32)
+    if tensor.ndim > 1 or not bool((tensor.isfinite() & (tensor > 0)).all()):
+        raise ValueError(f"{name} is a standard deviation and must be positive and finite, got {value}")
+    return tensor
+
+
+def _compat(name: str, value: Compat) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=torch.float32)
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if tensor.ndim > 2 or (tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1]):
+        raise ValueError(f"{name} must be a number, [K] or [K, K], got {list(tensor.shape)}")
+    return tensor
+
+
+def _shown(value: Tensor) -> str:
+    if value.ndim == 0:
+        return f"{float(value):.6g}"
+    return f"({', '.join(f'{number:.6g}' for number in value.tolist())})" if value.ndim == 1 else f"{list(value.shape)}"
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Infinite values as large as sums can bear."""
+    bound = torch.finfo(logits.dtype).max ** 0.5
+    return logits.clamp(-bound, bound)
+
+
+def _check_inputs(logits: Tensor, images: Tensor, extra: Tensor | None) -> None:
     shapes = f"logits {list(logits.shape)}, images {list(images.shape)}"
-    if logits.ndim != 4 or images.ndim != 4:
+    if logits.ndim not in (4, 5) or images.ndim != logits.ndim:
         raise ValueError(f"logits must be [B, K, H, W] and images [B, C, H, W]; got {shapes}")
     if logits.shape[0] != images.shape[0] or logits.shape[2:] != images.shape[2:]:
         raise ValueError(f"logits and images must agree in batch size, height and width; got {shapes}")
@@ -131,11 +252,17 @@ def _check_inputs(logits: Tensor, images: Tensor) -> None:
         raise ValueError(f"logits are on {logits.device} but images on {images.device}")
     if not logits.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
         raise ValueError(f"logits must be floating, images real numbers; got {logits.dtype} and {images.dtype}")
-    if not logits.isfinite().all():
-        raise ValueError("logits must be finite, got NaN or infinity (clamp probabilities before taking their log)")
+    if logits.isnan().any():
+        raise ValueError("logits must not be NaN")
+    if extra is not None:
+        if extra.ndim != logits.ndim or extra.shape[0] != logits.shape[0] or extra.shape[2:] != logits.shape[2:]:
+            raise ValueError(f"extra must be [B, E, H, W] like the logits; got {shapes}, extra {list(extra.shape)}")
+        if not extra.is_floating_point() or not extra.isfinite().all():
+            raise ValueError(f"extra must be floating and finite, in units of standard deviations; got {extra.dtype}")
     if images.dtype == torch.uint8:
         return
-    low, high = images.amin((2, 3)), images.amax((2, 3))
+    spatial = tuple(range(2, images.ndim))
+    low, high = images.detach().amin(spatial), images.detach().amax(spatial)
     # Written so that NaN fails too.
     if not bool((low >= 0).all() and (high <= 255).all()):
         raise ValueError(

@@ -23,7 +23,8 @@ class Lattice:
 
     Args:
         features: the points, [N, d], floating and finite, in units of standard deviations: a pixel column x smoothed
-            with a standard deviation of s pixels enters as x / s. They are constants; no gradient reaches them.
+            with a standard deviation of s pixels enters as x / s. The filter is differentiable in them too, once: its
+            kernel is piecewise linear, and the gradient that of the piece they lie in.
 
     Raises:
         ValueError: if ``features`` is anything else, or spans so many standard deviations that vertices of the lattice
@@ -35,7 +36,7 @@ class Lattice:
             raise ValueError(
                 f"features must be floating, [N, d], not empty; got {features.dtype}, {list(features.shape)}"
             )
-        base, rank, weights = _simplex(features.detach())
+        base, rank, weights = _simplex(features)
         keys, steps = _vertex_keys(base, rank)
         self.num_points, corners = keys.shape
 
@@ -47,12 +48,15 @@ class Lattice:
         vertices = torch.empty_like(order, dtype=torch.int32)
         vertices[order] = is_new.cumsum(0, dtype=torch.int32) - 1
 
+        # Barycentric weights [N, d + 1]: all that the gradient of the features goes through.
+        self.weights = weights
         self._splat_points = (order // corners).int()  # grouped by vertex; group v begins at _splat_starts[v]
         self._splat_starts = is_new.nonzero().flatten().int()
-        self._splat_weights = weights.flatten()[order]
+        self._splat_weights = weights.detach().flatten()[order]
         self._slice_vertices = vertices.view(keys.shape)
         # The factor of the C++ code.
-        self._slice_weights = weights / (1 + 2.0 ** -(corners - 1))
+        self._factor = 1 / (1 + 2.0 ** -(corners - 1))
+        self._slice_weights = weights.detach() * self._factor
         self._axes = [_blur_axis(vertex_keys, step, weights.dtype) for step in steps]
 
     def filter(self, values: Tensor) -> Tensor:
@@ -60,8 +64,8 @@ class Lattice:
 
         Nothing is normalised: divide by the filtered ones to get weighted means. The constant c, which cancels then, is
         2^(d+1) (3/2)^(d/2) / ((1 + 2^-d) sqrt(d+1) (2 pi)^(d/2)): 0.92, 0.88, 0.83 and 0.71 for d = 1, 2, 3 and 5.
-        Linear in ``values`` and differentiable with respect to them, any number of times. The operator is nearly, not
-        exactly, symmetric.
+        Linear in ``values`` and differentiable with respect to them, any number of times, and once with respect to the
+        features. The operator is nearly, not exactly, symmetric.
 
         Args:
             values: [N, C], float32 or float64, on the device of the features.
@@ -77,26 +81,56 @@ class Lattice:
             raise ValueError(
                 f"values must be float32 or float64, [{self.num_points}, C]; got {values.dtype}, {list(values.shape)}"
             )
-        return _Filter.apply(values, self, False)
+        return _Filter.apply(values, self.weights, self, False)
 
-    def _splat_blur_slice(self, values: Tensor, reverse: bool) -> Tensor:
+    def _blurred(self, values: Tensor, reverse: bool) -> Tensor:
+        """Values of points, splatted and blurred: values of vertices."""
         nodes = _weighted_sums(values.contiguous(), self._splat_points, self._splat_weights, self._splat_starts)
         for neighbours, weights in reversed(self._axes) if reverse else self._axes:
             nodes = _weighted_sums(nodes, neighbours, weights)
+        return nodes
+
+    def _slice(self, nodes: Tensor) -> Tensor:
         return _weighted_sums(nodes, self._slice_vertices, self._slice_weights)
+
+    def _products(self, points: Tensor, nodes: Tensor) -> Tensor:
+        """Inner products of each point's values with those of its simplex's vertices, [N, d + 1]."""
+        return torch.stack([(points * nodes[vertex.long()]).sum(1) for vertex in self._slice_vertices.T], 1)
 
 
 class _Filter(torch.autograd.Function):
     """Splat is the transpose of slice and each blur is symmetric: reversing the axes transposes the whole filter."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weights: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
         ctx.lattice, ctx.reverse = lattice, reverse
-        return lattice._splat_blur_slice(values, reverse)
+        if weights.requires_grad:
+            ctx.save_for_backward(values)
+        return lattice._slice(lattice._blurred(values, reverse))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Filter.apply(grad, ctx.lattice, not ctx.reverse), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        lattice, reverse = ctx.lattice, ctx.reverse
+        for_values = for_weights = None
+        if ctx.needs_input_grad[0]:
+            for_values = _Filter.apply(grad, lattice.weights, lattice, not reverse)
+        if ctx.needs_input_grad[1]:
+            for_weights = _WeightGradient.apply(ctx.saved_tensors[0], grad, lattice, reverse)
+        return for_values, for_weights, None, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    """The filter's gradient by its barycentric weights, which are used twice: to splat and to slice."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, grad: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
+        sliced = lattice._products(grad, lattice._blurred(values, reverse))
+        splatted = lattice._products(values, lattice._blurred(grad, not reverse))
+        return ((sliced + splatted) * lattice._factor).to(lattice.weights.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise NotImplementedError("the lattice is differentiable in its features once")
 
 
 def _weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -116,11 +150,12 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     num_points, d = features.shape
     # Splat, blur and slice together have the variance 2/3 (d+1)^2 in every direction: one unit of the features.
-    inv_std = math.sqrt(2 / 3) * (d + 1)
+    # Rounded as in the C++ code: points on the border of two simplices then fall into the same one.
+    inv_std = torch.tensor(math.sqrt(2 / 3) * (d + 1), dtype=features.dtype).item()
     elevated = features.new_empty(d + 1, num_points)
     total = features.new_zeros(num_points)
     for j in range(d, 0, -1):
-        column = features[:, j - 1] * (inv_std / math.sqrt(j * (j + 1)))
+        column = features[:, j - 1] * (1 / math.sqrt(j * (j + 1)) * inv_std)
         elevated[j] = total - j * column
         total = total + column
     elevated[0] = total
@@ -132,10 +167,10 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             f"{features.dtype} (or are not finite); use larger standard deviations"
         )
 
-    nearest = (elevated * (1 / (d + 1))).round()
+    nearest = (elevated.detach() * (1 / (d + 1))).round()
     excess = nearest.sum(0).long()
     base = nearest.long() * (d + 1)
-    residual = elevated - base
+    residual = elevated.detach() - base
     rank = torch.zeros_like(base)
     for i in range(d):
         below = residual[i] < residual[i + 1 :]

@@ -1,0 +1,67 @@
+"""Logits from probabilities and labels."""
+
+import math
+
+import pytest
+import torch
+
+from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
+
+
+def test_probabilities_come_back_from_their_logits() -> None:
+    probabilities = torch.rand(2, 4, 3, 5).softmax(1)
+    torch.testing.assert_close(logits_from_probabilities(probabilities).softmax(1), probabilities)
+    sure = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    torch.testing.assert_close(logits_from_probabilities(sure, floor=1e-3).flatten().exp(), torch.tensor([1, 1e-3]))
+    half = logits_from_probabilities(sure, scale=0.6).flatten().exp()
+    torch.testing.assert_close(half, torch.tensor([0.8, 0.2]))
+
+
+def test_labels_have_their_confidence_and_void_is_uniform() -> None:
+    labels = torch.tensor([[[0, 2, 255]]], dtype=torch.uint8)
+    logits = logits_from_labels(labels, 3, confidence=0.8)
+    expected = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]]).T.view(1, 3, 1, 3)
+    torch.testing.assert_close(logits.exp(), expected)
+    assert (logits_from_labels(labels[..., :1], 1) == 0).all()
+
+
+def test_the_dense_crf_fills_void() -> None:
+    labels = torch.zeros(1, 12, 16, dtype=torch.long)
+    labels[..., 8:] = 1
+    image = (100 * labels[:, None] + 50).expand(-1, 3, -1, -1)
+    holed = labels.clone()
+    holed[:, 3:9, 2:14] = 255
+    filled = DenseCRF()(logits_from_labels(holed, 2), image).argmax(1)
+    assert torch.equal(filled, labels)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "options", "message"),
+    [
+        (torch.randn(1, 3, 2, 2), {}, r"0\.\.1; logits need no conversion"),
+        (torch.full((1, 3, 2, 2), math.nan), {}, "nan"),
+        (torch.rand(1, 2, 2, 3).softmax(3), {}, "classes on axis 1"),
+        (torch.ones(1, 1, 2, 2).long(), {}, "int64"),
+        (torch.ones(3, 2), {}, r"\[B, K, ...\]"),
+        (torch.ones(1, 1, 2, 2), {"floor": 0}, "floor=0"),
+        (torch.ones(1, 1, 2, 2), {"scale": 1.5}, "scale=1.5"),
+    ],
+)
+def test_bad_probabilities_are_refused(probabilities, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        logits_from_probabilities(probabilities, **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (torch.tensor([[[3]]]), {}, r"label 3: expected 0\.\.2, or 255"),
+        (torch.tensor([[[-1]]]), {}, "label -1"),
+        (torch.rand(1, 2, 2), {}, "float32"),
+        (torch.tensor([[[1]]]), {"confidence": 1}, "confidence=1"),
+        (torch.tensor([[[1]]]), {"num_classes": 0}, "num_classes=0"),
+    ],
+)
+def test_bad_labels_are_refused(labels, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        logits_from_labels(labels, **{"num_classes": 3, **options})

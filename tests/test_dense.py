@@ -276,6 +276,20 @@ def test_gradients_of_everything_that_can_be_learned() -> None:
     assert torch.autograd.gradcheck(run, inputs)
 
 
+@pytest.mark.parametrize("normalization", ["symmetric", "before", "after", "none"])
+@pytest.mark.parametrize("compat", [0.5, [-1.0, 0.5, -0.3], ENERGY3])
+def test_merged_messages_are_those_of_the_kernels_one_by_one(normalization: Any, compat: Any) -> None:
+    logits, image = scene(7, 9, classes=3)
+    settings: dict[str, Any] = {"normalization": normalization, "iterations": 3}
+    merged = DenseCRF(2, 0.2, 8, 20, compat, **settings)
+    apart = DenseCRF(2, 0.2, 8, 20, compat, **settings, learnable=True)
+    found, expected = (crf(logits.requires_grad_(), image) for crf in (merged, apart))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    cotangent = torch.randn(found.shape, dtype=found.dtype)
+    gradients = [torch.autograd.grad((marginals * cotangent).sum(), logits) for marginals in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 def test_crf_as_rnn_in_five_lines() -> None:
     logits, image = scene(16, 20, classes=2)
     truth = (torch.arange(20) * 2 >= 20).long().expand(1, 16, 20)
@@ -295,6 +309,7 @@ def test_gradient_reaches_the_logits() -> None:
     logits, image = scene(3, 4, classes=3)
     crf = DenseCRF(iterations=3)
     assert torch.autograd.gradcheck(lambda u: crf(u, image), logits.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda u: crf(u, image), logits)
 
 
 def replaced(tensor: Tensor, value: float) -> Tensor:

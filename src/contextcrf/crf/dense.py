@@ -5,12 +5,13 @@ refinement step of Lin et al. 2015 (their reference [21]). Conventions and resul
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from itertools import accumulate
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from contextcrf.crf.lattice import Lattice
+from contextcrf.crf.lattice import Lattice, weighted_sums
 
 Normalization = Literal["symmetric", "before", "after", "none"]
 Sigma = float | Sequence[float]
@@ -158,11 +159,9 @@ class DenseCRF(nn.Module):
         return self._iterate(q, unary, kernels)
 
     def _iterate(self, q: Tensor, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        messages = _Messages(kernels)
         for _ in range(self.iterations):
-            logits = unary
-            for kernel in kernels:
-                logits = kernel.add_to(logits, q)
-            q = logits.softmax(1)
+            q = messages(q).add_(unary).softmax(1)
         return q
 
     def _kernel(self, features: Tensor, compat: Tensor) -> "_Kernel":
@@ -194,22 +193,77 @@ class _Kernel:
         self.compat = compat
         # Whether more of a label makes it more probable, and no other.
         self.attracts = compat.ndim == 0 and bool(compat >= 0)
-        self.before = self.after = None
+        self.learned = compat.requires_grad or features.requires_grad
+        self.before: Tensor | None = None
+        self.after: Tensor | None = None
         if normalization != "none":
             sums = self.lattice.filter(features.new_ones(len(features), 1))
             self.before = {"symmetric": sums.rsqrt(), "before": 1 / sums}.get(normalization)
             self.after = {"symmetric": sums.rsqrt(), "after": 1 / sums}.get(normalization)
 
-    def add_to(self, logits: Tensor, q: Tensor) -> Tensor:
-        """Add the messages from marginals ``q`` [N, K] to ``logits`` [N, K]."""
+    def messages(self, q: Tensor) -> Tensor:
+        """Minus the expected energies of the labels, [N, K], of marginals ``q`` [N, K]."""
         filtered = self.lattice.filter(q if self.before is None else self.before * q)
-        if self.compat.ndim == 0:
-            # In one pass, as time goes into memory.
-            scale = self.compat if self.after is None else self.compat * self.after
-            return torch.addcmul(logits, scale.expand(len(logits), 1), filtered)
-        if self.after is not None:
-            filtered = self.after * filtered
-        return logits - (self.compat * filtered if self.compat.ndim == 1 else filtered @ self.compat.T)
+        return self.mixed(filtered if self.after is None else self.after * filtered)
+
+    def mixed(self, values: Tensor, transpose: bool = False) -> Tensor:
+        """Values of labels [M, K] times the compatibility."""
+        if self.compat.ndim == 2:
+            return -values @ (self.compat if transpose else self.compat.T)
+        return values * (self.compat if self.compat.ndim == 0 else -self.compat)
+
+
+class _Messages:
+    """The sum of the kernels' messages, a linear map of the marginals [N, K].
+
+    If the marginals alone want a gradient the factors of the normalisation are merged into the weights of the lattice,
+    the labels are mixed at its vertices, of which there are far fewer than pixels, and all kernels are sliced at once.
+    """
+
+    def __init__(self, kernels: Sequence[_Kernel]) -> None:
+        self.kernels = kernels
+        self.learned = any(kernel.learned for kernel in kernels)
+        self.weights: dict[bool, tuple[list[Tensor], Tensor]] = {}
+        starts = accumulate([kernel.lattice.num_vertices for kernel in kernels], initial=0)
+        self.vertices = torch.cat(
+            [kernel.lattice.vertices + start for kernel, start in zip(kernels, starts, strict=False)], 1
+        )
+
+    def __call__(self, q: Tensor) -> Tensor:
+        if self.learned:
+            return torch.stack([kernel.messages(q) for kernel in self.kernels]).sum(0)
+        return _Merged.apply(q, self, False)
+
+    def merged(self, values: Tensor, transpose: bool) -> Tensor:
+        """The map, or its transpose."""
+        if transpose not in self.weights:
+            self.weights[transpose] = self._merge(transpose)
+        splat, slice_ = self.weights[transpose]
+        nodes = [
+            kernel.mixed(kernel.lattice.splat(values, weights, transpose), transpose)
+            for kernel, weights in zip(self.kernels, splat, strict=True)
+        ]
+        return weighted_sums(torch.cat(nodes), self.vertices, slice_)
+
+    def _merge(self, transpose: bool) -> tuple[list[Tensor], Tensor]:
+        """For each kernel the weights to splat with; the weights to slice all of them with."""
+        ends = [
+            (kernel.after, kernel.before) if transpose else (kernel.before, kernel.after) for kernel in self.kernels
+        ]
+        splat = [kernel.lattice.splat_weights(end[0]) for kernel, end in zip(self.kernels, ends, strict=True)]
+        slices = [kernel.lattice.slice_weights(end[1]) for kernel, end in zip(self.kernels, ends, strict=True)]
+        return splat, torch.cat(slices, 1)
+
+
+class _Merged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, messages: _Messages, transpose: bool) -> Tensor:
+        ctx.messages, ctx.transpose = messages, transpose
+        return messages.merged(values, transpose)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Merged.apply(grad, ctx.messages, not ctx.transpose), None, None
 
 
 def _sigma(name: str, value: Sigma) -> Tensor:

@@ -37,27 +37,47 @@ class Lattice:
                 f"features must be floating, [N, d], not empty; got {features.dtype}, {list(features.shape)}"
             )
         base, rank, weights = _simplex(features)
-        keys, steps = _vertex_keys(base, rank)
-        self.num_points, corners = keys.shape
-
-        # Vertices are numbered in the order of their keys. Indices are int32: half the memory traffic of int64.
-        sorted_keys, order = keys.flatten().sort(stable=True)
-        is_new = torch.cat([sorted_keys.new_ones(1, dtype=torch.bool), sorted_keys[1:] != sorted_keys[:-1]])
-        vertex_keys = sorted_keys[is_new]
+        self.num_points, corners = weights.shape
+        # Many points share a simplex: its vertices are found once. Indices are int32: half the traffic of int64.
+        first, simplex = _distinct(_simplex_keys(base, rank))
+        keys, steps = _vertex_keys(base[:, first], rank[:, first])
+        vertex_keys, vertices = keys.unique(return_inverse=True)
         self.num_vertices = len(vertex_keys)
-        vertices = torch.empty_like(order, dtype=torch.int32)
-        vertices[order] = is_new.cumsum(0, dtype=torch.int32) - 1
-
         # Barycentric weights [N, d + 1]: all that the gradient of the features goes through.
         self.weights = weights
-        self._splat_points = (order // corners).int()  # grouped by vertex; group v begins at _splat_starts[v]
-        self._splat_starts = is_new.nonzero().flatten().int()
-        self._splat_weights = weights.detach().flatten()[order]
-        self._slice_vertices = vertices.view(keys.shape)
+        self._slice_vertices = vertices.int()[simplex]
+        entries, order = self._slice_vertices.T.flatten().sort(stable=True)
+        self._splat_order = order.int()  # entries (corner, point), grouped by vertex
+        counts = torch.bincount(entries, minlength=self.num_vertices)
+        self._splat_starts = (counts.cumsum(0) - counts).int()  # where the group of a vertex begins
+        self._splat_points = self._splat_order.remainder(self.num_points)
         # The factor of the C++ code.
         self._factor = 1 / (1 + 2.0 ** -(corners - 1))
-        self._slice_weights = weights.detach() * self._factor
         self._axes = [_blur_axis(vertex_keys, step, weights.dtype) for step in steps]
+        self._splat_weights = self.splat_weights()
+        self._slice_weights = self.slice_weights()
+
+    def splat_weights(self, scale: Tensor | None = None) -> Tensor:
+        """What every point contributes to the vertices of its simplex, in the order of `splat`: scale [N, 1] times."""
+        weights = self.weights.detach() if scale is None else self.weights.detach() * scale
+        return weights.T.flatten()[self._splat_order]
+
+    def slice_weights(self, scale: Tensor | None = None) -> Tensor:
+        """What every point takes of the vertices of its simplex, [N, d + 1]: scale [N, 1] times."""
+        weights = self.weights.detach() * self._factor
+        return weights if scale is None else weights * scale
+
+    @property
+    def vertices(self) -> Tensor:
+        """The vertices of each point's simplex, int32 [N, d + 1]."""
+        return self._slice_vertices
+
+    def splat(self, values: Tensor, weights: Tensor, reverse: bool = False) -> Tensor:
+        """Values of vertices: those of the points with some `splat_weights`, blurred along the axes (or in reverse)."""
+        nodes = weighted_sums(values.contiguous(), self._splat_points, weights, self._splat_starts)
+        for neighbours, shares in reversed(self._axes) if reverse else self._axes:
+            nodes = weighted_sums(nodes, neighbours, shares)
+        return nodes
 
     def filter(self, values: Tensor) -> Tensor:
         """Return out_p ~ c sum_q exp(-|f_p - f_q|^2 / 2) values_q, the term q = p included.
@@ -83,16 +103,6 @@ class Lattice:
             )
         return _Filter.apply(values, self.weights, self, False)
 
-    def _blurred(self, values: Tensor, reverse: bool) -> Tensor:
-        """Values of points, splatted and blurred: values of vertices."""
-        nodes = _weighted_sums(values.contiguous(), self._splat_points, self._splat_weights, self._splat_starts)
-        for neighbours, weights in reversed(self._axes) if reverse else self._axes:
-            nodes = _weighted_sums(nodes, neighbours, weights)
-        return nodes
-
-    def _slice(self, nodes: Tensor) -> Tensor:
-        return _weighted_sums(nodes, self._slice_vertices, self._slice_weights)
-
     def _products(self, points: Tensor, nodes: Tensor) -> Tensor:
         """Inner products of each point's values with those of its simplex's vertices, [N, d + 1]."""
         return torch.stack([(points * nodes[vertex.long()]).sum(1) for vertex in self._slice_vertices.T], 1)
@@ -106,7 +116,8 @@ class _Filter(torch.autograd.Function):
         ctx.lattice, ctx.reverse = lattice, reverse
         if weights.requires_grad:
             ctx.save_for_backward(values)
-        return lattice._slice(lattice._blurred(values, reverse))
+        nodes = lattice.splat(values, lattice._splat_weights, reverse)
+        return weighted_sums(nodes, lattice.vertices, lattice._slice_weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -124,8 +135,8 @@ class _WeightGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, grad: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
-        sliced = lattice._products(grad, lattice._blurred(values, reverse))
-        splatted = lattice._products(values, lattice._blurred(grad, not reverse))
+        sliced = lattice._products(grad, lattice.splat(values, lattice._splat_weights, reverse))
+        splatted = lattice._products(values, lattice.splat(grad, lattice._splat_weights, not reverse))
         return ((sliced + splatted) * lattice._factor).to(lattice.weights.dtype)
 
     @staticmethod
@@ -133,7 +144,7 @@ class _WeightGradient(torch.autograd.Function):
         raise NotImplementedError("the lattice is differentiable in its features once")
 
 
-def _weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
+def weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
     """Weighted sums of rows of ``values``, grouped as ``rows`` [G, n] is or, if it is [n], by the ``starts`` [G]."""
     return embedding_bag(rows, values, starts, mode="sum", per_sample_weights=weights.to(values.dtype))
 
@@ -145,7 +156,7 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         base: vertex 0, multiples of d+1 that sum to 0, int64 [d+1, N].
-        rank: rank of each coordinate of (point - base) in descending order, int64 [d+1, N].
+        rank: rank of each coordinate of (point - base) in descending order, int8 [d+1, N].
         weights: barycentric weights of the vertices, >= 0 up to rounding, each row sums to 1, [N, d+1].
     """
     num_points, d = features.shape
@@ -168,24 +179,48 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         )
 
     nearest = (elevated.detach() * (1 / (d + 1))).round()
-    excess = nearest.sum(0).long()
+    excess = nearest.sum(0).to(torch.int8)
     base = nearest.long() * (d + 1)
     residual = elevated.detach() - base
-    rank = torch.zeros_like(base)
+    rank = base.new_zeros(base.shape, dtype=torch.int8)
     for i in range(d):
-        below = residual[i] < residual[i + 1 :]
-        rank[i] += below.sum(0)
-        rank[i + 1 :] += ~below
+        for j in range(i + 1, d + 1):
+            below = residual[i] < residual[j]
+            rank[i] += below
+            rank[j] += ~below
     # Rounding may leave the hyperplane; moving the coordinates with the largest rounding errors returns to it.
     rank += excess
-    wrap = (d + 1) * ((rank < 0).long() - (rank > d).long())
+    wrap = (d + 1) * ((rank < 0).to(torch.int8) - (rank > d).to(torch.int8))
     rank += wrap
     base += wrap
 
     ascending = torch.empty_like(elevated)
-    ascending.scatter_(0, d - rank, (elevated - base) * (1 / (d + 1)))
+    ascending.scatter_(0, (d - rank).long(), (elevated - base) * (1 / (d + 1)))
     weights = torch.cat([ascending[:1] + (1 - ascending[-1:]), ascending.diff(dim=0)])
     return base, rank, weights.T.contiguous()
+
+
+def _simplex_keys(base: Tensor, rank: Tensor) -> Tensor:
+    """One integer [N] for the simplex of each point: its vertex 0 and the order of its coordinates."""
+    d = len(base) - 1
+    keys = torch.zeros_like(base[0])
+    cells = base[:d].div(d + 1, rounding_mode="floor")
+    low, high = cells.amin(1).tolist(), cells.amax(1).tolist()
+    _check_span([top - bottom + 1 for bottom, top in zip(low, high, strict=True)] + [d + 1] * d, d)
+    for bottom, top, column in zip(low, high, cells, strict=True):
+        keys = keys.mul_(top - bottom + 1).add_(column).sub_(bottom)
+    for column in rank[:d]:
+        keys = keys.mul_(d + 1).add_(column)
+    return keys
+
+
+def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each distinct key stands first [S], and for every key [N] which of them it is."""
+    ordered, order = keys.sort()
+    new = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    number = torch.empty_like(order)
+    number[order] = new.cumsum(0) - 1
+    return order[new], number
 
 
 def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
@@ -198,16 +233,20 @@ def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     # Vertices reach d beyond vertex 0 and their neighbours another d. The sums must not carry into the next digit.
     low = [x - 2 * d for x in base[:d].amin(1).tolist()]
     sizes = [x + 2 * d - lo + 1 for x, lo in zip(base[:d].amax(1).tolist(), low, strict=True)]
-    if math.prod(sizes) >= 2**63:
-        raise ValueError(
-            f"features span too many standard deviations in {d} dimensions: {math.prod(sizes):.1e} possible vertices "
-            "of the lattice do not fit in 64-bit keys; use larger standard deviations"
-        )
+    _check_span(sizes, d)
     strides = [math.prod(sizes[i + 1 :]) for i in range(d)]
     digits = torch.tensor(strides, device=base.device)[:, None]
     origin = (digits * (base[:d] - torch.tensor(low, device=base.device)[:, None])).sum(0)
     keys = [origin + r * sum(strides) - (d + 1) * (digits * (rank[:d] > d - r)).sum(0) for r in range(d + 1)]
     return torch.stack(keys, 1), [(d + 1) * stride - sum(strides) for stride in [*strides, 0]]
+
+
+def _check_span(sizes: list[int], d: int) -> None:
+    if math.prod(sizes) >= 2**63:
+        raise ValueError(
+            f"features span too many standard deviations in {d} dimensions: {math.prod(sizes):.1e} possible vertices "
+            "of the lattice do not fit in 64-bit keys; use larger standard deviations"
+        )
 
 
 def _blur_axis(vertex_keys: Tensor, step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -195,6 +195,25 @@ def test_an_impossible_model_is_one_line(scenes, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+def test_the_dense_crf_is_tuned_into_the_model_and_used_by_predict(tiny_model, scenes, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    options = ["--data", str(scenes), "--split", "val", "--limit", "2", "--dense", "true"]
+    main(["tune", str(tmp_path / "model"), *options])
+    assert "<- chosen" in capsys.readouterr().out
+    tuned = load(tmp_path / "model")
+    assert set(tuned.config.dense) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
+    assert tuned.about["tune-dense"]["images"] == 2
+    tuned.config.dense = {"bilateral_compat": 8, "bilateral_srgb": 30}
+    save(tuned, tmp_path / "model")
+    image = next((scenes / "images").iterdir())
+    for dense in ("false", "true"):
+        main(["predict", str(tmp_path / "model"), str(image), "--dense", dense, "--out", str(tmp_path / dense)])
+    plain, refined = (np.array(Image.open(tmp_path / dense / f"{image.stem}.png")) for dense in ("false", "true"))
+    with Image.open(image) as picture:
+        assert np.array_equal(refined, tuned.segment(picture, dense=True).labels.numpy())
+    assert (plain != refined).any()
+
+
 def test_dense_parameters_keep_their_types():
     options = ["fit", "--data", "d", "--out", "o", "--model.dense", '{"iterations": 5, "bilateral_sxy": 2.5}']
     parser = build_parser()

@@ -8,7 +8,7 @@ from rich.console import Console
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import ConfusionMatrix, Results, Row, System, evaluate, predict, systems
 from contextcrf.report import draw
-from contextcrf.tuning import tune_strengths
+from contextcrf.tuning import tune_dense, tune_strengths
 
 
 def test_iou_is_intersection_over_union_of_sets_of_pixels():
@@ -107,12 +107,27 @@ def test_a_class_that_does_not_occur_is_null_in_json_and_a_dash_in_tables():
 def test_tuning_measures_what_evaluation_measures(tiny_model, scenes):
     data = open_dataset(scenes, "val")
     trials = tune_strengths(tiny_model, data, grid=(0.0, 2.0), progress=False)
-    assert trials[0].strengths == {}
-    assert trials[1].strengths == {"surrounding": 0.0, "above": 0.0}
+    assert trials[0].settings == {}
+    assert trials[1].settings == {"surrounding": 0.0, "above": 0.0}
     assert tiny_model.config.strengths == {}
     (plain,) = evaluate(tiny_model, data, systems(tiny_model, ["crf"]), progress=False)
     (unary,) = evaluate(tiny_model, data, systems(tiny_model, ["unary"]), progress=False)
     # Half-precision features may turn single pixels.
     assert trials[0].mean_iou == pytest.approx(plain.matrix.mean_iou(), abs=2e-3)
     assert trials[1].mean_iou == pytest.approx(unary.matrix.mean_iou(), abs=2e-3)
-    assert len({str(trial.strengths) for trial in trials}) == len(trials)
+    assert len({str(trial.settings) for trial in trials}) == len(trials)
+
+
+def test_tuning_the_dense_crf_finds_what_helps(tiny_model, scenes):
+    data = open_dataset(scenes, "val")
+    grid = {"spatial_compat": (1.0,), "bilateral_compat": (2.0, 8.0), "bilateral_srgb": (20.0,)}
+    trials = tune_dense(tiny_model, data, grid, rounds=1, progress=False)
+    silent = {"spatial_compat": 0, "bilateral_compat": 0, "bilateral_srgb": 20.0}
+    assert trials[0].settings == silent
+    [unrefined] = evaluate(tiny_model, data, systems(tiny_model, ["crf"]), progress=False)
+    assert trials[0].mean_iou == pytest.approx(unrefined.matrix.mean_iou(), abs=0.02)
+    assert [trial.settings["bilateral_compat"] for trial in trials] == [0, 2.0, 8.0]
+    tiny_model.config.dense = trials[2].settings
+    [refined] = evaluate(tiny_model, data, systems(tiny_model, ["full"]), progress=False)
+    assert trials[2].mean_iou == pytest.approx(refined.matrix.mean_iou(), abs=0.02)
+    assert trials[2].mean_iou != trials[0].mean_iou

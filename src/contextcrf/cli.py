@@ -112,9 +112,10 @@ def tune(
     split: str = "train",
     limit: int = 100,
     precision: Precision = "32-true",
+    dense: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Choose the strength of the pairwise terms on a split; print every trial, before and after.
+    """Choose the strength of the pairwise terms on a split, or the dense CRF; print every trial, before and after.
 
     Args:
         model: trained model: a folder, or the name of a bundled one.
@@ -122,31 +123,35 @@ def tune(
         split: split to choose on. Do not report results of the tuned model on it.
         limit: images to use, spread evenly over the split.
         precision: of the networks.
+        dense: choose the parameters of the dense CRF behind the model instead.
         out: folder for the tuned model; the model's own folder if null.
     """
     from contextcrf.data.dataset import open_dataset
     from contextcrf.storage import load, save
-    from contextcrf.tuning import best_of, tune_strengths
+    from contextcrf.tuning import best_of, tune_dense, tune_strengths
 
     folder = out or Path(model)
     if out is None and not folder.is_dir():
         raise ValueError(f"{model} is a bundled model and stays as it is; name a folder with --out")
     network = load(model).to(_device())
-    if not network.pairwise:
+    if not network.pairwise and not dense:
         raise ValueError(f"{model}: the model has no pairwise potential to weigh")
     chosen = open_dataset(data, split).spread(limit)
     _same_classes(network, chosen)
     _check(chosen)
-    trials = tune_strengths(network, chosen, precision=precision)
+    trials = (tune_dense if dense else tune_strengths)(network, chosen, precision=precision)
     best = best_of(trials)
     for trial in trials:
-        name = ", ".join(f"{key} {value:g}" for key, value in trial.strengths.items()) or "plain sum"
+        name = ", ".join(f"{key} {value:g}" for key, value in trial.settings.items()) or "plain sum"
         print(f"{100 * trial.mean_iou:6.2f}  {name}{'  <- chosen' if trial is best else ''}")
     before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
     print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
-    network.config.strengths = best.strengths
+    if dense:
+        network.config.dense.update(best.settings)
+    else:
+        network.config.strengths = best.settings
     about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
-    save(network, folder, {**network.about, "tune": about})
+    save(network, folder, {**network.about, "tune-dense" if dense else "tune": about})
     print(f"model written to {folder}")
 
 
@@ -195,7 +200,7 @@ def evaluate(
     print(f"written to {out}")
 
 
-def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5) -> None:
+def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, dense: bool = False) -> None:
     """Label images: OUT/STEM.png (palette PNG) and OUT/STEM_overlay.png for each; exit status 1 if any failed.
 
     Args:
@@ -203,13 +208,14 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5) -> 
         images: files and folders.
         out: folder for the results.
         opacity: of the colours in the overlays.
+        dense: run the dense CRF behind the model, with the parameters that `tune --dense true` wrote into it.
     """
     from contextcrf.prediction import find_images, plan_outputs, predict_files
     from contextcrf.storage import load
 
     files = find_images(images)
     plan_outputs(files, out)  # a clash is told before the model is loaded
-    outcome = predict_files(load(model).to(_device()), files, out, opacity)
+    outcome = predict_files(load(model).to(_device()), files, out, opacity, dense)
     print(f"{len(files) - len(outcome.failed)} of {len(files)} images labelled, written to {out}")
     if outcome.failed:
         for path, reason in outcome.failed:

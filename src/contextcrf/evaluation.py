@@ -14,7 +14,6 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from contextcrf.classes import IGNORE_INDEX
-from contextcrf.crf import DenseCRF
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.model import ContextCRF, upsample
 
@@ -190,7 +189,7 @@ def predict(
             start = _clock(device)
             marginals = upsample(model.infer(features, system.potentials).float(), images.shape[-2:])
             if system.dense:
-                marginals = DenseCRF(**model.config.dense)(marginals.clamp(min=1e-8).log(), pixels)  # type: ignore[arg-type]
+                marginals = model.refine(marginals, pixels)
             results.append((marginals[0].cpu(), trunk + _clock(device) - start))
     return results
 

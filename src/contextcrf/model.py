@@ -18,6 +18,7 @@ from contextcrf.crf import (
     Relation,
     UnaryPotential,
     explain,
+    logits_from_probabilities,
     mean_field,
     mean_field_nll,
     pseudo_likelihood_nll,
@@ -218,19 +219,33 @@ class ContextCRF(nn.Module):
         return upsample(self.infer(self.features(images, names), names), images.shape[-2:])
 
     @torch.inference_mode()
-    def segment(self, image: ImageLike, potentials: Iterable[str] | None = None) -> "Segmentation":
+    def segment(self, image: ImageLike, potentials: Iterable[str] | None = None, dense: bool = False) -> "Segmentation":
         """Label one image.
 
         Args:
             image: a PIL image of any mode, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W].
             potentials: which take part; None is all.
+            dense: run the dense CRF behind them.
 
         Raises:
             ValueError: another type, number of axes or dtype; the message says what it was.
         """
         pixels = as_pixels(image)
-        _, marginals = self._infer_image(pixels, potentials)
-        return Segmentation(pixels, upsample(marginals, pixels.shape[-2:])[0].float().cpu(), self.classes)
+        _, coarse = self._infer_image(pixels, potentials)
+        marginals = upsample(coarse, pixels.shape[-2:]).float()
+        if dense:
+            marginals = self.refine(marginals, pixels[None].to(marginals.device))
+        return Segmentation(pixels, marginals[0].cpu(), self.classes)
+
+    def refine(self, marginals: Tensor, images: Tensor, settings: dict[str, float] | None = None) -> Tensor:
+        """The row "full": marginals [B, K, H, W] through the dense CRF, guided by images [B, 3, H, W] in 0..255.
+
+        Args:
+            marginals, images: as above.
+            settings: arguments of `DenseCRF` in place of the configuration's.
+        """
+        crf = DenseCRF(**{**self.config.dense, **(settings or {})}).to(marginals.device)  # type: ignore[arg-type]
+        return crf(logits_from_probabilities(marginals), images)
 
     @torch.no_grad()
     def explain(self, image: ImageLike, pixel: tuple[int, int]) -> dict[str, Explanation]:

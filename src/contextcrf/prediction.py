@@ -62,9 +62,14 @@ def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
 
 
 def predict_files(
-    model: ContextCRF, files: Sequence[Path], out: Path, opacity: float = 0.5, progress: bool = True
+    model: ContextCRF,
+    files: Sequence[Path],
+    out: Path,
+    opacity: float = 0.5,
+    dense: bool = False,
+    progress: bool = True,
 ) -> Outcome:
-    """Write `STEM.png` (palette PNG of labels) and `STEM_overlay.png` for every file.
+    """Write `STEM.png` (palette PNG of labels) and `STEM_overlay.png` for every file; `dense` as in `segment`.
 
     A file that cannot be read is noted and does not stop the others.
     """
@@ -77,7 +82,7 @@ def predict_files(
         except DECODING_ERRORS as error:
             outcome.failed.append((path, str(error)))
             continue
-        segmentation = model.segment(image)
+        segmentation = model.segment(image, dense=dense)
         index_png(segmentation.labels, model.classes.palette).save(labels)
         segmentation.overlay(opacity).save(overlay)
         outcome.written += [labels, overlay]

@@ -1,11 +1,11 @@
-"""The strength of the pairwise terms, chosen on data.
+"""The strength of the pairwise terms and the parameters of the dense CRF, chosen on data.
 
 A plain sum over a hundred edges overcounts: the edges share their evidence, since every joint P(y_p, y_q | x)
 contains what the features say of p alone. The paper is silent on weights. Here each relation has one strength, the
 number of unary votes a node's neighbours have together, and it is chosen by the mean IoU on images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +17,20 @@ from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.model import UNARY, ContextCRF, upsample
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# The first value of each is where the search begins: a mild refinement.
+DENSE: Mapping[str, Sequence[float]] = {
+    "spatial_compat": (1, 0, 3),
+    "bilateral_sxy": (20, 10, 40, 80),
+    "bilateral_srgb": (5, 3, 9, 13),
+    "bilateral_compat": (2, 1, 4, 8),
+}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Strengths that were tried, and the mean IoU they gave; no strengths is the plain sum."""
+    """Settings that were tried, and the mean IoU they gave. Strengths that are not named are plain sums."""
 
-    strengths: dict[str, float]
+    settings: dict[str, float]
     mean_iou: float
 
 
@@ -58,7 +65,7 @@ def tune_strengths(
     trials: list[Trial] = []
 
     def attempt(strengths: dict[str, float], label: str) -> None:
-        if any(trial.strengths == strengths for trial in trials):
+        if any(trial.settings == strengths for trial in trials):
             return
         matrix = ConfusionMatrix(model.num_classes)
         for item in track(cache, label, disable=not progress):
@@ -70,9 +77,55 @@ def tune_strengths(
     for strength in grid:
         attempt(dict.fromkeys(relations, strength), f"strength {strength:g}")
     for relation in relations if len(relations) > 1 else []:
-        best = {**dict.fromkeys(relations, 1.0), **best_of(trials).strengths}
+        best = {**dict.fromkeys(relations, 1.0), **best_of(trials).settings}
         for factor in (0.0, 0.5, 2.0):
             attempt({**best, relation: best[relation] * factor}, f"{relation} x {factor:g}")
+    return trials
+
+
+@torch.inference_mode()
+def tune_dense(
+    model: ContextCRF,
+    data: SegmentationDataset,
+    grid: Mapping[str, Sequence[float]] = DENSE,
+    rounds: int = 2,
+    precision: str = "32-true",
+    progress: bool = True,
+) -> list[Trial]:
+    """Try parameters of the dense CRF behind the model, one after the other around the best so far.
+
+    The model is not changed. Where the dense CRF does not help, the best trial has compatibilities of 0.
+
+    Args:
+        data: images to choose on; a network is surer of its training images than of others.
+        grid: values by the name of the parameter.
+        rounds: how often all parameters are gone through.
+
+    Returns:
+        All trials, the first of them without a dense CRF.
+    """
+    model.eval()
+    samples = track(data.without_transform(), "marginals", total=len(data), disable=not progress)
+    cache = [_Cached(model, image, mask, precision) for image, mask in samples]
+    trials: list[Trial] = []
+
+    def attempt(settings: dict[str, float]) -> None:
+        if any(trial.settings == settings for trial in trials):
+            return
+        matrix = ConfusionMatrix(model.num_classes)
+        shown = " ".join(f"{value:g}" for value in settings.values())
+        for item in track(cache, f"{len(trials)}: {shown}", disable=not progress):
+            matrix.update(item.refined(model, settings), item.mask[None])
+        trials.append(Trial(settings, matrix.mean_iou()))
+
+    current = {name: values[0] for name, values in grid.items()}
+    attempt({**current, "spatial_compat": 0, "bilateral_compat": 0})
+    attempt(current)
+    for _ in range(rounds):
+        for name, values in grid.items():
+            best = best_of(trials[1:]).settings
+            for value in values:
+                attempt({**best, name: value})
     return trials
 
 
@@ -86,7 +139,13 @@ class _Cached:
         # Potentials of one trunk share one map; so do their copies.
         halves = {id(maps): maps.half() for maps in features.values()}
         self.features = {name: halves[id(maps)] for name, maps in features.items()}
-        self.mask = mask
+        self.image, self.mask = image, mask
+
+    def refined(self, model: ContextCRF, settings: dict[str, float]) -> Tensor:
+        """Labels [1, H, W] that the dense CRF makes of the model's marginals."""
+        features = {name: maps.float() for name, maps in self.features.items()}
+        marginals = upsample(model.infer(features), self.mask.shape)
+        return model.refine(marginals, self.image[None].to(marginals.device), settings).argmax(1).cpu()
 
     def labels(self, model: ContextCRF, strengths: dict[str, float]) -> Tensor:
         active = [name for name in model.pairwise if strengths.get(name, 1.0) != 0]

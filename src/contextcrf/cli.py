@@ -216,11 +216,7 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, den
     files = find_images(images)
     plan_outputs(files, out)  # a clash is told before the model is loaded
     outcome = predict_files(load(model).to(_device()), files, out, opacity, dense)
-    print(f"{len(files) - len(outcome.failed)} of {len(files)} images labelled, written to {out}")
-    if outcome.failed:
-        for path, reason in outcome.failed:
-            print(f"could not be read: {path}: {reason}", file=sys.stderr)
-        raise SystemExit(1)
+    _report(len(files), outcome, "images labelled", out)
 
 
 def explain(
@@ -257,6 +253,56 @@ def explain(
     print(f"written to {out}")
 
 
+def refine(
+    maps: list[Path],
+    images: Path,
+    out: Path,
+    kind: Literal["probabilities", "logits"] = "probabilities",
+    classes: Path | None = None,
+    num_classes: int | None = None,
+    confidence: float = 0.7,
+    void: int = 255,
+    spatial_sxy: float = 3,
+    spatial_compat: float = 3,
+    bilateral_sxy: float = 80,
+    bilateral_srgb: float = 13,
+    bilateral_compat: float = 10,
+    iterations: int = 10,
+    marginals: bool = False,
+) -> None:
+    """Refine the maps of any network with the dense CRF: OUT/STEM.png for each; exit status 1 if any failed.
+
+    Args:
+        maps: files or folders: .npy or .npz with floating [K, H, W], or .png label maps.
+        images: folder with an image of the same stem for each.
+        out: folder to write to.
+        kind: what the numbers of .npy and .npz files are.
+        classes: a classes.yaml with names and colours.
+        num_classes: K of label maps, where there is no classes.yaml.
+        confidence: the probability that a label of a label map is right.
+        void: the value of a label map that means "unknown".
+        spatial_sxy: standard deviation of the spatial kernel, pixels.
+        spatial_compat: its weight.
+        bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels.
+        bilateral_srgb: the same in colour, in units of 0..255.
+        bilateral_compat: its weight.
+        iterations: of mean field.
+        marginals: also write OUT/STEM.npy, float32 [K, H, W].
+    """
+    from contextcrf.classes import Classes
+    from contextcrf.crf import DenseCRF
+    from contextcrf.refinement import Maps, find_maps, pair_up, refine_files
+
+    known = None
+    if classes is not None:
+        known, void = Classes.from_yaml(classes)
+    crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
+    pairs = pair_up(find_maps(maps), images)
+    reading = Maps(kind, known, num_classes, confidence, void)
+    outcome = refine_files(pairs, crf.to(_device()), reading, out, marginals, _device())
+    _report(len(pairs), outcome, "maps refined", out)
+
+
 def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
     """The whole way on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
 
@@ -269,6 +315,14 @@ def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, va
     from contextcrf.demo import run
 
     run(out, epochs, train_images, val_images)
+
+
+def _report(count: int, outcome: Any, done: str, out: Path) -> None:
+    print(f"{count - len(outcome.failed)} of {count} {done}, written to {out}")
+    if outcome.failed:
+        for path, reason in outcome.failed:
+            print(f"could not be read: {path}: {reason}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def _check(dataset: Any) -> None:
@@ -307,6 +361,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "evaluate": (evaluate, ("model",)),
     "predict": (predict, ("model", "images")),
     "explain": (explain, ("model", "image")),
+    "refine": (refine, ("maps",)),
     "demo": (demo, ()),
 }
 
@@ -321,10 +376,10 @@ def build_parser() -> ArgumentParser:
         command = ArgumentParser(description=documentation.short_description)
         command.add_argument("--config", action="config", help="YAML file with any of the options below")
         for argument in positional:
-            if argument == "images":
+            kind = function.__annotations__[argument]
+            if kind == list[Path]:
                 command.add_argument(argument, type=Path, nargs="+", help=help_of[argument])
             else:
-                kind = function.__annotations__[argument]
                 command.add_argument(argument, type=kind, help=help_of[argument])
         command.add_function_arguments(function, skip=set(positional), as_group=False)
         commands.add_subcommand(name, command, help=documentation.short_description)

@@ -71,8 +71,8 @@ def machine() -> str:
     )
 
 
-def store(values: dict[str, Any]) -> None:
-    """Add values to the JSON file of all figures."""
-    FIGURES.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    FIGURES.write_text(json.dumps({**known, **values, "machine": machine()}, indent=1) + "\n")
+def store(values: dict[str, Any], path: Path = FIGURES) -> None:
+    """Add values to a JSON file of figures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, **values, "machine": machine()}, indent=1) + "\n")

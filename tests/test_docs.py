@@ -37,6 +37,12 @@ def test_the_page_on_the_crf():
     assert names["found"].push_map(3, 7).shape == (28, 38)
 
 
+def test_the_page_on_the_dense_crf():
+    names = run("docs/dense.md", {}, blocks=2)
+    assert names["labels"].shape == (2, 60, 80)
+    assert all(parameter.grad is not None for parameter in names["crf"].parameters())
+
+
 def test_the_relations_of_the_page_on_the_crf_are_a_configuration():
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/crf.md").read_text(), re.DOTALL)
     parser = ArgumentParser()

@@ -1,0 +1,182 @@
+"""How fast and how small the dense CRF is, beside pydensecrf2 where that is installed.
+
+`python benchmarks/dense.py PART...`, of `random` (smooth random logits, 10 iterations, set-up included), `real` (marginals
+of the bundled model on CamVid, `--data DATA`), `batch`, `gradient`, `growth`. Figures go to results/dense/figures.json.
+"""
+
+import argparse
+import runpy
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextcrf import DenseCRF, load
+from contextcrf.crf import logits_from_probabilities
+from contextcrf.data.dataset import open_dataset
+from measure import interleaved, machine, peak_memory, store
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "results" / "dense" / "figures.json"
+# The tests' way of calling pydensecrf.
+REFINE = runpy.run_path(str(ROOT / "tests" / "data" / "make_dense_reference.py"))["refine"]
+DEFAULTS = {
+    "spatial_sxy": 3,
+    "spatial_compat": 3,
+    "bilateral_sxy": 80,
+    "bilateral_srgb": 13,
+    "bilateral_compat": 10,
+    "iterations": 10,
+}
+INSTALLED = find_spec("pydensecrf") is not None
+
+
+def problem(height: int, width: int, classes: int, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Smooth random logits, every label somewhere the best, and a picture with edges and some noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def smooth(channels: int, cell: int) -> Tensor:
+        coarse = torch.randn(batch, channels, height // cell + 2, width // cell + 2, generator=generator)
+        return F.interpolate(coarse, (height, width), mode="bicubic")
+
+    images = 128 + 40 * smooth(3, 40) + 40 * smooth(3, 9).sign() + 4 * torch.randn(batch, 3, height, width)
+    return 2 * smooth(classes, 32), images.clamp(0, 255).to(torch.uint8)
+
+
+@torch.inference_mode()
+def ours(logits: Tensor, images: Tensor, tolerance: float = 1e-7) -> Tensor:
+    return DenseCRF(**DEFAULTS, tolerance=tolerance)(logits, images)
+
+
+def theirs(logits: Tensor, images: Tensor) -> np.ndarray:
+    return REFINE(logits[0].numpy(), images[0].permute(1, 2, 0).numpy(), **DEFAULTS)
+
+
+def memory_of(run: Callable[[Tensor, Tensor], object], height: int, width: int, classes: int) -> Iterator[None]:
+    """For `peak_memory`."""
+    run(*problem(16, 16, classes))
+    logits, images = problem(height, width, classes)
+    yield
+    run(logits, images)
+
+
+def ways() -> dict[str, Callable[[Tensor, Tensor], object]]:
+    return {"pydensecrf2": theirs, "ours": ours} if INSTALLED else {"ours": ours}
+
+
+def random(repeats: int) -> None:
+    print("| size, K | pydensecrf2, s | ours, s | ratio | pydensecrf2, MiB | ours, MiB | ratio |\n|---|" + "---:|" * 6)
+    rows = []
+    for height, width, classes in ((375, 500, 21), (375, 500, 2), (512, 512, 150)):
+        logits, images = problem(height, width, classes)
+        seconds = interleaved({name: partial(run, logits, images) for name, run in ways().items()}, repeats)
+        megabytes = {name: peak_memory(memory_of, run, height, width, classes) for name, run in ways().items()}
+        rows.append({"size": [height, width], "classes": classes, "seconds": seconds, "MiB": megabytes})
+        print(f"| {width}x{height}, K={classes} | {compared(seconds)} | {compared(megabytes, '.0f')} |", flush=True)
+    store({"random": rows}, FIGURES)
+
+
+def compared(values: dict[str, float], form: str = ".2f") -> str:
+    """Theirs, ours, ratio, as cells of a table."""
+    if not INSTALLED:
+        return f"| {values['ours']:{form}} |"
+    return f"{values['pydensecrf2']:{form}} | {values['ours']:{form}} | {values['pydensecrf2'] / values['ours']:.1f}"
+
+
+def real(data: Path, repeats: int) -> None:
+    """A real network's marginals: the bundled model on ten CamVid images."""
+    model = load("camvid")
+    pairs = []
+    for image, _ in open_dataset(data, "val").spread(10):
+        marginals = model.segment(image).probabilities[None]
+        pairs.append((logits_from_probabilities(marginals, floor=1e-8), image[None]))
+    work: dict[str, Callable[[], object]] = {
+        f"ours, tolerance {tolerance:g}": lambda tolerance=tolerance: [ours(*pair, tolerance) for pair in pairs]
+        for tolerance in (1e-7, 1e-3, 1e-2)
+    }
+    if INSTALLED:
+        work["pydensecrf2"] = lambda: [theirs(*pair) for pair in pairs]
+    seconds = {name: value / len(pairs) for name, value in interleaved(work, repeats).items()}
+    exact = [ours(*pair, 0) for pair in pairs]
+    print("| | s an image | labels kept | mean, largest change of a marginal |\n|---|---:|---:|---:|")
+    rows = {}
+    for name, value in seconds.items():
+        cells = "| | "
+        if name != "pydensecrf2":
+            tolerance = float(name.split()[-1])
+            found = [ours(*pair, tolerance) for pair in pairs]
+            kept = sum((marginals.amax((0, 2, 3)) > 0).sum().item() for marginals in found) / len(pairs)
+            error = torch.stack([(a - b).abs() for a, b in zip(found, exact, strict=True)])
+            cells = f"| {kept:.1f} | {error.mean():.1e}, {error.max():.1e} "
+            rows[name] = {"kept": kept, "mean": error.mean().item(), "max": error.max().item()}
+        print(f"| {name} | {value:.3f} {cells}|")
+    store({"real": {"seconds": seconds, "tolerance": rows}}, FIGURES)
+
+
+def batch(repeats: int) -> None:
+    one, eight = problem(375, 500, 21), problem(375, 500, 21, 8)
+    seconds = interleaved({"one": lambda: ours(*one), "eight": lambda: ours(*eight)}, repeats)
+    print(f"one image {seconds['one']:.2f} s, eight {seconds['eight']:.2f} s: {seconds['eight'] / seconds['one']:.1f}x")
+    store({"batch": seconds}, FIGURES)
+
+
+def gradient(repeats: int) -> None:
+    """Forward and backward; the gradient of the logits, then of everything that can be learned."""
+    logits, images = problem(375, 500, 21)
+
+    def step(learnable: bool) -> None:
+        leaf = logits.clone().requires_grad_()
+        DenseCRF(**DEFAULTS, learnable=learnable)(leaf, images).square().mean().backward()
+
+    seconds = interleaved(
+        {"forward": lambda: ours(logits, images), "of logits": lambda: step(False), "of all": lambda: step(True)},
+        repeats,
+    )
+    for name, value in seconds.items():
+        print(f"{name}: {value:.2f} s")
+    store({"gradient": seconds}, FIGURES)
+
+
+def growth(repeats: int) -> None:
+    print("| pixels | s | MiB |\n|---:|---:|---:|")
+    rows = []
+    for height, width in ((250, 333), (500, 666), (1000, 1333), (3000, 4000)):
+        logits, images = problem(height, width, 11)
+        seconds = interleaved({"ours": partial(ours, logits, images)}, repeats)["ours"]
+        megabytes = peak_memory(memory_of, ours, height, width, 11)
+        rows.append({"size": [height, width], "seconds": seconds, "MiB": megabytes})
+        print(f"| {width} x {height} | {seconds:.2f} | {megabytes:.0f} |", flush=True)
+    store({"growth, K=11": rows}, FIGURES)
+
+
+def main() -> None:
+    parts = {
+        "random": lambda: random(options.repeats),
+        "real": lambda: real(options.data, options.repeats),
+        "batch": lambda: batch(options.repeats),
+        "gradient": lambda: gradient(options.repeats),
+        "growth": lambda: growth(options.repeats),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
+    parser.add_argument("--repeats", type=int, default=5, help="of everything that is timed")
+    parser.add_argument("--data", type=Path, help="CamVid, for the part `real`")
+    options = parser.parse_args()
+    chosen = options.parts or list(parts)
+    if unknown := sorted(set(chosen) - set(parts)):
+        parser.error(f"{unknown}: expected some of {', '.join(parts)}")
+    if options.data is None and "real" in chosen:
+        parser.error("real: expected --data with CamVid")
+    print(machine())
+    for name in chosen:
+        print(f"\n## {name}\n", flush=True)
+        parts[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """How fast and how small the dense CRF is, beside pydensecrf2 where that is installed.
 
-`python benchmarks/dense.py PART...`, of `random` (smooth random logits, 10 iterations, set-up included), `real` (marginals
-of the bundled model on CamVid, `--data DATA`), `batch`, `gradient`, `growth`. Figures go to results/dense/figures.json.
+`python benchmarks/dense.py PART...`, of `random` (smooth random logits, 10 iterations, set-up included), `real`
+(marginals of the bundled model on CamVid, `--data DATA`), `batch`, `gradient`, `growth`; all if none. Figures go to
+results/dense/figures.json.
 """
 
 import argparse

@@ -23,7 +23,7 @@ TILE_ELEMENTS = 1 << 18
 # Numbers that a block of sender rows may keep: its messages, and all its hidden units when gradients are needed.
 BLOCK_ELEMENTS = 1 << 22
 # Senders whose marginals are contracted at once, at least: with fewer a matrix product is slow.
-CONTRACTED = 64
+CONTRACTED = 128
 
 
 class Scratch:
@@ -85,13 +85,11 @@ def send(
             if not near.rows:
                 continue
             reach = slice(rows.start + near.rows[0] - top, rows.stop + near.rows[-1] - top)
-            arguments = (senders[image, rows], receivers[image, reach], beliefs[image, rows], weight, near)
+            arguments = (senders[image, rows], receivers[image, reach], beliefs[image, rows], weight, bias, near)
             if gradients:
                 total[image, reach] += checkpoint(_block, *arguments, use_reentrant=False)
             else:
                 total[image, reach] += _block(*arguments, scratch)
-    with torch.autocast(total.device.type, enabled=False):
-        total = total + _biases(beliefs.to(total.dtype), bias.to(total.dtype), window)
     return F.pad(total, (0, 0, left, -right, top, -bottom))
 
 
@@ -101,15 +99,21 @@ def _parts(length: int, step: int) -> Iterator[slice]:
 
 
 def _block(
-    senders: Tensor, receivers: Tensor, beliefs: Tensor, weight: Tensor, window: Window, scratch: Scratch | None = None
+    senders: Tensor,
+    receivers: Tensor,
+    beliefs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    window: Window,
+    scratch: Scratch | None = None,
 ) -> Tensor:
-    """Messages of some rows of senders, summed over them, without the bias.
+    """Messages of some rows of senders, summed over them.
 
     Args:
         senders, beliefs: [h, W, D], [h, W, K].
         receivers: [h + R - 1, W + S - 1, D], R and S the spans of the window's rows and columns: sender (y, x) sends to
             the places from (y, x) on.
-        weight: [K, D * K].
+        weight, bias: [K, D * K], [K, K].
         window: where a sender's receivers are.
         scratch: None where gradients are needed; then there is one tile.
 
@@ -124,6 +128,7 @@ def _block(
         sent = _tile(windows, senders, contracted, rows, columns)
     else:
         sent = _tiles(windows, senders, beliefs, weight, rows, columns, scratch)
+    sent.add_((beliefs @ bias)[:, :, None])
     return _overlapping_sum(sent.unflatten(2, (len(rows), len(columns))), window)
 
 
@@ -191,19 +196,6 @@ def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:
         start = dy - window.rows[0]
         total[start : start + height].add_(part)
     return total
-
-
-def _biases(beliefs: Tensor, bias: Tensor, window: Window) -> Tensor:
-    """What every receiver gets of the bias, on the padded map: a sender's share is the same for all its receivers."""
-    batch, height, width, num_classes = beliefs.shape
-    kernel = beliefs.new_zeros(1, 1, 1 + window.rows[-1] - window.rows[0], 1 + window.columns[-1] - window.columns[0])
-    # A convolution collects: it sees the window from the receiver, the other way round.
-    lines = [window.rows[-1] - dy for dy in window.rows]
-    places = [window.columns[-1] - dx for dx in window.columns]
-    kernel[0, 0, torch.tensor(lines)[:, None], places] = window.inside.to(kernel.dtype)
-    shares = (beliefs @ bias).movedim(-1, 1).reshape(-1, 1, height, width)
-    collected = F.conv2d(shares, kernel, padding=(kernel.shape[2] - 1, kernel.shape[3] - 1))
-    return collected.unflatten(0, (batch, num_classes))[:, :, 0].movedim(1, -1)
 
 
 def accumulator(like: Tensor, *shape: int) -> Tensor:

@@ -7,7 +7,6 @@ beside it. The parts of `street.py` need CamVid: `--data DATA`.
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ from contextcrf.crf import elbo, mean_field_nll, pseudo_likelihood_nll
 from contextcrf.crf.meanfield import independent_groups, pairwise_logits
 from contextcrf.figures import save_figure
 from explicit import Explicit, Pairs, naive_nll
-from measure import FIGURES, interleaved, machine, matmul_rate, peak_memory, store
+from measure import FIGURES, interleaved, matmul_rate, peak_memory, run_parts, store
 
 HIDDEN = CHANNELS = 512
 # Height, width, classes; the first is the paper's own graph, 448 pixels at stride 32.
@@ -244,31 +243,19 @@ def updates() -> None:
 
 
 def main() -> None:
-    parts = {
-        "inference": lambda: inference(options.repeats),
-        "rate": lambda: rate(options.repeats),
-        "growth": lambda: growth(options.repeats),
-        "training": lambda: training(options.repeats),
-        "updates": updates,
-        "picture": lambda: street.picture(options.data, options.repeats),
-        "half": lambda: street.half(options.data),
-        "objectives": lambda: street.objectives(options.data, options.minutes),
-    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
-    parser.add_argument("--repeats", type=int, default=5, help="of everything that is timed")
-    parser.add_argument("--data", type=Path, help="CamVid")
     parser.add_argument("--minutes", type=float, default=4, help="of training for each of the objectives")
-    options = parser.parse_args()
-    chosen = options.parts or list(parts)
-    if unknown := sorted(set(chosen) - set(parts)):
-        parser.error(f"{unknown}: expected some of {', '.join(parts)}")
-    if options.data is None and (needy := sorted({"picture", "half", "objectives"} & set(chosen))):
-        parser.error(f"{', '.join(needy)}: expected --data with CamVid")
-    print(machine())
-    for name in chosen:
-        print(f"\n## {name}\n", flush=True)
-        parts[name]()
+    parts = {
+        "inference": lambda options: inference(options.repeats),
+        "rate": lambda options: rate(options.repeats),
+        "growth": lambda options: growth(options.repeats),
+        "training": lambda options: training(options.repeats),
+        "updates": lambda options: updates(),
+        "picture": lambda options: street.picture(options.data, options.repeats),
+        "half": lambda options: street.half(options.data),
+        "objectives": lambda options: street.objectives(options.data, options.minutes),
+    }
+    run_parts(parser, parts, {"picture", "half", "objectives"})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from contextcrf import DenseCRF, load
 from contextcrf.crf import logits_from_probabilities
 from contextcrf.data.dataset import open_dataset
-from measure import interleaved, machine, peak_memory, store
+from measure import interleaved, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "results" / "dense" / "figures.json"
@@ -156,27 +156,15 @@ def growth(repeats: int) -> None:
 
 
 def main() -> None:
-    parts = {
-        "random": lambda: random(options.repeats),
-        "real": lambda: real(options.data, options.repeats),
-        "batch": lambda: batch(options.repeats),
-        "gradient": lambda: gradient(options.repeats),
-        "growth": lambda: growth(options.repeats),
-    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
-    parser.add_argument("--repeats", type=int, default=5, help="of everything that is timed")
-    parser.add_argument("--data", type=Path, help="CamVid, for the part `real`")
-    options = parser.parse_args()
-    chosen = options.parts or list(parts)
-    if unknown := sorted(set(chosen) - set(parts)):
-        parser.error(f"{unknown}: expected some of {', '.join(parts)}")
-    if options.data is None and "real" in chosen:
-        parser.error("real: expected --data with CamVid")
-    print(machine())
-    for name in chosen:
-        print(f"\n## {name}\n", flush=True)
-        parts[name]()
+    parts = {
+        "random": lambda options: random(options.repeats),
+        "real": lambda options: real(options.data, options.repeats),
+        "batch": lambda options: batch(options.repeats),
+        "gradient": lambda options: gradient(options.repeats),
+        "growth": lambda options: growth(options.repeats),
+    }
+    run_parts(parser, parts, {"real"})
 
 
 if __name__ == "__main__":

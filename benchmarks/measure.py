@@ -1,5 +1,6 @@
 """Times as ratios of one run, and peak memory of one function in a process of its own."""
 
+import argparse
 import json
 import multiprocessing
 import platform
@@ -69,6 +70,31 @@ def machine() -> str:
     return (
         f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
+
+
+def run_parts(
+    parser: argparse.ArgumentParser, parts: Mapping[str, Callable[[argparse.Namespace], None]], needy: set[str]
+) -> None:
+    """Run the parts that the command line names, all if none, each under its heading.
+
+    Args:
+        parser: with the options that the parts take.
+        parts: by name.
+        needy: those that need `--data`.
+    """
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
+    parser.add_argument("--repeats", type=int, default=5, help="of everything that is timed")
+    parser.add_argument("--data", type=Path, help=f"CamVid, for {', '.join(sorted(needy))}")
+    options = parser.parse_args()
+    chosen = options.parts or list(parts)
+    if unknown := sorted(set(chosen) - set(parts)):
+        parser.error(f"{unknown}: expected some of {', '.join(parts)}")
+    if options.data is None and (without := sorted(needy & set(chosen))):
+        parser.error(f"{', '.join(without)}: expected --data with CamVid")
+    print(machine())
+    for name in chosen:
+        print(f"\n## {name}\n", flush=True)
+        parts[name](options)
 
 
 def store(values: dict[str, Any], path: Path = FIGURES) -> None:

@@ -210,10 +210,10 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, den
         opacity: of the colours in the overlays.
         dense: run the dense CRF behind the model, with the parameters that `tune --dense true` wrote into it.
     """
-    from contextcrf.prediction import find_images, plan_outputs, predict_files
+    from contextcrf.prediction import find_files, plan_outputs, predict_files
     from contextcrf.storage import load
 
-    files = find_images(images)
+    files = find_files(images)
     plan_outputs(files, out)  # a clash is told before the model is loaded
     outcome = predict_files(load(model).to(_device()), files, out, opacity, dense)
     _report(len(files), outcome, "images labelled", out)
@@ -291,13 +291,14 @@ def refine(
     """
     from contextcrf.classes import Classes
     from contextcrf.crf import DenseCRF
-    from contextcrf.refinement import Maps, find_maps, pair_up, refine_files
+    from contextcrf.prediction import find_files
+    from contextcrf.refinement import MAP_SUFFIXES, Maps, pair_up, refine_files
 
     known = None
     if classes is not None:
         known, void = Classes.from_yaml(classes)
     crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
-    pairs = pair_up(find_maps(maps), images)
+    pairs = pair_up(find_files(maps, MAP_SUFFIXES, "maps"), images)
     reading = Maps(kind, known, num_classes, confidence, void)
     outcome = refine_files(pairs, crf.to(_device()), reading, out, marginals, _device())
     _report(len(pairs), outcome, "maps refined", out)

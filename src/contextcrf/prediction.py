@@ -22,18 +22,23 @@ class Outcome:
     failed: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def find_images(inputs: Sequence[Path]) -> list[Path]:
-    """The files among `inputs`, and the images in the folders among them (not in sub-folders), sorted.
+def find_files(inputs: Sequence[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES, what: str = "images") -> list[Path]:
+    """The files among `inputs`, and those with some suffixes in the folders among them (not in sub-folders), sorted.
+
+    Args:
+        inputs: files and folders.
+        suffixes: lower case; those of images by default.
+        what: the name of such files in errors.
 
     Raises:
-        DataError: an input does not exist, or a folder holds no image.
+        DataError: an input does not exist, or a folder holds no such file.
     """
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
             if not found:
-                raise DataError(f"{path}: no images in this folder; expected files {', '.join(IMAGE_SUFFIXES)}")
+                raise DataError(f"{path}: no {what} in this folder; expected files {', '.join(suffixes)}")
             files += found
         elif path.is_file():
             files.append(path)

@@ -112,26 +112,6 @@ def pair_up(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def find_maps(inputs: Sequence[Path]) -> list[Path]:
-    """The files among `inputs` and the maps in the folders among them, sorted.
-
-    Raises:
-        DataError: an input does not exist, or a folder holds no map.
-    """
-    files: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in MAP_SUFFIXES)
-            if not found:
-                raise DataError(f"{path}: no maps in this folder; expected files {', '.join(MAP_SUFFIXES)}")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    return files
-
-
 @torch.inference_mode()
 def refine_files(
     pairs: Sequence[tuple[Path, Path]],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from contextcrf.crf.lattice import Lattice, weighted_sums
+from contextcrf.crf.unaries import bounded
 
 Normalization = Literal["symmetric", "before", "after", "none"]
 Sigma = float | Sequence[float]
@@ -80,10 +81,10 @@ class DenseCRF(nn.Module):
         for name, sigma in sigmas.items():
             # As they are where nothing is learned: through a logarithm 10 would become 10.000001, and points that lie
             # on the border of two simplices would fall into the other one.
-            value = _sigma(name, sigma)
+            value = _checked_sigma(name, sigma)
             self._keep(*((f"log_{name}", value.log()) if learnable else (f"_{name}", value)))
         for name, compat in {"spatial_compat": spatial_compat, "bilateral_compat": bilateral_compat}.items():
-            self._keep(name, _compat(name, compat))
+            self._keep(name, _checked_compat(name, compat))
 
     def _keep(self, name: str, value: Tensor) -> None:
         if self.learnable:
@@ -132,7 +133,7 @@ class DenseCRF(nn.Module):
         self._check_parameters(classes, images.shape[1], len(size))
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         # [B, N, K]: rows of pixels, as the lattice filters them.
-        unary = _finite(logits.to(dtype)).flatten(2).mT.contiguous()
+        unary = bounded(logits.to(dtype)).flatten(2).mT.contiguous()
         guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
         if extra is not None:
             guides = torch.cat([guides, extra.to(dtype).flatten(2).mT], 2)
@@ -266,14 +267,14 @@ class _Merged(torch.autograd.Function):
         return _Merged.apply(grad, ctx.messages, not ctx.transpose), None, None
 
 
-def _sigma(name: str, value: Sigma) -> Tensor:
+def _checked_sigma(name: str, value: Sigma) -> Tensor:
     tensor = torch.as_tensor(value, dtype=torch.float32)
     if tensor.ndim > 1 or not bool((tensor.isfinite() & (tensor > 0)).all()):
         raise ValueError(f"{name} is a standard deviation and must be positive and finite, got {value}")
     return tensor
 
 
-def _compat(name: str, value: Compat) -> Tensor:
+def _checked_compat(name: str, value: Compat) -> Tensor:
     tensor = torch.as_tensor(value, dtype=torch.float32)
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} must be finite, got {value}")
@@ -286,12 +287,6 @@ def _shown(value: Tensor) -> str:
     if value.ndim == 0:
         return f"{float(value):.6g}"
     return f"({', '.join(f'{number:.6g}' for number in value.tolist())})" if value.ndim == 1 else f"{list(value.shape)}"
-
-
-def _finite(logits: Tensor) -> Tensor:
-    """Infinite values as large as sums can bear."""
-    bound = torch.finfo(logits.dtype).max ** 0.5
-    return logits.clamp(-bound, bound)
 
 
 def _check_inputs(logits: Tensor, images: Tensor, extra: Tensor | None) -> None:

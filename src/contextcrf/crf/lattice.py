@@ -45,8 +45,9 @@ class Lattice:
         self.num_vertices = len(vertex_keys)
         # Barycentric weights [N, d + 1]: all that the gradient of the features goes through.
         self.weights = weights
-        self._slice_vertices = vertices.int()[simplex]
-        entries, order = self._slice_vertices.T.flatten().sort(stable=True)
+        # The vertices of each point's simplex, int32 [N, d + 1].
+        self.vertices = vertices.int()[simplex]
+        entries, order = self.vertices.T.flatten().sort(stable=True)
         self._splat_order = order.int()  # entries (corner, point), grouped by vertex
         counts = torch.bincount(entries, minlength=self.num_vertices)
         self._splat_starts = (counts.cumsum(0) - counts).int()  # where the group of a vertex begins
@@ -66,11 +67,6 @@ class Lattice:
         """What every point takes of the vertices of its simplex, [N, d + 1]: scale [N, 1] times."""
         weights = self.weights.detach() * self._factor
         return weights if scale is None else weights * scale
-
-    @property
-    def vertices(self) -> Tensor:
-        """The vertices of each point's simplex, int32 [N, d + 1]."""
-        return self._slice_vertices
 
     def splat(self, values: Tensor, weights: Tensor, reverse: bool = False) -> Tensor:
         """Values of vertices: those of the points with some `splat_weights`, blurred along the axes (or in reverse)."""
@@ -105,7 +101,7 @@ class Lattice:
 
     def _products(self, points: Tensor, nodes: Tensor) -> Tensor:
         """Inner products of each point's values with those of its simplex's vertices, [N, d + 1]."""
-        return torch.stack([(points * nodes[vertex.long()]).sum(1) for vertex in self._slice_vertices.T], 1)
+        return torch.stack([(points * nodes[vertex.long()]).sum(1) for vertex in self.vertices.T], 1)
 
 
 class _Filter(torch.autograd.Function):

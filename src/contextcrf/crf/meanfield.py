@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextcrf.crf.potentials import IGNORE_INDEX, PairwisePotential
+from contextcrf.crf.unaries import bounded
 
 # A potential with the features it works on.
 Pair = tuple[PairwisePotential, Tensor]
@@ -176,8 +177,7 @@ def _finite(unary_logits: Tensor) -> Tensor:
     logits = unary_logits.to(torch.promote_types(unary_logits.dtype, torch.float32))
     if logits.isnan().any():
         raise ValueError("unary_logits: NaN among them")
-    bound = torch.finfo(logits.dtype).max ** 0.5
-    return logits.clamp(-bound, bound)
+    return bounded(logits)
 
 
 def _cell(unary_logits: Tensor, features: Tensor, cell: int | None) -> int:

@@ -250,6 +250,11 @@ def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_inde
         )
     if labels.dtype != torch.int64:
         raise ValueError(f"labels of {labels.dtype}: expected int64 (call .long())")
+    check_values(labels, num_classes, ignore_index)
+
+
+def check_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """ValueError unless labels are 0..K-1 or `ignore_index`."""
     strange = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
     if strange.any():
         raise ValueError(

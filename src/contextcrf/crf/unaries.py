@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from contextcrf.crf.potentials import IGNORE_INDEX
+from contextcrf.crf.potentials import IGNORE_INDEX, check_values
 
 
 def logits_from_probabilities(probabilities: Tensor, floor: float = 1e-5, scale: float = 1.0) -> Tensor:
@@ -66,12 +66,8 @@ def logits_from_labels(
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: expected 1 or more")
     labels = labels.long()
+    check_values(labels, num_classes, ignore_index)
     known = labels != ignore_index
-    strange = known & ((labels < 0) | (labels >= num_classes))
-    if strange.any():
-        raise ValueError(
-            f"label {int(labels[strange][0])}: expected 0..{num_classes - 1}, or {ignore_index} where unknown"
-        )
     if num_classes == 1:
         return torch.zeros_like(labels[:, None], dtype=torch.float32)
     other = math.log((1 - confidence) / (num_classes - 1))
@@ -79,3 +75,9 @@ def logits_from_labels(
     logits = torch.full(shape, other, device=labels.device)
     logits.scatter_(1, torch.where(known, labels, 0)[:, None], math.log(confidence))
     return torch.where(known[:, None], logits, -math.log(num_classes))
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """Infinite values made as large as sums can bear."""
+    bound = torch.finfo(logits.dtype).max ** 0.5
+    return logits.clamp(-bound, bound)

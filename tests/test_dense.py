@@ -209,6 +209,9 @@ def test_labels_that_nobody_believes_in_are_set_aside_at_a_price_that_is_stated(
     assert whole[:, aside].max() <= 1.1 * tolerance
     assert 0 < (few - whole).abs().max() <= classes * 13 * tolerance
     torch.testing.assert_close(few.sum(1), torch.ones(1, 24, 32, dtype=torch.float64))
+    # The limit is the tolerance itself.
+    probability = torch.tensor([1 - 2e-4, 2e-4, 5e-5]).view(1, 3, 1, 1).expand(1, 3, 24, 32)
+    assert (DenseCRF(tolerance=tolerance, iterations=0)(probability.log(), image)[0, :, 0, 0] > 0).tolist() == [1, 1, 0]
     # A matrix may raise a label that nobody believes in.
     matrix = torch.zeros(classes, classes)
     matrix[5, 0] = matrix[5, 5] = -90

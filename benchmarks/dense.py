@@ -45,7 +45,8 @@ def problem(height: int, width: int, classes: int, batch: int = 1) -> tuple[Tens
         coarse = torch.randn(batch, channels, height // cell + 2, width // cell + 2, generator=generator)
         return F.interpolate(coarse, (height, width), mode="bicubic")
 
-    images = 128 + 40 * smooth(3, 40) + 40 * smooth(3, 9).sign() + 4 * torch.randn(batch, 3, height, width)
+    noise = torch.randn(batch, 3, height, width, generator=generator)
+    images = 128 + 40 * smooth(3, 40) + 40 * smooth(3, 9).sign() + 4 * noise
     return 2 * smooth(classes, 32), images.clamp(0, 255).to(torch.uint8)
 
 

@@ -6,7 +6,8 @@ import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 4096) -> float:
     """The machine's own rate of a square matrix product, GFLOP/s."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / interleaved({"product": lambda: a @ b}, 3)["product"] / 1e9
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Matrix products of float32 numbers that are rounded to bfloat16, with sums in float32, where it is faster."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def machine() -> str:

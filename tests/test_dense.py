@@ -1,6 +1,7 @@
 """The dense CRF against pydensecrf, exact kernel matrices and what must hold of any of them."""
 
 import runpy
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,35 @@ def test_labels_that_nobody_believes_in_are_set_aside_at_a_price_that_is_stated(
     matrix[5, 0] = matrix[5, 5] = -90
     raised = DenseCRF(bilateral_compat=matrix, tolerance=tolerance)(logits, image)
     assert raised[:, 5].max() > 0.5
+
+
+@pytest.mark.parametrize("pieces", [1, 100, 1 << 19])
+def test_pieces_and_gradients_change_nothing(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    monkeypatch.setattr("contextcrf.crf.dense._PIECE_ELEMENTS", pieces)
+    logits, images = scene(11, 13)
+    crf = DenseCRF()
+    with_gradients = crf(logits.clone().requires_grad_(), images)
+    assert with_gradients.requires_grad
+    torch.testing.assert_close(crf(logits, images), with_gradients.detach(), rtol=0, atol=1e-12)
+
+
+def test_memory_of_any_layout_is_read_and_never_written() -> None:
+    logits, images = scene(11, 13)
+    expected = DenseCRF()(logits, images)
+    pixels = images[0].permute(1, 2, 0).contiguous().numpy()
+    pixels.setflags(write=False)
+    # Every other row and label of a larger array, and channels last, as pictures are read.
+    wide = torch.full((1, 8, 22, 13), 7.0, dtype=torch.float64)
+    wide[:, ::2, ::2] = logits
+    before = wide.clone()
+    with warnings.catch_warnings():
+        # torch's own: it does not know read-only memory.
+        warnings.simplefilter("ignore")
+        picture = torch.from_numpy(pixels)
+    found = DenseCRF()(wide[:, ::2, ::2], picture.permute(2, 0, 1)[None])
+    assert torch.equal(found, expected)
+    assert torch.equal(wide, before)
+    assert torch.equal(picture, images[0].permute(1, 2, 0))
 
 
 def test_a_volume_of_one_slice_is_an_image_and_slices_talk_to_each_other() -> None:

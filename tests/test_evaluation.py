@@ -8,7 +8,7 @@ from rich.console import Console
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import ConfusionMatrix, Results, Row, System, evaluate, predict, systems
 from contextcrf.report import draw
-from contextcrf.tuning import tune_dense, tune_strengths
+from contextcrf.tuning import best_of, tune_dense, tune_strengths
 
 
 def test_iou_is_intersection_over_union_of_sets_of_pixels():
@@ -131,3 +131,18 @@ def test_tuning_the_dense_crf_finds_what_helps(tiny_model, scenes):
     [refined] = evaluate(tiny_model, data, systems(tiny_model, ["full"]), progress=False)
     assert trials[2].mean_iou == pytest.approx(refined.matrix.mean_iou(), abs=0.02)
     assert trials[2].mean_iou != trials[0].mean_iou
+
+
+def test_tuning_the_dense_crf_goes_on_from_the_best_so_far(tiny_model, scenes, monkeypatch):
+    def refined(item, model, settings):
+        # A third of the picture is right, and another for each parameter that has its best value.
+        right = 1 + (settings["bilateral_sxy"] == 10) + (settings["bilateral_compat"] == 8)
+        rows = torch.arange(item.mask.shape[0])[:, None]
+        labels = torch.where(rows < len(rows) * right // 3, item.mask, 1 - item.mask.clamp(0, 1))
+        return labels[None]
+
+    monkeypatch.setattr("contextcrf.tuning._Cached.refined", refined)
+    grid = {"spatial_compat": (1.0,), "bilateral_sxy": (20.0, 10.0), "bilateral_compat": (2.0, 4.0, 8.0)}
+    trials = tune_dense(tiny_model, open_dataset(scenes, "val"), grid, rounds=1, progress=False)
+    assert best_of(trials).settings == {"spatial_compat": 1.0, "bilateral_sxy": 10.0, "bilateral_compat": 8.0}
+    assert len(trials) == 5

@@ -36,9 +36,9 @@ def basis(d: int) -> Tensor:
 
 def corners(features: Tensor) -> tuple[Tensor, Tensor]:
     """Vertices [N, d+1, d+1] (point, vertex, coordinate) of the simplices and the barycentric weights [N, d+1]."""
-    base, rank, weights = _simplex(features)
+    cells, rank, weights = _simplex(features)
     d = features.shape[1]
-    vertices = [base + r - (d + 1) * (rank > d - r) for r in range(d + 1)]
+    vertices = [r + (d + 1) * (cells - (rank > d - r).long()) for r in range(d + 1)]
     return torch.stack(vertices).permute(2, 0, 1), weights
 
 

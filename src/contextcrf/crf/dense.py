@@ -19,6 +19,12 @@ Sigma = float | Sequence[float]
 Compat = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
+# Numbers that are sliced, added up and normalised at once: a few MiB.
+_PIECE_ELEMENTS = 1 << 19
+# Rows with fewer numbers than a vector register take torch's softmax ten times as long as columns do.
+_SHORT = 16
+
+
 class DenseCRF(nn.Module):
     """Refine the logits of a segmentation network with a fully connected CRF guided by the image.
 
@@ -132,8 +138,6 @@ class DenseCRF(nn.Module):
         classes, *size = logits.shape[1:]
         self._check_parameters(classes, images.shape[1], len(size))
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        # [B, N, K]: rows of pixels, as the lattice filters them.
-        unary = bounded(logits.to(dtype)).flatten(2).mT.contiguous()
         guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
         if extra is not None:
             guides = torch.cat([guides, extra.to(dtype).flatten(2).mT], 2)
@@ -143,26 +147,31 @@ class DenseCRF(nn.Module):
 
         spatial = self._kernel(place / self.spatial_sxy.to(dtype), self.spatial_compat)
         near = place / self.bilateral_sxy.to(dtype)
-        marginals = []
-        for unary_b, guide in zip(unary, guides, strict=True):
+        marginals = torch.zeros_like(logits, dtype=dtype, memory_format=torch.contiguous_format).flatten(2)
+        for image, guide in enumerate(guides):
             bilateral = self._kernel(torch.cat([near, guide], 1), self.bilateral_compat)
-            marginals.append(self._mean_field(unary_b, [spatial, bilateral]))
-        # Contiguous: some losses of torch demand it of their input's gradient.
-        return torch.stack(marginals).mT.reshape(logits.shape).contiguous()
+            # [N, K]: rows of pixels, as the lattice filters them.
+            unary = bounded(logits[image].to(dtype)).flatten(1).T.contiguous()
+            labels = self._active(unary, [spatial, bilateral])
+            if len(labels) < classes:
+                unary = unary[:, labels]
+            marginals[image, labels] = self._mean_field(unary, _Messages([spatial, bilateral])).T
+        return marginals.view(logits.shape)
 
-    def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+    def _active(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """The labels that are not set aside."""
+        active = _softmax(unary.detach()).amax(0) >= self.tolerance
+        return (active | (not all(kernel.attracts for kernel in kernels))).nonzero().flatten()
+
+    def _mean_field(self, unary: Tensor, messages: "_Messages") -> Tensor:
         """Marginals [N, K] of one image."""
-        q = unary.softmax(1)
-        active = q.detach().amax(0) >= self.tolerance
-        if all(kernel.attracts for kernel in kernels) and not active.all():
-            few = self._iterate(unary[:, active].softmax(1), unary[:, active], kernels)
-            return torch.zeros_like(q).index_copy(1, active.nonzero().flatten(), few)
-        return self._iterate(q, unary, kernels)
-
-    def _iterate(self, q: Tensor, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
-        messages = _Messages(kernels)
+        q = _softmax(unary)
+        in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
         for _ in range(self.iterations):
-            q = messages(q).add_(unary).softmax(1)
+            if in_place:
+                messages.update(q, unary)
+            else:
+                q = _softmax(messages(q).add_(unary))
         return q
 
     def _kernel(self, features: Tensor, compat: Tensor) -> "_Kernel":
@@ -235,8 +244,22 @@ class _Messages:
             return torch.stack([kernel.messages(q) for kernel in self.kernels]).sum(0)
         return _Merged.apply(q, self, False)
 
+    def update(self, q: Tensor, unary: Tensor) -> None:
+        """One iteration of mean field, in the memory of the marginals: pieces of it stay in a processor's cache."""
+        nodes, weights = self.nodes(q, False)
+        step = max(1, _PIECE_ELEMENTS // q.shape[1])
+        for start in range(0, len(q), step):
+            rows = slice(start, start + step)
+            logits = weighted_sums(nodes, self.vertices[rows], weights[rows]).add_(unary[rows])
+            _softmax(logits, out=q[rows])
+
     def merged(self, values: Tensor, transpose: bool) -> Tensor:
         """The map, or its transpose."""
+        nodes, weights = self.nodes(values, transpose)
+        return weighted_sums(nodes, self.vertices, weights)
+
+    def nodes(self, values: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+        """The half of the map that leads to the vertices of all lattices, [V, K]; the weights to slice them with."""
         if transpose not in self.weights:
             self.weights[transpose] = self._merge(transpose)
         splat, slice_ = self.weights[transpose]
@@ -244,7 +267,7 @@ class _Messages:
             kernel.mixed(kernel.lattice.splat(values, weights, transpose), transpose)
             for kernel, weights in zip(self.kernels, splat, strict=True)
         ]
-        return weighted_sums(torch.cat(nodes), self.vertices, slice_)
+        return torch.cat(nodes), slice_
 
     def _merge(self, transpose: bool) -> tuple[list[Tensor], Tensor]:
         """For each kernel the weights to splat with; the weights to slice all of them with."""
@@ -265,6 +288,13 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Merged.apply(grad, ctx.messages, not ctx.transpose), None, None
+
+
+def _softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
+    """Softmax over the labels of [N, K]."""
+    if logits.shape[1] >= _SHORT:
+        return torch.softmax(logits, 1, out=out)
+    return torch.softmax(logits.T, 0, out=None if out is None else out.T).T.contiguous()
 
 
 def _checked_sigma(name: str, value: Sigma) -> Tensor:

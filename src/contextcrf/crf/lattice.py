@@ -36,25 +36,28 @@ class Lattice:
             raise ValueError(
                 f"features must be floating, [N, d], not empty; got {features.dtype}, {list(features.shape)}"
             )
-        base, rank, weights = _simplex(features)
+        cells, rank, weights = _simplex(features)
         self.num_points, corners = weights.shape
         # Many points share a simplex: its vertices are found once. Indices are int32: half the traffic of int64.
-        first, simplex = _distinct(_simplex_keys(base, rank))
-        keys, steps = _vertex_keys(base[:, first], rank[:, first])
+        first, simplex = _distinct(_simplex_keys(cells, rank))
+        keys, digits = _vertex_keys(cells[:, first], rank[:, first])
         vertex_keys, vertices = keys.unique(return_inverse=True)
         self.num_vertices = len(vertex_keys)
         # Barycentric weights [N, d + 1]: all that the gradient of the features goes through.
         self.weights = weights
         # The vertices of each point's simplex, int32 [N, d + 1].
-        self.vertices = vertices.int()[simplex]
-        entries, order = self.vertices.T.flatten().sort(stable=True)
+        by_corner = vertices.int()[:, simplex]
+        self.vertices = by_corner.T.contiguous()
+        entries, order = by_corner.flatten().sort(stable=True)
         self._splat_order = order.int()  # entries (corner, point), grouped by vertex
         counts = torch.bincount(entries, minlength=self.num_vertices)
         self._splat_starts = (counts.cumsum(0) - counts).int()  # where the group of a vertex begins
         self._splat_points = self._splat_order.remainder(self.num_points)
         # The factor of the C++ code.
         self._factor = 1 / (1 + 2.0 ** -(corners - 1))
-        self._axes = [_blur_axis(vertex_keys, step, weights.dtype) for step in steps]
+        # Along an axis all coordinates rise by 1 but one falls by d; after remainder d comes 0, and quotients rise.
+        rising = torch.where(vertex_keys % corners == corners - 1, sum(digits) - corners, 0).to(vertex_keys.dtype)
+        self._axes = [_blur_axis(vertex_keys, vertex_keys + (1 - digit) + rising, weights.dtype) for digit in digits]
         self._splat_weights = self.splat_weights()
         self._slice_weights = self.slice_weights()
 
@@ -148,11 +151,11 @@ def weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor 
 def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find the simplex of each point (Adams et al., sections 3 and 4.1); the operations are ordered as in the C++ code.
 
-    Vertex r of a simplex, r = 0..d, has the d+1 coordinates base + r - (d+1) [rank > d - r].
+    Vertex r of a simplex, r = 0..d, has the d+1 coordinates (d+1) cells + r - (d+1) [rank > d - r].
 
     Returns:
-        base: vertex 0, multiples of d+1 that sum to 0, int64 [d+1, N].
-        rank: rank of each coordinate of (point - base) in descending order, int8 [d+1, N].
+        cells: vertex 0 divided by d+1, int64 [d+1, N]; the columns sum to 0.
+        rank: rank of each coordinate of (point - vertex 0) in descending order, int8 [d+1, N].
         weights: barycentric weights of the vertices, >= 0 up to rounding, each row sums to 1, [N, d+1].
     """
     num_points, d = features.shape
@@ -176,9 +179,9 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     nearest = (elevated.detach() * (1 / (d + 1))).round()
     excess = nearest.sum(0).to(torch.int8)
-    base = nearest.long() * (d + 1)
-    residual = elevated.detach() - base
-    rank = base.new_zeros(base.shape, dtype=torch.int8)
+    cells = nearest.long()
+    residual = elevated.detach() - cells * (d + 1)
+    rank = cells.new_zeros(cells.shape, dtype=torch.int8)
     for i in range(d):
         for j in range(i + 1, d + 1):
             below = residual[i] < residual[j]
@@ -186,32 +189,18 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             rank[j] += ~below
     # Rounding may leave the hyperplane; moving the coordinates with the largest rounding errors returns to it.
     rank += excess
-    wrap = (d + 1) * ((rank < 0).to(torch.int8) - (rank > d).to(torch.int8))
-    rank += wrap
-    base += wrap
+    wrap = (rank < 0).to(torch.int8) - (rank > d).to(torch.int8)
+    rank += (d + 1) * wrap
+    cells += wrap
 
     ascending = torch.empty_like(elevated)
-    ascending.scatter_(0, (d - rank).long(), (elevated - base) * (1 / (d + 1)))
+    ascending.scatter_(0, (d - rank).long(), (elevated - cells * (d + 1)) * (1 / (d + 1)))
     weights = torch.cat([ascending[:1] + (1 - ascending[-1:]), ascending.diff(dim=0)])
-    return base, rank, weights.T.contiguous()
-
-
-def _simplex_keys(base: Tensor, rank: Tensor) -> Tensor:
-    """One integer [N] for the simplex of each point: its vertex 0 and the order of its coordinates."""
-    d = len(base) - 1
-    keys = torch.zeros_like(base[0])
-    cells = base[:d].div(d + 1, rounding_mode="floor")
-    low, high = cells.amin(1).tolist(), cells.amax(1).tolist()
-    _check_span([top - bottom + 1 for bottom, top in zip(low, high, strict=True)] + [d + 1] * d, d)
-    for bottom, top, column in zip(low, high, cells, strict=True):
-        keys = keys.mul_(top - bottom + 1).add_(column).sub_(bottom)
-    for column in rank[:d]:
-        keys = keys.mul_(d + 1).add_(column)
-    return keys
+    return cells, rank, weights.T.contiguous()
 
 
 def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each distinct key stands first [S], and for every key [N] which of them it is."""
+    """Where each distinct key stands first [S], ascending by key, and for every key [N] which of them it is."""
     ordered, order = keys.sort()
     new = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
     number = torch.empty_like(order)
@@ -219,38 +208,72 @@ def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     return order[new], number
 
 
-def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
-    """Pack d coordinates of every vertex (they sum to 0, so the last is implied) into one integer, in mixed radix.
+def _simplex_keys(cells: Tensor, rank: Tensor) -> Tensor:
+    """One integer [N] for the simplex of each point: its vertex 0 and the order of its coordinates."""
+    d = len(cells) - 1
+    keys, _ = _packed(cells[:d], 0, (d + 1) ** d)
+    for i in range(d):
+        keys.add_(rank[i], alpha=(d + 1) ** i)
+    return keys
+
+
+def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
+    """One integer for each vertex r = 0..d of the simplices, [d+1, N].
+
+    All coordinates of vertex r leave the remainder r when divided by d+1: what counts is r, the last digit, and the
+    quotients. d of them do, since the coordinates sum to 0.
 
     Returns:
-        keys, int64 [N, d+1], and for each axis the difference between the key of a vertex and that of its neighbour.
+        keys, and what a quotient of each axis is worth in them.
     """
-    d = len(base) - 1
-    # Vertices reach d beyond vertex 0 and their neighbours another d. The sums must not carry into the next digit.
-    low = [x - 2 * d for x in base[:d].amin(1).tolist()]
-    sizes = [x + 2 * d - lo + 1 for x, lo in zip(base[:d].amax(1).tolist(), low, strict=True)]
-    _check_span(sizes, d)
-    strides = [math.prod(sizes[i + 1 :]) for i in range(d)]
-    digits = torch.tensor(strides, device=base.device)[:, None]
-    origin = (digits * (base[:d] - torch.tensor(low, device=base.device)[:, None])).sum(0)
-    keys = [origin + r * sum(strides) - (d + 1) * (digits * (rank[:d] > d - r)).sum(0) for r in range(d + 1)]
-    return torch.stack(keys, 1), [(d + 1) * stride - sum(strides) for stride in [*strides, 0]]
+    d = len(cells) - 1
+    # Vertices lie up to 1 below their simplex's first, and their neighbours 1 to either side.
+    first, digits = _packed(cells[:d], 2, d + 1)
+    digits = [*digits, 0]
+    # From vertex to vertex all coordinates rise by 1, but the one of the highest rank so far untouched falls by d: its
+    # quotient by 1.
+    worth = torch.tensor(digits, dtype=first.dtype, device=first.device)[:, None] - 1
+    falling = first.new_empty(cells.shape).scatter_(0, (d - rank).long(), worth.expand_as(cells))
+    keys = first.new_empty(cells.shape)
+    keys[0] = first
+    for r in range(d):
+        torch.sub(keys[r], falling[r], out=keys[r + 1])
+    return keys, digits
 
 
-def _check_span(sizes: list[int], d: int) -> None:
-    if math.prod(sizes) >= 2**63:
+def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
+    """One integer [N] for each column of cells [d, N], int32 where they fit, and the worth of each row in it.
+
+    Cells up to `spare` beyond the ends have one too, and between any two there is room for `room` - 1 more.
+    """
+    low, high = (cells.amin(1) - spare).tolist(), (cells.amax(1) + spare).tolist()
+    sizes = [last - lowest + 1 for lowest, last in zip(low, high, strict=True)]
+    span = math.prod(sizes) * room
+    if span >= 2**63:
         raise ValueError(
-            f"features span too many standard deviations in {d} dimensions: {math.prod(sizes):.1e} possible vertices "
-            "of the lattice do not fit in 64-bit keys; use larger standard deviations"
+            f"features span too many standard deviations in {len(cells)} dimensions: {span:.1e} possible vertices of "
+            "the lattice do not fit in 64-bit keys; use larger standard deviations"
         )
+    digits = [room * math.prod(sizes[i + 1 :]) for i in range(len(cells))]
+    keys = cells.new_zeros(cells.shape[1], dtype=torch.int32 if span < 2**31 else torch.int64)
+    for row, lowest, digit in zip(cells, low, digits, strict=True):
+        keys.add_((row - lowest).to(keys.dtype), alpha=digit)
+    return keys, digits
 
 
-def _blur_axis(vertex_keys: Tensor, step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows and weights [M, 3] of the blur along one axis: each vertex and its neighbours, weight 0 where absent."""
-    rows = [torch.arange(len(vertex_keys), device=vertex_keys.device)]
-    weights = [torch.ones_like(vertex_keys, dtype=dtype)]
-    for wanted in (vertex_keys + step, vertex_keys - step):
-        found = torch.searchsorted(vertex_keys, wanted).clamp_(max=len(vertex_keys) - 1)
-        rows.append(found)
-        weights.append(0.5 * (vertex_keys[found] == wanted).to(dtype))
-    return torch.stack(rows, 1).int(), torch.stack(weights, 1)
+def _blur_axis(vertex_keys: Tensor, neighbours: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows and weights [M, 3] of the blur along one axis: each vertex and its neighbours, weight 0 where absent.
+
+    Args:
+        vertex_keys: ascending, [M].
+        neighbours: the keys of each vertex's neighbour on one side, [M].
+    """
+    count = len(vertex_keys)
+    vertices = torch.arange(count, device=vertex_keys.device)
+    after = torch.searchsorted(vertex_keys, neighbours).clamp_(max=count - 1)
+    exists = vertex_keys[after] == neighbours
+    # Whoever has a neighbour is its neighbour on the other side; place `count` is for those without.
+    before = vertices.new_full((count + 1,), -1).scatter_(0, torch.where(exists, after, count), vertices)[:count]
+    rows = torch.stack([vertices, after, before.clamp(min=0)], 1).int()
+    weights = torch.stack([torch.ones_like(exists, dtype=dtype), 0.5 * exists, 0.5 * (before >= 0)], 1)
+    return rows, weights.to(dtype)

@@ -5,7 +5,6 @@ refinement step of Lin et al. 2015 (their reference [21]). Conventions and resul
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import torch
@@ -147,25 +146,26 @@ class DenseCRF(nn.Module):
 
         spatial = self._kernel(place / self.spatial_sxy.to(dtype), self.spatial_compat)
         near = place / self.bilateral_sxy.to(dtype)
-        marginals = torch.zeros_like(logits, dtype=dtype, memory_format=torch.contiguous_format).flatten(2)
-        for image, guide in enumerate(guides):
+        marginals = []
+        for image, guide in zip(logits.flatten(2), guides, strict=True):
             bilateral = self._kernel(torch.cat([near, guide], 1), self.bilateral_compat)
-            # [N, K]: rows of pixels, as the lattice filters them.
-            unary = bounded(logits[image].to(dtype)).flatten(1).T.contiguous()
-            labels = self._active(unary, [spatial, bilateral])
-            if len(labels) < classes:
-                unary = unary[:, labels]
-            marginals[image, labels] = self._mean_field(unary, _Messages([spatial, bilateral])).T
-        return marginals.view(logits.shape)
+            # [N, K]: the lattice filters rows of pixels.
+            unary = bounded(image.to(dtype)).T.contiguous()
+            marginals.append(self._refined(unary, [spatial, bilateral]))
+        return torch.stack(marginals).view(logits.shape) if len(marginals) > 1 else marginals[0].view(logits.shape)
 
-    def _active(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
-        """The labels that are not set aside."""
-        active = _softmax(unary.detach()).amax(0) >= self.tolerance
-        return (active | (not all(kernel.attracts for kernel in kernels))).nonzero().flatten()
+    def _refined(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Marginals [K, N] of one image with logits [N, K]."""
+        if all(kernel.attracts for kernel in kernels):
+            active = _softmax(unary.detach()).amax(0) >= self.tolerance
+            if not active.all():
+                few = self._mean_field(unary[:, active], kernels)
+                return unary.new_zeros(unary.shape[::-1]).index_copy(0, active.nonzero().flatten(), few.T)
+        return self._mean_field(unary, kernels).T.contiguous()
 
-    def _mean_field(self, unary: Tensor, messages: "_Messages") -> Tensor:
-        """Marginals [N, K] of one image."""
-        q = _softmax(unary)
+    def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Marginals [N, K]."""
+        q, messages = _softmax(unary), _Messages(kernels)
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
         for _ in range(self.iterations):
             if in_place:
@@ -216,6 +216,11 @@ class _Kernel:
         filtered = self.lattice.filter(q if self.before is None else self.before * q)
         return self.mixed(filtered if self.after is None else self.after * filtered)
 
+    def weights(self, transpose: bool) -> tuple[Tensor, Tensor]:
+        """With which the lattice splats and slices, the normalisation among them."""
+        ends = (self.after, self.before) if transpose else (self.before, self.after)
+        return self.lattice.splat_weights(ends[0]), self.lattice.slice_weights(ends[1])
+
     def mixed(self, values: Tensor, transpose: bool = False) -> Tensor:
         """Values of labels [M, K] times the compatibility."""
         if self.compat.ndim == 2:
@@ -227,17 +232,13 @@ class _Messages:
     """The sum of the kernels' messages, a linear map of the marginals [N, K].
 
     If the marginals alone want a gradient the factors of the normalisation are merged into the weights of the lattice,
-    the labels are mixed at its vertices, of which there are far fewer than pixels, and all kernels are sliced at once.
+    and the labels are mixed at its vertices, of which there are far fewer than pixels.
     """
 
     def __init__(self, kernels: Sequence[_Kernel]) -> None:
         self.kernels = kernels
         self.learned = any(kernel.learned for kernel in kernels)
-        self.weights: dict[bool, tuple[list[Tensor], Tensor]] = {}
-        starts = accumulate([kernel.lattice.num_vertices for kernel in kernels], initial=0)
-        self.vertices = torch.cat(
-            [kernel.lattice.vertices + start for kernel, start in zip(kernels, starts, strict=False)], 1
-        )
+        self.weights: dict[bool, list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, q: Tensor) -> Tensor:
         if self.learned:
@@ -246,37 +247,32 @@ class _Messages:
 
     def update(self, q: Tensor, unary: Tensor) -> None:
         """One iteration of mean field, in the memory of the marginals: pieces of it stay in a processor's cache."""
-        nodes, weights = self.nodes(q, False)
+        nodes = self.nodes(q, False)
         step = max(1, _PIECE_ELEMENTS // q.shape[1])
         for start in range(0, len(q), step):
             rows = slice(start, start + step)
-            logits = weighted_sums(nodes, self.vertices[rows], weights[rows]).add_(unary[rows])
-            _softmax(logits, out=q[rows])
+            _softmax(self.sliced(nodes, rows, False).add_(unary[rows]), out=q[rows])
 
     def merged(self, values: Tensor, transpose: bool) -> Tensor:
         """The map, or its transpose."""
-        nodes, weights = self.nodes(values, transpose)
-        return weighted_sums(nodes, self.vertices, weights)
+        return self.sliced(self.nodes(values, transpose), slice(None), transpose)
 
-    def nodes(self, values: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
-        """The half of the map that leads to the vertices of all lattices, [V, K]; the weights to slice them with."""
+    def nodes(self, values: Tensor, transpose: bool) -> list[Tensor]:
+        """The half of the map that leads to the vertices of each kernel's lattice, [V, K]."""
         if transpose not in self.weights:
-            self.weights[transpose] = self._merge(transpose)
-        splat, slice_ = self.weights[transpose]
-        nodes = [
+            self.weights[transpose] = [kernel.weights(transpose) for kernel in self.kernels]
+        return [
             kernel.mixed(kernel.lattice.splat(values, weights, transpose), transpose)
-            for kernel, weights in zip(self.kernels, splat, strict=True)
+            for kernel, (weights, _) in zip(self.kernels, self.weights[transpose], strict=True)
         ]
-        return torch.cat(nodes), slice_
 
-    def _merge(self, transpose: bool) -> tuple[list[Tensor], Tensor]:
-        """For each kernel the weights to splat with; the weights to slice all of them with."""
-        ends = [
-            (kernel.after, kernel.before) if transpose else (kernel.before, kernel.after) for kernel in self.kernels
-        ]
-        splat = [kernel.lattice.splat_weights(end[0]) for kernel, end in zip(self.kernels, ends, strict=True)]
-        slices = [kernel.lattice.slice_weights(end[1]) for kernel, end in zip(self.kernels, ends, strict=True)]
-        return splat, torch.cat(slices, 1)
+    def sliced(self, nodes: Sequence[Tensor], rows: slice, transpose: bool) -> Tensor:
+        """The other half, for some pixels: [n, K]."""
+        first, *others = (
+            weighted_sums(values, kernel.lattice.vertices[rows], weights[rows])
+            for kernel, values, (_, weights) in zip(self.kernels, nodes, self.weights[transpose], strict=True)
+        )
+        return sum(others, first)
 
 
 class _Merged(torch.autograd.Function):

@@ -30,13 +30,15 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5)
 
 
 def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
-    """MiB that a function takes beyond what stood before: the high-water mark of a fresh process around it.
+    """MiB that a function takes beyond what stood before: the median high-water mark of three fresh processes.
+
+    How much freed memory a process keeps is a matter of chance.
 
     The function is a generator: it prepares, yields once, and then does what is measured.
     """
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (function, arguments))
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return statistics.median(pool.apply(_peak, (function, arguments)) for _ in range(3))
 
 
 def _peak(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:

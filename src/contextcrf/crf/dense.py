@@ -148,10 +148,11 @@ class DenseCRF(nn.Module):
         near = place / self.bilateral_sxy.to(dtype)
         marginals = []
         for image, guide in zip(logits.flatten(2), guides, strict=True):
+            # First, because its blur takes twice the memory of its many vertices.
             bilateral = self._kernel(torch.cat([near, guide], 1), self.bilateral_compat)
             # [N, K]: the lattice filters rows of pixels.
             unary = bounded(image.to(dtype)).T.contiguous()
-            marginals.append(self._refined(unary, [spatial, bilateral]))
+            marginals.append(self._refined(unary, [bilateral, spatial]))
         return torch.stack(marginals).view(logits.shape) if len(marginals) > 1 else marginals[0].view(logits.shape)
 
     def _refined(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
@@ -207,7 +208,8 @@ class _Kernel:
         self.before: Tensor | None = None
         self.after: Tensor | None = None
         if normalization != "none":
-            sums = self.lattice.filter(features.new_ones(len(features), 1))
+            ones = features.new_ones(len(features), 1)
+            sums = self.lattice.filter(ones) if features.requires_grad else self.lattice.sums()
             self.before = {"symmetric": sums.rsqrt(), "before": 1 / sums}.get(normalization)
             self.after = {"symmetric": sums.rsqrt(), "after": 1 / sums}.get(normalization)
 

@@ -11,6 +11,7 @@ atomic additions (so results are reproducible on a GPU too), and on a CPU many t
 """
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,8 +59,14 @@ class Lattice:
         # Along an axis all coordinates rise by 1 but one falls by d; after remainder d comes 0, and quotients rise.
         rising = torch.where(vertex_keys % corners == corners - 1, sum(digits) - corners, 0).to(vertex_keys.dtype)
         self._axes = [_blur_axis(vertex_keys, vertex_keys + (1 - digit) + rising, weights.dtype) for digit in digits]
-        self._splat_weights = self.splat_weights()
-        self._slice_weights = self.slice_weights()
+
+    @cached_property
+    def _splat_weights(self) -> Tensor:
+        return self.splat_weights()
+
+    @cached_property
+    def _slice_weights(self) -> Tensor:
+        return self.slice_weights()
 
     def splat_weights(self, scale: Tensor | None = None) -> Tensor:
         """What every point contributes to the vertices of its simplex, in the order of `splat`: scale [N, 1] times."""
@@ -77,6 +84,11 @@ class Lattice:
         for neighbours, shares in reversed(self._axes) if reverse else self._axes:
             nodes = weighted_sums(nodes, neighbours, shares)
         return nodes
+
+    def sums(self) -> Tensor:
+        """The filtered ones, [N, 1], without a gradient: the sums of the kernel matrix's rows."""
+        nodes = self.splat(self.weights.new_ones(self.num_points, 1), self.splat_weights())
+        return weighted_sums(nodes, self.vertices, self.slice_weights())
 
     def filter(self, values: Tensor) -> Tensor:
         """Return out_p ~ c sum_q exp(-|f_p - f_q|^2 / 2) values_q, the term q = p included.

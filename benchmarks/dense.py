@@ -1,8 +1,8 @@
 """How fast and how small the dense CRF is, beside pydensecrf2 where that is installed.
 
-`python benchmarks/dense.py PART...`, of `random` (smooth random logits, 10 iterations, set-up included), `real`
-(marginals of the bundled model on CamVid, `--data DATA`), `batch`, `gradient`, `growth`; all if none. Figures go to
-results/dense/figures.json.
+`python benchmarks/dense.py PART...`, all if none: `random` (smooth random logits, 10 iterations, set-up included),
+`real` (a network's marginals on ten images, `--data DATA`: of CamVid, or of what `--model` was trained on), `batch`,
+`gradient`, `growth`. Figures go to results/dense/figures.json.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def random(repeats: int) -> None:
     for height, width, classes in ((375, 500, 21), (375, 500, 2), (512, 512, 150)):
         logits, images = problem(height, width, classes)
         seconds = interleaved({name: partial(run, logits, images) for name, run in ways().items()}, repeats)
-        megabytes = {name: peak_memory(memory_of, run, height, width, classes) for name, run in ways().items()}
+        megabytes = {
+            name: peak_memory(memory_of, run, height, width, classes, processes=3) for name, run in ways().items()
+        }
         rows.append({"size": [height, width], "classes": classes, "seconds": seconds, "MiB": megabytes})
         print(f"| {width}x{height}, K={classes} | {compared(seconds)} | {compared(megabytes, '.0f')} |", flush=True)
     store({"random": rows}, FIGURES)
@@ -90,12 +92,12 @@ def compared(values: dict[str, float], form: str = ".2f") -> str:
     return f"{values['pydensecrf2']:{form}} | {values['ours']:{form}} | {values['pydensecrf2'] / values['ours']:.1f}"
 
 
-def real(data: Path, repeats: int) -> None:
-    """A real network's marginals: the bundled model on ten CamVid images."""
-    model = load("camvid")
+def real(model: str, data: Path, repeats: int) -> None:
+    """A real network's marginals on ten images."""
+    network = load(model)
     pairs = []
     for image, _ in open_dataset(data, "val").spread(10):
-        marginals = model.segment(image).probabilities[None]
+        marginals = network.segment(image).probabilities[None]
         pairs.append((logits_from_probabilities(marginals, floor=1e-8), image[None]))
     work: dict[str, Callable[[], object]] = {
         f"ours, tolerance {tolerance:g}": lambda tolerance=tolerance: [ours(*pair, tolerance) for pair in pairs]
@@ -113,11 +115,11 @@ def real(data: Path, repeats: int) -> None:
             tolerance = float(name.split()[-1])
             found = [ours(*pair, tolerance) for pair in pairs]
             kept = sum((marginals.amax((0, 2, 3)) > 0).sum().item() for marginals in found) / len(pairs)
-            error = torch.stack([(a - b).abs() for a, b in zip(found, exact, strict=True)])
+            error = torch.cat([(a - b).abs().flatten() for a, b in zip(found, exact, strict=True)])
             cells = f"| {kept:.1f} | {error.mean():.1e}, {error.max():.1e} "
             rows[name] = {"kept": kept, "mean": error.mean().item(), "max": error.max().item()}
         print(f"| {name} | {value:.3f} {cells}|")
-    store({"real": {"seconds": seconds, "tolerance": rows}}, FIGURES)
+    store({f"real, {data.name}": {"seconds": seconds, "tolerance": rows}}, FIGURES)
 
 
 def batch(repeats: int) -> None:
@@ -158,9 +160,10 @@ def growth(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="camvid", help="for real: a bundled model's name, or a folder")
     parts = {
         "random": lambda options: random(options.repeats),
-        "real": lambda options: real(options.data, options.repeats),
+        "real": lambda options: real(options.model, options.data, options.repeats),
         "batch": lambda options: batch(options.repeats),
         "gradient": lambda options: gradient(options.repeats),
         "growth": lambda options: growth(options.repeats),

@@ -29,16 +29,20 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
-    """MiB that a function takes beyond what stood before: the median high-water mark of three fresh processes.
+def peak_memory(function: Callable[..., object], *arguments: Any, processes: int = 1) -> float:
+    """MiB that a function takes beyond what stood before: the median high-water mark of fresh processes.
 
-    How much freed memory a process keeps is a matter of chance.
-
-    The function is a generator: it prepares, yields once, and then does what is measured.
+    Args:
+        function: a generator: it prepares, yields once, and then does what is measured.
+        arguments: what it is called with.
+        processes: how much of the freed memory a process keeps is a matter of chance; for small things take several.
     """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        return statistics.median(pool.apply(_peak, (function, arguments)) for _ in range(3))
+
+    def once() -> float:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_peak, (function, arguments))
+
+    return statistics.median(once() for _ in range(processes))
 
 
 def _peak(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:

@@ -5,8 +5,9 @@ beside it. The parts of `street.py` need CamVid: `--data DATA`.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -129,39 +130,64 @@ def rate(repeats: int) -> None:
     store({"rate, GFLOP/s": {"matrix product": peak, "rows": rows}})
 
 
+CURVES: dict[str, tuple[str, list[tuple[int, int, int]], int | None]] = {
+    # Unit, sizes, nodes from the middle of the box to its side.
+    "box of 11 x 11": ("nodes", [(side, side, 21) for side in (16, 24, 32, 48, 64)], 5),
+    "box of 0.4 a": ("nodes", [(side, side, 21) for side in (16, 24, 32, 48, 64)], None),
+    "28 x 38 nodes": ("classes", [(28, 38, k) for k in (5, 11, 21, 40, 80, 150)], None),
+}
+
+
+def one_box(height: int, width: int, classes: int, reach: int | None) -> tuple[Tensor, Pairs]:
+    """Like `problem`, with one box of 0.4 a, or one that reaches so many nodes to either side."""
+    unary, pairs = problem(height, width, classes, relations=1)
+    if reach is None:
+        return unary, pairs
+    # Half a node more, so that the floor cannot miss it.
+    extent = (reach + 0.5) / min(height, width)
+    return unary, [(PairwisePotential(CHANNELS, classes, RangeBox(*[extent] * 4), HIDDEN), pairs[0][1])]
+
+
+def memory_of_growth(height: int, width: int, classes: int, reach: int | None) -> Iterator[None]:
+    """For `peak_memory`."""
+    unary, pairs = one_box(height, width, classes, reach)
+    run_ours(*problem(4, 4, classes))
+    yield
+    run_ours(unary, pairs)
+
+
 def growth(repeats: int) -> None:
-    """Time against the number of nodes and of classes, with fitted exponents."""
-    curves = {}
-    fixed = [(side, side, 21) for side in (16, 24, 32, 48, 64)]
-    for name, sizes, box in (
-        ("nodes, box of 11 x 11", fixed, 5),
-        ("nodes, box of 0.4 a", fixed, None),
-        ("classes, 28 x 38", [(28, 38, k) for k in (5, 11, 21, 40, 80, 150)], None),
-    ):
+    """Time and memory against the number of nodes and of classes, with fitted exponents."""
+    curves: dict[str, dict[str, Any]] = {}
+    for name, (unit, sizes, reach) in CURVES.items():
         points = []
         for height, width, classes in sizes:
-            unary, pairs = problem(height, width, classes, relations=1)
-            if box is not None:
-                # Half a node more, so that the floor cannot miss it.
-                extent = (box + 0.5) / min(height, width)
-                pairs = [
-                    (PairwisePotential(CHANNELS, classes, RangeBox(*[extent] * 4), HIDDEN), features)
-                    for _, features in pairs
-                ]
-            seconds = interleaved({"ours": partial(run_ours, unary, pairs)}, repeats)["ours"]
-            points.append([classes if "classes" in name else height * width, seconds])
-        x, y = (torch.tensor(values).log() for values in zip(*points, strict=True))
-        slope = (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
-        curves[name] = {"points": points, "exponent": slope}
-        print(f"{name}: exponent {slope:.2f}; " + ", ".join(f"{n}: {s:.3f} s" for n, s in points), flush=True)
+            work = {"ours": partial(run_ours, *one_box(height, width, classes, reach))}
+            megabytes = peak_memory(memory_of_growth, height, width, classes, reach)
+            count = classes if unit == "classes" else height * width
+            points.append((count, interleaved(work, repeats)["ours"], megabytes))
+        counts, seconds, memory = zip(*points, strict=True)
+        curves[name] = {
+            "unit": unit,
+            "points": points,
+            "exponents": {"s": exponent(counts, seconds), "MiB": exponent(counts, memory)},
+        }
+        print(f"{unit}, {name}: exponents {curves[name]['exponents']}")
+        print(", ".join(f"{n}: {s:.3f} s, {m:.0f} MiB" for n, s, m in points), flush=True)
     store({"growth": curves})
-    figure = Figure((10, 3.5), layout="constrained")
-    for axes, (name, curve) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-        axes.loglog(*zip(*curve["points"], strict=True), "o-")
-        axes.set(
-            title=f"{name}: exponent {curve['exponent']:.2f}", xlabel=name.split(",")[0], ylabel="s, two iterations"
-        )
+    figure = Figure((10, 6), layout="constrained")
+    for column, (name, curve) in zip(figure.subplots(2, len(curves)).T, curves.items(), strict=True):
+        counts, *measured = zip(*curve["points"], strict=True)
+        for axes, values, (what, power) in zip(column, measured, curve["exponents"].items(), strict=True):
+            axes.loglog(counts, values, "o-")
+            axes.set(title=f"{name}: exponent {power:.2f}", xlabel=curve["unit"], ylabel=f"{what}, two iterations")
     save_figure(figure, FIGURES.parent / "growth.png")
+
+
+def exponent(counts: Sequence[float], values: Sequence[float]) -> float:
+    """The slope of a line through the points on logarithmic axes."""
+    x, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (counts, values))
+    return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
 def training_step(way: str, unary: Tensor, pairs: Pairs, labels: Tensor) -> None:

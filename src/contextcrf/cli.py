@@ -166,6 +166,8 @@ def evaluate(
 ) -> None:
     """Measure a model at full resolution: a table on the terminal, OUT/results.json and .md, and pictures.
 
+    OUT/images.npz holds the confusion matrix of every image, for `compare`.
+
     Args:
         model: trained model: a folder, or the name of a bundled one.
         data: folder of the data set.
@@ -176,8 +178,10 @@ def evaluate(
         pictures: images to draw: spread over the split, with the truth and the first and last row.
         precision: of the networks.
     """
+    import torch
     from rich.console import Console
 
+    from contextcrf.comparison import COUNTS, write_counts
     from contextcrf.data.dataset import open_dataset
     from contextcrf.evaluation import Results, systems
     from contextcrf.evaluation import evaluate as run
@@ -195,9 +199,27 @@ def evaluate(
     about = {"data": f"{data.name} {split}, {len(dataset)} images", "command": f"`{shlex.join(command)}`"}
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
+    names = [path.name for path, _ in dataset.pairs]
+    write_counts(out / COUNTS, names, {row.name: torch.stack(row.images) for row in measured})
     draw(network, dataset.spread(pictures), wanted, results, out, precision)
     Console().print(results.to_rich())
     print(f"written to {out}")
+
+
+def compare(first: Path, second: Path, first_row: str | None = None, second_row: str | None = None) -> None:
+    """Say whether one row beats another on the same images: both mean IoU, the difference and its 95 % interval.
+
+    The interval is a paired bootstrap over images: what another draw of images could change, not another training.
+
+    Args:
+        first: folder that `evaluate` wrote.
+        second: another, or the same.
+        first_row: name of the row in `first`; may be left out where there is but one.
+        second_row: name of the row in `second`.
+    """
+    from contextcrf.comparison import compare as run
+
+    print(run(first, second, first_row, second_row))
 
 
 def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, dense: bool = False) -> None:
@@ -360,6 +382,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "fit-heads": (fit_heads, ("model",)),
     "tune": (tune, ("model",)),
     "evaluate": (evaluate, ("model",)),
+    "compare": (compare, ("first", "second")),
     "predict": (predict, ("model", "images")),
     "explain": (explain, ("model", "image")),
     "refine": (refine, ("maps",)),

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,12 @@ class ConfusionMatrix:
 
 @dataclass
 class Row:
-    """One row of a table: a system and its confusion matrix [K, K]."""
+    """One row of a table: a system, its confusion matrix [K, K], and that of every image by itself."""
 
     name: str
     matrix: ConfusionMatrix
     seconds: float = float("nan")
+    images: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -219,6 +220,8 @@ def evaluate(
     rows = [Row(system.name, ConfusionMatrix(len(data.classes)), 0.0) for system in wanted]
     for image, mask in track(data.without_transform(), "evaluate", total=len(data), disable=not progress):
         for row, (marginals, seconds) in zip(rows, predict(model, image, wanted, precision), strict=True):
+            before = row.matrix.counts.clone()
             row.matrix.update(marginals.argmax(0)[None], mask[None])
+            row.images.append(row.matrix.counts - before)
             row.seconds += seconds / len(data)
     return rows

@@ -21,10 +21,12 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5)
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
+    names = list(functions)
+    for repeat in range(repeats):
+        # Another one first each time: what runs after a large one finds its caches cold.
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             start = time.perf_counter()
-            function()
+            functions[name]()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -102,13 +104,13 @@ def run_parts(
     """
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
     parser.add_argument("--repeats", type=int, default=5, help="of everything that is timed")
-    parser.add_argument("--data", type=Path, help=f"CamVid, for {', '.join(sorted(needy))}")
+    parser.add_argument("--data", type=Path, help=f"a data set, for {', '.join(sorted(needy))}")
     options = parser.parse_args()
     chosen = options.parts or list(parts)
     if unknown := sorted(set(chosen) - set(parts)):
         parser.error(f"{unknown}: expected some of {', '.join(parts)}")
     if options.data is None and (without := sorted(needy & set(chosen))):
-        parser.error(f"{', '.join(without)}: expected --data with CamVid")
+        parser.error(f"{', '.join(without)}: expected --data")
     print(machine())
     for name in chosen:
         print(f"\n## {name}\n", flush=True)
@@ -119,4 +121,5 @@ def store(values: dict[str, Any], path: Path = FIGURES) -> None:
     """Add values to a JSON file of figures."""
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**known, **values, "machine": machine()}, indent=1) + "\n")
+    machines = {**known.get("machine", {}), **dict.fromkeys(values, machine())}
+    path.write_text(json.dumps({**known, **values, "machine": machines}, indent=1) + "\n")

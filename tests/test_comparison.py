@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from contextcrf.cli import main
-from contextcrf.comparison import COUNTS, Difference, compare, mean_iou, paired_bootstrap, read_counts, write_counts
+from contextcrf.comparison import COUNTS, Difference, compare, paired_bootstrap, read_counts, write_counts
 from contextcrf.data.dataset import open_dataset
 from contextcrf.errors import DataError
 from contextcrf.evaluation import evaluate, systems
@@ -26,12 +26,22 @@ def test_mean_iou_is_that_of_the_evaluation(tiny_model, scenes):
         assert len(row.images) == len(data)
         counts = torch.stack(row.images)
         torch.testing.assert_close(counts.sum(0), row.matrix.counts)
-        assert float(mean_iou(counts.sum(0))) == pytest.approx(row.matrix.mean_iou(), abs=1e-12)
+        assert paired_bootstrap(counts, counts).first == pytest.approx(row.matrix.mean_iou(), abs=1e-12)
 
 
-def test_a_class_that_occurs_nowhere_does_not_count():
+def test_a_class_that_occurs_nowhere_and_an_image_without_truth_do_not_count():
     # Class 2 in neither truth nor prediction: (3 / 5 + 2 / 4) / 2.
-    assert float(mean_iou(torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]]))) == pytest.approx(0.55)
+    image = torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]])
+    counts = torch.stack([image, torch.zeros_like(image), image])
+    assert paired_bootstrap(counts, counts) == Difference(0.55, 0.55, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_one_image_has_no_interval(known):
+    counts = matrices(3, 0.5)
+    counts[known:] = 0
+    with pytest.raises(ValueError, match=f"{known} images with known pixels: expected two or more"):
+        paired_bootstrap(counts, counts)
 
 
 def test_the_interval_is_that_of_the_mean_where_there_is_a_formula():
@@ -67,10 +77,17 @@ def test_pairs_tell_more_than_two_samples():
 
 def test_a_system_does_not_beat_itself():
     counts = matrices(20, 0.8)
-    assert paired_bootstrap(counts, counts) == Difference(*[float(mean_iou(counts.sum(0)))] * 2, 0.0, 0.0)
+    found = paired_bootstrap(counts, counts)
+    assert found == Difference(found.first, found.first, 0.0, 0.0)
+    assert 0.5 < found.first < 0.8
 
 
-def test_shapes_must_agree():
+def test_shapes_and_truths_must_agree():
+    first = matrices(3, 0.5)
+    second = first.clone()
+    second[1] = second[1].T + torch.tensor([[1, 0], [0, 0]])
+    with pytest.raises(ValueError, match="image 1: the truth is not the same"):
+        paired_bootstrap(first, second)
     with pytest.raises(ValueError, match=r"\[3, 2, 2\] and \[4, 2, 2\]"):
         paired_bootstrap(matrices(3, 0.5), matrices(4, 0.5))
 
@@ -80,7 +97,7 @@ def test_the_command_line_compares_rows_of_one_evaluation(tiny_model, scenes, tm
     out = tmp_path / "val"
     main(["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--out", str(out), "--pictures", "1"])
     images, rows = read_counts(out / COUNTS)
-    assert images == [path.name for path, _ in open_dataset(scenes, "val").pairs]
+    assert images == [f"images/{path.name}" for path, _ in open_dataset(scenes, "val").pairs]
     assert list(rows) == ["unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair"]
     capsys.readouterr()
     main(["compare", str(out), str(out), "--first_row", "unary", "--second_row", "1unary+2pair"])
@@ -104,7 +121,7 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     a, b, c = (tmp_path / name for name in "abc")
     with pytest.raises(DataError, match=r"no row 'full'; expected one of unary, crf"):
         compare(a, a, "unary", "full")
-    with pytest.raises(DataError, match=r"no row None; expected one of unary, crf"):
+    with pytest.raises(DataError, match=r"several rows; name one of unary, crf"):
         compare(a, a, None, "crf")
     with pytest.raises(DataError, match=r"expected the same images, but 2\.png is in one only"):
         compare(a, b, "unary", "unary")
@@ -114,9 +131,35 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
         DataError, match=r"nowhere.images\.npz: no such file; expected what `contextcrf evaluate` wrote"
     ):
         compare(tmp_path / "nowhere", a, "unary", "unary")
-    (b / COUNTS).write_bytes(b"PK")
+    write_counts(b / COUNTS, ["1.png", "2.png", "2.png"], {"unary": torch.ones(3, 2, 2, dtype=torch.int64)})
+    with pytest.raises(DataError, match="their order or number differs"):
+        compare(a, b, "unary", "unary")
+
+
+def damaged(whole: bytes) -> dict[str, bytes]:
+    middle = len(whole) // 4
+    return {
+        "nothing": b"",
+        "another": b"PK",
+        "truncated": whole[:-30],
+        "corrupt": whole[:middle] + bytes(20) + whole[middle + 20 :],
+    }
+
+
+@pytest.mark.parametrize("damage", ["nothing", "another", "truncated", "corrupt"])
+def test_damaged_files_are_named(tmp_path, damage):
+    counts = torch.arange(4000).view(1000, 2, 2) % 7
+    write_counts(tmp_path / COUNTS, [f"{i}.png" for i in range(1000)], {"unary": counts})
+    (tmp_path / COUNTS).write_bytes(damaged((tmp_path / COUNTS).read_bytes())[damage])
     with pytest.raises(DataError, match=r"images\.npz: .*expected what `contextcrf evaluate` wrote"):
-        compare(a, b, "unary", "unary")
-    np.savez(b / COUNTS, other=np.ones(3))
+        read_counts(tmp_path / COUNTS)
+
+
+def test_files_of_others_are_named(tmp_path):
+    np.savez(tmp_path / COUNTS, other=np.ones(3))
     with pytest.raises(DataError, match=r"holds \['other'\]"):
-        compare(a, b, "unary", "unary")
+        read_counts(tmp_path / COUNTS)
+    with (tmp_path / COUNTS).open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(DataError, match=r"holds \[\]"):
+        read_counts(tmp_path / COUNTS)

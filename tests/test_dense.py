@@ -220,14 +220,68 @@ def test_labels_that_nobody_believes_in_are_set_aside_at_a_price_that_is_stated(
     assert raised[:, 5].max() > 0.5
 
 
+@pytest.mark.parametrize("classes", [4, 15, 16])
 @pytest.mark.parametrize("pieces", [1, 100, 1 << 19])
-def test_pieces_and_gradients_change_nothing(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+def test_pieces_and_gradients_change_nothing(monkeypatch: pytest.MonkeyPatch, pieces: int, classes: int) -> None:
     monkeypatch.setattr("contextcrf.crf.dense._PIECE_ELEMENTS", pieces)
-    logits, images = scene(11, 13)
-    crf = DenseCRF()
-    with_gradients = crf(logits.clone().requires_grad_(), images)
+    logits, images = scene(11, 13, classes=classes)
+    with_gradients = DenseCRF()(logits.clone().requires_grad_(), images)
     assert with_gradients.requires_grad
-    torch.testing.assert_close(crf(logits, images), with_gradients.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(DenseCRF()(logits, images), with_gradients.detach(), rtol=0, atol=1e-12)
+    learnable = DenseCRF(learnable=True)
+    expected = learnable(logits, images)
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(learnable(logits, images), expected.detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("iterations", [0, 10])
+def test_the_best_label_of_a_pixel_is_never_set_aside(iterations: int) -> None:
+    logits = torch.zeros(1, 150, 5, 6)
+    logits[0, 7, 2, 3] = 1e-3
+    images = torch.zeros(1, 3, 5, 6, dtype=torch.uint8)
+    marginals = DenseCRF(tolerance=1e-2, iterations=iterations)(logits, images)
+    torch.testing.assert_close(marginals.sum(1), torch.ones(1, 5, 6))
+    assert (marginals.amax((0, 2, 3)) > 0).nonzero().flatten().tolist() == [0, 7]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.05])
+def test_what_is_set_aside_is_shared_out_among_the_rest(weight: float) -> None:
+    classes, tolerance = 30, 1e-3
+    logits, image = scene(24, 32, classes=classes)
+    logits[:, 4:] = logits[:, :4].logsumexp(1, keepdim=True) + torch.tensor(0.9 * tolerance).log()
+    few, whole = (
+        DenseCRF(spatial_compat=weight, bilateral_compat=weight, tolerance=value)(logits, image)
+        for value in (tolerance, 0)
+    )
+    assert (few.amax((0, 2, 3)) > 0).sum() == 4
+    assert 0.5 * classes * tolerance * 0.9 < (few - whole).abs().max() <= classes * (1 + 2 * weight) * tolerance
+
+
+def test_autocast_does_not_reach_the_sums() -> None:
+    logits, images = scene(11, 13)
+    crf = DenseCRF(spatial_compat=ENERGIES)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = crf(logits.float(), images)
+    torch.testing.assert_close(found, crf(logits.float(), images), rtol=0, atol=0)
+
+
+def test_a_kernel_without_weight_is_not_there() -> None:
+    logits, images = scene(11, 13)
+    # Standard deviations so small that a lattice would be refused.
+    only = DenseCRF(bilateral_compat=0, bilateral_sxy=1e-9)(logits, images)
+    torch.testing.assert_close(only, DenseCRF(bilateral_compat=1e-12)(logits, images), rtol=0, atol=1e-9)
+    assert not torch.allclose(only, logits.softmax(1), atol=1e-2)
+
+
+def test_nine_channels_of_noise() -> None:
+    logits, _ = scene(20, 24)
+    images = torch.randint(0, 256, (1, 9, 20, 24), generator=torch.Generator().manual_seed(0))
+    crf = DenseCRF(2, 1, 20, 60, 3)
+    found, exact = crf(logits, images)[0], exact_mean_field(logits[0], images[0], crf)
+    # The more dimensions, the worse the approximation.
+    assert (found - exact).abs().mean() < 0.06
+    assert (logits[0].softmax(0) - exact).abs().mean() > 0.12
 
 
 def test_memory_of_any_layout_is_read_and_never_written() -> None:

@@ -199,7 +199,7 @@ def evaluate(
     about = {"data": f"{data.name} {split}, {len(dataset)} images", "command": f"`{shlex.join(command)}`"}
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
-    names = [path.name for path, _ in dataset.pairs]
+    names = [Path(os.path.relpath(path, data)).as_posix() for path, _ in dataset.pairs]
     write_counts(out / COUNTS, names, {row.name: torch.stack(row.images) for row in measured})
     draw(network, dataset.spread(pictures), wanted, results, out, precision)
     Console().print(results.to_rich())

@@ -1,12 +1,15 @@
 """Whether one system beats another: the difference of their mean IoU over the same images, and how sure it is."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from contextcrf.errors import DataError
@@ -17,7 +20,7 @@ _NAMES = "image names"
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean IoU of two systems and a bootstrap interval of second - first, all fractions."""
+    """Mean IoU of two systems and a 95 % bootstrap interval of second - first, all fractions."""
 
     first: float
     second: float
@@ -29,48 +32,47 @@ class Difference:
         return f"{100 * self.first:.2f} -> {100 * self.second:.2f}: {change} [{low}, {high}]"
 
 
-def mean_iou(counts: Tensor) -> Tensor:
-    """Mean IoU [...] of confusion matrices [..., K, K], over the classes that occur in truth or prediction."""
-    counts = counts.double()
-    hits = counts.diagonal(dim1=-2, dim2=-1)
-    return (hits / (counts.sum(-1) + counts.sum(-2) - hits)).nanmean(-1)
-
-
-def paired_bootstrap(
-    first: Tensor, second: Tensor, samples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> Difference:
+def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Difference:
     """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
 
-    The interval is that of the percentiles. It tells how far another draw of images could change the difference, not
-    what another training would: for that, train again with other seeds.
+    The interval is that of the percentiles 2.5 and 97.5. It tells how far another draw of images could change the
+    difference, not what another training would: for that, train again with other seeds.
 
     Args:
         first, second: confusion matrices of every image, integers [images, K, K], in the same order.
         samples: draws of all images.
-        level: of the interval.
-        seed: of the draws.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes or the truths differ, or fewer than two images have a known pixel.
     """
-    if first.shape != second.shape or first.ndim != 3 or len(first) == 0:
+    if first.shape != second.shape or first.ndim != 3:
         raise ValueError(f"confusion matrices {list(first.shape)} and {list(second.shape)}: expected [images, K, K]")
-    images = len(first)
-    drawn = torch.randint(images, (samples, images), generator=torch.Generator().manual_seed(seed))
+    if not torch.equal(first.sum(2), second.sum(2)):
+        image = int((first.sum(2) != second.sum(2)).any(1).nonzero()[0])
+        raise ValueError(f"image {image}: the truth is not the same in both: expected the same masks and classes")
+    known = first.sum((1, 2)) > 0
+    images = int(known.sum())
+    if images < 2:
+        raise ValueError(f"{images} images with known pixels: expected two or more to draw from")
+    drawn = torch.randint(images, (samples, images), generator=torch.Generator().manual_seed(0))
     ones = torch.ones(samples, images, dtype=torch.float64)
     times = torch.zeros_like(ones).scatter_add_(1, drawn, ones)
 
-    def resampled(counts: Tensor) -> Tensor:
-        return mean_iou((times @ counts.double().flatten(1)).unflatten(1, counts.shape[1:]))
+    def mean_iou(counts: Tensor, times: Tensor) -> Tensor:
+        """Over the classes that occur, of images that count so many times [..., images]."""
+        counts = counts[known].double()
+        hits = counts.diagonal(dim1=1, dim2=2)
+        return (times @ hits / (times @ (counts.sum(1) + counts.sum(2) - hits))).nanmean(-1)
 
-    change = resampled(second) - resampled(first)
-    low, high = (float(change.quantile(0.5 + side * level / 2)) for side in (-1, 1))
-    return Difference(float(mean_iou(first.sum(0))), float(mean_iou(second.sum(0))), low, high)
+    change = mean_iou(second, times) - mean_iou(first, times)
+    low, high = (float(change.quantile(share)) for share in (0.025, 0.975))
+    return Difference(float(mean_iou(first, ones[0])), float(mean_iou(second, ones[0])), low, high)
 
 
 def write_counts(path: Path, images: Sequence[str], rows: Mapping[str, Tensor]) -> None:
     """Write confusion matrices [images, K, K] of systems by name, for `read_counts`."""
-    np.savez_compressed(path, **{_NAMES: np.array(images)}, **{name: counts.numpy() for name, counts in rows.items()})
+    arrays: dict[str, Any] = {name: counts.numpy() for name, counts in rows.items()}
+    np.savez_compressed(path, **{_NAMES: np.array(images), **arrays})
 
 
 def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
@@ -82,9 +84,10 @@ def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected what `contextcrf evaluate` wrote")
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (BadZipFile, ValueError) as error:
+        with path.open("rb") as opened:
+            file = np.load(opened)
+            arrays = {name: file[name] for name in file.files} if isinstance(file, NpzFile) else {}
+    except (BadZipFile, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: {error}; expected what `contextcrf evaluate` wrote") from error
     if _NAMES not in arrays:
         raise DataError(f"{path}: holds {sorted(arrays)}; expected what `contextcrf evaluate` wrote")
@@ -104,7 +107,7 @@ def compare(first: Path, second: Path, first_row: str | None = None, second_row:
     (images, counts), (others, other_counts) = _row(first, first_row), _row(second, second_row)
     if images != others:
         alone = sorted(set(images) ^ set(others))
-        what = f"{alone[0]} is in one only" if alone else "their order differs"
+        what = f"{alone[0]} is in one only" if alone else "their order or number differs"
         raise DataError(f"{first} and {second}: expected the same images, but {what}")
     if counts.shape != other_counts.shape:
         raise DataError(
@@ -117,6 +120,8 @@ def _row(folder: Path, row: str | None) -> tuple[list[str], Tensor]:
     images, rows = read_counts(folder / COUNTS)
     if row is None and len(rows) == 1:
         return images, next(iter(rows.values()))
+    if row is None:
+        raise DataError(f"{folder}: several rows; name one of {', '.join(rows)}")
     if row not in rows:
         raise DataError(f"{folder}: no row {row!r}; expected one of {', '.join(rows)}")
     return images, rows[row]

@@ -49,9 +49,10 @@ class DenseCRF(nn.Module):
         normalization: of the kernel matrices K with row sums D: "symmetric" D^-1/2 K D^-1/2, "before" K D^-1, "after"
             D^-1 K, "none" K.
         learnable: make standard deviations (by their logarithm) and compatibilities parameters.
-        tolerance: labels whose probability is below this at every pixel of an image are set aside: their marginals are
-            0. With weights w >= 0 they would stay below about ``tolerance``, and no other marginal changes by more than
-            about K (w1 + w2) ``tolerance``. Labels are never set aside for matrices or negative weights; 0 keeps all.
+        tolerance: labels whose probability is below this at every pixel of an image, and the best at none, are set
+            aside: their marginals are 0. With weights w >= 0 they would stay below about ``tolerance``, and no other
+            marginal changes by more than about K (1 + w1 + w2) ``tolerance`` (where kernels are normalised). Labels are
+            never set aside for matrices or negative weights; 0 keeps all.
 
     Raises:
         ValueError: if a standard deviation is not positive and finite, a weight is not finite, ``iterations`` is not
@@ -134,9 +135,14 @@ class DenseCRF(nn.Module):
                 images in 0..1 (allowed only where harmless, in images without contrast).
         """
         _check_inputs(logits, images, extra)
-        classes, *size = logits.shape[1:]
-        self._check_parameters(classes, images.shape[1], len(size))
+        self._check_parameters(logits.shape[1], images.shape[1], logits.ndim - 2)
+        # Sums over a hundred pixels lose their digits in half precision.
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._refine(logits, images, extra)
+
+    def _refine(self, logits: Tensor, images: Tensor, extra: Tensor | None) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        size = logits.shape[2:]
         guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
         if extra is not None:
             guides = torch.cat([guides, extra.to(dtype).flatten(2).mT], 2)
@@ -144,39 +150,45 @@ class DenseCRF(nn.Module):
         # x first: the last axis runs along a row.
         place = torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))], 1)
 
-        spatial = self._kernel(place / self.spatial_sxy.to(dtype), self.spatial_compat)
+        spatial = self._kernels(self.spatial_compat, place / self.spatial_sxy.to(dtype))
         near = place / self.bilateral_sxy.to(dtype)
         marginals = []
         for image, guide in zip(logits.flatten(2), guides, strict=True):
             # First, because its blur takes twice the memory of its many vertices.
-            bilateral = self._kernel(torch.cat([near, guide], 1), self.bilateral_compat)
+            bilateral = self._kernels(self.bilateral_compat, torch.cat([near, guide], 1))
             # [N, K]: the lattice filters rows of pixels.
             unary = bounded(image.to(dtype)).T.contiguous()
-            marginals.append(self._refined(unary, [bilateral, spatial]))
+            marginals.append(self._mean_field(unary, [*bilateral, *spatial]))
         return torch.stack(marginals).view(logits.shape) if len(marginals) > 1 else marginals[0].view(logits.shape)
 
-    def _refined(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+    def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
         """Marginals [K, N] of one image with logits [N, K]."""
         if all(kernel.attracts for kernel in kernels):
-            active = _softmax(unary.detach()).amax(0) >= self.tolerance
+            start = _softmax(unary.detach())
+            active = start.amax(0) >= self.tolerance
+            active[start.argmax(1)] = True
+            del start
             if not active.all():
-                few = self._mean_field(unary[:, active], kernels)
+                few = self._iterate(unary[:, active], kernels)
                 return unary.new_zeros(unary.shape[::-1]).index_copy(0, active.nonzero().flatten(), few.T)
-        return self._mean_field(unary, kernels).T.contiguous()
+        return self._iterate(unary, kernels).T.contiguous()
 
-    def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+    def _iterate(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
         """Marginals [N, K]."""
         q, messages = _softmax(unary), _Messages(kernels)
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
-        for _ in range(self.iterations):
+        for _ in range(self.iterations if kernels else 0):
             if in_place:
                 messages.update(q, unary)
             else:
                 q = _softmax(messages(q).add_(unary))
         return q
 
-    def _kernel(self, features: Tensor, compat: Tensor) -> "_Kernel":
-        return _Kernel(features, compat.to(features.dtype), self.normalization)
+    def _kernels(self, compat: Tensor, features: Tensor) -> list["_Kernel"]:
+        """The kernel of these features, or none if nothing comes of it."""
+        if not self.learnable and not compat.any():
+            return []
+        return [_Kernel(features, compat.to(features.dtype), self.normalization)]
 
     def _check_parameters(self, classes: int, channels: int, axes: int) -> None:
         for name in ("spatial_compat", "bilateral_compat"):
@@ -332,6 +344,8 @@ def _check_inputs(logits: Tensor, images: Tensor, extra: Tensor | None) -> None:
     if logits.isnan().any():
         raise ValueError("logits must not be NaN")
     if extra is not None:
+        if extra.device != logits.device:
+            raise ValueError(f"logits are on {logits.device} but extra on {extra.device}")
         if extra.ndim != logits.ndim or extra.shape[0] != logits.shape[0] or extra.shape[2:] != logits.shape[2:]:
             raise ValueError(f"extra must be [B, E, H, W] like the logits; got {shapes}, extra {list(extra.shape)}")
         if not extra.is_floating_point() or not extra.isfinite().all():

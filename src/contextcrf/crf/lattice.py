@@ -40,7 +40,7 @@ class Lattice:
         cells, rank, weights = _simplex(features)
         self.num_points, corners = weights.shape
         # Many points share a simplex: its vertices are found once. Indices are int32: half the traffic of int64.
-        first, simplex = _distinct(_simplex_keys(cells, rank))
+        first, simplex = _simplices(cells, rank)
         keys, digits = _vertex_keys(cells[:, first], rank[:, first])
         vertex_keys, vertices = keys.unique(return_inverse=True)
         self.num_vertices = len(vertex_keys)
@@ -220,13 +220,18 @@ def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     return order[new], number
 
 
-def _simplex_keys(cells: Tensor, rank: Tensor) -> Tensor:
-    """One integer [N] for the simplex of each point: its vertex 0 and the order of its coordinates."""
+def _simplices(cells: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each distinct simplex, that is a vertex 0 and an order of coordinates, stands first; each point's [N]."""
     d = len(cells) - 1
-    keys, _ = _packed(cells[:d], 0, (d + 1) ** d)
+    orders = (d + 1) ** d
+    if math.prod(_sizes(cells[:d], 0)[1]) * orders >= 2**63:
+        # Too many for keys: every point has one of its own, which takes longer and changes nothing.
+        each = torch.arange(cells.shape[1], device=cells.device)
+        return each, each
+    keys, _ = _packed(cells[:d], 0, orders)
     for i in range(d):
         keys.add_(rank[i], alpha=(d + 1) ** i)
-    return keys
+    return _distinct(keys)
 
 
 def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
@@ -253,13 +258,18 @@ def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     return keys, digits
 
 
+def _sizes(cells: Tensor, spare: int) -> tuple[list[int], list[int]]:
+    """The lowest of each row of cells and how many values it spans, some to spare at both ends."""
+    low, high = (cells.amin(1) - spare).tolist(), (cells.amax(1) + spare).tolist()
+    return low, [last - lowest + 1 for lowest, last in zip(low, high, strict=True)]
+
+
 def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
     """One integer [N] for each column of cells [d, N], int32 where they fit, and the worth of each row in it.
 
     Cells up to `spare` beyond the ends have one too, and between any two there is room for `room` - 1 more.
     """
-    low, high = (cells.amin(1) - spare).tolist(), (cells.amax(1) + spare).tolist()
-    sizes = [last - lowest + 1 for lowest, last in zip(low, high, strict=True)]
+    low, sizes = _sizes(cells, spare)
     span = math.prod(sizes) * room
     if span >= 2**63:
         raise ValueError(

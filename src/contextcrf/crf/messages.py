@@ -55,7 +55,7 @@ def send(
     Args:
         senders, receivers: the two halves f, g of the hidden layer, [B, H, W, D].
         beliefs: marginals Q of the senders, [B, H, W, K].
-        weight, bias: of the last layer, [K, D * K] and [K, K], the sender's label first.
+        weight, bias: of the last layer, [K, K, D] and [K, K], the sender's label first.
         window: where a sender's receivers are.
         scratch: used where no gradients are needed.
 
@@ -113,7 +113,7 @@ def _block(
         senders, beliefs: [h, W, D], [h, W, K].
         receivers: [h + R - 1, W + S - 1, D], R and S the spans of the window's rows and columns: sender (y, x) sends to
             the places from (y, x) on.
-        weight, bias: [K, D * K], [K, K].
+        weight, bias: [K, K, D], [K, K].
         window: where a sender's receivers are.
         scratch: None where gradients are needed; then there is one tile.
 
@@ -124,7 +124,7 @@ def _block(
     windows = receivers.unfold(0, rows[-1] + 1, 1).unfold(1, columns[-1] + 1, 1).permute(0, 1, 3, 4, 2)
     beliefs = beliefs.to(weight.dtype)
     if scratch is None:
-        contracted = (beliefs @ weight).unflatten(-1, (senders.shape[-1], -1))
+        contracted = torch.matmul(beliefs.flatten(0, 1), weight.transpose(0, 1)).unflatten(1, senders.shape[:2])
         sent = _tile(windows, senders, contracted, rows, columns)
     else:
         sent = _tiles(windows, senders, beliefs, weight, rows, columns, scratch)
@@ -151,12 +151,12 @@ def _tiles(
     lines = max(1, count // width)
     for some in _parts(height, max(lines, -(-CONTRACTED // width))):
         nodes = beliefs[some].flatten(0, 1)
-        contracted = scratch("contracted", len(nodes), hidden * num_classes)
-        torch.mm(nodes, weight, out=contracted)
-        contracted = contracted.view(-1, width, hidden, num_classes)
-        for y in _parts(len(contracted), lines):
+        contracted = scratch("contracted", num_classes, len(nodes), hidden)
+        torch.matmul(nodes, weight.transpose(0, 1), out=contracted)
+        contracted = contracted.unflatten(1, (-1, width))
+        for y in _parts(contracted.shape[1], lines):
             for x in _parts(width, count if lines == 1 else width):
-                tile = (windows[some][y, x], senders[some][y, x], contracted[y, x], rows, columns)
+                tile = (windows[some][y, x], senders[some][y, x], contracted[:, y, x], rows, columns)
                 _tile(*tile, scratch, sent[some][y, x])
     return sent
 
@@ -170,7 +170,10 @@ def _tile(
     scratch: Scratch | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Messages [h, w, edges, K] of senders [h, w, D] to the receivers [h, w, R, S, D] in their windows."""
+    """Messages [h, w, edges, K] of senders [h, w, D] to the receivers [h, w, R, S, D] in their windows.
+
+    The senders' part of the last layer, `contracted`, is [K, h, w, D].
+    """
     if len(rows) < windows.shape[2]:
         windows = windows[:, :, rows]
     if len(columns) < windows.shape[3]:
@@ -178,7 +181,8 @@ def _tile(
     memory = None if scratch is None else scratch("hidden", *windows.shape)
     units = torch.add(windows, senders[:, :, None, None], out=memory).relu_().flatten(2, 3)
     target = None if out is None else out.flatten(0, 1)
-    return torch.bmm(units.flatten(0, 1), contracted.flatten(0, 1), out=target).unflatten(0, units.shape[:2])
+    weights = contracted.flatten(1, 2).permute(1, 2, 0)
+    return torch.bmm(units.flatten(0, 1), weights, out=target).unflatten(0, units.shape[:2])
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

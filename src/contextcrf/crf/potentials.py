@@ -165,10 +165,10 @@ class PairwisePotential(nn.Module):
         owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
-        # In the order in which a sender's marginals are multiplied with them: its label, the units, the other label.
+        # The sender's label comes first.
         scratch = Scratch(owner)
-        to_neighbours = weight.permute(0, 2, 1).flatten(1), bias, window, scratch
-        to_owners = weight.permute(1, 2, 0).flatten(1), bias.T, window.reversed(), scratch
+        to_neighbours = weight, bias, window, scratch
+        to_owners = weight.transpose(0, 1), bias.T, window.reversed(), scratch
 
         def messages(marginals: Tensor) -> Tensor:
             if marginals.shape[1] != self.num_classes or marginals.shape[-2:] != features.shape[-2:]:

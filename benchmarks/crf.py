@@ -175,11 +175,20 @@ def growth(repeats: int) -> None:
         print(f"{unit}, {name}: exponents {curves[name]['exponents']}")
         print(", ".join(f"{n}: {s:.3f} s, {m:.0f} MiB" for n, s, m in points), flush=True)
     store({"growth": curves})
-    figure = Figure((10, 6), layout="constrained")
+    draw_growth(curves)
+
+
+def draw_growth(curves: dict[str, dict[str, Any]]) -> None:
+    """The curves of `growth`, with the fitted lines."""
+    figure = Figure((12, 6), layout="constrained")
     for column, (name, curve) in zip(figure.subplots(2, len(curves)).T, curves.items(), strict=True):
         counts, *measured = zip(*curve["points"], strict=True)
         for axes, values, (what, power) in zip(column, measured, curve["exponents"].items(), strict=True):
-            axes.loglog(counts, values, "o-")
+            axes.loglog(counts, values, "o")
+            x, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (counts, values))
+            axes.plot(counts, (y.mean() + power * (x - x.mean())).exp().tolist(), "-", color="grey")
+            axes.set_xticks(counts, [str(count) for count in counts])
+            axes.minorticks_off()
             axes.set(title=f"{name}: exponent {power:.2f}", xlabel=curve["unit"], ylabel=f"{what}, two iterations")
     save_figure(figure, FIGURES.parent / "growth.png")
 

@@ -163,19 +163,20 @@ class DenseCRF(nn.Module):
 
     def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
         """Marginals [K, N] of one image with logits [N, K]."""
+        q = _softmax(unary)
         if all(kernel.attracts for kernel in kernels):
-            start = _softmax(unary.detach())
-            active = start.amax(0) >= self.tolerance
-            active[start.argmax(1)] = True
-            del start
+            active = q.detach().amax(0) >= self.tolerance
+            active[q.argmax(1)] = True
             if not active.all():
-                few = self._iterate(unary[:, active], kernels)
-                return unary.new_zeros(unary.shape[::-1]).index_copy(0, active.nonzero().flatten(), few.T)
-        return self._iterate(unary, kernels).T.contiguous()
+                few = unary[:, active]
+                q = _softmax(few)
+                q = self._iterate(q, few, kernels)
+                return unary.new_zeros(unary.shape[::-1]).index_copy(0, active.nonzero().flatten(), q.T)
+        return self._iterate(q, unary, kernels).T.contiguous()
 
-    def _iterate(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
-        """Marginals [N, K]."""
-        q, messages = _softmax(unary), _Messages(kernels)
+    def _iterate(self, q: Tensor, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Marginals [N, K], from the first ones on, whose memory they may take."""
+        messages = _Messages(kernels)
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
         for _ in range(self.iterations if kernels else 0):
             if in_place:

@@ -102,6 +102,16 @@ def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
         assert grid.size[0] > 4 * 96
 
 
+def test_networks_trained_each_for_one_potential_are_assembled(trained, tmp_path, capsys):
+    model, out = str(trained / "model"), tmp_path / "together"
+    main(["assemble", "--unary", model, "--pairwise", json.dumps({"above": model}), "--out", str(out)])
+    assert str(out) in capsys.readouterr().out
+    together = load(out)
+    assert together.potentials == ("unary", "above")
+    assert not together.config.shared_trunk
+    assert together.about["above"]["fit"]["recipe"]["epochs"] == 1
+
+
 def test_predict_goes_on_past_broken_files_and_says_which(tiny_model, tmp_path, capsys):
     save(tiny_model, tmp_path / "model")
     pictures = tmp_path / "pictures"

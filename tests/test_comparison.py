@@ -36,6 +36,20 @@ def test_a_class_that_occurs_nowhere_and_an_image_without_truth_do_not_count():
     assert paired_bootstrap(counts, counts) == Difference(0.55, 0.55, 0.0, 0.0)
 
 
+def test_trainings_of_one_system_are_averaged():
+    counts = torch.stack([matrices(30, hits, seed) for seed, hits in enumerate((0.5, 0.6, 0.7, 0.9))])
+    singles = [paired_bootstrap(counts[i], counts[3]) for i in range(3)]
+    together = paired_bootstrap(counts[:3], counts[3])
+    assert together.first == pytest.approx(sum(single.first for single in singles) / 3)
+    assert together.second == pytest.approx(singles[0].second)
+    # The mean of three moves less than each of them.
+    assert 0 < together.high - together.low < max(single.high - single.low for single in singles)
+    assert together.low < sum(single.second - single.first for single in singles) / 3 < together.high
+    counts[2, 7] += 1
+    with pytest.raises(ValueError, match="image 7: the truth is not the same"):
+        paired_bootstrap(counts[:3], counts[3])
+
+
 @pytest.mark.parametrize("known", [0, 1])
 def test_one_image_has_no_interval(known):
     counts = matrices(3, 0.5)

@@ -8,7 +8,7 @@ from PIL import Image
 import contextcrf
 from contextcrf import ContextCRF, ModelConfig, RangeBox, load, mean_field
 from contextcrf.classes import Classes
-from contextcrf.model import downsample, upsample
+from contextcrf.model import assemble, downsample, upsample
 from contextcrf.storage import BUNDLED, ModelError, save
 
 CLASSES = Classes(("sky", "sea", "sand"), ((0, 0, 255), (0, 128, 128), (200, 200, 0)))
@@ -188,6 +188,37 @@ def test_relations_of_several_boxes_and_holes_are_saved(tmp_path):
     }
     save(tiny(relations=relations), tmp_path)
     assert load(tmp_path).config.relations == relations
+
+
+def test_an_assembled_model_says_of_each_potential_what_its_own_model_says(tmp_path):
+    parts = {"surrounding": tiny(shared_trunk=False), "above": tiny(strengths={"above": 3.0})}
+    unary = tiny(relations={})
+    save(assemble(unary, parts), tmp_path)
+    model = load(tmp_path)
+    assert model.potentials == ("unary", "surrounding", "above")
+    assert model.config.strengths == {}
+    picture = images().float()
+    with torch.inference_mode():
+        for name, part in {"unary": unary, **parts}.items():
+            expected = part.infer(part.features(picture, [name]), [name])
+            torch.testing.assert_close(model.infer(model.features(picture, [name]), [name]), expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (lambda: tiny(relations={}), "relation 'above': its model has"),
+        (lambda: tiny(channels=4), "relation 'above': channels=4, the unary has 8"),
+        (lambda: tiny(graph_stride=16), "relation 'above': graph_stride=16, the unary has None"),
+        (
+            lambda: ContextCRF(tiny().config, Classes(("a", "b"), ((0, 0, 0), (1, 1, 1))), pretrained=False),
+            "relation 'above': its model knows other classes",
+        ),
+    ],
+)
+def test_models_that_do_not_fit_together_are_not_assembled(part, message):
+    with pytest.raises(ValueError, match=message):
+        assemble(tiny(), {"above": part()})
 
 
 def test_unknown_potentials_are_refused_by_name():

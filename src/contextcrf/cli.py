@@ -106,6 +106,39 @@ def fit_heads(
     print(f"model written to {out / 'model'}")
 
 
+def folds(data: Path, out: Path, folds: int = 3, splits: Sequence[str] = ("train", "val")) -> None:
+    """Deal a data set to folds for cross-validation: OUT is the same data with splits foldK-train and foldK-test.
+
+    Args:
+        data: folder of the data set.
+        out: new folder; images and masks are links.
+        folds: how many.
+        splits: whose images take part.
+    """
+    from contextcrf.data.folds import write_folds
+
+    write_folds(data, out, folds, splits)
+    images = len(list((out / "images").iterdir()))
+    print(f"{folds} folds of {images} images written to {out}")
+
+
+def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
+    """Put networks that were trained each for one potential into one model, as in the paper.
+
+    Args:
+        unary: the model whose unary potential is taken.
+        pairwise: the model of each relation, by its name, as in '{"above": "runs/above/model"}'.
+        out: folder for the model.
+    """
+    from contextcrf.model import assemble as run
+    from contextcrf.storage import load, save
+
+    parts = {name: load(path) for name, path in pairwise.items()}
+    first = load(unary)
+    save(run(first, parts), out, {"unary": first.about, **{name: part.about for name, part in parts.items()}})
+    print(f"model written to {out}")
+
+
 def tune(
     model: str,
     data: Path,
@@ -380,6 +413,8 @@ def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "fit": (fit, ()),
     "fit-heads": (fit_heads, ("model",)),
+    "folds": (folds, ("data",)),
+    "assemble": (assemble, ()),
     "tune": (tune, ("model",)),
     "evaluate": (evaluate, ("model",)),
     "compare": (compare, ("first", "second")),

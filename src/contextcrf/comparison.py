@@ -36,21 +36,28 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
     """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
 
     The interval is that of the percentiles 2.5 and 97.5. It tells how far another draw of images could change the
-    difference, not what another training would: for that, train again with other seeds.
+    difference, not what another training would: for that, train with several seeds and give all of them.
 
     Args:
-        first, second: confusion matrices of every image, integers [images, K, K], in the same order.
+        first, second: confusion matrices of every image, integers [images, K, K], in the same order; or
+            [trainings, images, K, K] of several trainings of one system, whose mean IoU are averaged.
         samples: draws of all images.
 
     Raises:
         ValueError: if the shapes or the truths differ, or fewer than two images have a known pixel.
     """
-    if first.shape != second.shape or first.ndim != 3:
-        raise ValueError(f"confusion matrices {list(first.shape)} and {list(second.shape)}: expected [images, K, K]")
-    if not torch.equal(first.sum(2), second.sum(2)):
-        image = int((first.sum(2) != second.sum(2)).any(1).nonzero()[0])
-        raise ValueError(f"image {image}: the truth is not the same in both: expected the same masks and classes")
-    known = first.sum((1, 2)) > 0
+    if {first.ndim, second.ndim} - {3, 4} or first.shape[-3:] != second.shape[-3:]:
+        raise ValueError(
+            f"confusion matrices {list(first.shape)} and {list(second.shape)}: expected [images, K, K] or "
+            "[trainings, images, K, K] of the same images and classes"
+        )
+    trainings = [list(counts) if counts.ndim == 4 else [counts] for counts in (first, second)]
+    truth = trainings[0][0].sum(2)
+    for counts in trainings[0] + trainings[1]:
+        if not torch.equal(counts.sum(2), truth):
+            image = int((counts.sum(2) != truth).any(1).nonzero()[0])
+            raise ValueError(f"image {image}: the truth is not the same in both: expected the same masks and classes")
+    known = truth.sum(1) > 0
     images = int(known.sum())
     if images < 2:
         raise ValueError(f"{images} images with known pixels: expected two or more to draw from")
@@ -64,9 +71,12 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
         hits = counts.diagonal(dim1=1, dim2=2)
         return (times @ hits / (times @ (counts.sum(1) + counts.sum(2) - hits))).nanmean(-1)
 
-    change = mean_iou(second, times) - mean_iou(first, times)
-    low, high = (float(change.quantile(share)) for share in (0.025, 0.975))
-    return Difference(float(mean_iou(first, ones[0])), float(mean_iou(second, ones[0])), low, high)
+    def averaged(times: Tensor) -> list[Tensor]:
+        return [torch.stack([mean_iou(counts, times) for counts in part]).mean(0) for part in trainings]
+
+    before, after = averaged(times)
+    low, high = (float((after - before).quantile(share)) for share in (0.025, 0.975))
+    return Difference(*(float(value) for value in averaged(ones[0])), low, high)
 
 
 def write_counts(path: Path, images: Sequence[str], rows: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """ContextCRF: Network Part-1 and the CRF's potentials put together (Fig. 2 of the paper)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -342,6 +342,38 @@ class ContextCRF(nn.Module):
         if self._cell == 1:
             return maps
         return F.avg_pool2d(maps, self._cell, ceil_mode=True)
+
+
+def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
+    """One model of networks that were trained each for one potential, the paper's way.
+
+    Args:
+        unary: whose network and unary potential are taken.
+        pairwise: by the name of a relation, the model whose network and potential of that name are taken.
+
+    Returns:
+        A model with a trunk for each potential, without strengths.
+
+    Raises:
+        ValueError: the models do not fit together, or one has no such relation.
+    """
+    for name, part in pairwise.items():
+        if name not in part.pairwise:
+            raise ValueError(f"relation {name!r}: its model has {sorted(part.pairwise)}")
+        if part.classes != unary.classes:
+            raise ValueError(f"relation {name!r}: its model knows other classes than the unary's")
+        for key in ("backbone", "stride", "output_stride", "channels", "scales", "hidden", "graph_stride"):
+            ours, theirs = getattr(unary.config, key), getattr(part.config, key)
+            if ours != theirs:
+                raise ValueError(f"relation {name!r}: {key}={theirs}, the unary has {ours}; expected the same")
+    relations = {name: part.config.relations[name] for name, part in pairwise.items()}
+    config = replace(unary.config, relations=relations, shared_trunk=False, strengths={})
+    model = ContextCRF(config, unary.classes, pretrained=False)
+    for name, part in {UNARY: unary, **pairwise}.items():
+        model.trunk(name).load_state_dict(part.trunk(name).state_dict())
+        model.trunk(name).backbone.pretrained = True
+        model.potential(name).load_state_dict(part.potential(name).state_dict())
+    return model.eval()
 
 
 @dataclass(frozen=True)

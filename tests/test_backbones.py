@@ -44,13 +44,20 @@ def test_every_trained_parameter_has_a_gradient(network):
     assert any(p.grad.abs().sum() > 0 for p in used)
 
 
-def test_the_plain_backbone_sees_exactly_its_receptive_field():
-    backbone = PlainBackbone(channels=8).eval()
-    images = torch.zeros(1, 3, 64, 64, requires_grad=True)
+@pytest.mark.parametrize(("name", "pixels"), [("plain", 15), ("plain-31", 31), ("plain-63", 63)])
+def test_the_plain_backbone_sees_exactly_its_receptive_field(name, pixels):
+    backbone = create_backbone(name, 8, None, 8, pretrained=False).eval()
+    images = torch.zeros(1, 3, 128, 128, requires_grad=True)
     images.data.normal_()
-    backbone(images)[0, :, 4, 4].abs().sum().backward()
+    backbone(images)[0, :, 8, 8].abs().sum().backward()
     rows = images.grad.abs().sum((0, 1, 3)).nonzero()
-    assert int(rows.max() - rows.min()) + 1 == PlainBackbone.receptive_field
+    assert int(rows.max() - rows.min()) + 1 == pixels
+
+
+@pytest.mark.parametrize("pixels", [0, 14, 16])
+def test_a_receptive_field_that_no_number_of_layers_gives_is_refused(pixels):
+    with pytest.raises(ValueError, match=f"receptive_field={pixels}"):
+        create_backbone(f"plain-{pixels}", 8, None, 8, pretrained=False)
 
 
 @pytest.mark.parametrize(("trained_before", "norm_eval"), [(True, True), (True, False), (False, True)])

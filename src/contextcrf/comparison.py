@@ -76,7 +76,8 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
 
     before, after = averaged(times)
     low, high = (float((after - before).quantile(share)) for share in (0.025, 0.975))
-    return Difference(*(float(value) for value in averaged(ones[0])), low, high)
+    first_mean, second_mean = (float(value) for value in averaged(ones[0]))
+    return Difference(first_mean, second_mean, low, high)
 
 
 def write_counts(path: Path, images: Sequence[str], rows: Mapping[str, Tensor]) -> None:

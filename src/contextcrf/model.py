@@ -46,7 +46,8 @@ class ModelConfig:
     """The shape of a ContextCRF.
 
     Args:
-        backbone: a timm model, or "plain" (small, random, small receptive field).
+        backbone: a timm model; or "plain", small, random and with a receptive field of 15 pixels, "plain-31" with one
+            of 31, and so on in steps of 16.
         stride: pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
             `stride` if None.

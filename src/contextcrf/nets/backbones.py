@@ -1,5 +1,6 @@
 """Network Part-1 for one scale: an image to a feature map."""
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -118,22 +119,31 @@ class TimmBackbone(nn.Module):
 
 
 class PlainBackbone(nn.Module):
-    """A small convolutional network with a small, known receptive field, trained from nothing.
+    """A small convolutional network with a known receptive field, trained from nothing.
 
-    Three 3 x 3 convolutions of stride 2 and one 1 x 1: every node sees 15 x 15 pixels. Where local appearance is
-    ambiguous it cannot know the label, and context must: the embedded context scenes use it.
+    Three 3 x 3 convolutions of stride 2 and one 1 x 1: every node sees 15 x 15 pixels. Every further 3 x 3 convolution
+    on its map adds 16. Where local appearance is ambiguous it cannot know the label, and context must: the embedded
+    context scenes use it.
+
+    Args:
+        stride: 8.
+        channels: of the result.
+        receptive_field: pixels: 15, 31, 47, ...
     """
 
-    receptive_field = 15
-
-    def __init__(self, stride: int = 8, channels: int = 64) -> None:
+    def __init__(self, stride: int = 8, channels: int = 64, receptive_field: int = 15) -> None:
         super().__init__()
         if stride != 8:
             raise ValueError(f"stride={stride}: the plain backbone has stride 8")
+        further, rest = divmod(receptive_field - 15, 16)
+        if further < 0 or rest:
+            raise ValueError(f"receptive_field={receptive_field}: expected 15 and a multiple of 16")
         widths = (3, 16, 32, channels)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+        for _ in range(further):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1), nn.ReLU())
         self.out_channels = channels
         self.mean, self.std = (0.5,) * 3, (0.25,) * 3
@@ -172,11 +182,11 @@ def _create(name: str, output_stride: int, pretrained: bool) -> Any:
 def create_backbone(
     name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool
 ) -> TimmBackbone | PlainBackbone:
-    """ "plain" is `PlainBackbone`; any other name is timm's."""
-    if name == "plain":
+    """ "plain" is `PlainBackbone`, "plain-47" the one that sees 47 pixels; any other name is timm's."""
+    if plain := re.fullmatch(r"plain(?:-(\d+))?", name):
         if pretrained:
             raise ValueError("the plain backbone has no pretrained weights; set pretrained to false")
-        return PlainBackbone(stride, channels)
+        return PlainBackbone(stride, channels, int(plain[1] or 15))
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"backbone {name!r}: timm knows no such model; near it: {near}")

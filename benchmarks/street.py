@@ -114,8 +114,7 @@ def reset(head: PairwisePotential) -> None:
     """As a new model has it: random, and silent."""
     head.owner.reset_parameters()
     head.neighbour.reset_parameters()
-    torch.nn.init.zeros_(head.last.weight)
-    torch.nn.init.zeros_(head.last.bias)
+    head.last.silence()
 
 
 def objectives(data: Path, minutes: float) -> None:

@@ -17,8 +17,8 @@ def crf(height=2, width=3, scale=1.0):
     pairs = [(PairwisePotential(4, K, box, 6).double(), maps) for box in boxes]
     for potential, _ in pairs:
         with torch.no_grad():
-            potential.last.weight.mul_(scale)
-            potential.last.bias.mul_(scale)
+            for parameter in potential.last.parameters():
+                parameter.mul_(scale)
     tables = []
     for potential, features in pairs:
         edges, logits = potential.pair_logits(features)
@@ -137,7 +137,7 @@ def test_training_goes_on_after_inference_mode():
     with torch.inference_mode():
         mean_field(unary, pairs)
     mean_field(unary, pairs).square().sum().backward()
-    assert pairs[0][0].last.weight.grad is not None
+    assert pairs[0][0].last.interaction.weight.grad is not None
 
 
 def test_half_precision_logits_are_summed_in_single():

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -52,6 +54,26 @@ def test_pair_logits_are_two_fully_connected_layers_on_concatenated_features(box
         hidden = (first @ torch.cat([nodes[1, :, p], nodes[1, :, q]]) + pot.owner.bias).clamp(min=0)
         expected = (pot.last.weight @ hidden + pot.last.bias).view(3, 3)
         torch.testing.assert_close(logits[1, e], expected)
+
+
+def test_main_effects_and_interaction_are_one_linear_layer():
+    pot = pairwise(BOXES["above"])
+    last, hidden = pot.last, torch.rand(5, dtype=torch.float64)
+    own, other = last.owner(hidden), last.neighbour(hidden)
+    for k, j in itertools.product(range(3), repeat=2):
+        expected = own[k] + other[j] + last.interaction(hidden)[3 * k + j]
+        torch.testing.assert_close(last(hidden)[3 * k + j], expected)
+    last.silence()
+    assert not last(hidden).any()
+
+
+def test_a_potential_that_was_saved_with_one_plain_last_layer_is_loaded():
+    old, pot, maps = torch.nn.Linear(5, 9).double(), pairwise(BOXES["above"]), features()
+    state = {key: value for key, value in pot.state_dict().items() if not key.startswith("last.")}
+    pot.load_state_dict({**state, "last.weight": old.weight, "last.bias": old.bias})
+    hidden = torch.rand(5, dtype=torch.float64)
+    torch.testing.assert_close(pot.last(hidden), old(hidden))
+    assert torch.isfinite(pot.nll(maps, torch.zeros(2, 3, 4, dtype=torch.int64)))
 
 
 def test_unary_nll_is_eq_10_by_enumeration():
@@ -174,8 +196,10 @@ def test_reversing_every_edge_is_transposing_every_potential():
         below.owner.weight.copy_(above.neighbour.weight)
         below.owner.bias.copy_(above.owner.bias)
         below.neighbour.weight.copy_(above.owner.weight)
-        below.last.weight.copy_(above.last.weight.view(3, 3, 5).transpose(0, 1).reshape(9, 5))
-        below.last.bias.copy_(above.last.bias.view(3, 3).T.flatten())
+        below.last.owner.load_state_dict(above.last.neighbour.state_dict())
+        below.last.neighbour.load_state_dict(above.last.owner.state_dict())
+        below.last.interaction.weight.copy_(above.last.interaction.weight.view(3, 3, 5).transpose(0, 1).reshape(9, 5))
+        below.last.interaction.bias.copy_(above.last.interaction.bias.view(3, 3).T.flatten())
     labels = torch.randint(3, (2, 3, 4))
     beliefs = torch.rand(2, 3, 3, 4, dtype=torch.float64)
     torch.testing.assert_close(above.nll(maps, labels), below.nll(maps, labels))

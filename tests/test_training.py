@@ -42,6 +42,20 @@ def test_training_lowers_every_potentials_loss(tiny_model, train, scenes, tmp_pa
         assert after[name] < 0.95 * before[name], name
 
 
+@pytest.mark.parametrize(("objective", "silent"), [("piecewise", False), ("pseudo-likelihood", True)])
+def test_silent_heads_start_at_random_only_where_potentials_are_trained_apart(tiny_model, objective, silent):
+    above, surrounding = (tiny_model.pairwise[name].last for name in ("above", "surrounding"))
+    above.silence()
+    before = surrounding.weight.clone()
+    recipe = Recipe(objective=objective)
+    Piecewise(tiny_model, recipe, 4)
+    assert above.silent == silent
+    above.silence()
+    CachedHeads(tiny_model, ["above"], recipe, 4)
+    assert above.silent == silent
+    assert torch.equal(surrounding.weight, before)
+
+
 def test_logs_and_a_checkpoint_every_epoch(tiny_model, train, scenes, tmp_path):
     fit(tiny_model, train, open_dataset(scenes, "val"), QUICK, tmp_path, progress=False)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch=2.ckpt", "last.ckpt"]

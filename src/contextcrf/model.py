@@ -130,8 +130,7 @@ class ContextCRF(nn.Module):
         # A head that has not been trained says nothing, instead of drowning the others in noise.
         for head in self.pairwise.values():
             assert isinstance(head, PairwisePotential)
-            nn.init.zeros_(head.last.weight)
-            nn.init.zeros_(head.last.bias)
+            head.last.silence()
         self.register_buffer("mean", 255 * torch.tensor(first.backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(first.backbone.std).view(1, 3, 1, 1), persistent=False)
 

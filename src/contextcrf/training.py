@@ -114,7 +114,7 @@ class Piecewise(_Objective):
             model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)
             model.trunk(name).backbone.norm_eval = recipe.norm_eval
-            model.potential(name).requires_grad_(True)
+            _wake(model.potential(name), recipe)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, masks = batch
@@ -163,7 +163,8 @@ class CachedHeads(_Objective):
     def __init__(self, model: ContextCRF, names: Sequence[str], recipe: Recipe, steps: int) -> None:
         super().__init__(recipe, steps)
         self.heads = torch.nn.ModuleDict({name: model.pairwise[name] for name in names})
-        self.heads.requires_grad_(True)
+        for head in self.heads.values():
+            _wake(head, recipe)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         features, labels, unary = batch[0].float(), batch[1], batch[2]
@@ -193,6 +194,17 @@ class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         return self.features[key[0]], self.labels[key[0]], self.unary[key[0]]
+
+
+def _wake(head: torch.nn.Module, recipe: Recipe) -> None:
+    """Let a head be trained. Piecewise, a silent one starts at random: from 0 it takes twice the steps to learn.
+
+    Under objectives that couple the potentials it starts silent, that is at the unary: random messages from a hundred
+    neighbours would drown it.
+    """
+    head.requires_grad_(True)
+    if isinstance(head, PairwisePotential) and head.last.silent and recipe.objective == "piecewise":
+        head.last.reset_parameters()
 
 
 def augmentation(recipe: Recipe) -> Transform:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from contextcrf.data.dataset import CAMVID, SegmentationDataset, open_dataset
+from contextcrf.data.dataset import CAMVID, VOC, SegmentationDataset, open_dataset
 from contextcrf.data.transforms import RandomScale, training_transform
 from contextcrf.errors import DataError
 from contextcrf.training import SeededSampler
@@ -64,6 +64,26 @@ def test_a_folder_with_its_own_classes_void_and_formats(folder):
     assert mask[0].tolist() == [0, 1, 255]
     assert image.shape == (3, 2, 3)
     assert open_dataset(folder, "more").pairs[1][0].name == "missing.png"
+
+
+@pytest.mark.parametrize("inside", [".", "VOC2012"])
+def test_the_development_kit_of_voc(tmp_path, inside):
+    kit = tmp_path / inside
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (kit / folder).mkdir(parents=True)
+    Image.new("RGB", (3, 2), (10, 20, 30)).save(kit / "JPEGImages" / "2007_000032.jpg")
+    mask = Image.fromarray(np.array([[0, 20, 255], [1, 8, 0]], np.uint8))
+    mask.putpalette([part for colour in VOC.palette for part in colour])
+    mask.save(kit / "SegmentationClass" / "2007_000032.png")
+    (kit / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000032\n")
+    data = open_dataset(tmp_path, "val")
+    assert [data.classes.names[i] for i in (0, 1, 8, 20)] == ["background", "aeroplane", "cat", "tvmonitor"]
+    assert data.classes.palette[15] == (192, 128, 128)
+    image, labels = data[0]
+    assert image.shape == (3, 2, 3)
+    assert labels.tolist() == [[0, 20, 255], [1, 8, 0]]
+    with pytest.raises(DataError, match="splits found: val"):
+        open_dataset(tmp_path, "trainval")
 
 
 def test_what_cannot_be_opened_is_refused_by_name(camvid, tmp_path_factory):

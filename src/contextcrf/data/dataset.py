@@ -48,9 +48,32 @@ CAMVID = Classes(
 )
 
 
-_VOC_NAMES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
-    person pottedplant sheep sofa train tvmonitor""".split()
-VOC = Classes(names=tuple(_VOC_NAMES), palette=voc_palette(len(_VOC_NAMES)))
+VOC = Classes(
+    names=(
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+    palette=voc_palette(21),
+)
 _VOC_SPLITS = Path("ImageSets", "Segmentation")
 
 

@@ -124,6 +124,31 @@ def test_impossible_strides_are_refused(strides):
         TimmBackbone("mobilenetv3_small_050", *strides, pretrained=False)
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t"])
+def test_with_fewer_stages_a_backbone_holds_its_first_weights_alone(name):
+    whole, part = (TimmBackbone(name, 8, 8, 32, pretrained=False, depth=depth) for depth in (None, 3))
+    assert set(part.body.state_dict()) < set(whole.body.state_dict())
+    assert part.taps == [2]
+
+
+def test_with_fewer_stages_a_backbone_sees_less():
+    part = TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=3)
+    # Group normalisation looks at the whole map: take it out to see what the convolutions see.
+    part.block6[0], part.block6[3] = torch.nn.Identity(), torch.nn.Identity()
+    images = torch.rand(1, 3, 256, 256, requires_grad=True)
+    part.eval()(images)[0, :, 16, 16].sum().backward()
+    rows = images.grad.abs().sum((0, 1, 3)).nonzero()
+    # 67 pixels for the three stages, and 16 for the 3 x 3 convolution at stride 8.
+    assert int(rows.max() - rows.min()) + 1 == 83
+
+
+def test_too_few_stages_are_refused():
+    with pytest.raises(ValueError, match=r"depth=2: tf_efficientnet_lite0's map has stride 4; expected at least 8"):
+        TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=2)
+    with pytest.raises(ValueError, match="depth=2: the plain backbone"):
+        create_backbone("plain", 8, None, 8, pretrained=False, depth=2)
+
+
 def test_an_unknown_backbone_is_refused_with_names_near_it():
     with pytest.raises(ValueError, match="efficientnet_lite0"):
         create_backbone("efficientnet_lite", 8, None, 32, pretrained=False)

@@ -51,6 +51,7 @@ class ModelConfig:
         stride: pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
             `stride` if None.
+        depth: the first stages of the backbone that are used, which see less of the image; all of them if None.
         channels: channels of the feature map of one scale.
         scales: scales of the input image.
         hidden: units of the hidden layer of each potential.
@@ -67,6 +68,7 @@ class ModelConfig:
     backbone: str = "tf_efficientnet_lite0"
     stride: int = 8
     output_stride: int | None = None
+    depth: int | None = None
     channels: int = 256
     scales: Sequence[float] = (1.2, 0.8, 0.4)
     hidden: int = 512
@@ -115,7 +117,7 @@ class ContextCRF(nn.Module):
 
         def trunk() -> MultiScale:
             backbone = create_backbone(
-                config.backbone, config.stride, config.output_stride, config.channels, pretrained
+                config.backbone, config.stride, config.output_stride, config.channels, pretrained, config.depth
             )
             return MultiScale(backbone, config.scales)
 
@@ -362,7 +364,7 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
             raise ValueError(f"relation {name!r}: its model has {sorted(part.pairwise)}")
         if part.classes != unary.classes:
             raise ValueError(f"relation {name!r}: its model knows other classes than the unary's")
-        for key in ("backbone", "stride", "output_stride", "channels", "scales", "hidden", "graph_stride"):
+        for key in ("backbone", "stride", "output_stride", "depth", "channels", "scales", "hidden", "graph_stride"):
             ours, theirs = getattr(unary.config, key), getattr(part.config, key)
             if ours != theirs:
                 raise ValueError(f"relation {name!r}: {key}={theirs}, the unary has {ours}; expected the same")

@@ -26,6 +26,7 @@ class TimmBackbone(nn.Module):
         output_stride: stride of the backbone's last map; `stride` if None.
         channels: channels of the result.
         pretrained: ImageNet weights, or random ones. Weights that cannot be had are an error, never random instead.
+        depth: use the first `depth` stages of the backbone alone, which see less of the image; None is all.
 
     Attributes:
         pretrained: whether the body has been trained; a loaded model sets it.
@@ -43,6 +44,7 @@ class TimmBackbone(nn.Module):
         output_stride: int | None = None,
         channels: int = 256,
         pretrained: bool = True,
+        depth: int | None = None,
     ) -> None:
         super().__init__()
         output_stride = output_stride or stride
@@ -51,9 +53,11 @@ class TimmBackbone(nn.Module):
                 f"stride={stride}, output_stride={output_stride}: expected 4, 8, 16 or 32, "
                 "output_stride at least 8 and not finer than stride"
             )
-        self.body: Any = _create(name, output_stride, pretrained)
+        self.body: Any = _create(name, output_stride, pretrained, depth)
         float32_depthwise(self.body)
         reductions = self.body.feature_info.reduction()
+        if reductions[-1] < stride:
+            raise ValueError(f"depth={depth}: {name}'s map has stride {reductions[-1]}; expected at least {stride}")
         last = len(reductions) - 1
         # Of several maps of one stride the last is the richest.
         self.taps = [i for i in range(last + 1) if reductions[i] >= stride and reductions[i] not in reductions[i + 1 :]]
@@ -163,13 +167,18 @@ class PlainBackbone(nn.Module):
         return self.layers(images)
 
 
-def _create(name: str, output_stride: int, pretrained: bool) -> Any:
+def _create(name: str, output_stride: int, pretrained: bool, depth: int | None = None) -> Any:
     arguments = hub_arguments(name) if pretrained else {}
+    stages = {} if depth is None else {"out_indices": tuple(range(depth))}
     try:
-        body = timm.create_model(name, features_only=True, output_stride=output_stride, **(arguments or {}))
+        body = timm.create_model(name, features_only=True, output_stride=output_stride, **stages, **(arguments or {}))
     except (AssertionError, TypeError, RuntimeError) as error:
         # timm's words for networks that cannot be dilated, or have no feature maps at all.
         raise ValueError(f"backbone {name!r} has no feature maps of stride {output_stride}: {error}") from error
+    if depth is not None and hasattr(body, "blocks"):
+        # timm would run the stages behind the last map that is asked for, for nothing.
+        last = body.feature_info.module_name(depth - 1)  # as in "blocks.3.2"
+        body.blocks = body.blocks[: int(last.split(".")[1]) + 1]
     if pretrained and arguments is None:
         classifier = timm.create_model(name)
         load_package_weights(name, classifier)
@@ -180,14 +189,16 @@ def _create(name: str, output_stride: int, pretrained: bool) -> Any:
 
 
 def create_backbone(
-    name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool
+    name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool, depth: int | None = None
 ) -> TimmBackbone | PlainBackbone:
     """ "plain" is `PlainBackbone`, "plain-47" the one that sees 47 pixels; any other name is timm's."""
     if plain := re.fullmatch(r"plain(?:-(\d+))?", name):
         if pretrained:
             raise ValueError("the plain backbone has no pretrained weights; set pretrained to false")
+        if depth is not None:
+            raise ValueError(f"depth={depth}: the plain backbone has no stages; its name gives its receptive field")
         return PlainBackbone(stride, channels, int(plain[1] or 15))
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"backbone {name!r}: timm knows no such model; near it: {near}")
-    return TimmBackbone(name, stride, output_stride, channels, pretrained)
+    return TimmBackbone(name, stride, output_stride, channels, pretrained, depth)

@@ -20,7 +20,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from contextcrf import ContextCRF, load, mean_field
+from contextcrf import ContextCRF, PairwisePotential, load, mean_field
 from contextcrf.cli import main as contextcrf
 from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
 from contextcrf.data.dataset import open_dataset
@@ -134,7 +134,8 @@ class Networks:
         return found
 
     def _pairs(self, model: ContextCRF, features: dict[str, Tensor], three: Tensor) -> dict[str, Tensor]:
-        pairs = [(model.pairwise[name], features[name]) for name in RELATIONS]
+        heads = {name: head for name, head in model.pairwise.items() if isinstance(head, PairwisePotential)}
+        pairs = [(head, features[name]) for name, head in heads.items()]
         degrees = [head.graph(maps).mean_degree() for head, maps in pairs]
         edges = torch.stack([head.edge_marginals(maps) for head, maps in pairs]).mean(0)
         unary, three, edges = (part.clamp(min=1e-9).log() for part in (model.infer(features, [UNARY]), three, edges))

@@ -169,9 +169,12 @@ class PlainBackbone(nn.Module):
 
 def _create(name: str, output_stride: int, pretrained: bool, depth: int | None = None) -> Any:
     arguments = hub_arguments(name) if pretrained else {}
-    stages = {} if depth is None else {"out_indices": tuple(range(depth))}
+    options: dict[str, Any] = dict(arguments or {})
+    if depth is not None:
+        options["out_indices"] = tuple(range(depth))
+    body: Any
     try:
-        body = timm.create_model(name, features_only=True, output_stride=output_stride, **stages, **(arguments or {}))
+        body = timm.create_model(name, features_only=True, output_stride=output_stride, **options)
     except (AssertionError, TypeError, RuntimeError) as error:
         # timm's words for networks that cannot be dilated, or have no feature maps at all.
         raise ValueError(f"backbone {name!r} has no feature maps of stride {output_stride}: {error}") from error

@@ -6,8 +6,9 @@ trains what is not there yet, then evaluates all of it into results/context/<stu
 started again at any time, and several processes may share the work (set OMP_NUM_THREADS for each).
 
 Every network is trained end to end from ImageNet, with augmentation, for one potential: three seeds of the unary, two
-of each pairwise potential. Strengths of the messages are chosen on images other than those that are reported: the data
-are dealt to folds, and each fold takes what is best on the others.
+of each pairwise potential. Strengths of the messages are chosen on images other than those that are reported: where the
+data are dealt to folds, each takes what is best on the others; where there is one validation split, each half of it
+takes what is best on the other half.
 """
 
 import argparse
@@ -53,41 +54,46 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Study:
-    """A data set: the recipe of its networks, and the number of folds."""
+    """A data set: the recipe of its networks, and the number of folds; with 1, its own train and val."""
 
     config: Path
     folds: int
 
 
-STUDIES = {"msrc": Study(ROOT / "configs" / "msrc-context.yaml", folds=3)}
+STUDIES = {
+    "msrc": Study(ROOT / "configs" / "msrc-context.yaml", folds=3),
+}
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Networks trained on one split of a data set and tested on another."""
+    """Networks trained on one split of a data set and tested on another; all of it lies in one folder."""
 
-    number: int
     data: Path
-    work: Path
+    train: str
+    test: str
+    folder: Path
 
     def network(self, potential: str, seed: int) -> Path:
         """Where a network's training lies."""
-        return self.work / f"fold{self.number}" / f"{potential}-{seed}"
+        return self.folder / f"{potential}-{seed}"
 
     @property
     def counts(self) -> Path:
         """Where the confusion matrices of the fold's test images lie."""
-        return self.work / f"fold{self.number}" / "counts.npz"
+        return self.folder / "counts.npz"
 
 
 def deal(study: Study, data: Path, work: Path) -> list[Fold]:
     """The folds of a data set, made if they are not there."""
-    folder = work / "data"
+    if study.folds == 1:
+        return [Fold(data, "train", "val", work)]
+    dealt = work / "data"
     with claim(work / "dealt") as mine:
         if mine:
-            write_folds(data, folder, study.folds)
+            write_folds(data, dealt, study.folds)
             (work / "dealt").touch()
-    return [Fold(number, folder, work) for number in range(study.folds)]
+    return [Fold(dealt, f"fold{k}-train", f"fold{k}-test", work / f"fold{k}") for k in range(study.folds)]
 
 
 def train(study: Study, folds: Sequence[Fold]) -> bool:
@@ -100,7 +106,7 @@ def train(study: Study, folds: Sequence[Fold]) -> bool:
                 if not mine:
                     continue
                 options = ["--config", study.config, "--data", fold.data, "--out", out]
-                options += ["--train_split", f"fold{fold.number}-train", "--val_split", "null"]
+                options += ["--train_split", fold.train, "--val_split", "null"]
                 options += ["--recipe.potentials", json.dumps([potential]), "--recipe.seed", seed]
                 if (out / "checkpoints" / "last.ckpt").exists():
                     options += ["--ckpt_path", "last"]
@@ -155,10 +161,10 @@ def evaluate(fold: Fold) -> None:
     with claim(fold.counts) as mine:
         if not mine:
             return
-        data = open_dataset(fold.data, f"fold{fold.number}-test")
+        data = open_dataset(fold.data, fold.test)
         networks = Networks(fold)
         counts: dict[str, list[Tensor]] = {}
-        for image, mask in track(data.without_transform(), f"fold {fold.number}", total=len(data)):
+        for image, mask in track(data.without_transform(), fold.test, total=len(data)):
             for row, seeds in networks.rows(image).items():
                 for seed, marginals in enumerate(seeds):
                     matrix = ConfusionMatrix(len(data.classes))
@@ -177,8 +183,11 @@ class Measured:
 
 
 def collect(folds: Sequence[Fold]) -> dict[str, Measured]:
-    """All rows; each fold's strengths are those that are best on the other folds."""
+    """All rows; the strengths of each part of the images are those that are best on the other parts."""
     parts = [_by_row(read_counts(fold.counts)[1]) for fold in folds]
+    if len(parts) == 1:
+        middle = parts[0][UNARY_ROW].shape[1] // 2
+        parts = [{row: counts[:, half] for row, counts in parts[0].items()} for half in _halves(middle)]
     result = {}
     for row in ROWS:
         if not row.endswith("?"):
@@ -186,7 +195,7 @@ def collect(folds: Sequence[Fold]) -> dict[str, Measured]:
             continue
         candidates = {strength: [part[f"{row[:-1]}{strength:g}"] for part in parts] for strength in STRENGTHS}
         chosen = []
-        for number in range(len(folds)):
+        for number in range(len(parts)):
             others = {
                 strength: torch.cat([part for i, part in enumerate(found) if i != number], 1)
                 for strength, found in candidates.items()
@@ -195,6 +204,10 @@ def collect(folds: Sequence[Fold]) -> dict[str, Measured]:
         counts = torch.cat([candidates[strength][number] for number, strength in enumerate(chosen)], 1)
         result[row] = Measured(counts, chosen)
     return result
+
+
+def _halves(middle: int) -> tuple[slice, slice]:
+    return slice(None, middle), slice(middle, None)
 
 
 def _by_row(arrays: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import yaml
 
 import context
 import scenes as curve
-from contextcrf.comparison import write_counts
+from contextcrf.comparison import read_counts, write_counts
 from contextcrf.data.dataset import open_dataset
 from locks import claim
 
@@ -22,7 +22,7 @@ def image(hits: int) -> torch.Tensor:
 
 def fold(work, number, best):
     """A fold of two images on which the strength `best` does best."""
-    part = context.Fold(number, work, work)
+    part = context.Fold(work, "train", "test", work / f"{number}")
     rows = {}
     for row in context.ROWS:
         names = [row] if not row.endswith("?") else [f"{row[:-1]}{strength:g}" for strength in context.STRENGTHS]
@@ -45,6 +45,21 @@ def test_a_fold_takes_the_strength_that_is_best_on_the_others_not_its_own(tmp_pa
     assert measured.counts.shape == (2, 6, 2, 2)
     assert rows[context.UNARY_ROW].strengths == []
     assert context.mean_iou(rows[context.UNARY_ROW].counts) == pytest.approx(5 / 15)
+
+
+def test_of_one_validation_split_each_half_takes_the_strength_that_is_best_on_the_other(tmp_path):
+    first, second = fold(tmp_path, 0, 4.0), fold(tmp_path, 1, 1.0)
+    names, rows = [], {}
+    for part in (first, second):
+        images, found = read_counts(part.counts)
+        names += images
+        rows = {name: torch.cat([rows[name], found[name]]) if rows else found[name] for name in found}
+    both = context.Fold(tmp_path, "train", "val", tmp_path / "both")
+    both.folder.mkdir()
+    write_counts(both.counts, names, rows)
+    measured = context.collect([both])["1unary+2pair, strength ?"]
+    assert measured.strengths == [1.0, 4.0]
+    assert torch.equal(measured.counts[0], torch.stack([image(5)] * 4))
 
 
 def attempt(path, answers):

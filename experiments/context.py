@@ -6,15 +6,14 @@ trains what is not there yet, then evaluates all of it into results/context/<stu
 started again at any time, and several processes may share the work (set OMP_NUM_THREADS for each).
 
 Every network is trained end to end from ImageNet, with augmentation, for one potential: three seeds of the unary, two
-of each pairwise potential. Strengths of the messages are chosen on images other than those that are reported: where the
-data are dealt to folds, each takes what is best on the others; where there is one validation split, each half of it
-takes what is best on the other half.
+of each pairwise potential. Strengths of the messages are chosen on images that the networks have not seen and that are
+not reported: each half of a test split takes what is best on its other half.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from contextcrf import ContextCRF, PairwisePotential, load, mean_field
+from contextcrf.cli import build_parser
 from contextcrf.cli import main as contextcrf
 from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
 from contextcrf.data.dataset import open_dataset
@@ -37,6 +37,8 @@ UNARY_SEEDS, SEEDS = (0, 1, 2), (0, 1)
 # Of the messages of both relations together, in unary votes.
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
+BUSY = "another process is still at it: start again when it has ended"
+
 # The rows of the table. "?" stands for a strength: that of the row is chosen among STRENGTHS.
 UNARY_ROW, THREE = "unary-3scales", "three unaries"
 ROWS = (
@@ -46,7 +48,7 @@ ROWS = (
     "1unary+2pair, plain sum",
     "1unary+2pair, strength 1",
     "1unary+2pair, strength ?",
-    "unary + edge marginals, strength ?",
+    "1unary + edge marginals, strength ?",
     THREE,
     "three unaries+2pair, strength ?",
 )
@@ -89,31 +91,50 @@ def deal(study: Study, data: Path, work: Path) -> list[Fold]:
     if study.folds == 1:
         return [Fold(data, "train", "val", work)]
     dealt = work / "data"
-    with claim(work / "dealt") as mine:
+    with claim(dealt) as mine:
         if mine:
             write_folds(data, dealt, study.folds)
-            (work / "dealt").touch()
+    if not dealt.exists():
+        raise SystemExit(f"{dealt}: {BUSY}")
     return [Fold(dealt, f"fold{k}-train", f"fold{k}-test", work / f"fold{k}") for k in range(study.folds)]
 
 
-def train(study: Study, folds: Sequence[Fold]) -> bool:
-    """Train the networks that are not there and that nobody else is at; whether all are there."""
+def train(study: Study, folds: Sequence[Fold]) -> None:
+    """Train the networks that are not there and that nobody else is at."""
     networks = [(UNARY, seed) for seed in UNARY_SEEDS] + [(name, seed) for name in RELATIONS for seed in SEEDS]
-    for potential, seed in sorted(networks, key=lambda network: network[1]):
-        for fold in folds:
-            out = fold.network(potential, seed)
-            with claim(out / "model" / "model.safetensors") as mine:
-                if not mine:
-                    continue
-                options = ["--config", study.config, "--data", fold.data, "--out", out]
-                options += ["--train_split", fold.train, "--val_split", "null"]
-                options += ["--recipe.potentials", json.dumps([potential]), "--recipe.seed", seed]
-                if (out / "checkpoints" / "last.ckpt").exists():
-                    options += ["--ckpt_path", "last"]
-                contextcrf(["fit", *map(str, options)])
-    return all(
-        (fold.network(*network) / "model" / "model.safetensors").exists() for fold in folds for network in networks
-    )
+    wanted = [(fold, *network) for network in sorted(networks, key=lambda network: network[1]) for fold in folds]
+    for fold, potential, seed in wanted:
+        out = fold.network(potential, seed)
+        with claim(out / "model" / "model.safetensors") as mine:
+            if mine:
+                resume = ["--ckpt_path", "last"] if (out / "checkpoints" / "last.ckpt").exists() else []
+                contextcrf([*_command(study, fold, potential, seed), *resume])
+    for fold, potential, seed in wanted:
+        _check(fold.network(potential, seed), _command(study, fold, potential, seed))
+
+
+def _command(study: Study, fold: Fold, potential: str, seed: int) -> list[str]:
+    options = ["--config", study.config, "--data", fold.data, "--train_split", fold.train, "--val_split", "null"]
+    options += ["--recipe.potentials", json.dumps([potential]), "--recipe.seed", seed]
+    return ["fit", *map(str, options), "--out", str(fold.network(potential, seed))]
+
+
+def _check(network: Path, command: list[str]) -> None:
+    """Whether a network is there and was trained as the command says."""
+    if not (network / "model" / "model.safetensors").exists():
+        raise SystemExit(f"{network}: {BUSY}")
+    parser = build_parser()
+    wanted = parser.instantiate(parser.parse_args(command)).fit
+    saved = json.loads((network / "model" / "config.json").read_text())
+    for values, found in (
+        (asdict(wanted.model), saved["model"]),
+        (asdict(wanted.recipe), saved["about"]["fit"]["recipe"]),
+    ):
+        for key, value in found.items():
+            if json.loads(json.dumps(values[key])) != value:
+                raise SystemExit(f"{network}: was trained with {key} {value}, not {values[key]}: move it away")
+    if saved["about"]["fit"]["split"] != wanted.train_split:
+        raise SystemExit(f"{network}: was trained on {saved['about']['fit']['split']}: move it away")
 
 
 class Networks:
@@ -152,12 +173,12 @@ class Networks:
             result[f"1unary+2pair, strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
             result[f"three unaries+2pair, strength {strength:g}"] = mean_field(three, pairs, weights=weights)
             # The pairwise networks as two more classifiers: what they say without the labels of the neighbours.
-            result[f"unary + edge marginals, strength {strength:g}"] = (unary + strength * edges).softmax(1)
+            result[f"1unary + edge marginals, strength {strength:g}"] = (unary + strength * edges).softmax(1)
         return result
 
 
 def evaluate(fold: Fold) -> None:
-    """Write the confusion matrices of the fold's test images for every row, seed and strength."""
+    """Write confusion matrices of the fold's test images, for every row, seed and strength."""
     with claim(fold.counts) as mine:
         if not mine:
             return
@@ -176,38 +197,35 @@ def evaluate(fold: Fold) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's confusion matrices [seeds, images, K, K] over all folds, and the strength chosen for each fold."""
+    """A row's confusion matrices [seeds, images, K, K] over all folds, and the strength chosen for each half fold."""
 
     counts: Tensor
     strengths: list[float]
 
 
 def collect(folds: Sequence[Fold]) -> dict[str, Measured]:
-    """All rows; the strengths of each part of the images are those that are best on the other parts."""
-    parts = [_by_row(read_counts(fold.counts)[1]) for fold in folds]
-    if len(parts) == 1:
-        middle = parts[0][UNARY_ROW].shape[1] // 2
-        parts = [{row: counts[:, half] for row, counts in parts[0].items()} for half in _halves(middle)]
+    """All rows; the strength for each half of a fold's test images is that which is best on the other half."""
+    parts = []
+    for fold in folds:
+        if not fold.counts.exists():
+            raise SystemExit(f"{fold.counts}: {BUSY}")
+        rows = _by_row(read_counts(fold.counts)[1])
+        middle = rows[UNARY_ROW].shape[1] // 2
+        halves = [{row: c[:, part] for row, c in rows.items()} for part in (slice(None, middle), slice(middle, None))]
+        parts += [(halves[0], halves[1]), (halves[1], halves[0])]
     result = {}
     for row in ROWS:
         if not row.endswith("?"):
-            result[row] = Measured(torch.cat([part[row] for part in parts], 1), [])
+            result[row] = Measured(torch.cat([half[row] for half, _ in parts], 1), [])
             continue
-        candidates = {strength: [part[f"{row[:-1]}{strength:g}"] for part in parts] for strength in STRENGTHS}
+        names = {strength: f"{row[:-1]}{strength:g}" for strength in STRENGTHS}
         chosen = []
-        for number in range(len(parts)):
-            others = {
-                strength: torch.cat([part for i, part in enumerate(found) if i != number], 1)
-                for strength, found in candidates.items()
-            }
-            chosen.append(max(others, key=lambda strength: mean_iou(others[strength])))
-        counts = torch.cat([candidates[strength][number] for number, strength in enumerate(chosen)], 1)
-        result[row] = Measured(counts, chosen)
+        for _, other in parts:
+            scores = {strength: mean_iou(other[name]) for strength, name in names.items()}
+            chosen.append(max(scores, key=lambda strength: scores[strength]))
+        counts = [half[names[strength]] for (half, _), strength in zip(parts, chosen, strict=True)]
+        result[row] = Measured(torch.cat(counts, 1), chosen)
     return result
-
-
-def _halves(middle: int) -> tuple[slice, slice]:
-    return slice(None, middle), slice(middle, None)
 
 
 def _by_row(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,14 +244,19 @@ def mean_iou(counts: Tensor) -> float:
 
 
 def report(name: str, folds: Sequence[Fold]) -> None:
-    """Write the table: mean IoU of each seed, differences to the mean single unary and to three unaries."""
+    """Write the table: mean IoU of each seed, differences to single unaries and to three together.
+
+    A row with two seeds that stands on the first two unaries is compared with these.
+    """
     rows = collect(folds)
     images = rows[UNARY_ROW].counts.shape[1]
     lines = [f"| row ({images} images) | mean IoU | seeds | over one unary | over three unaries | strength |"]
     lines.append("|---|---:|---|---|---|---|")
     found = []
     for row, measured in rows.items():
-        single, three = (paired_bootstrap(rows[other].counts, measured.counts) for other in (UNARY_ROW, THREE))
+        unaries = rows[UNARY_ROW].counts[: len(SEEDS) if row.startswith("1unary") else None]
+        single = paired_bootstrap(unaries, measured.counts)
+        three = paired_bootstrap(rows[THREE].counts, measured.counts)
         seeds = [mean_iou(seed[None]) for seed in measured.counts]
         found.append(
             {
@@ -265,8 +288,7 @@ def main() -> None:
     options = parser.parse_args()
     study = STUDIES[options.study]
     folds = deal(study, options.data, options.work)
-    if not train(study, folds):
-        raise SystemExit("other processes are still training: start again when they have ended")
+    train(study, folds)
     for fold in folds:
         evaluate(fold)
     report(options.study, folds)

@@ -130,8 +130,7 @@ def plot(found: dict[str, dict[str, float]]) -> Figure:
         for row, colour in (("unary", "#0072B2"), ("three unaries", "#56B4E9"), ("crf", "#D55E00")):
             values: dict[float, list[float]] = {}
             for point in points:
-                if point.name in found:
-                    values.setdefault(getattr(point, key), []).append(100 * found[point.name][row])
+                values.setdefault(getattr(point, key), []).append(100 * found[point.name][row])
             places = sorted(values)
             axes.plot(places, [sum(values[x]) / len(values[x]) for x in places], color=colour, label=row)
             axes.plot(*zip(*((x, value) for x in places for value in values[x]), strict=True), ".", color=colour)
@@ -150,9 +149,14 @@ def main() -> None:
     for point in POINTS:
         with claim(work / f"{point.name}.json") as mine:
             if mine:
-                (work / f"{point.name}.json").write_text(json.dumps(measure(point, work)))
+                part = work / f"{point.name}.part"
+                part.write_text(json.dumps(measure(point, work)))
+                part.rename(work / f"{point.name}.json")
                 print(point.name, "done", flush=True)
-    found = {p.name: json.loads(path.read_text()) for p in POINTS if (path := work / f"{p.name}.json").exists()}
+    missing = [point.name for point in POINTS if not (work / f"{point.name}.json").exists()]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)}: another process is still at it; start again when it has ended")
+    found = {point.name: json.loads((work / f"{point.name}.json").read_text()) for point in POINTS}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "scenes.json").write_text(json.dumps(found, indent=1) + "\n")
     save_figure(plot(found), RESULTS / "scenes.png")

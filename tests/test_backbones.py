@@ -145,6 +145,9 @@ def test_with_fewer_stages_a_backbone_sees_less():
 def test_too_few_stages_are_refused():
     with pytest.raises(ValueError, match=r"depth=2: tf_efficientnet_lite0's map has stride 4; expected at least 8"):
         TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=2)
+    for depth, message in ((0, "expected 1 or more"), (9, "tf_efficientnet_lite0 has not so many stages")):
+        with pytest.raises(ValueError, match=f"depth={depth}: {message}"):
+            TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=depth)
     with pytest.raises(ValueError, match="depth=2: the plain backbone"):
         create_backbone("plain", 8, None, 8, pretrained=False, depth=2)
 

@@ -12,6 +12,7 @@ import context
 import scenes as curve
 from contextcrf.comparison import read_counts, write_counts
 from contextcrf.data.dataset import open_dataset
+from contextcrf.storage import load
 from locks import claim
 
 
@@ -21,45 +22,39 @@ def image(hits: int) -> torch.Tensor:
 
 
 def fold(work, number, best):
-    """A fold of two images on which the strength `best` does best."""
+    """A fold of four images; on the two of each half the strength `best[half]` does best."""
     part = context.Fold(work, "train", "test", work / f"{number}")
     rows = {}
     for row in context.ROWS:
         names = [row] if not row.endswith("?") else [f"{row[:-1]}{strength:g}" for strength in context.STRENGTHS]
         for name in names:
-            hits = 9 if name.endswith(f"strength {best:g}") and row.endswith("?") else 5
-            for seed in range(2):
-                rows[f"{name}|{seed}"] = torch.stack([image(hits), image(hits)])
+            hits = [9 if row.endswith("?") and name.endswith(f"strength {s:g}") else 5 for s in best for _ in range(2)]
+            seeds = 3 if row == context.UNARY_ROW else 2
+            for seed in range(seeds):
+                rows[f"{name}|{seed}"] = torch.stack([image(2 if seed == 2 else right) for right in hits])
     part.counts.parent.mkdir(parents=True)
-    write_counts(part.counts, [f"{number}-a", f"{number}-b"], rows)
+    write_counts(part.counts, [f"{number}-{letter}" for letter in "abcd"], rows)
     return part
 
 
-def test_a_fold_takes_the_strength_that_is_best_on_the_others_not_its_own(tmp_path):
-    folds = [fold(tmp_path, 0, 4.0), fold(tmp_path, 1, 1.0), fold(tmp_path, 2, 1.0)]
-    rows = context.collect(folds)
+def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own(tmp_path):
+    rows = context.collect([fold(tmp_path, 0, (4.0, 1.0)), fold(tmp_path, 1, (2.0, 2.0))])
     measured = rows["1unary+2pair, strength ?"]
-    assert measured.strengths[0] == 1.0
-    # Fold 0 is read at strength 1, where it is no better than anything; its own best, 4, is not looked at.
-    assert torch.equal(measured.counts[0, 0], image(5))
-    assert measured.counts.shape == (2, 6, 2, 2)
+    assert measured.strengths == [1.0, 4.0, 2.0, 2.0]
+    # The first half is read at strength 1, where it is no better than anything; its own best, 4, is not looked at.
+    assert torch.equal(measured.counts[0], torch.stack([image(hits) for hits in (5, 5, 5, 5, 9, 9, 9, 9)]))
     assert rows[context.UNARY_ROW].strengths == []
-    assert context.mean_iou(rows[context.UNARY_ROW].counts) == pytest.approx(5 / 15)
+    assert context.mean_iou(rows[context.UNARY_ROW].counts[:2]) == pytest.approx(5 / 15)
 
 
-def test_of_one_validation_split_each_half_takes_the_strength_that_is_best_on_the_other(tmp_path):
-    first, second = fold(tmp_path, 0, 4.0), fold(tmp_path, 1, 1.0)
-    names, rows = [], {}
-    for part in (first, second):
-        images, found = read_counts(part.counts)
-        names += images
-        rows = {name: torch.cat([rows[name], found[name]]) if rows else found[name] for name in found}
-    both = context.Fold(tmp_path, "train", "val", tmp_path / "both")
-    both.folder.mkdir()
-    write_counts(both.counts, names, rows)
-    measured = context.collect([both])["1unary+2pair, strength ?"]
-    assert measured.strengths == [1.0, 4.0]
-    assert torch.equal(measured.counts[0], torch.stack([image(5)] * 4))
+def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(context, "RESULTS", tmp_path)
+    # The third unary is much worse: that must not look like a gain of the rows that do not stand on it.
+    context.report("msrc", [fold(tmp_path, 0, (2.0, 2.0))])
+    found = {row["row"]: row["over one unary"][0] for row in json.loads((tmp_path / "msrc.json").read_text())}
+    assert found["1unary+2pair, strength 1"] == found[context.UNARY_ROW] == 0
+    assert found["1unary+2pair, strength ?"] > 0
+    assert found["pairwise-above"] > 0
 
 
 def attempt(path, answers):
@@ -99,26 +94,38 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "results" / "msrc.json").read_text())
     assert [row["row"] for row in rows] == list(context.ROWS)
     assert [len(row["seeds"]) for row in rows] == [3, 2, 2, 2, 2, 2, 2, 1, 2]
-    # Seeds are other trainings, and what was trained is not trained again.
+    # Seeds are other trainings, folds other images, and nothing is trained on what it is tested on.
     assert len(set(rows[0]["seeds"])) == 3
+    for number in range(2):
+        folder = tmp_path / "work" / f"fold{number}"
+        about = load(folder / "above-1" / "model").about["fit"]
+        assert about["split"] == f"fold{number}-train"
+        assert (about["recipe"]["potentials"], about["recipe"]["seed"]) == (["above"], 1)
+        tested = [path.stem for path, _ in open_dataset(tmp_path / "work" / "data", f"fold{number}-test").pairs]
+        assert read_counts(folder / "counts.npz")[0] == tested
     written = (tmp_path / "work" / "fold0" / "unary-0" / "model" / "model.safetensors").stat().st_mtime_ns
     context.main()
     assert (tmp_path / "work" / "fold0" / "unary-0" / "model" / "model.safetensors").stat().st_mtime_ns == written
     assert "over three unaries" in capsys.readouterr().out
+    config.write_text(yaml.safe_dump({"model": shape, "recipe": {**recipe, "epochs": 2}, "pretrained": False}))
+    with pytest.raises(SystemExit, match="was trained with epochs 1, not 2"):
+        context.main()
 
 
-def test_a_point_of_the_curve_tunes_on_scenes_it_is_not_measured_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(curve, "TRAIN", 4)
-    monkeypatch.setattr(curve, "VAL", 3)
-    monkeypatch.setattr(curve, "TUNING", 2)
-    monkeypatch.setattr(curve, "STRENGTHS", (1.0,))
-    recipe = curve.recipe
+def test_a_point_of_the_curve_is_tuned_on_scenes_that_are_neither_trained_on_nor_measured(tmp_path, monkeypatch):
+    for name, value in {"TRAIN": 4, "VAL": 3, "TUNING": 2, "STRENGTHS": (1.0,)}.items():
+        monkeypatch.setattr(curve, name, value)
+    recipe, tune, used = curve.recipe, curve.tune_strengths, []
     monkeypatch.setattr(curve, "recipe", lambda *arguments: replace(recipe(*arguments), epochs=1, max_edges=64))
+
+    def spy(model, data, *arguments, **options):
+        used.extend(data.without_transform())
+        return tune(model, data, *arguments, **options)
+
+    monkeypatch.setattr(curve, "tune_strengths", spy)
     found = curve.measure(curve.Point(1.0, 15, 0), tmp_path)
     assert 0 <= found["crf"] <= 1
-    train, tuning, val = (
-        open_dataset(tmp_path / "a1-r15-s0" / folder, split).without_transform()
-        for folder, split in (("scenes", "train"), ("tuning", "train"), ("scenes", "val"))
-    )
-    seen = [bytes(picture.flatten().tolist()) for part in (train, tuning, val) for picture, _ in part]
+    others = [open_dataset(tmp_path / "a1-r15-s0" / "scenes", split).without_transform() for split in ("train", "val")]
+    seen = [bytes(picture.flatten().tolist()) for part in (used, *others) for picture, _ in part]
+    assert len(used) == 2
     assert len(set(seen)) == len(seen) == 9

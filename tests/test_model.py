@@ -14,9 +14,9 @@ from contextcrf.storage import BUNDLED, ModelError, save
 CLASSES = Classes(("sky", "sea", "sand"), ((0, 0, 255), (0, 128, 128), (200, 200, 0)))
 
 
-def tiny(**changes):
+def tiny(classes=CLASSES, **changes):
     settings = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": (1.0, 0.5), **changes}
-    model = ContextCRF(ModelConfig(**settings), CLASSES, pretrained=False).eval()
+    model = ContextCRF(ModelConfig(**settings), classes, pretrained=False).eval()
     for head in model.pairwise.values():
         head.last.reset_parameters()  # as if trained
     return model
@@ -209,16 +209,19 @@ def test_an_assembled_model_says_of_each_potential_what_its_own_model_says(tmp_p
     [
         (lambda: tiny(relations={}), "relation 'above': its model has"),
         (lambda: tiny(channels=4), "relation 'above': channels=4, the unary has 8"),
-        (lambda: tiny(graph_stride=16), "relation 'above': graph_stride=16, the unary has None"),
-        (
-            lambda: ContextCRF(tiny().config, Classes(("a", "b"), ((0, 0, 0), (1, 1, 1))), pretrained=False),
-            "relation 'above': its model knows other classes",
-        ),
+        (lambda: tiny(graph_stride=16), "relation 'above': graph_stride=16, the unary has 8"),
+        (lambda: tiny(classes=Classes(("a", "b"), ((0, 0, 0), (1, 1, 1)))), "relation 'above': its model knows other"),
+        (lambda: ContextCRF(tiny().config, CLASSES, pretrained=False), "relation 'above': its model was not trained"),
     ],
 )
 def test_models_that_do_not_fit_together_are_not_assembled(part, message):
     with pytest.raises(ValueError, match=message):
         assemble(tiny(), {"above": part()})
+
+
+def test_the_same_shape_in_other_words_is_assembled(tmp_path):
+    save(tiny(output_stride=8, graph_stride=8), tmp_path)
+    assert assemble(tiny(), {"above": load(tmp_path)}).potentials == ("unary", "above")
 
 
 def test_unknown_potentials_are_refused_by_name():

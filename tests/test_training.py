@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,10 +51,16 @@ def test_silent_heads_start_at_random_only_where_potentials_are_trained_apart(ti
     recipe = Recipe(objective=objective)
     Piecewise(tiny_model, recipe, 4)
     assert above.silent == silent
+    started = above.weight.clone()
     above.silence()
+    torch.rand(3)  # what was drawn before does not matter, the recipe's seed does
     CachedHeads(tiny_model, ["above"], recipe, 4)
     assert above.silent == silent
+    assert torch.equal(above.weight, started)
     assert torch.equal(surrounding.weight, before)
+    above.silence()
+    CachedHeads(tiny_model, ["above"], replace(recipe, seed=1), 4)
+    assert torch.equal(above.weight, started) == silent
 
 
 def test_logs_and_a_checkpoint_every_epoch(tiny_model, train, scenes, tmp_path):

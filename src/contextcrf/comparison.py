@@ -36,7 +36,7 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
     """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
 
     The interval is that of the percentiles 2.5 and 97.5. It tells how far another draw of images could change the
-    difference, not what another training would: for that, train with several seeds and give all of them.
+    difference, not what another training would: for that, train with several seeds and look at each of them too.
 
     Args:
         first, second: confusion matrices of every image, integers [images, K, K], in the same order; or
@@ -83,7 +83,10 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
 def write_counts(path: Path, images: Sequence[str], rows: Mapping[str, Tensor]) -> None:
     """Write confusion matrices [images, K, K] of systems by name, for `read_counts`."""
     arrays: dict[str, Any] = {name: counts.numpy() for name, counts in rows.items()}
-    np.savez_compressed(path, **{_NAMES: np.array(images), **arrays})
+    unfinished = path.with_name(f"{path.name}.part")
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **{_NAMES: np.array(images), **arrays})
+    unfinished.rename(path)
 
 
 def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:

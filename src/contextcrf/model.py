@@ -80,6 +80,7 @@ class ModelConfig:
     dense: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.scales = tuple(self.scales)
         if UNARY in self.relations:
             raise ValueError(f"relations: {UNARY!r} is the name of the unary potential; choose another")
         if unknown := sorted(set(self.strengths) - set(self.relations)):
@@ -357,16 +358,17 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
         A model with a trunk for each potential, without strengths.
 
     Raises:
-        ValueError: the models do not fit together, or one has no such relation.
+        ValueError: the models do not fit together, or one has no such relation or has not learned it.
     """
     for name, part in pairwise.items():
         if name not in part.pairwise:
-            raise ValueError(f"relation {name!r}: its model has {sorted(part.pairwise)}")
+            raise ValueError(f"relation {name!r}: its model has {sorted(part.pairwise)}; expected that name among them")
+        if part._pairwise(name).last.silent:
+            raise ValueError(f"relation {name!r}: its model was not trained for it (recipe.potentials [{name}])")
         if part.classes != unary.classes:
             raise ValueError(f"relation {name!r}: its model knows other classes than the unary's")
-        for key in ("backbone", "stride", "output_stride", "depth", "channels", "scales", "hidden", "graph_stride"):
-            ours, theirs = getattr(unary.config, key), getattr(part.config, key)
-            if ours != theirs:
+        for key, ours in _shape(unary.config).items():
+            if ours != (theirs := _shape(part.config)[key]):
                 raise ValueError(f"relation {name!r}: {key}={theirs}, the unary has {ours}; expected the same")
     relations = {name: part.config.relations[name] for name, part in pairwise.items()}
     config = replace(unary.config, relations=relations, shared_trunk=False, strengths={})
@@ -376,6 +378,13 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
         model.trunk(name).backbone.pretrained = True
         model.potential(name).load_state_dict(part.potential(name).state_dict())
     return model.eval()
+
+
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    """What must be the same in models that are put together."""
+    keys = ("backbone", "stride", "depth", "channels", "scales", "hidden")
+    strides = {key: getattr(config, key) or config.stride for key in ("output_stride", "graph_stride")}
+    return {**{key: getattr(config, key) for key in keys}, **strides}
 
 
 @dataclass(frozen=True)

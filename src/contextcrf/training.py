@@ -5,7 +5,7 @@ are independent, so the trunk's features are computed once and kept, and the pai
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class Piecewise(_Objective):
             model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)
             model.trunk(name).backbone.norm_eval = recipe.norm_eval
-            _wake(model.potential(name), recipe)
+        _wake([model.potential(name) for name in self.names], recipe)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, masks = batch
@@ -163,8 +163,7 @@ class CachedHeads(_Objective):
     def __init__(self, model: ContextCRF, names: Sequence[str], recipe: Recipe, steps: int) -> None:
         super().__init__(recipe, steps)
         self.heads = torch.nn.ModuleDict({name: model.pairwise[name] for name in names})
-        for head in self.heads.values():
-            _wake(head, recipe)
+        _wake(self.heads.values(), recipe)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         features, labels, unary = batch[0].float(), batch[1], batch[2]
@@ -196,15 +195,18 @@ class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return self.features[key[0]], self.labels[key[0]], self.unary[key[0]]
 
 
-def _wake(head: torch.nn.Module, recipe: Recipe) -> None:
-    """Let a head be trained. Piecewise, a silent one starts at random: from 0 it takes twice the steps to learn.
+def _wake(heads: Iterable[torch.nn.Module], recipe: Recipe) -> None:
+    """Let heads be trained. Piecewise, silent ones start at random, since from 0 they learn late.
 
-    Under objectives that couple the potentials it starts silent, that is at the unary: random messages from a hundred
+    Under objectives that couple the potentials they start silent, that is at the unary: random messages from a hundred
     neighbours would drown it.
     """
-    head.requires_grad_(True)
-    if isinstance(head, PairwisePotential) and head.last.silent and recipe.objective == "piecewise":
-        head.last.reset_parameters()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        for head in heads:
+            head.requires_grad_(True)
+            if isinstance(head, PairwisePotential) and head.last.silent and recipe.objective == "piecewise":
+                head.last.reset_parameters()
 
 
 def augmentation(recipe: Recipe) -> Transform:

@@ -75,8 +75,8 @@ class LabelPairs(nn.Module):
     """FC K^2: a linear layer whose output for the labels (k, j) is a_k + b_j + c_kj, main effects and interaction.
 
     The sum is a linear layer as any other, so the paper's potential is what it was. But most pairs of labels are rare:
-    with the main effects, what one pair teaches about k serves all pairs with k, and training takes a third of the
-    steps. (The names are those of log-linear models of contingency tables; Agresti 2013, chapter 9.)
+    with the main effects, what one pair teaches about k serves all pairs with k. (The names are those of log-linear
+    models of contingency tables; Agresti 2013, chapter 9.)
 
     Args:
         in_features: units D of the hidden layer.

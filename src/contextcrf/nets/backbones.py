@@ -170,18 +170,22 @@ class PlainBackbone(nn.Module):
 def _create(name: str, output_stride: int, pretrained: bool, depth: int | None = None) -> Any:
     arguments = hub_arguments(name) if pretrained else {}
     options: dict[str, Any] = dict(arguments or {})
+    if depth is not None and depth < 1:
+        raise ValueError(f"depth={depth}: expected 1 or more stages of {name}")
     if depth is not None:
         options["out_indices"] = tuple(range(depth))
     body: Any
     try:
         body = timm.create_model(name, features_only=True, output_stride=output_stride, **options)
+    except IndexError as error:
+        raise ValueError(f"depth={depth}: {name} has not so many stages") from error
     except (AssertionError, TypeError, RuntimeError) as error:
         # timm's words for networks that cannot be dilated, or have no feature maps at all.
         raise ValueError(f"backbone {name!r} has no feature maps of stride {output_stride}: {error}") from error
     if depth is not None and hasattr(body, "blocks"):
         # timm would run the stages behind the last map that is asked for, for nothing.
-        last = body.feature_info.module_name(depth - 1)  # as in "blocks.3.2"
-        body.blocks = body.blocks[: int(last.split(".")[1]) + 1]
+        last = body.feature_info.module_name(depth - 1)  # as in "blocks.3.2", or the stem's "bn1"
+        body.blocks = body.blocks[: int(last.split(".")[1]) + 1] if "." in last else nn.Sequential()
     if pretrained and arguments is None:
         classifier = timm.create_model(name)
         load_package_weights(name, classifier)

@@ -103,7 +103,7 @@ def measure(point: Point, work: Path) -> dict[str, object]:
     model = train(point, data, 10 * point.seed, None, folder / "crf")
     more = [train(point, data, 10 * point.seed + i, [UNARY], folder / f"unary-{i}") for i in (1, 2)]
     trials = tune_strengths(model, open_dataset(other, "train"), STRENGTHS, progress=False)
-    model.config.strengths = best_of(trials).settings
+    model.config.strengths = dict(best_of(trials).settings)
     val = open_dataset(data, "val")
     unary, three = counts([model], [UNARY], val), counts([model, *more], [UNARY], val)
     crf = counts([model], None, val)

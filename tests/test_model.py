@@ -52,8 +52,9 @@ def test_inference_is_mean_field_over_the_heads():
     with torch.inference_mode():
         maps = model.features(images().float())
         pairs = [(model.pairwise[name], maps[name]) for name in ("surrounding", "above")]
+        plain = dict.fromkeys(model.pairwise)
         expected = mean_field(model.unary(maps["unary"]), pairs, 2)
-        torch.testing.assert_close(model.infer(maps), expected)
+        torch.testing.assert_close(model.infer(maps, strengths=plain), expected)
         torch.testing.assert_close(model.infer(maps, ["unary"]), model.unary(maps["unary"]).softmax(1))
 
 
@@ -66,6 +67,15 @@ def test_strengths_are_unary_votes_of_the_mean_neighbourhood():
         pairs = [(potential, maps["surrounding"])]
         expected = mean_field(model.unary(maps["unary"]), pairs, 2, [weight])
         torch.testing.assert_close(model.infer(maps, ["unary", "surrounding"]), expected)
+
+
+def test_relations_without_a_strength_share_one_vote():
+    model = tiny()
+    with torch.inference_mode():
+        maps = model.features(images().float())
+        halves = dict.fromkeys(model.pairwise, 0.5)
+        torch.testing.assert_close(model.infer(maps), model.infer(maps, strengths=halves))
+        assert not torch.allclose(model.infer(maps), model.infer(maps, strengths=dict.fromkeys(model.pairwise)))
 
 
 def test_without_the_unary_inference_starts_at_the_edges_own_marginals():
@@ -163,7 +173,7 @@ def test_segment_leaves_the_mode_as_it_was():
 
 
 def test_an_explanation_adds_up_to_what_inference_adds_to_the_unary():
-    model = tiny(strengths={"surrounding": 2.0}, stride=8, graph_stride=16)
+    model = tiny(strengths={"surrounding": 2.0, "above": None}, stride=8, graph_stride=16)
     image = images(1, 96, 160)[0]
     found = model.explain(image, (70, 140))
     assert set(found) == {"surrounding", "above"}

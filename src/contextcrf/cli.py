@@ -175,14 +175,15 @@ def tune(
     trials = (tune_dense if dense else tune_strengths)(network, chosen, precision=precision)
     best = best_of(trials)
     for trial in trials:
-        name = ", ".join(f"{key} {value:g}" for key, value in trial.settings.items()) or "plain sum"
+        values = {key: "plain sum" if value is None else f"{value:g}" for key, value in trial.settings.items()}
+        name = ", ".join(f"{key} {value}" for key, value in values.items()) or "one vote together"
         print(f"{100 * trial.mean_iou:6.2f}  {name}{'  <- chosen' if trial is best else ''}")
     before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
     print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
     if dense:
         network.config.dense.update(best.settings)
     else:
-        network.config.strengths = best.settings
+        network.config.strengths = dict(best.settings)
     about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
     save(network, folder, {**network.about, "tune-dense" if dense else "tune": about})
     print(f"model written to {folder}")
@@ -275,7 +276,7 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, den
 
 
 def explain(
-    model: str, image: Path, row: int, column: int, out: Path, strengths: dict[str, float] | None = None
+    model: str, image: Path, row: int, column: int, out: Path, strengths: dict[str, float | None] | None = None
 ) -> None:
     """Draw which neighbours push one pixel to its label and which away from it.
 

@@ -73,7 +73,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
 
     console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")
     trials = tune_strengths(model, open_dataset(scenes, "train").spread(TUNING_IMAGES), STRENGTHS)
-    model.config.strengths = best_of(trials).settings
+    model.config.strengths = dict(best_of(trials).settings)
     save(model, out / "model", {"data": "context scenes", "recipe": recipe.to_dict()})
 
     console.print("[bold]4/4[/] evaluating")

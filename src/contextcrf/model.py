@@ -60,8 +60,8 @@ class ModelConfig:
         shared_trunk: one Network Part-1 for all potentials, or one for each as in the paper.
         iterations: mean-field iterations.
         strengths: weight of each relation's messages, as the number of unary votes that a node's neighbours have
-            together (divided by the mean number of neighbours it becomes the weight of `mean_field`). A relation that
-            is not named counts its full sum: every edge one vote, the model as it stands.
+            together (divided by the mean number of neighbours it becomes the weight of `mean_field`). Relations that
+            are not named share one vote; None is the plain sum of the paper, every edge one vote.
         dense: arguments of the `DenseCRF` of the row "full"; those not named keep its defaults.
     """
 
@@ -76,7 +76,7 @@ class ModelConfig:
     graph_stride: int | None = None
     shared_trunk: bool = True
     iterations: int = 2
-    strengths: dict[str, float] = field(default_factory=dict)
+    strengths: dict[str, float | None] = field(default_factory=dict)
     dense: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,7 +186,7 @@ class ContextCRF(nn.Module):
         features: dict[str, Tensor],
         potentials: Iterable[str] | None = None,
         iterations: int | None = None,
-        strengths: dict[str, float] | None = None,
+        strengths: Mapping[str, float | None] | None = None,
     ) -> Tensor:
         """Mean-field marginals of the CRF with some of the potentials.
 
@@ -330,10 +330,9 @@ class ContextCRF(nn.Module):
         assert isinstance(potential, PairwisePotential)
         return potential
 
-    def _weight(self, name: str, maps: Tensor, strengths: dict[str, float]) -> float:
-        if name not in strengths:
-            return 1.0
-        return strengths[name] / max(1.0, self._pairwise(name).graph(maps).mean_degree())
+    def _weight(self, name: str, maps: Tensor, strengths: Mapping[str, float | None]) -> float:
+        strength = strengths.get(name, 1 / len(self.pairwise))
+        return 1.0 if strength is None else strength / max(1.0, self._pairwise(name).graph(maps).mean_degree())
 
     @property
     def _cell(self) -> int:

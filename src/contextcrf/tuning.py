@@ -7,6 +7,7 @@ number of unary votes a node's neighbours have together, and it is chosen by the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -28,9 +29,9 @@ DENSE: Mapping[str, Sequence[float]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, and the mean IoU they gave. Strengths that are not named are plain sums."""
+    """Settings that were tried, and the mean IoU they gave."""
 
-    settings: dict[str, float]
+    settings: Mapping[str, Any]
     mean_iou: float
 
 
@@ -64,7 +65,7 @@ def tune_strengths(
     relations = list(model.pairwise)
     trials: list[Trial] = []
 
-    def attempt(strengths: dict[str, float], label: str) -> None:
+    def attempt(strengths: Mapping[str, float | None], label: str) -> None:
         if any(trial.settings == strengths for trial in trials):
             return
         matrix = ConfusionMatrix(model.num_classes)
@@ -73,11 +74,13 @@ def tune_strengths(
         trials.append(Trial(strengths, matrix.mean_iou()))
 
     attempt(model.config.strengths, "as it is")
-    attempt({}, "plain sum")
+    attempt(dict.fromkeys(relations), "plain sum")
     for strength in grid:
         attempt(dict.fromkeys(relations, strength), f"strength {strength:g}")
     for relation in relations if len(relations) > 1 else []:
-        best = {**dict.fromkeys(relations, 1.0), **best_of(trials).settings}
+        found = best_of(trials).settings
+        # A plain sum is no number that could be moved by a factor.
+        best = {name: 1.0 if found.get(name) is None else found[name] for name in relations}
         for factor in (0.0, 0.5, 2.0):
             attempt({**best, relation: best[relation] * factor}, f"{relation} x {factor:g}")
     return trials
@@ -147,7 +150,7 @@ class _Cached:
         marginals = upsample(model.infer(features), self.mask.shape)
         return model.refine(marginals, self.image[None].to(marginals.device), settings).argmax(1).cpu()
 
-    def labels(self, model: ContextCRF, strengths: dict[str, float]) -> Tensor:
+    def labels(self, model: ContextCRF, strengths: Mapping[str, float | None]) -> Tensor:
         active = [name for name in model.pairwise if strengths.get(name, 1.0) != 0]
         features = {name: self.features[name].float() for name in (UNARY, *active)}
         marginals = model.infer(features, (UNARY, *active), strengths=strengths)

@@ -21,8 +21,9 @@ from contextcrf.recipe import Recipe
 from contextcrf.training import CachedFeatures, CachedHeads, SeededSampler, augmentation, cache_features
 from measure import FIGURES, bfloat16_products, interleaved, store
 
-ONES = {"surrounding": 1.0, "above": 1.0}
-PLAIN = {"surrounding": None, "above": None}
+Strengths = Mapping[str, float | None]
+ONES: Strengths = {"surrounding": 1.0, "above": 1.0}
+PLAIN: Strengths = {"surrounding": None, "above": None}
 # Learning rates of the objectives; mean field in the loop diverges at 1e-3.
 RATES = {"piecewise": 1e-3, "pseudo-likelihood": 1e-3, "mean-field": 1e-4}
 
@@ -53,7 +54,7 @@ def mean_iou(
     return 100 * matrix.mean_iou()
 
 
-def infer(model: ContextCRF, image: Known, strengths: Mapping[str, float | None], rounded: bool) -> Tensor:
+def infer(model: ContextCRF, image: Known, strengths: Strengths, rounded: bool) -> Tensor:
     """Marginals of one image."""
     with bfloat16_products() if rounded else nullcontext():
         return model.infer(image.features, strengths=strengths)
@@ -63,7 +64,7 @@ def picture(data: Path, repeats: int) -> None:
     """The whole way of a picture of 480x360: the unary, the contextual CRF on top, the dense CRF on top of that."""
     # At the bundled strengths of 0 no message is sent at all. The paper's graph has a stride of 32.
     model, coarse = load("camvid"), load("camvid")
-    model.config = replace(model.config, strengths=ONES)
+    model.config = replace(model.config, strengths=dict(ONES))
     coarse.config = replace(model.config, graph_stride=32)
     dense = DenseCRF(**model.config.dense)
     image, _ = open_dataset(data, "val")[0]

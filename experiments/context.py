@@ -167,11 +167,16 @@ class Networks:
         edges = torch.stack([head.edge_marginals(maps) for head, maps in pairs]).mean(0)
         unary, three, edges = (part.clamp(min=1e-9).log() for part in (model.infer(features, [UNARY]), three, edges))
         result = {f"pairwise-{name}": model.infer(features, [name]) for name in RELATIONS}
+        combined = {"1unary+2pair": unary, "three unaries+2pair": three}
+        for name, logits in combined.items():
+            # The first iteration's messages are the same whatever they weigh.
+            first = [head.messages(maps, logits.softmax(1)) for head, maps in pairs]
+            weights = {strength: [strength / len(pairs) / degree for degree in degrees] for strength in STRENGTHS}
+            for strength, each in weights.items():
+                start = (logits + sum(w * message for w, message in zip(each, first, strict=True))).softmax(1)
+                result[f"{name}, strength {strength:g}"] = mean_field(logits, pairs, 1, each, start=start)
         result["1unary+2pair, plain sum"] = mean_field(unary, pairs)
         for strength in STRENGTHS:
-            weights = [strength / len(pairs) / degree for degree in degrees]
-            result[f"1unary+2pair, strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
-            result[f"three unaries+2pair, strength {strength:g}"] = mean_field(three, pairs, weights=weights)
             # The pairwise networks as two more classifiers: what they say without the labels of the neighbours.
             result[f"1unary + edge marginals, strength {strength:g}"] = (unary + strength * edges).softmax(1)
         return result

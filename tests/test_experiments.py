@@ -12,7 +12,7 @@ import context
 import scenes as curve
 from contextcrf.comparison import read_counts, write_counts
 from contextcrf.data.dataset import open_dataset
-from contextcrf.storage import load
+from contextcrf.storage import load, save
 from locks import claim
 
 
@@ -55,6 +55,23 @@ def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
     assert found["1unary+2pair, strength 1"] == found[context.UNARY_ROW] == 0
     assert found["1unary+2pair, strength ?"] > 0
     assert found["pairwise-above"] > 0
+
+
+def test_a_networks_rows_are_two_iterations_of_mean_field(tiny_model, scenes, tmp_path):
+    folder = tmp_path / "fold"
+    networks = [(name, seed) for name in ("unary", *context.RELATIONS) for seed in context.UNARY_SEEDS]
+    for name, seed in networks:
+        save(tiny_model, folder / f"{name}-{seed}" / "model")
+    picture = open_dataset(scenes, "val")[0][0]
+    rows = context.Networks(context.Fold(scenes, "train", "val", folder)).rows(picture)
+    with torch.inference_mode():
+        features = tiny_model.eval().features(picture[None].float())
+        expected = tiny_model.infer(features, strengths={"surrounding": 1.0, "above": 1.0})
+        torch.testing.assert_close(rows["1unary+2pair, strength 2"][1], expected)
+        # Three times the same unary is that unary.
+        torch.testing.assert_close(rows["three unaries+2pair, strength 2"][0], expected)
+        plain = tiny_model.infer(features, strengths=dict.fromkeys(context.RELATIONS))
+        torch.testing.assert_close(rows["1unary+2pair, plain sum"][0], plain)
 
 
 def attempt(path, answers):

@@ -43,9 +43,7 @@ def look(model: ContextCRF, data: SegmentationDataset) -> list[Known]:
 
 
 @torch.inference_mode()
-def mean_iou(
-    model: ContextCRF, known: list[Known], strengths: Mapping[str, float | None], rounded: bool = False
-) -> float:
+def mean_iou(model: ContextCRF, known: list[Known], strengths: Strengths, rounded: bool = False) -> float:
     """Mean IoU, %, of mean field with these strengths; the products in float32, or rounded to bfloat16."""
     matrix = ConfusionMatrix(model.num_classes)
     for image in known:

@@ -141,10 +141,9 @@ class Networks:
     """The networks of a fold as models that share them: one per seed of the pairwise potentials."""
 
     def __init__(self, fold: Fold) -> None:
-        unaries = [load(fold.network(UNARY, seed) / "model") for seed in UNARY_SEEDS]
-        self.unaries = unaries
+        self.unaries = [load(fold.network(UNARY, seed) / "model") for seed in UNARY_SEEDS]
         self.models = [
-            assemble(unaries[seed], {name: load(fold.network(name, seed) / "model") for name in RELATIONS})
+            assemble(self.unaries[seed], {name: load(fold.network(name, seed) / "model") for name in RELATIONS})
             for seed in SEEDS
         ]
 
@@ -167,11 +166,11 @@ class Networks:
         edges = torch.stack([head.edge_marginals(maps) for head, maps in pairs]).mean(0)
         unary, three, edges = (part.clamp(min=1e-9).log() for part in (model.infer(features, [UNARY]), three, edges))
         result = {f"pairwise-{name}": model.infer(features, [name]) for name in RELATIONS}
+        weights = {strength: [strength / len(pairs) / degree for degree in degrees] for strength in STRENGTHS}
         combined = {"1unary+2pair": unary, "three unaries+2pair": three}
         for name, logits in combined.items():
             # The first iteration's messages are the same whatever they weigh.
             first = [head.messages(maps, logits.softmax(1)) for head, maps in pairs]
-            weights = {strength: [strength / len(pairs) / degree for degree in degrees] for strength in STRENGTHS}
             for strength, each in weights.items():
                 start = (logits + sum(w * message for w, message in zip(each, first, strict=True))).softmax(1)
                 result[f"{name}, strength {strength:g}"] = mean_field(logits, pairs, 1, each, start=start)

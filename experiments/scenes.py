@@ -9,20 +9,21 @@ not run again; several processes may share the work.
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from contextcrf import ContextCRF, ModelConfig
+from contextcrf import ContextCRF
 from contextcrf.comparison import paired_bootstrap
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.data.scenes import write_scenes
+from contextcrf.demo import CONFIG, RECIPE
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.figures import save_figure
-from contextcrf.model import UNARY, upsample
+from contextcrf.model import UNARY
 from contextcrf.recipe import Recipe
 from contextcrf.training import augmentation, fit
 from contextcrf.tuning import best_of, tune_strengths
@@ -54,19 +55,8 @@ POINTS = [
 
 
 def recipe(seed: int, potentials: list[str] | None) -> Recipe:
-    """As the demo's, for potentials with a network each."""
-    return Recipe(
-        potentials=potentials,
-        epochs=20,
-        batch_size=8,
-        lr=3e-3,
-        weight_decay=1e-4,
-        max_edges=8192,
-        crop=(160, 240),
-        scale=(1.0, 1.0),
-        colour=0.2,
-        seed=seed,
-    )
+    """The demo's, for some potentials."""
+    return replace(RECIPE, seed=seed, potentials=potentials)
 
 
 def train(point: Point, data: Path, seed: int, potentials: list[str] | None, out: Path) -> ContextCRF:
@@ -74,9 +64,7 @@ def train(point: Point, data: Path, seed: int, potentials: list[str] | None, out
     settings = recipe(seed, potentials)
     images = open_dataset(data, "train", augmentation(settings))
     torch.manual_seed(seed)
-    config = ModelConfig(
-        backbone=f"plain-{point.receptive_field}", channels=64, hidden=64, scales=(1.0,), shared_trunk=False
-    )
+    config = replace(CONFIG, backbone=f"plain-{point.receptive_field}", shared_trunk=False)
     model = ContextCRF(config, images.classes, pretrained=False)
     fit(model, images, None, settings, out, progress=False)
     return model.eval()
@@ -89,7 +77,7 @@ def counts(models: list[ContextCRF], names: list[str] | None, data: Segmentation
     for image, mask in data.without_transform():
         marginals = torch.stack([model(image[None].float(), names) for model in models]).mean(0)
         matrix = ConfusionMatrix(len(data.classes))
-        matrix.update(upsample(marginals, mask.shape).argmax(1), mask[None])
+        matrix.update(marginals.argmax(1), mask[None])
         result.append(matrix.counts)
     return torch.stack(result)
 

@@ -5,6 +5,7 @@ can only guess, and what is around or above must tell: here the pairwise potenti
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,18 @@ CONFIG = ModelConfig(
     dense={"bilateral_sxy": 20, "bilateral_srgb": 20, "bilateral_compat": 4, "spatial_sxy": 2, "spatial_compat": 1},
 )
 
+RECIPE = Recipe(
+    epochs=20,
+    batch_size=8,
+    lr=3e-3,
+    weight_decay=1e-4,
+    max_edges=8192,
+    crop=(160, 240),
+    scale=(1.0, 1.0),
+    colour=0.2,
+    val_every=5,
+)
+
 
 def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     """Draw scenes, train, tune, evaluate; everything is written below `out`.
@@ -53,17 +66,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     console.print(f"[bold]1/4[/] drawing {train_images} + {val_images} scenes into {out / 'scenes'}")
     scenes = write_scenes(out / "scenes", train_images, val_images)
 
-    recipe = Recipe(
-        epochs=epochs,
-        batch_size=8,
-        lr=3e-3,
-        weight_decay=1e-4,
-        max_edges=8192,
-        crop=(160, 240),
-        scale=(1.0, 1.0),
-        colour=0.2,
-        val_every=5,
-    )
+    recipe = replace(RECIPE, epochs=epochs)
     console.print("[bold]2/4[/] training the unary and both pairwise potentials, jointly and piecewise")
     torch.manual_seed(recipe.seed)
     train = open_dataset(scenes, "train", augmentation(recipe))

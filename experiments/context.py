@@ -6,13 +6,14 @@ trains what is not there yet, then evaluates all of it into results/context/<stu
 started again at any time, and several processes may share the work (set OMP_NUM_THREADS for each).
 
 Every network is trained end to end from ImageNet, with augmentation, for one potential: three seeds of the unary, two
-of each pairwise potential. Strengths of the messages are chosen on images that the networks have not seen and that are
-not reported: each half of a test split takes what is best on its other half.
+of each pairwise potential. For the rows with a shared trunk, heads of both pairwise potentials are trained on what the
+first two unary networks see, which stay as they are. Strengths of the messages are chosen on images that the networks
+have not seen and that are not reported: each half of a test split takes what is best on its other half.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from contextcrf import ContextCRF, PairwisePotential, load, mean_field
 from contextcrf.cli import build_parser
 from contextcrf.cli import main as contextcrf
 from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
+from contextcrf.crf.meanfield import enlarge, pairwise_logits
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.folds import write_folds
-from contextcrf.evaluation import ConfusionMatrix
+from contextcrf.evaluation import confusion, intersection_over_union
 from contextcrf.model import UNARY, assemble, upsample
 from locks import claim
 
@@ -34,6 +36,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "context"
 RELATIONS = ("surrounding", "above")
 UNARY_SEEDS, SEEDS = (0, 1, 2), (0, 1)
+# Trained on the features of a unary network, both relations together.
+HEADS = "heads"
 # Of the messages of both relations together, in unary votes.
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
@@ -51,19 +55,26 @@ ROWS = (
     "1unary + edge marginals, strength ?",
     THREE,
     "three unaries+2pair, strength ?",
+    "shared trunk: 1unary+2pair, plain sum",
+    "shared trunk: 1unary+2pair, strength 1",
+    "shared trunk: 1unary+2pair, strength ?",
 )
 
 
 @dataclass(frozen=True)
 class Study:
-    """A data set: the recipe of its networks, and the number of folds; with 1, its own train and val."""
+    """A data set: recipes of its networks and of heads on them; the number of folds, with 1 its own train and val."""
 
     config: Path
+    heads: Path
     folds: int
 
 
+CONFIGS = ROOT / "configs"
 STUDIES = {
-    "msrc": Study(ROOT / "configs" / "msrc-context.yaml", folds=3),
+    "msrc": Study(CONFIGS / "msrc-context.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
+    "msrc-near": Study(CONFIGS / "msrc-near.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
+    "camvid": Study(CONFIGS / "camvid-context.yaml", CONFIGS / "camvid-heads.yaml", folds=1),
 }
 
 
@@ -80,10 +91,9 @@ class Fold:
         """Where a network's training lies."""
         return self.folder / f"{potential}-{seed}"
 
-    @property
-    def counts(self) -> Path:
-        """Where the confusion matrices of the fold's test images lie."""
-        return self.folder / "counts.npz"
+    def counts(self, networks: str) -> Path:
+        """Where the confusion matrices of the fold's test images lie, as some of the networks label them."""
+        return self.folder / f"{networks}.npz"
 
 
 def deal(study: Study, data: Path, work: Path) -> list[Fold]:
@@ -101,7 +111,8 @@ def deal(study: Study, data: Path, work: Path) -> list[Fold]:
 
 def train(study: Study, folds: Sequence[Fold]) -> None:
     """Train the networks that are not there and that nobody else is at."""
-    networks = [(UNARY, seed) for seed in UNARY_SEEDS] + [(name, seed) for name in RELATIONS for seed in SEEDS]
+    networks = [(UNARY, seed) for seed in UNARY_SEEDS]
+    networks += [(name, seed) for name in (*RELATIONS, HEADS) for seed in SEEDS]
     wanted = [(fold, *network) for network in sorted(networks, key=lambda network: network[1]) for fold in folds]
     for fold, potential, seed in wanted:
         out = fold.network(potential, seed)
@@ -114,9 +125,13 @@ def train(study: Study, folds: Sequence[Fold]) -> None:
 
 
 def _command(study: Study, fold: Fold, potential: str, seed: int) -> list[str]:
-    options = ["--config", study.config, "--data", fold.data, "--train_split", fold.train, "--val_split", "null"]
-    options += ["--recipe.potentials", json.dumps([potential]), "--recipe.seed", seed]
-    return ["fit", *map(str, options), "--out", str(fold.network(potential, seed))]
+    if potential == HEADS:
+        command = ["fit-heads", fold.network(UNARY, seed) / "model", "--config", study.heads]
+    else:
+        command = ["fit", "--config", study.config, "--recipe.potentials", json.dumps([potential])]
+        command += ["--val_split", "null"]
+    command += ["--data", fold.data, "--train_split", fold.train, "--recipe.seed", seed]
+    return [*map(str, command), "--out", str(fold.network(potential, seed))]
 
 
 def _check(network: Path, command: list[str]) -> None:
@@ -124,21 +139,20 @@ def _check(network: Path, command: list[str]) -> None:
     if not (network / "model" / "model.safetensors").exists():
         raise SystemExit(f"{network}: {BUSY}")
     parser = build_parser()
-    wanted = parser.instantiate(parser.parse_args(command)).fit
+    wanted = parser.instantiate(parser.parse_args(command))[command[0]]
     saved = json.loads((network / "model" / "config.json").read_text())
-    for values, found in (
-        (asdict(wanted.model), saved["model"]),
-        (asdict(wanted.recipe), saved["about"]["fit"]["recipe"]),
-    ):
+    about = saved["about"][command[0]]
+    pairs = [(asdict(wanted.recipe), about["recipe"]), ({"split": wanted.train_split}, {"split": about["split"]})]
+    if command[0] == "fit":
+        pairs.append((asdict(wanted.model), saved["model"]))
+    for values, found in pairs:
         for key, value in found.items():
             if json.loads(json.dumps(values[key])) != value:
                 raise SystemExit(f"{network}: was trained with {key} {value}, not {values[key]}: move it away")
-    if saved["about"]["fit"]["split"] != wanted.train_split:
-        raise SystemExit(f"{network}: was trained on {saved['about']['fit']['split']}: move it away")
 
 
-class Networks:
-    """The networks of a fold as models that share them: one per seed of the pairwise potentials."""
+class OwnTrunks:
+    """The networks of a fold, one for each potential, as models that share them: one per seed of the pairwise ones."""
 
     def __init__(self, fold: Fold) -> None:
         self.unaries = [load(fold.network(UNARY, seed) / "model") for seed in UNARY_SEEDS]
@@ -147,56 +161,82 @@ class Networks:
             for seed in SEEDS
         ]
 
-    @torch.inference_mode()
-    def rows(self, image: Tensor) -> dict[str, list[Tensor]]:
-        """Marginals [1, K, h, w] of one image uint8 [3, H, W] by row, one for each seed."""
-        pixels = image[None].float()
+    def rows(self, pixels: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Marginals [1, K, h, w] of one image float [1, 3, H, W] by row, seed after seed."""
         unaries = [model.infer(model.features(pixels, [UNARY]), [UNARY]) for model in self.unaries]
-        found: dict[str, list[Tensor]] = {UNARY_ROW: unaries, THREE: [torch.stack(unaries).mean(0)]}
+        three = torch.stack(unaries).mean(0)
+        for seed, unary in enumerate(unaries):
+            rows = {UNARY_ROW: unary, **({THREE: three} if seed == 0 else {})}
+            if seed in SEEDS:
+                model = self.models[seed]
+                features = model.features(pixels)
+                rows |= {f"pairwise-{name}": model.infer(features, [name]) for name in RELATIONS}
+                rows |= combinations(model, features, {"1unary": unary, "three unaries": three})
+            yield rows
+
+
+class SharedTrunk:
+    """Unary networks of a fold with pairwise heads on their features; rows as those of `OwnTrunks`."""
+
+    def __init__(self, fold: Fold) -> None:
+        self.models = [load(fold.network(HEADS, seed) / "model") for seed in SEEDS]
+
+    def rows(self, pixels: Tensor) -> Iterator[dict[str, Tensor]]:
         for model in self.models:
             features = model.features(pixels)
-            for row, marginals in self._pairs(model, features, found[THREE][0]).items():
-                found.setdefault(row, []).append(marginals)
-        return found
+            yield combinations(model, features, {"shared trunk: 1unary": model.infer(features, [UNARY])})
 
-    def _pairs(self, model: ContextCRF, features: dict[str, Tensor], three: Tensor) -> dict[str, Tensor]:
-        heads = {name: head for name, head in model.pairwise.items() if isinstance(head, PairwisePotential)}
-        pairs = [(head, features[name]) for name, head in heads.items()]
-        degrees = [head.graph(maps).mean_degree() for head, maps in pairs]
-        edges = torch.stack([head.edge_marginals(maps) for head, maps in pairs]).mean(0)
-        unary, three, edges = (part.clamp(min=1e-9).log() for part in (model.infer(features, [UNARY]), three, edges))
-        result = {f"pairwise-{name}": model.infer(features, [name]) for name in RELATIONS}
-        weights = {strength: [strength / len(pairs) / degree for degree in degrees] for strength in STRENGTHS}
-        combined = {"1unary+2pair": unary, "three unaries+2pair": three}
-        for name, logits in combined.items():
-            # The first iteration's messages are the same whatever they weigh.
-            first = [head.messages(maps, logits.softmax(1)) for head, maps in pairs]
-            for strength, each in weights.items():
-                start = (logits + sum(w * message for w, message in zip(each, first, strict=True))).softmax(1)
-                result[f"{name}, strength {strength:g}"] = mean_field(logits, pairs, 1, each, start=start)
-        result["1unary+2pair, plain sum"] = mean_field(unary, pairs)
+
+# By the name of the file of their confusion matrices.
+NETWORKS: dict[str, Callable[[Fold], OwnTrunks | SharedTrunk]] = {"own": OwnTrunks, "shared": SharedTrunk}
+
+
+def combinations(model: ContextCRF, features: dict[str, Tensor], unaries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Marginals by row: those of unaries, by name, with the model's pairwise potentials at all strengths.
+
+    With "edge marginals" the pairwise networks are as many more classifiers: what they say without the labels of the
+    neighbours.
+    """
+    heads = {name: head for name, head in model.pairwise.items() if isinstance(head, PairwisePotential)}
+    pairs = [(head, features[name]) for name, head in heads.items()]
+    # One vote of all relations together.
+    vote = [1 / len(pairs) / max(1.0, head.graph(maps).mean_degree()) for head, maps in pairs]
+    edges = torch.stack([head.edge_marginals(maps) for head, maps in pairs]).mean(0)
+    result = {}
+    for name, marginals in unaries.items():
+        logits = marginals.clamp(min=1e-9).log()
+        classifiers = enlarge(edges.clamp(min=1e-9).log(), model.cell, logits.shape[-2:])
+        result[f"{name}+2pair, plain sum"] = mean_field(logits, pairs, cell=model.cell)
+        # The first iteration's messages are the same whatever they weigh.
+        first = pairwise_logits(pairs, logits.softmax(1), vote, model.cell)
         for strength in STRENGTHS:
-            # The pairwise networks as two more classifiers: what they say without the labels of the neighbours.
-            result[f"1unary + edge marginals, strength {strength:g}"] = (unary + strength * edges).softmax(1)
-        return result
+            weights, start = [strength * weight for weight in vote], (logits + strength * first).softmax(1)
+            result[f"{name}+2pair, strength {strength:g}"] = mean_field(
+                logits, pairs, 1, weights, cell=model.cell, start=start
+            )
+            result[f"{name} + edge marginals, strength {strength:g}"] = (logits + strength * classifiers).softmax(1)
+    return result
 
 
 def evaluate(fold: Fold) -> None:
     """Write confusion matrices of the fold's test images, for every row, seed and strength."""
-    with claim(fold.counts) as mine:
-        if not mine:
-            return
-        data = open_dataset(fold.data, fold.test)
-        networks = Networks(fold)
-        counts: dict[str, list[Tensor]] = {}
-        for image, mask in track(data.without_transform(), fold.test, total=len(data)):
-            for row, seeds in networks.rows(image).items():
-                for seed, marginals in enumerate(seeds):
-                    matrix = ConfusionMatrix(len(data.classes))
-                    matrix.update(upsample(marginals, mask.shape).argmax(1), mask[None])
-                    counts.setdefault(f"{row}|{seed}", []).append(matrix.counts)
-        names = [image.stem for image, _ in data.pairs]
-        write_counts(fold.counts, names, {row: torch.stack(images) for row, images in counts.items()})
+    for name, open_networks in NETWORKS.items():
+        with claim(fold.counts(name)) as mine:
+            if mine:
+                _evaluate(fold, open_networks(fold), fold.counts(name))
+
+
+@torch.inference_mode()
+def _evaluate(fold: Fold, networks: OwnTrunks | SharedTrunk, path: Path) -> None:
+    data = open_dataset(fold.data, fold.test)
+    counts: dict[str, list[Tensor]] = {}
+    for image, mask in track(data.without_transform(), f"{fold.test}, {path.stem}", total=len(data)):
+        for seed, rows in enumerate(networks.rows(image[None].float())):
+            for row, marginals in rows.items():
+                labels = upsample(marginals, mask.shape).argmax(1)
+                counts.setdefault(f"{row}|{seed}", []).append(confusion(labels, mask[None], len(data.classes)))
+    names = [image.stem for image, _ in data.pairs]
+    write_counts(path, names, {row: torch.stack(images) for row, images in counts.items()})
 
 
 @dataclass(frozen=True)
@@ -211,9 +251,12 @@ def collect(folds: Sequence[Fold]) -> dict[str, Measured]:
     """All rows; the strength for each half of a fold's test images is that which is best on the other half."""
     parts = []
     for fold in folds:
-        if not fold.counts.exists():
-            raise SystemExit(f"{fold.counts}: {BUSY}")
-        rows = _by_row(read_counts(fold.counts)[1])
+        arrays: dict[str, Tensor] = {}
+        for name in NETWORKS:
+            if not fold.counts(name).exists():
+                raise SystemExit(f"{fold.counts(name)}: {BUSY}")
+            arrays |= read_counts(fold.counts(name))[1]
+        rows = _by_row(arrays)
         middle = rows[UNARY_ROW].shape[1] // 2
         halves = [{row: c[:, part] for row, c in rows.items()} for part in (slice(None, middle), slice(middle, None))]
         parts += [(halves[0], halves[1]), (halves[1], halves[0])]
@@ -225,7 +268,7 @@ def collect(folds: Sequence[Fold]) -> dict[str, Measured]:
         names = {strength: f"{row[:-1]}{strength:g}" for strength in STRENGTHS}
         chosen = []
         for _, other in parts:
-            scores = {strength: mean_iou(other[name]) for strength, name in names.items()}
+            scores = {strength: float(mean_iou(other[name]).mean()) for strength, name in names.items()}
             chosen.append(max(scores, key=lambda strength: scores[strength]))
         counts = [half[names[strength]] for (half, _), strength in zip(parts, chosen, strict=True)]
         result[row] = Measured(torch.cat(counts, 1), chosen)
@@ -240,11 +283,9 @@ def _by_row(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return {row: torch.stack(seeds) for row, seeds in rows.items()}
 
 
-def mean_iou(counts: Tensor) -> float:
-    """Of confusion matrices [seeds, images, K, K], the mean over the seeds."""
-    total = counts.sum(1).double()
-    hits = total.diagonal(dim1=1, dim2=2)
-    return float((hits / (total.sum(1) + total.sum(2) - hits)).nanmean(1).mean())
+def mean_iou(counts: Tensor) -> Tensor:
+    """Of confusion matrices [seeds, images, K, K], for each seed [seeds]."""
+    return intersection_over_union(counts.sum(1)).nanmean(-1)
 
 
 def report(name: str, folds: Sequence[Fold]) -> None:
@@ -258,10 +299,11 @@ def report(name: str, folds: Sequence[Fold]) -> None:
     lines.append("|---|---:|---|---|---|---|")
     found = []
     for row, measured in rows.items():
-        unaries = rows[UNARY_ROW].counts[: len(SEEDS) if row.startswith("1unary") else None]
+        on_two = "1unary" in row
+        unaries = rows[UNARY_ROW].counts[: len(SEEDS) if on_two else None]
         single = paired_bootstrap(unaries, measured.counts)
         three = paired_bootstrap(rows[THREE].counts, measured.counts)
-        seeds = [mean_iou(seed[None]) for seed in measured.counts]
+        seeds = mean_iou(measured.counts).tolist()
         found.append(
             {
                 "row": row,

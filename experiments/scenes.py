@@ -21,7 +21,7 @@ from contextcrf.comparison import paired_bootstrap
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.data.scenes import write_scenes
 from contextcrf.demo import CONFIG, RECIPE
-from contextcrf.evaluation import ConfusionMatrix
+from contextcrf.evaluation import confusion
 from contextcrf.figures import save_figure
 from contextcrf.model import UNARY
 from contextcrf.recipe import Recipe
@@ -76,9 +76,7 @@ def counts(models: list[ContextCRF], names: list[str] | None, data: Segmentation
     result = []
     for image, mask in data.without_transform():
         marginals = torch.stack([model(image[None].float(), names) for model in models]).mean(0)
-        matrix = ConfusionMatrix(len(data.classes))
-        matrix.update(marginals.argmax(1), mask[None])
-        result.append(matrix.counts)
+        result.append(confusion(marginals.argmax(1), mask[None], len(data.classes)))
     return torch.stack(result)
 
 

@@ -11,6 +11,7 @@ import yaml
 import context
 import scenes as curve
 from contextcrf.comparison import read_counts, write_counts
+from contextcrf.crf.meanfield import enlarge
 from contextcrf.data.dataset import open_dataset
 from contextcrf.storage import load, save
 from locks import claim
@@ -32,8 +33,10 @@ def fold(work, number, best):
             seeds = 3 if row == context.UNARY_ROW else 2
             for seed in range(seeds):
                 rows[f"{name}|{seed}"] = torch.stack([image(2 if seed == 2 else right) for right in hits])
-    part.counts.parent.mkdir(parents=True)
-    write_counts(part.counts, [f"{number}-{letter}" for letter in "abcd"], rows)
+    part.folder.mkdir(parents=True)
+    for networks in context.NETWORKS:
+        mine = {name: counts for name, counts in rows.items() if name.startswith("shared") == (networks == "shared")}
+        write_counts(part.counts(networks), [f"{number}-{letter}" for letter in "abcd"], mine)
     return part
 
 
@@ -44,7 +47,7 @@ def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own
     # The first half is read at strength 1, where it is no better than anything; its own best, 4, is not looked at.
     assert torch.equal(measured.counts[0], torch.stack([image(hits) for hits in (5, 5, 5, 5, 9, 9, 9, 9)]))
     assert rows[context.UNARY_ROW].strengths == []
-    assert context.mean_iou(rows[context.UNARY_ROW].counts[:2]) == pytest.approx(5 / 15)
+    assert context.mean_iou(rows[context.UNARY_ROW].counts)[:2].tolist() == pytest.approx([5 / 15] * 2)
 
 
 def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
@@ -57,21 +60,40 @@ def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
     assert found["pairwise-above"] > 0
 
 
-def test_a_networks_rows_are_two_iterations_of_mean_field(tiny_model, scenes, tmp_path):
-    folder = tmp_path / "fold"
-    networks = [(name, seed) for name in ("unary", *context.RELATIONS) for seed in context.UNARY_SEEDS]
-    for name, seed in networks:
-        save(tiny_model, folder / f"{name}-{seed}" / "model")
-    picture = open_dataset(scenes, "val")[0][0]
-    rows = context.Networks(context.Fold(scenes, "train", "val", folder)).rows(picture)
+def assert_rows_are_mean_field(model, rows, features, name):
+    """Rows of a model are two iterations of mean field, at strengths of both relations and as a plain sum."""
+    expected = model.infer(features, strengths={"surrounding": 1.0, "above": 1.0})
+    torch.testing.assert_close(rows[f"{name}+2pair, strength 2"], expected)
+    plain = model.infer(features, strengths=dict.fromkeys(context.RELATIONS))
+    torch.testing.assert_close(rows[f"{name}+2pair, plain sum"], plain)
+
+
+@pytest.mark.parametrize("graph_stride", [None, 16])
+def test_rows_are_mean_field(graph_stride, tiny_model, scenes, tmp_path):
+    tiny_model.config.graph_stride = graph_stride
+    fold = context.Fold(scenes, "train", "val", tmp_path)
+    for seed in context.UNARY_SEEDS:
+        for name in ("unary", *context.RELATIONS, context.HEADS):
+            save(tiny_model, fold.network(name, seed) / "model")
+    pixels = open_dataset(scenes, "val")[0][0][None].float()
     with torch.inference_mode():
-        features = tiny_model.eval().features(picture[None].float())
-        expected = tiny_model.infer(features, strengths={"surrounding": 1.0, "above": 1.0})
-        torch.testing.assert_close(rows["1unary+2pair, strength 2"][1], expected)
-        # Three times the same unary is that unary.
-        torch.testing.assert_close(rows["three unaries+2pair, strength 2"][0], expected)
-        plain = tiny_model.infer(features, strengths=dict.fromkeys(context.RELATIONS))
-        torch.testing.assert_close(rows["1unary+2pair, plain sum"][0], plain)
+        features = tiny_model.eval().features(pixels)
+        own = list(context.OwnTrunks(fold).rows(pixels))
+        shared = list(context.SharedTrunk(fold).rows(pixels))
+        assert (len(own), len(shared)) == (3, 2)
+        for rows in own[:2]:
+            assert_rows_are_mean_field(tiny_model, rows, features, "1unary")
+            # Three times the same unary is that unary.
+            assert_rows_are_mean_field(tiny_model, rows, features, "three unaries")
+        for rows in shared:
+            assert_rows_are_mean_field(tiny_model, rows, features, "shared trunk: 1unary")
+        # As classifiers the potentials are the mean of their edges' marginals, with the unary's times a power.
+        edges = tiny_model.infer(features, context.RELATIONS, iterations=0)
+        unary = tiny_model.infer(features, ["unary"])
+        cells = enlarge(edges, tiny_model.cell, unary.shape[-2:])
+        product = unary * cells**2
+        expected = product / product.sum(1, keepdim=True)
+        torch.testing.assert_close(own[0]["1unary + edge marginals, strength 2"], expected)
 
 
 def attempt(path, answers):
@@ -103,14 +125,16 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
     shape = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": [1.0]}
     recipe = {"epochs": 1, "crop": [64, 96], "max_edges": 64, "batch_size": 3}
     config.write_text(yaml.safe_dump({"model": shape, "recipe": recipe, "pretrained": False}))
-    monkeypatch.setitem(context.STUDIES, "msrc", context.Study(config, folds=2))
+    heads = tmp_path / "heads.yaml"
+    heads.write_text(yaml.safe_dump({"recipe": recipe, "views": 1}))
+    monkeypatch.setitem(context.STUDIES, "msrc", context.Study(config, heads, folds=2))
     monkeypatch.setattr(context, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(context, "STRENGTHS", (1.0, 2.0))
     monkeypatch.setattr("sys.argv", ["context.py", "msrc", "--data", str(scenes), "--work", str(tmp_path / "work")])
     context.main()
     rows = json.loads((tmp_path / "results" / "msrc.json").read_text())
     assert [row["row"] for row in rows] == list(context.ROWS)
-    assert [len(row["seeds"]) for row in rows] == [3, 2, 2, 2, 2, 2, 2, 1, 2]
+    assert [len(row["seeds"]) for row in rows] == [3, 2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2]
     # Seeds are other trainings, folds other images, and nothing is trained on what it is tested on.
     assert len(set(rows[0]["seeds"])) == 3
     for number in range(2):
@@ -119,7 +143,14 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
         assert about["split"] == f"fold{number}-train"
         assert (about["recipe"]["potentials"], about["recipe"]["seed"]) == (["above"], 1)
         tested = [path.stem for path, _ in open_dataset(tmp_path / "work" / "data", f"fold{number}-test").pairs]
-        assert read_counts(folder / "counts.npz")[0] == tested
+        for networks in context.NETWORKS:
+            assert read_counts(folder / f"{networks}.npz")[0] == tested
+        heads = load(folder / "heads-1" / "model")
+        assert heads.about["fit-heads"]["split"] == f"fold{number}-train"
+        own = load(folder / "unary-1" / "model").state_dict()
+        kept = {name for name, value in heads.state_dict().items() if torch.equal(value, own[name])}
+        assert {name for name in own if name.startswith(("trunks", "unary"))} <= kept
+        assert not any(name.startswith("pairwise") for name in kept)
     written = (tmp_path / "work" / "fold0" / "unary-0" / "model" / "model.safetensors").stat().st_mtime_ns
     context.main()
     assert (tmp_path / "work" / "fold0" / "unary-0" / "model" / "model.safetensors").stat().st_mtime_ns == written

@@ -12,10 +12,25 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.model import ContextCRF, upsample
+
+
+def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Counts int64 [K, K], rows truth, columns prediction, of labels int64 of one shape; void is 255 in the truth."""
+    return multiclass_confusion_matrix(prediction, truth, num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
+
+
+def intersection_over_union(counts: Tensor) -> Tensor:
+    """Of confusion matrices [..., K, K], per class [..., K]; NaN for a class in neither truth nor prediction.
+
+    The mean over classes is `.nanmean(-1)`, Everingham et al. (2010).
+    """
+    hits = counts.diagonal(dim1=-2, dim2=-1).double()
+    return hits / (counts.sum(-2) + counts.sum(-1) - hits)
 
 
 class ConfusionMatrix:
@@ -48,9 +63,7 @@ class ConfusionMatrix:
 
     def iou(self) -> Tensor:
         """Per class, [K]: intersection over union; NaN for a class in neither truth nor prediction."""
-        counts = self.counts.double()
-        hits = counts.diagonal()
-        return hits / (counts.sum(0) + counts.sum(1) - hits)
+        return intersection_over_union(self.counts)
 
     def mean_iou(self) -> float:
         """Mean over the classes that occur."""
@@ -220,8 +233,8 @@ def evaluate(
     rows = [Row(system.name, ConfusionMatrix(len(data.classes)), 0.0) for system in wanted]
     for image, mask in track(data.without_transform(), "evaluate", total=len(data), disable=not progress):
         for row, (marginals, seconds) in zip(rows, predict(model, image, wanted, precision), strict=True):
-            before = row.matrix.counts.clone()
-            row.matrix.update(marginals.argmax(0)[None], mask[None])
-            row.images.append(row.matrix.counts - before)
+            labels = marginals.argmax(0)
+            row.matrix.update(labels[None], mask[None])
+            row.images.append(confusion(labels, mask, len(data.classes)))
             row.seconds += seconds / len(data)
     return rows

@@ -214,7 +214,7 @@ class ContextCRF(nn.Module):
             start = torch.stack(own).mean(0)
             unary, weights = torch.zeros_like(start), [1.0] * len(pairs)
         count = self.config.iterations if iterations is None else iterations
-        return mean_field(unary, pairs, count, weights, start=start, cell=self._cell)
+        return mean_field(unary, pairs, count, weights, start=start, cell=self.cell)
 
     def forward(self, images: Tensor, potentials: Iterable[str] | None = None) -> Tensor:
         """Images [B, 3, H, W] in 0..255 to marginals [B, K, H, W]: inference, then bilinear up-sampling."""
@@ -268,7 +268,7 @@ class ContextCRF(nn.Module):
             raise ValueError(f"pixel {pixel}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
         features, marginals = self._infer_image(pixels)
         rows, columns = marginals.shape[-2:]
-        node = (row * rows // height // self._cell, column * columns // width // self._cell)
+        node = (row * rows // height // self.cell, column * columns // width // self.cell)
         cells = self.pool(marginals)
         result = {}
         for name in self.pairwise:
@@ -313,7 +313,7 @@ class ContextCRF(nn.Module):
             raise ValueError(f"objective {objective!r} needs the unary among the potentials, got {sorted(features)}")
         unary = self.unary(features[UNARY]).float()
         pairs = [(self._pairwise(name), maps) for name, maps in features.items() if name != UNARY]
-        return OBJECTIVES[objective](unary, pairs, downsample(masks, unary.shape[-2:]), cell=self._cell)
+        return OBJECTIVES[objective](unary, pairs, downsample(masks, unary.shape[-2:]), cell=self.cell)
 
     def _infer_image(self, pixels: Tensor, potentials: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Features and marginals of one image uint8 [3, H, W], in evaluation mode."""
@@ -335,15 +335,15 @@ class ContextCRF(nn.Module):
         return 1.0 if strength is None else strength / max(1.0, self._pairwise(name).graph(maps).mean_degree())
 
     @property
-    def _cell(self) -> int:
+    def cell(self) -> int:
         """Nodes of the unary's map along a cell of the pairwise graphs."""
         return (self.config.graph_stride or self.config.stride) // self.config.stride
 
     def pool(self, maps: Tensor) -> Tensor:
         """A map on the unary's grid, averaged over the cells of the pairwise graphs."""
-        if self._cell == 1:
+        if self.cell == 1:
             return maps
-        return F.avg_pool2d(maps, self._cell, ceil_mode=True)
+        return F.avg_pool2d(maps, self.cell, ceil_mode=True)
 
 
 def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:

@@ -142,6 +142,11 @@ def icm(
     return labels
 
 
+def enlarge(coarse: Tensor, cell: int, size: Sequence[int]) -> Tensor:
+    """Maps [B, C, h, w] of the pairwise graph on the unary's grid of that size: every node has its cell's value."""
+    return coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[..., : size[0], : size[1]]
+
+
 def independent_groups(unary_logits: Tensor, pairwise: Sequence[Pair], cell: int | None = None) -> list[Tensor]:
     """A partition of the nodes in which no two nodes of one group are joined: masks bool [H, W]."""
     height, width = unary_logits.shape[-2:]
@@ -213,8 +218,7 @@ def _listen(
                 continue
             # From the grid of the marginals to that of the features, and back.
             coarse = messages(F.avg_pool2d(marginals, ratio, ceil_mode=True))
-            fine = coarse.repeat_interleave(ratio, 2).repeat_interleave(ratio, 3)
-            total = total + factor * fine[..., : marginals.shape[-2], : marginals.shape[-1]]
+            total = total + factor * enlarge(coarse, ratio, marginals.shape[-2:])
         return total
 
     return received

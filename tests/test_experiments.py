@@ -9,11 +9,16 @@ import torch
 import yaml
 
 import context
+import hypotheses
 import scenes as curve
+from contextcrf import RangeBox
 from contextcrf.comparison import read_counts, write_counts
 from contextcrf.crf.meanfield import enlarge
 from contextcrf.data.dataset import open_dataset
+from contextcrf.evaluation import confusion
+from contextcrf.recipe import Recipe
 from contextcrf.storage import load, save
+from contextcrf.training import cache_features as cache
 from locks import claim
 
 
@@ -177,3 +182,83 @@ def test_a_point_of_the_curve_is_tuned_on_scenes_that_are_neither_trained_on_nor
     seen = [bytes(picture.flatten().tolist()) for part in (used, *others) for picture, _ in part]
     assert len(used) == 2
     assert len(set(seen)) == len(seen) == 9
+
+
+def evidence(seed):
+    """Images of noise whose truth "message a" knows, but for class 2, of which it says the contrary."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (8, 9), generator=generator)
+    message = torch.nn.functional.one_hot(labels, 3).movedim(-1, 0).float()
+    message[2] *= -1
+    noise = torch.randn(3, 8, 9, generator=generator).log_softmax(0)
+    return hypotheses.Evidence({"unary": noise, "message a": message}, {}, labels, labels)
+
+
+def test_learned_weights_are_each_classs_own_and_none_are_the_unarys():
+    images, names = [evidence(seed) for seed in range(6)], ["unary", "message a"]
+    weights = hypotheses.learn(images[:5], names)
+    assert hypotheses.combine(images[5], names, weights).argmax(0).eq(images[5].labels).float().mean() > 0.95
+    assert weights[1, :2].min() > 0 > weights[1, 2]
+    kept = hypotheses.learn(images[:5], names, decay=1e6)
+    torch.testing.assert_close(kept, torch.tensor([[1.0] * 3, [0.0] * 3]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        hypotheses.combine(images[5], names, kept), images[5].logs["unary"].softmax(0), atol=1e-2, rtol=0
+    )
+
+
+def test_balanced_edges_are_as_many_between_labels_as_within_them():
+    head = hypotheses.BalancedEdges(4, 3, RangeBox.surrounding(1.0), 8)
+    labels = torch.zeros(2, 6, 6, dtype=torch.int64)
+    labels[:, 0, :2], labels[:, 5, 5] = 1, 255
+    image, p, q = head._known_edges(torch.zeros(2, 4, 6, 6), labels.flatten(1), 255)
+    first, second = labels.flatten(1)[image, p], labels.flatten(1)[image, q]
+    assert 255 not in torch.cat([first, second])
+    assert int((first != second).sum()) == int((first == second).sum()) > 0
+    # All that lie between labels, once.
+    edges = head.graph(torch.zeros(1, 4, 6, 6)).edges()
+    ends = labels.flatten(1)[0][edges]
+    assert int((first != second).sum()) == 2 * int(((ends[0] != ends[1]) & (ends != 255).all(0)).sum())
+
+
+def test_hypotheses_are_trained_on_one_half_and_measured_on_the_other(tiny_model, scenes, tmp_path, monkeypatch):
+    fold = context.Fold(scenes, "train", "val", tmp_path)
+    for name in ("unary", *context.RELATIONS):
+        save(tiny_model, fold.network(name, 0) / "model")
+    used = []
+    monkeypatch.setattr(
+        hypotheses,
+        "cache_features",
+        lambda model, data, *rest, **options: used.append(data.pairs) or cache(model, data, *rest, **options),
+    )
+    ground = hypotheses.Ground(fold, Recipe(epochs=1, crop=(64, 96), max_edges=64))
+    middle = len(ground.test) // 2
+    rows = {}
+    for trial in (hypotheses.TRIALS[0], hypotheses.TRIALS[2], hypotheses.TRIALS[-1]):
+        rows[trial.name] = found = hypotheses.measure(ground, trial, tmp_path / trial.name)
+        assert {len(counts) for counts in found.values()} == {len(ground.test) - middle}
+    assert used == [ground.test.pairs[:middle]]
+    names = {trial: set(found) for trial, found in rows.items()}
+    assert names["own networks"] == names["unseen images"] > names["unrolled mean field"] == {"unary", "plain sum"}
+    # The unary is the network's; own networks are the study's.
+    images = list(ground.test.without_transform())[middle:]
+    for row, strengths in (
+        ("strength 2", {"surrounding": 1.0, "above": 1.0}),
+        ("plain sum", dict.fromkeys(context.RELATIONS)),
+    ):
+        tiny_model.config.strengths = strengths
+        labels = [tiny_model.eval().segment(image).labels for image, _ in images]
+        expected = torch.stack(
+            [confusion(label, mask, tiny_model.num_classes) for label, (_, mask) in zip(labels, images, strict=True)]
+        )
+        assert torch.equal(rows["own networks"][row], expected)
+    monkeypatch.setattr(hypotheses, "TRIALS", hypotheses.TRIALS[:1])
+    monkeypatch.setattr(hypotheses, "RESULTS", tmp_path / "results")
+    path = hypotheses._path(tmp_path, hypotheses.TRIALS[0], fold)
+    path.parent.mkdir(parents=True)
+    write_counts(path, [str(i) for i in range(len(images))], rows["own networks"])
+    hypotheses.report([fold], tmp_path)
+    table = {row["row"]: row for row in json.loads((tmp_path / "results" / "hypotheses.json").read_text())}
+    assert table["unary"]["over the unary"] == [0, 0, 0]
+    assert table["plain sum"]["mean_iou"] == pytest.approx(
+        float(context.mean_iou(rows["own networks"]["plain sum"][None]))
+    )

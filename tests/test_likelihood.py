@@ -5,7 +5,7 @@ import torch
 
 import exact
 from contextcrf import PairwisePotential, RangeBox, mean_field
-from contextcrf.crf import mean_field_nll, pseudo_likelihood_nll
+from contextcrf.crf import mean_field_nll, pseudo_likelihood_nll, unrolled_nll
 
 K = 2
 
@@ -104,15 +104,26 @@ def test_mean_field_likelihood_is_below_the_true_one_and_meets_it_without_edges(
     torch.testing.assert_close(pseudo_likelihood_nll(unary, [], labels), alone)
 
 
+@pytest.mark.parametrize("void", [False, True])
+def test_the_unrolled_objective_is_the_cross_entropy_of_mean_fields_marginals(void):
+    unary, _, pairs = crf()
+    labels = torch.randint(K, (2, 2, 2))
+    if void:
+        labels[0, 0, 1] = 255
+    chosen = mean_field(unary, pairs, 3).movedim(1, -1)[labels != 255]
+    expected = -chosen.gather(1, labels[labels != 255][:, None]).log().mean()
+    torch.testing.assert_close(unrolled_nll(unary, pairs, labels, iterations=3), expected)
+
+
 def test_gradients_are_those_of_finite_differences():
     unary, maps, pairs = crf()
     labels = torch.randint(K, (2, 2, 2))
     potential = pairs[0][0]
-    for objective in (pseudo_likelihood_nll, mean_field_nll):
+    for objective in (pseudo_likelihood_nll, mean_field_nll, unrolled_nll):
         torch.autograd.gradcheck(lambda u, f, o=objective: o(u, [(potential, f)], labels), (unary, maps))
 
 
-@pytest.mark.parametrize("objective", [pseudo_likelihood_nll, mean_field_nll])
+@pytest.mark.parametrize("objective", [pseudo_likelihood_nll, mean_field_nll, unrolled_nll])
 def test_void_alone_is_a_loss_of_zero_and_strange_labels_are_refused(objective):
     unary, _, pairs = crf()
     assert objective(unary, pairs, torch.full((2, 2, 2), 255)).abs() < 1e-12

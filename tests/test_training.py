@@ -215,7 +215,7 @@ def test_class_weights_balance_and_keep_the_mean_at_one(scenes):
     assert class_weights(data, 0.0)[seen].unique().tolist() == [1.0]
 
 
-@pytest.mark.parametrize("objective", ["pseudo-likelihood", "mean-field"])
+@pytest.mark.parametrize("objective", ["pseudo-likelihood", "mean-field", "unrolled"])
 def test_coupled_objectives_train_end_to_end_and_on_cached_features(tiny_model, train, scenes, tmp_path, objective):
     batch = torch.utils.data.default_collate([open_dataset(scenes, "train")[i] for i in range(6)])
 

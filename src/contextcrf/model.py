@@ -22,6 +22,7 @@ from contextcrf.crf import (
     mean_field,
     mean_field_nll,
     pseudo_likelihood_nll,
+    unrolled_nll,
 )
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.multiscale import MultiScale
@@ -33,6 +34,7 @@ UNARY = "unary"
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "pseudo-likelihood": pseudo_likelihood_nll,
     "mean-field": mean_field_nll,
+    "unrolled": unrolled_nll,
 }
 
 

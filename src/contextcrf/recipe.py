@@ -11,8 +11,9 @@ class Recipe:
 
     Args:
         potentials: which potentials to train, "unary" and names of relations; None is all of them jointly.
-        objective: "piecewise", eq. (13); "pseudo-likelihood", eq. (17); or "mean-field", the likelihood with mean field
-            in the loop. The last two couple the potentials: they take all edges and no class weights.
+        objective: "piecewise", eq. (13); "pseudo-likelihood", eq. (17); "mean-field", the likelihood with mean field in
+            the loop; or "unrolled", the cross-entropy of mean field's marginals. All but the first couple the
+            potentials: they take all edges, no class weights and the plain sum of the messages.
         epochs: passes over the training images.
         batch_size: images a step.
         optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 an epoch.
@@ -36,7 +37,7 @@ class Recipe:
     """
 
     potentials: Sequence[str] | None = None
-    objective: Literal["piecewise", "pseudo-likelihood", "mean-field"] = "piecewise"
+    objective: Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled"] = "piecewise"
     epochs: int = 30
     batch_size: int = 4
     optimizer: Literal["adamw", "sgd"] = "adamw"

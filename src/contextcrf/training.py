@@ -247,7 +247,7 @@ def fit(
 
 def fit_heads(
     model: ContextCRF,
-    train: SegmentationDataset,
+    train: SegmentationDataset | CachedFeatures,
     recipe: Recipe,
     out: Path,
     views: int = 2,
@@ -260,7 +260,7 @@ def fit_heads(
 
     Args:
         model: with a trained shared trunk; its heads named by `recipe.potentials` (None: all pairwise ones) change.
-        train: training images with their augmentation.
+        train: training images with their augmentation; or their features, as `cache_features` returns them.
         recipe: how; `epochs` counts passes over the cached features.
         out: folder for logs and checkpoints.
         views: augmented copies of each image that are cached.
@@ -274,7 +274,9 @@ def fit_heads(
         raise ValueError(
             f"potentials {recipe.potentials}: expected at least one relation; the unary is not trained here"
         )
-    cached = cache_features(model, train, names[0], views, recipe, progress)
+    cached = train
+    if isinstance(cached, SegmentationDataset):
+        cached = cache_features(model, cached, names[0], views, recipe, progress)
     loader = DataLoader(cached, recipe.batch_size, sampler=SeededSampler(len(cached), recipe.seed))
     module = CachedHeads(model, names, recipe, recipe.epochs * len(loader))
     _run(module, loader, None, out, ckpt_path, progress)

@@ -1,7 +1,7 @@
 """The competitors of piecewise training, over the same potentials.
 
-Piecewise training itself, eq. (10)-(13), is the sum of the potentials' own `nll`. The two objectives here couple the
-nodes, so every step pays for messages, and the second for inference.
+Piecewise training itself, eq. (10)-(13), is the sum of the potentials' own `nll`. The objectives here couple the nodes,
+so every step pays for messages, and all but the first for inference.
 """
 
 from collections.abc import Sequence
@@ -61,3 +61,28 @@ def mean_field_nll(
     truth = torch.where(known, one_hot(labels, marginals, ignore_index), marginals)
     bound = trace[-1] - elbo(unary_logits, pairwise, truth, cell=cell)
     return bound.sum() / known.sum().clamp(min=1)
+
+
+def unrolled_nll(
+    unary_logits: Tensor,
+    pairwise: Sequence[Pair],
+    labels: Tensor,
+    iterations: int = 2,
+    ignore_index: int = IGNORE_INDEX,
+    cell: int | None = None,
+) -> Tensor:
+    """Cross-entropy of mean field's own marginals, mean over known nodes, a scalar (Zheng et al. 2015, CRF as RNN).
+
+    It trains what prediction does, approximation and all, and is no likelihood of the CRF.
+
+    Args:
+        unary_logits, pairwise, cell: as for `mean_field`.
+        labels: int64 [B, H, W]; `ignore_index` marks void.
+        iterations: of mean field, at least 1; as many as at prediction.
+    """
+    check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
+    marginals = mean_field(unary_logits, pairwise, iterations - 1, cell=cell)
+    # The logits of the last update, whose softmax are the marginals.
+    logits = unary_logits + pairwise_logits(pairwise, marginals, cell=cell)
+    known = (labels != ignore_index).sum().clamp(min=1)
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / known

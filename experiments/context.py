@@ -12,10 +12,13 @@ have not seen and that are not reported: each half of a test split takes what is
 """
 
 import argparse
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -25,15 +28,16 @@ from contextcrf import ContextCRF, PairwisePotential, load, mean_field
 from contextcrf.cli import build_parser
 from contextcrf.cli import main as contextcrf
 from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
-from contextcrf.crf.meanfield import enlarge, pairwise_logits
+from contextcrf.crf.meanfield import Pair, enlarge, pairwise_logits
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.folds import write_folds
 from contextcrf.evaluation import confusion, intersection_over_union
-from contextcrf.model import UNARY, assemble, upsample
+from contextcrf.model import UNARY, upsample
 from locks import claim
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "context"
+CONFIGS = ROOT / "configs"
 RELATIONS = ("surrounding", "above")
 UNARY_SEEDS, SEEDS = (0, 1, 2), (0, 1)
 # Trained on the features of a unary network, both relations together.
@@ -44,7 +48,7 @@ STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 BUSY = "another process is still at it: start again when it has ended"
 
 # The rows of the table. "?" stands for a strength: that of the row is chosen among STRENGTHS.
-UNARY_ROW, THREE = "unary-3scales", "three unaries"
+UNARY_ROW, THREE, SHARED = "unary", "three unaries", "shared trunk: "
 ROWS = (
     UNARY_ROW,
     "pairwise-surrounding",
@@ -55,26 +59,41 @@ ROWS = (
     "1unary + edge marginals, strength ?",
     THREE,
     "three unaries+2pair, strength ?",
-    "shared trunk: 1unary+2pair, plain sum",
-    "shared trunk: 1unary+2pair, strength 1",
-    "shared trunk: 1unary+2pair, strength ?",
+    f"{SHARED}pairwise-surrounding",
+    f"{SHARED}pairwise-above",
+    f"{SHARED}1unary+2pair, plain sum",
+    f"{SHARED}1unary+2pair, strength 1",
+    f"{SHARED}1unary+2pair, strength ?",
+    f"{SHARED}1unary + edge marginals, strength ?",
+)
+# What the neighbours' labels are worth: rows with them, against the same networks without.
+CONTRASTS = (
+    ("1unary + edge marginals, strength ?", "1unary+2pair, strength ?"),
+    (THREE, "three unaries+2pair, strength ?"),
+    (f"{SHARED}1unary + edge marginals, strength ?", f"{SHARED}1unary+2pair, strength ?"),
 )
 
 
 @dataclass(frozen=True)
 class Study:
-    """A data set: recipes of its networks and of heads on them; the number of folds, with 1 its own train and val."""
+    """A data set and how its networks are trained.
+
+    Args:
+        config, heads: recipes of networks, and of heads on the features of one.
+        folds: of the cross-validation; with 1, the data's own train and val.
+        video: neighbours in the list of images are alike.
+    """
 
     config: Path
     heads: Path
     folds: int
+    video: bool = False
 
 
-CONFIGS = ROOT / "configs"
 STUDIES = {
     "msrc": Study(CONFIGS / "msrc-context.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
     "msrc-near": Study(CONFIGS / "msrc-near.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
-    "camvid": Study(CONFIGS / "camvid-context.yaml", CONFIGS / "camvid-heads.yaml", folds=1),
+    "camvid": Study(CONFIGS / "camvid-context.yaml", CONFIGS / "camvid-heads.yaml", folds=1, video=True),
 }
 
 
@@ -91,9 +110,9 @@ class Fold:
         """Where a network's training lies."""
         return self.folder / f"{potential}-{seed}"
 
-    def counts(self, networks: str) -> Path:
-        """Where the confusion matrices of the fold's test images lie, as some of the networks label them."""
-        return self.folder / f"{networks}.npz"
+    def model(self, potential: str, seed: int) -> Path:
+        """Where the trained network lies."""
+        return self.network(potential, seed) / "model"
 
 
 def deal(study: Study, data: Path, work: Path) -> list[Fold]:
@@ -106,7 +125,11 @@ def deal(study: Study, data: Path, work: Path) -> list[Fold]:
             write_folds(data, dealt, study.folds)
     if not dealt.exists():
         raise SystemExit(f"{dealt}: {BUSY}")
-    return [Fold(dealt, f"fold{k}-train", f"fold{k}-test", work / f"fold{k}") for k in range(study.folds)]
+    folds = [Fold(dealt, f"fold{k}-train", f"fold{k}-test", work / f"fold{k}") for k in range(study.folds)]
+    have = {image.name for fold in folds for image, _ in open_dataset(dealt, fold.test).pairs}
+    if have != (want := {image.name for split in ("train", "val") for image, _ in open_dataset(data, split).pairs}):
+        raise SystemExit(f"{dealt}: was dealt from other data than {data}, see {min(have ^ want)}: move it away")
+    return folds
 
 
 def train(study: Study, folds: Sequence[Fold]) -> None:
@@ -115,18 +138,18 @@ def train(study: Study, folds: Sequence[Fold]) -> None:
     networks += [(name, seed) for name in (*RELATIONS, HEADS) for seed in SEEDS]
     wanted = [(fold, *network) for network in sorted(networks, key=lambda network: network[1]) for fold in folds]
     for fold, potential, seed in wanted:
-        out = fold.network(potential, seed)
-        with claim(out / "model" / "model.safetensors") as mine:
+        if potential == HEADS and not fold.model(UNARY, seed).exists():
+            continue  # another process is at the unary
+        with claim(fold.model(potential, seed) / "model.safetensors") as mine:
             if mine:
-                resume = ["--ckpt_path", "last"] if (out / "checkpoints" / "last.ckpt").exists() else []
-                contextcrf([*_command(study, fold, potential, seed), *resume])
+                _train(fold.network(potential, seed), _command(study, fold, potential, seed))
     for fold, potential, seed in wanted:
         _check(fold.network(potential, seed), _command(study, fold, potential, seed))
 
 
 def _command(study: Study, fold: Fold, potential: str, seed: int) -> list[str]:
     if potential == HEADS:
-        command = ["fit-heads", fold.network(UNARY, seed) / "model", "--config", study.heads]
+        command = ["fit-heads", fold.model(UNARY, seed), "--config", study.heads]
     else:
         command = ["fit", "--config", study.config, "--recipe.potentials", json.dumps([potential])]
         command += ["--val_split", "null"]
@@ -134,44 +157,73 @@ def _command(study: Study, fold: Fold, potential: str, seed: int) -> list[str]:
     return [*map(str, command), "--out", str(fold.network(potential, seed))]
 
 
+def _settings(command: list[str]) -> dict[str, dict[str, Any]]:
+    """All settings of a training command that decide what comes out, as plain values."""
+    parser = build_parser()
+    wanted = parser.instantiate(parser.parse_args(command))[command[0]]
+    result = {"recipe": asdict(wanted.recipe), "about": {"split": wanted.train_split}}
+    if command[0] == "fit":
+        result["model"] = asdict(wanted.model)
+    return json.loads(json.dumps(result))
+
+
+def _train(out: Path, command: list[str]) -> None:
+    """Run a training command, from its last checkpoint where there is one of the same settings."""
+    begun, wanted = out / "settings.json", _settings(command)
+    resume = []
+    if (out / "checkpoints" / "last.ckpt").exists():
+        if not begun.exists() or json.loads(begun.read_text()) != wanted:
+            raise SystemExit(f"{out}: was begun with other settings than those of now: move it away")
+        resume = ["--ckpt_path", "last"]
+    else:
+        # Stopped before its first epoch had ended.
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    begun.write_text(json.dumps(wanted, indent=1))
+    contextcrf([*command, *resume])
+
+
 def _check(network: Path, command: list[str]) -> None:
     """Whether a network is there and was trained as the command says."""
     if not (network / "model" / "model.safetensors").exists():
         raise SystemExit(f"{network}: {BUSY}")
-    parser = build_parser()
-    wanted = parser.instantiate(parser.parse_args(command))[command[0]]
-    saved = json.loads((network / "model" / "config.json").read_text())
-    about = saved["about"][command[0]]
-    pairs = [(asdict(wanted.recipe), about["recipe"]), ({"split": wanted.train_split}, {"split": about["split"]})]
-    if command[0] == "fit":
-        pairs.append((asdict(wanted.model), saved["model"]))
-    for values, found in pairs:
-        for key, value in found.items():
-            if json.loads(json.dumps(values[key])) != value:
-                raise SystemExit(f"{network}: was trained with {key} {value}, not {values[key]}: move it away")
+    model = load(network / "model")
+    about = model.about[command[0]]
+    found = {"recipe": about["recipe"], "about": about, "model": json.loads(json.dumps(asdict(model.config)))}
+    for part, values in _settings(command).items():
+        for key, value in values.items():
+            if found[part][key] != value:
+                raise SystemExit(f"{network}: was trained with {key} {found[part][key]}, not {value}: move it away")
+
+
+def see(network: ContextCRF, potential: str, pixels: Tensor) -> Tensor:
+    """What a network's trunk makes of an image float [1, 3, H, W] for one of its potentials."""
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        return network.features(pixels, [potential])[potential].float()
 
 
 class OwnTrunks:
-    """The networks of a fold, one for each potential, as models that share them: one per seed of the pairwise ones."""
+    """The networks of a fold, one for each potential."""
 
     def __init__(self, fold: Fold) -> None:
-        self.unaries = [load(fold.network(UNARY, seed) / "model") for seed in UNARY_SEEDS]
-        self.models = [
-            assemble(self.unaries[seed], {name: load(fold.network(name, seed) / "model") for name in RELATIONS})
-            for seed in SEEDS
-        ]
+        self.networks = {(UNARY, seed): load(fold.model(UNARY, seed)) for seed in UNARY_SEEDS}
+        self.networks |= {(name, seed): load(fold.model(name, seed)) for name in RELATIONS for seed in SEEDS}
 
     def rows(self, pixels: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Marginals [1, K, h, w] of one image float [1, 3, H, W] by row, seed after seed."""
-        unaries = [model.infer(model.features(pixels, [UNARY]), [UNARY]) for model in self.unaries]
+        """Marginals [1, K, h, w] of one image float [1, 3, H, W] by row, seed after seed.
+
+        A unary and pairwise networks of one seed have seen the same crops at the same time: those of different seeds
+        stand together, as in the mean of three unaries.
+        """
+        maps = {key: see(network, key[0], pixels) for key, network in self.networks.items()}
+        unaries = [self.networks[UNARY, s].infer({UNARY: maps[UNARY, s]}, [UNARY]) for s in UNARY_SEEDS]
         three = torch.stack(unaries).mean(0)
         for seed, unary in enumerate(unaries):
             rows = {UNARY_ROW: unary, **({THREE: three} if seed == 0 else {})}
             if seed in SEEDS:
-                model = self.models[seed]
-                features = model.features(pixels)
-                rows |= {f"pairwise-{name}": model.infer(features, [name]) for name in RELATIONS}
-                rows |= combinations(model, features, {"1unary": unary, "three unaries": three})
+                other = SEEDS[SEEDS.index(seed) - 1]
+                pairs = {name: (_head(self.networks[name, other], name), maps[name, other]) for name in RELATIONS}
+                cell = self.networks[UNARY, seed].cell
+                rows |= combinations(pairs, {"1unary": unary, "three unaries": three}, cell)
             yield rows
 
 
@@ -179,51 +231,78 @@ class SharedTrunk:
     """Unary networks of a fold with pairwise heads on their features; rows as those of `OwnTrunks`."""
 
     def __init__(self, fold: Fold) -> None:
-        self.models = [load(fold.network(HEADS, seed) / "model") for seed in SEEDS]
+        self.models = [load(fold.model(HEADS, seed)) for seed in SEEDS]
+        for seed, model in zip(SEEDS, self.models, strict=True):
+            trunk = load(fold.model(UNARY, seed)).trunks.state_dict()
+            if any(not torch.equal(value, trunk[name]) for name, value in model.trunks.state_dict().items()):
+                raise SystemExit(
+                    f"{fold.network(HEADS, seed)}: stands on another trunk than {UNARY}-{seed}: move it away"
+                )
 
     def rows(self, pixels: Tensor) -> Iterator[dict[str, Tensor]]:
         for model in self.models:
-            features = model.features(pixels)
-            yield combinations(model, features, {"shared trunk: 1unary": model.infer(features, [UNARY])})
+            fine = see(model, UNARY, pixels)
+            pairs = {name: (_head(model, name), model.pool(fine)) for name in RELATIONS}
+            rows = combinations(pairs, {"1unary": model.infer({UNARY: fine}, [UNARY])}, model.cell)
+            yield {f"{SHARED}{row}": marginals for row, marginals in rows.items()}
 
 
-# By the name of the file of their confusion matrices.
-NETWORKS: dict[str, Callable[[Fold], OwnTrunks | SharedTrunk]] = {"own": OwnTrunks, "shared": SharedTrunk}
+# By the name of the file of their confusion matrices, with the networks that they need.
+NETWORKS: dict[str, tuple[Callable[[Fold], OwnTrunks | SharedTrunk], Sequence[tuple[str, int]]]] = {
+    "own": (OwnTrunks, [*((UNARY, seed) for seed in UNARY_SEEDS), *((n, s) for n in RELATIONS for s in SEEDS)]),
+    "shared": (SharedTrunk, [(HEADS, seed) for seed in SEEDS]),
+}
 
 
-def combinations(model: ContextCRF, features: dict[str, Tensor], unaries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Marginals by row: those of unaries, by name, with the model's pairwise potentials at all strengths.
+def _head(model: ContextCRF, name: str) -> PairwisePotential:
+    head = model.potential(name)
+    assert isinstance(head, PairwisePotential)
+    return head
+
+
+def combinations(pairs: Mapping[str, Pair], unaries: Mapping[str, Tensor], cell: int) -> dict[str, Tensor]:
+    """Marginals by row of pairwise potentials, by name, alone and with each of the unaries, at all strengths.
 
     With "edge marginals" the pairwise networks are as many more classifiers: what they say without the labels of the
     neighbours.
     """
-    heads = {name: head for name, head in model.pairwise.items() if isinstance(head, PairwisePotential)}
-    pairs = [(head, features[name]) for name, head in heads.items()]
+    both = list(pairs.values())
     # One vote of all relations together.
-    vote = [1 / len(pairs) / max(1.0, head.graph(maps).mean_degree()) for head, maps in pairs]
-    edges = torch.stack([head.edge_marginals(maps) for head, maps in pairs]).mean(0)
-    result = {}
+    vote = [1 / len(pairs) / max(1.0, head.graph(maps).mean_degree()) for head, maps in both]
+    edges = {name: head.edge_marginals(maps) for name, (head, maps) in pairs.items()}
+    rows = {
+        f"pairwise-{name}": mean_field(torch.zeros_like(start), [pairs[name]], start=start)
+        for name, start in edges.items()
+    }
+    mean = torch.stack(list(edges.values())).mean(0).clamp(min=1e-9).log()
     for name, marginals in unaries.items():
         logits = marginals.clamp(min=1e-9).log()
-        classifiers = enlarge(edges.clamp(min=1e-9).log(), model.cell, logits.shape[-2:])
-        result[f"{name}+2pair, plain sum"] = mean_field(logits, pairs, cell=model.cell)
+        classifiers = enlarge(mean, cell, logits.shape[-2:])
+        rows[f"{name}+2pair, plain sum"] = mean_field(logits, both, cell=cell)
         # The first iteration's messages are the same whatever they weigh.
-        first = pairwise_logits(pairs, logits.softmax(1), vote, model.cell)
+        first = pairwise_logits(both, logits.softmax(1), vote, cell)
         for strength in STRENGTHS:
             weights, start = [strength * weight for weight in vote], (logits + strength * first).softmax(1)
-            result[f"{name}+2pair, strength {strength:g}"] = mean_field(
-                logits, pairs, 1, weights, cell=model.cell, start=start
-            )
-            result[f"{name} + edge marginals, strength {strength:g}"] = (logits + strength * classifiers).softmax(1)
-    return result
+            rows[f"{name}+2pair, strength {strength:g}"] = mean_field(logits, both, 1, weights, cell=cell, start=start)
+            rows[f"{name} + edge marginals, strength {strength:g}"] = (logits + strength * classifiers).softmax(1)
+    return rows
+
+
+def counts_path(fold: Fold, name: str) -> Path:
+    """Where the confusion matrices of some networks lie; other weights have another path."""
+    digest = hashlib.sha256()
+    for potential, seed in NETWORKS[name][1]:
+        digest.update((fold.model(potential, seed) / "model.safetensors").read_bytes())
+    return fold.folder / f"{name}-{digest.hexdigest()[:8]}.npz"
 
 
 def evaluate(fold: Fold) -> None:
     """Write confusion matrices of the fold's test images, for every row, seed and strength."""
-    for name, open_networks in NETWORKS.items():
-        with claim(fold.counts(name)) as mine:
+    for name, (open_networks, _) in NETWORKS.items():
+        path = counts_path(fold, name)
+        with claim(path) as mine:
             if mine:
-                _evaluate(fold, open_networks(fold), fold.counts(name))
+                _evaluate(fold, open_networks(fold), path)
 
 
 @torch.inference_mode()
@@ -247,19 +326,26 @@ class Measured:
     strengths: list[float]
 
 
-def collect(folds: Sequence[Fold]) -> dict[str, Measured]:
+def halves(count: int, video: bool) -> tuple[slice, slice]:
+    """Which of a test split's images belong together: every second one, since lists of photographs are often sorted by
+    their subject; of a video its beginning and its end."""
+    return (slice(count // 2), slice(count // 2, None)) if video else (slice(0, None, 2), slice(1, None, 2))
+
+
+def collect(folds: Sequence[Fold], video: bool) -> dict[str, Measured]:
     """All rows; the strength for each half of a fold's test images is that which is best on the other half."""
     parts = []
     for fold in folds:
         arrays: dict[str, Tensor] = {}
         for name in NETWORKS:
-            if not fold.counts(name).exists():
-                raise SystemExit(f"{fold.counts(name)}: {BUSY}")
-            arrays |= read_counts(fold.counts(name))[1]
+            if not (path := counts_path(fold, name)).exists():
+                raise SystemExit(f"{path}: {BUSY}")
+            arrays |= read_counts(path)[1]
         rows = _by_row(arrays)
-        middle = rows[UNARY_ROW].shape[1] // 2
-        halves = [{row: c[:, part] for row, c in rows.items()} for part in (slice(None, middle), slice(middle, None))]
-        parts += [(halves[0], halves[1]), (halves[1], halves[0])]
+        first, second = (
+            {row: counts[:, part] for row, counts in rows.items()} for part in halves(rows[UNARY_ROW].shape[1], video)
+        )
+        parts += [(first, second), (second, first)]
     result = {}
     for row in ROWS:
         if not row.endswith("?"):
@@ -288,42 +374,47 @@ def mean_iou(counts: Tensor) -> Tensor:
     return intersection_over_union(counts.sum(1)).nanmean(-1)
 
 
-def report(name: str, folds: Sequence[Fold]) -> None:
-    """Write the table: mean IoU of each seed, differences to single unaries and to three together.
+def report(name: str, video: bool, folds: Sequence[Fold]) -> None:
+    """Write the tables: mean IoU of each seed, differences to single unaries and to three together; contrasts.
 
     A row with two seeds that stands on the first two unaries is compared with these.
     """
-    rows = collect(folds)
+    rows = collect(folds, video)
     images = rows[UNARY_ROW].counts.shape[1]
     lines = [f"| row ({images} images) | mean IoU | seeds | over one unary | over three unaries | strength |"]
     lines.append("|---|---:|---|---|---|---|")
-    found = []
+    found: list[dict[str, Any]] = []
     for row, measured in rows.items():
         on_two = "1unary" in row
         unaries = rows[UNARY_ROW].counts[: len(SEEDS) if on_two else None]
-        single = paired_bootstrap(unaries, measured.counts)
-        three = paired_bootstrap(rows[THREE].counts, measured.counts)
+        single = _change(unaries, measured.counts)
+        three = _change(rows[THREE].counts, measured.counts)
         seeds = mean_iou(measured.counts).tolist()
-        found.append(
-            {
-                "row": row,
-                "mean_iou": single.second,
-                "seeds": seeds,
-                "over one unary": [single.second - single.first, single.low, single.high],
-                "over three unaries": [three.second - three.first, three.low, three.high],
-                "strengths": measured.strengths,
-            }
-        )
-        changes = (
-            f"{100 * (d.second - d.first):+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" for d in (single, three)
-        )
+        mean = sum(seeds) / len(seeds)
+        found.append({"row": row, "mean_iou": mean, "seeds": seeds, "strengths": measured.strengths})
+        found[-1] |= {"over one unary": single, "over three unaries": three}
         each = ", ".join(f"{100 * seed:.1f}" for seed in seeds)
         chosen = ", ".join(f"{strength:g}" for strength in measured.strengths)
-        lines.append(f"| {row} | {100 * single.second:.1f} | {each} | {' | '.join(changes)} | {chosen} |")
+        lines.append(f"| {row} | {100 * mean:.1f} | {each} | {_shown(single)} | {_shown(three)} | {chosen} |")
+    lines += ["", "| without the neighbours' labels | with them | difference |", "|---|---|---|"]
+    for without, with_labels in CONTRASTS:
+        change = _change(rows[without].counts, rows[with_labels].counts)
+        found.append({"without": without, "with": with_labels, "difference": change})
+        lines.append(f"| {without} | {with_labels} | {_shown(change)} |")
     print("\n".join(lines))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def _change(first: Tensor, second: Tensor) -> list[float]:
+    """The difference of mean IoU and its interval."""
+    found = paired_bootstrap(first, second)
+    return [found.second - found.first, found.low, found.high]
+
+
+def _shown(change: Sequence[float]) -> str:
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in change))
 
 
 def main() -> None:
@@ -337,7 +428,7 @@ def main() -> None:
     train(study, folds)
     for fold in folds:
         evaluate(fold)
-    report(options.study, folds)
+    report(options.study, study.video, folds)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,12 @@ import hypotheses
 import scenes as curve
 from contextcrf import RangeBox
 from contextcrf.comparison import read_counts, write_counts
+from contextcrf.crf import mean_field
 from contextcrf.crf.meanfield import enlarge
 from contextcrf.data.dataset import open_dataset
+from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import confusion
+from contextcrf.model import assemble, upsample
 from contextcrf.recipe import Recipe
 from contextcrf.storage import load, save
 from contextcrf.training import cache_features as cache
@@ -28,25 +32,27 @@ def image(hits: int) -> torch.Tensor:
 
 
 def fold(work, number, best):
-    """A fold of four images; on the two of each half the strength `best[half]` does best."""
+    """A fold of four images; on the two of each half, which lie apart, the strength `best[half]` does best."""
     part = context.Fold(work, "train", "test", work / f"{number}")
     rows = {}
     for row in context.ROWS:
         names = [row] if not row.endswith("?") else [f"{row[:-1]}{strength:g}" for strength in context.STRENGTHS]
         for name in names:
-            hits = [9 if row.endswith("?") and name.endswith(f"strength {s:g}") else 5 for s in best for _ in range(2)]
+            hits = [9 if row.endswith("?") and name.endswith(f"strength {s:g}") else 5 for s in best] * 2
             seeds = 3 if row == context.UNARY_ROW else 2
             for seed in range(seeds):
                 rows[f"{name}|{seed}"] = torch.stack([image(2 if seed == 2 else right) for right in hits])
-    part.folder.mkdir(parents=True)
-    for networks in context.NETWORKS:
+    for networks, (_, keys) in context.NETWORKS.items():
+        for key in keys:
+            part.model(*key).mkdir(parents=True, exist_ok=True)
+            (part.model(*key) / "model.safetensors").touch()
         mine = {name: counts for name, counts in rows.items() if name.startswith("shared") == (networks == "shared")}
-        write_counts(part.counts(networks), [f"{number}-{letter}" for letter in "abcd"], mine)
+        write_counts(context.counts_path(part, networks), [f"{number}-{letter}" for letter in "abcd"], mine)
     return part
 
 
 def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own(tmp_path):
-    rows = context.collect([fold(tmp_path, 0, (4.0, 1.0)), fold(tmp_path, 1, (2.0, 2.0))])
+    rows = context.collect([fold(tmp_path, 0, (4.0, 1.0)), fold(tmp_path, 1, (2.0, 2.0))], video=False)
     measured = rows["1unary+2pair, strength ?"]
     assert measured.strengths == [1.0, 4.0, 2.0, 2.0]
     # The first half is read at strength 1, where it is no better than anything; its own best, 4, is not looked at.
@@ -55,50 +61,102 @@ def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own
     assert context.mean_iou(rows[context.UNARY_ROW].counts)[:2].tolist() == pytest.approx([5 / 15] * 2)
 
 
+def test_halves_of_photographs_hold_all_subjects_and_halves_of_a_video_hold_no_neighbours():
+    images = list(range(7))
+    assert [images[part] for part in context.halves(7, video=False)] == [[0, 2, 4, 6], [1, 3, 5]]
+    assert [images[part] for part in context.halves(7, video=True)] == [[0, 1, 2], [3, 4, 5, 6]]
+
+
 def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
     monkeypatch.setattr(context, "RESULTS", tmp_path)
     # The third unary is much worse: that must not look like a gain of the rows that do not stand on it.
-    context.report("msrc", [fold(tmp_path, 0, (2.0, 2.0))])
-    found = {row["row"]: row["over one unary"][0] for row in json.loads((tmp_path / "msrc.json").read_text())}
+    context.report("msrc", False, [fold(tmp_path, 0, (2.0, 2.0))])
+    table = json.loads((tmp_path / "msrc.json").read_text())
+    found = {row["row"]: row["over one unary"][0] for row in table if "row" in row}
     assert found["1unary+2pair, strength 1"] == found[context.UNARY_ROW] == 0
     assert found["1unary+2pair, strength ?"] > 0
+    assert found["shared trunk: 1unary+2pair, strength 1"] == 0
     assert found["pairwise-above"] > 0
+    contrast = next(row for row in table if row.get("without") == context.THREE)
+    assert contrast["difference"][0] == pytest.approx(9 / 11 - 5 / 15)
 
 
-def assert_rows_are_mean_field(model, rows, features, name):
+def test_new_networks_are_evaluated_anew(tmp_path):
+    part = fold(tmp_path, 0, (2.0, 2.0))
+    before = {name: context.counts_path(part, name) for name in context.NETWORKS}
+    (part.model("above", 1) / "model.safetensors").write_bytes(b"others")
+    assert context.counts_path(part, "own") != before["own"]
+    assert context.counts_path(part, "shared") == before["shared"]
+    with pytest.raises(SystemExit, match="own-"):
+        context.collect([part], video=False)
+
+
+@pytest.fixture(params=[None, 16])
+def study_models(request, tiny_model, scenes, tmp_path):
+    """A fold with another model for every potential and seed, by potential and seed."""
+    tiny_model.config.graph_stride = request.param
+    part, models = context.Fold(scenes, "train", "val", tmp_path), {}
+    keys = [("unary", seed) for seed in context.UNARY_SEEDS]
+    keys += [(name, seed) for name in (*context.RELATIONS, context.HEADS) for seed in context.SEEDS]
+    for key in keys:
+        for name, parameter in tiny_model.named_parameters():
+            # Heads stand on a unary network, here on one for all.
+            if key[0] != context.HEADS or name.startswith("pairwise"):
+                torch.nn.init.normal_(parameter, std=0.2)
+        save(tiny_model, part.model(*key))
+        models[key] = load(part.model(*key))
+    for seed in context.SEEDS:
+        models[context.HEADS, seed].trunks.load_state_dict(models["unary", seed].trunks.state_dict())
+        models[context.HEADS, seed].unary.load_state_dict(models["unary", seed].unary.state_dict())
+        save(models[context.HEADS, seed], part.model(context.HEADS, seed))
+    return part, models
+
+
+def assert_rows_are_mean_field(rows, model, features, prefix="", unary=None):
     """Rows of a model are two iterations of mean field, at strengths of both relations and as a plain sum."""
-    expected = model.infer(features, strengths={"surrounding": 1.0, "above": 1.0})
-    torch.testing.assert_close(rows[f"{name}+2pair, strength 2"], expected)
-    plain = model.infer(features, strengths=dict.fromkeys(context.RELATIONS))
-    torch.testing.assert_close(rows[f"{name}+2pair, plain sum"], plain)
+    for row, strengths in (("strength 2", (1.0, 1.0)), ("plain sum", (None, None))):
+        expected = model.infer(features, strengths=dict(zip(context.RELATIONS, strengths, strict=True)))
+        torch.testing.assert_close(rows[f"{prefix}1unary+2pair, {row}"], expected)
+    for name in context.RELATIONS:
+        torch.testing.assert_close(rows[f"{prefix}pairwise-{name}"], model.infer(features, [name]))
+    # As classifiers the potentials are the mean of their edges' marginals, with the unary's times a power.
+    edges = enlarge(model.infer(features, context.RELATIONS, iterations=0), model.cell, features["unary"].shape[-2:])
+    product = model.infer(features, ["unary"]) * edges**2
+    torch.testing.assert_close(
+        rows[f"{prefix}1unary + edge marginals, strength 2"], product / product.sum(1, keepdim=True)
+    )
 
 
-@pytest.mark.parametrize("graph_stride", [None, 16])
-def test_rows_are_mean_field(graph_stride, tiny_model, scenes, tmp_path):
-    tiny_model.config.graph_stride = graph_stride
-    fold = context.Fold(scenes, "train", "val", tmp_path)
-    for seed in context.UNARY_SEEDS:
-        for name in ("unary", *context.RELATIONS, context.HEADS):
-            save(tiny_model, fold.network(name, seed) / "model")
+def test_rows_are_mean_field_of_the_networks_they_name(study_models, scenes, monkeypatch):
+    part, models = study_models
+    monkeypatch.setattr(context, "see", lambda network, name, pixels: network.features(pixels, [name])[name])
     pixels = open_dataset(scenes, "val")[0][0][None].float()
     with torch.inference_mode():
-        features = tiny_model.eval().features(pixels)
-        own = list(context.OwnTrunks(fold).rows(pixels))
-        shared = list(context.SharedTrunk(fold).rows(pixels))
+        own, shared = (list(networks(part).rows(pixels)) for networks, _ in context.NETWORKS.values())
         assert (len(own), len(shared)) == (3, 2)
-        for rows in own[:2]:
-            assert_rows_are_mean_field(tiny_model, rows, features, "1unary")
-            # Three times the same unary is that unary.
-            assert_rows_are_mean_field(tiny_model, rows, features, "three unaries")
-        for rows in shared:
-            assert_rows_are_mean_field(tiny_model, rows, features, "shared trunk: 1unary")
-        # As classifiers the potentials are the mean of their edges' marginals, with the unary's times a power.
-        edges = tiny_model.infer(features, context.RELATIONS, iterations=0)
-        unary = tiny_model.infer(features, ["unary"])
-        cells = enlarge(edges, tiny_model.cell, unary.shape[-2:])
-        product = unary * cells**2
-        expected = product / product.sum(1, keepdim=True)
-        torch.testing.assert_close(own[0]["1unary + edge marginals, strength 2"], expected)
+        unaries = [models["unary", seed](pixels, ["unary"]) for seed in context.UNARY_SEEDS]
+        for rows, unary in zip(own, unaries, strict=True):
+            torch.testing.assert_close(upsample(rows[context.UNARY_ROW], pixels.shape[-2:]), unary)
+        three = upsample(own[0][context.THREE], pixels.shape[-2:])
+        torch.testing.assert_close(three, torch.stack(unaries).mean(0))
+        for seed in context.SEEDS:
+            pairs = {name: models[name, 1 - seed] for name in context.RELATIONS}
+            model = assemble(models["unary", seed], pairs)
+            assert_rows_are_mean_field(own[seed], model, model.features(pixels))
+            # Three unaries with pairwise networks: their mean in place of a unary's logits.
+            features = model.features(pixels)
+            heads = [(model.pairwise[name], features[name]) for name in context.RELATIONS]
+            expected = mean_field(own[0][context.THREE].log(), heads, cell=model.cell)
+            torch.testing.assert_close(own[seed]["three unaries+2pair, plain sum"], expected)
+            heads = models[context.HEADS, seed]
+            assert_rows_are_mean_field(shared[seed], heads, heads.features(pixels), "shared trunk: ")
+
+
+def test_heads_on_another_trunk_are_refused(study_models):
+    part, models = study_models
+    save(models["unary", 2], part.model("unary", 1))
+    with pytest.raises(SystemExit, match="heads-1: stands on another trunk than unary-1"):
+        context.SharedTrunk(part)
 
 
 def attempt(path, answers):
@@ -126,6 +184,7 @@ def test_a_task_is_claimed_once_and_again_when_its_process_has_ended_without_a_r
 
 
 def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
+    other = write_scenes(tmp_path / "other", 3, 1)
     config = tmp_path / "config.yaml"
     shape = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": [1.0]}
     recipe = {"epochs": 1, "crop": [64, 96], "max_edges": 64, "batch_size": 3}
@@ -138,8 +197,10 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["context.py", "msrc", "--data", str(scenes), "--work", str(tmp_path / "work")])
     context.main()
     rows = json.loads((tmp_path / "results" / "msrc.json").read_text())
+    contrasts = [rows.pop() for _ in context.CONTRASTS]
+    assert [(row["without"], row["with"]) for row in reversed(contrasts)] == list(context.CONTRASTS)
     assert [row["row"] for row in rows] == list(context.ROWS)
-    assert [len(row["seeds"]) for row in rows] == [3, 2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2]
+    assert [len(row["seeds"]) for row in rows] == [3, 2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 2]
     # Seeds are other trainings, folds other images, and nothing is trained on what it is tested on.
     assert len(set(rows[0]["seeds"])) == 3
     for number in range(2):
@@ -149,7 +210,8 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
         assert (about["recipe"]["potentials"], about["recipe"]["seed"]) == (["above"], 1)
         tested = [path.stem for path, _ in open_dataset(tmp_path / "work" / "data", f"fold{number}-test").pairs]
         for networks in context.NETWORKS:
-            assert read_counts(folder / f"{networks}.npz")[0] == tested
+            [counts] = folder.glob(f"{networks}-*.npz")
+            assert read_counts(counts)[0] == tested
         heads = load(folder / "heads-1" / "model")
         assert heads.about["fit-heads"]["split"] == f"fold{number}-train"
         own = load(folder / "unary-1" / "model").state_dict()
@@ -162,6 +224,13 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
     assert "over three unaries" in capsys.readouterr().out
     config.write_text(yaml.safe_dump({"model": shape, "recipe": {**recipe, "epochs": 2}, "pretrained": False}))
     with pytest.raises(SystemExit, match="was trained with epochs 1, not 2"):
+        context.main()
+    # Begun with two epochs and stopped after one.
+    shutil.rmtree(tmp_path / "work" / "fold0" / "unary-0" / "model")
+    with pytest.raises(SystemExit, match="unary-0: was begun with other settings"):
+        context.main()
+    monkeypatch.setattr("sys.argv", ["context.py", "msrc", "--data", str(other), "--work", str(tmp_path / "work")])
+    with pytest.raises(SystemExit, match="was dealt from other data"):
         context.main()
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import timm
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +27,8 @@ class TimmBackbone(nn.Module):
         output_stride: stride of the backbone's last map; `stride` if None.
         channels: channels of the result.
         pretrained: ImageNet weights, or random ones. Weights that cannot be had are an error, never random instead.
-        depth: use the first `depth` stages of the backbone alone, which see less of the image; None is all.
+        depth: use the first `depth` stages of the backbone alone, which see less of the image; None is all. Block 6
+            then normalises each node by itself, since the statistics of a map tell every node of the whole image.
 
     Attributes:
         pretrained: whether the body has been trained; a loaded model sets it.
@@ -63,12 +65,11 @@ class TimmBackbone(nn.Module):
         self.taps = [i for i in range(last + 1) if reductions[i] >= stride and reductions[i] not in reductions[i + 1 :]]
         widths = self.body.feature_info.channels()
         self.lateral = nn.ModuleList(nn.Conv2d(widths[i], channels, 1) for i in self.taps)
-        groups = 32 if channels % 32 == 0 else 1
         self.block6 = nn.Sequential(
-            nn.GroupNorm(groups, channels),
+            _norm(channels, depth is not None),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(groups, channels),
+            _norm(channels, depth is not None),
             nn.ReLU(),
         )
         self.out_channels = channels
@@ -165,6 +166,12 @@ class PlainBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / 8), ceil(W / 8)]."""
         return self.layers(images)
+
+
+def _norm(channels: int, local: bool) -> nn.Module:
+    if local:
+        return LayerNorm2d(channels)
+    return nn.GroupNorm(32 if channels % 32 == 0 else 1, channels)
 
 
 def _create(name: str, output_stride: int, pretrained: bool, depth: int | None = None) -> Any:

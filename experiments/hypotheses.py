@@ -1,12 +1,12 @@
 """What pairwise heads on a shared trunk need: one row with its number for every hypothesis.
 
-    python experiments/hypotheses.py --work runs/context/msrc
+    python experiments/hypotheses.py --data DATA/MSRC21 --work runs/context/msrc
 
-stands on the unary networks of `experiments/context.py msrc` (seed 0 of every fold), which must be there. Heads are
-trained on the features of these networks, which stay as they are: on the images that the networks were trained on
-("seen"), or on the first half of those they were not ("unseen"). Strengths are chosen, and combinations learned, on
-that first half; all rows are measured on the second. Trials whose result is there are not run again, and several
-processes may share the work.
+stands on the networks of `experiments/context.py msrc` (seed 0 of every fold), which must be there. Of the images that
+a fold's networks were not trained on every second one is measured. Heads are trained on the features of the unary
+network, which stays as it is: on the other half of those images ("unseen"), or on the network's own ("seen"). Strengths
+are chosen and combinations learned on what the other folds measured. Trials that are there are not run again, and
+several processes may share the work.
 """
 
 import argparse
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, deal, mean_iou
+from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, deal, halves, mean_iou
 from contextcrf import ContextCRF, PairwisePotential, RangeBox, load, mean_field
 from contextcrf.cli import build_parser
-from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
+from contextcrf.comparison import paired_bootstrap
 from contextcrf.crf import Relation
 from contextcrf.crf.potentials import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
@@ -33,8 +34,15 @@ from contextcrf.recipe import Recipe
 from contextcrf.training import CachedFeatures, augmentation, cache_features, fit_heads
 from locks import claim
 
-VIEWS = 4
-UNARY_ROW = "unary"
+VIEWS = 2
+CHOSEN = "strength ?"
+# Rows whose weights, one for each class and kind of evidence, are learned.
+LEARNED: Mapping[str, tuple[str, ...]] = {
+    "learned: unary": (),
+    "learned: unary, edges": ("edges",),
+    "learned: unary, messages": ("message",),
+    "learned: unary, edges, messages": ("edges", "message"),
+}
 
 
 class BalancedEdges(PairwisePotential):
@@ -51,7 +59,7 @@ class BalancedEdges(PairwisePotential):
 
 @dataclass(frozen=True)
 class Trial:
-    """Heads, and how they are trained; all of it as `configs/msrc-heads.yaml` has it where nothing is said.
+    """Heads, and how they are trained: by the recipe of `configs/msrc-heads.yaml` but for what is said here.
 
     Args:
         name: of its rows.
@@ -60,7 +68,7 @@ class Trial:
         relations: by name.
         hidden: units of the hidden layer.
         head: the class of the heads.
-        recipe: what differs from the recipe.
+        stages: of the training, each with what differs from the recipe.
     """
 
     name: str
@@ -69,7 +77,12 @@ class Trial:
     relations: Mapping[str, Relation] = field(default_factory=paper_relations)
     hidden: int = 512
     head: type[PairwisePotential] = PairwisePotential
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    stages: Sequence[Mapping[str, Any]] = ({},)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the messages were trained together with the unary: then they are summed as they are."""
+        return "objective" in self.stages[-1]
 
 
 SIDES = {
@@ -78,87 +91,95 @@ SIDES = {
     "left": RangeBox.leftward(),
     "right": RangeBox.rightward(),
 }
-COUPLED = {"max_edges": None, "epochs": 4}
+UNROLLED = {"max_edges": None, "objective": "unrolled"}
+BASE = Trial("unseen images")
 TRIALS = (
     Trial("own networks", own=True),
     Trial("seen images", seen=True),
-    Trial("unseen images"),
-    Trial("24 epochs", recipe={"epochs": 24}),
-    Trial("four times the edges", recipe={"max_edges": 4 * 8192}),
-    Trial("1024 hidden units", hidden=1024),
+    BASE,
     Trial("balanced edges", head=BalancedEdges),
+    Trial("four times the edges", stages=[{"max_edges": 4 * 8192}]),
+    Trial("24 epochs", stages=[{"epochs": 24}]),
+    Trial("1024 hidden units", hidden=1024),
     Trial("four sides", relations=SIDES),
     Trial("and a ring", relations={**paper_relations(), "ring": RangeBox.ring()}),
-    Trial("pseudo-likelihood", recipe={**COUPLED, "objective": "pseudo-likelihood"}),
-    Trial("mean field in the loop", recipe={**COUPLED, "objective": "mean-field"}),
-    Trial("unrolled mean field", recipe={**COUPLED, "objective": "unrolled"}),
+    Trial("then unrolled mean field", stages=[{}, {**UNROLLED, "epochs": 2, "lr": 5e-4}]),
+    Trial("pseudo-likelihood", stages=[{"max_edges": None, "objective": "pseudo-likelihood"}]),
+    Trial("unrolled mean field", stages=[UNROLLED]),
 )
 
 
 class Ground:
-    """What all trials of a fold stand on: the trunk, its test images, features for training."""
+    """What all trials of a fold stand on: the trunk, its test images in two halves, features for training."""
 
     def __init__(self, fold: Fold, recipe: Recipe) -> None:
         self.fold, self.recipe = fold, recipe
-        self.network = load(fold.network(UNARY, 0) / "model")
-        self.test = open_dataset(fold.data, fold.test)
-        self.middle = len(self.test) // 2
+        test = open_dataset(fold.data, fold.test)
+        self.learning, self.measured = (
+            SegmentationDataset(test.pairs[part], test.classes, test.void) for part in halves(len(test), video=False)
+        )
         self._cached: dict[bool, CachedFeatures] = {}
 
-    def features(self, seen: bool) -> CachedFeatures:
-        """For training on the trunk's own images, or on the first half of the test images."""
+    def features(self, network: ContextCRF, seen: bool) -> CachedFeatures:
+        """For training on the trunk's own images, or on a half of the others."""
         if seen not in self._cached:
-            pairs = open_dataset(self.fold.data, self.fold.train).pairs if seen else self.test.pairs[: self.middle]
-            images = SegmentationDataset(pairs, self.test.classes, self.test.void, augmentation(self.recipe))
-            views = 1 if seen else VIEWS
-            self._cached[seen] = cache_features(self.network, images, RELATIONS[0], views, self.recipe, progress=False)
+            pairs = open_dataset(self.fold.data, self.fold.train).pairs if seen else self.learning.pairs
+            images = SegmentationDataset(pairs, self.learning.classes, self.learning.void, augmentation(self.recipe))
+            self._cached[seen] = cache_features(network, images, RELATIONS[0], VIEWS, self.recipe, progress=False)
         return self._cached[seen]
 
     def model(self, trial: Trial, out: Path) -> ContextCRF:
         """The trunk with a trial's heads."""
+        network = load(self.fold.model(UNARY, 0))
         if trial.own:
-            return assemble(self.network, {name: load(self.fold.network(name, 0) / "model") for name in RELATIONS})
-        config = replace(self.network.config, relations=dict(trial.relations), strengths={})
-        model = ContextCRF(config, self.network.classes, pretrained=False)
-        model.trunks.load_state_dict(self.network.trunks.state_dict())
-        model.unary.load_state_dict(self.network.unary.state_dict())
+            return assemble(network, {name: load(self.fold.model(name, 0)) for name in RELATIONS})
+        config = replace(network.config, relations=dict(trial.relations), strengths={})
+        model = ContextCRF(config, network.classes, pretrained=False)
+        model.trunks.load_state_dict(network.trunks.state_dict())
+        model.unary.load_state_dict(network.unary.state_dict())
         width = model.trunk(UNARY).out_channels
         for name, box in trial.relations.items():
             model.pairwise[name] = head = trial.head(width, model.num_classes, box, trial.hidden)
             head.last.silence()
-        recipe = replace(self.recipe, **trial.recipe)
-        fit_heads(model, self.features(trial.seen), recipe, out, progress=False)
+        cached = self.features(network, trial.seen)
+        for number, stage in enumerate(trial.stages):
+            fit_heads(model, cached, replace(self.recipe, **stage), out / f"stage{number}", progress=False)
         return model.eval()
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the nodes of one image: logs [K, h, w] by name, the truth on the graph and of the pixels."""
+    """What is known of the nodes of an image.
+
+    Attributes:
+        logs: [K, h, w] by name: the unary, every relation's mean message and mean edge marginal.
+        rows: marginals [K, h, w] by row.
+        labels: of the nodes, [h, w].
+    """
 
     logs: dict[str, Tensor]
     rows: dict[str, Tensor]
     labels: Tensor
-    mask: Tensor
 
 
 @torch.inference_mode()
 def look(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bool) -> Evidence:
-    """An image's evidence, and its marginals [K, h, w] by row."""
+    """An image's evidence."""
     features = model.features(image[None].float())
     heads = {name: head for name, head in model.pairwise.items() if isinstance(head, PairwisePotential)}
     pairs = [(head, features[name]) for name, head in heads.items()]
     unary = model.unary(features[UNARY]).log_softmax(1)
-    degrees = [max(1.0, head.graph(maps).mean_degree()) for head, maps in pairs]
-    logs, rows = {UNARY_ROW: unary}, {UNARY_ROW: unary.softmax(1)}
-    for (name, (head, maps)), degree in zip(zip(heads, pairs, strict=True), degrees, strict=True):
-        logs[f"message {name}"] = head.messages(maps, unary.softmax(1)) / degree
-        logs[f"edges {name}"] = head.edge_marginals(maps).clamp(min=1e-9).log()
-    rows["plain sum"] = mean_field(unary, pairs)
-    for strength in () if coupled else STRENGTHS:
-        weights = [strength / len(pairs) / degree for degree in degrees]
-        rows[f"strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
+    logs, rows = {UNARY: unary}, {UNARY: unary.softmax(1), "plain sum": mean_field(unary, pairs)}
+    if not coupled:
+        degrees = [max(1.0, head.graph(maps).mean_degree()) for head, maps in pairs]
+        for name, (head, maps), degree in zip(heads, pairs, degrees, strict=True):
+            logs[f"message {name}"] = head.messages(maps, unary.softmax(1)) / degree
+            logs[f"edges {name}"] = head.edge_marginals(maps).clamp(min=1e-9).log()
+        for strength in STRENGTHS:
+            weights = [strength / len(pairs) / degree for degree in degrees]
+            rows[f"strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
     labels = downsample(mask[None], unary.shape[-2:])[0]
-    return Evidence({name: part[0] for name, part in logs.items()}, {n: p[0] for n, p in rows.items()}, labels, mask)
+    return Evidence({name: part[0] for name, part in logs.items()}, {n: p[0] for n, p in rows.items()}, labels)
 
 
 def learn(images: Sequence[Evidence], names: Sequence[str], decay: float = 1e-3) -> Tensor:
@@ -166,7 +187,7 @@ def learn(images: Sequence[Evidence], names: Sequence[str], decay: float = 1e-3)
     labels = torch.cat([image.labels.flatten() for image in images])
     evidence = torch.cat([torch.stack([image.logs[name].flatten(1) for name in names]) for image in images], -1)
     start = torch.zeros(evidence.shape[:2])
-    start[names.index(UNARY_ROW)] = 1
+    start[names.index(UNARY)] = 1
     weights = start.clone().requires_grad_(True)
     optimiser = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 
@@ -187,85 +208,103 @@ def combine(image: Evidence, names: Sequence[str], weights: Tensor) -> Tensor:
     return (weights[..., None, None] * logs).sum(0).softmax(0)
 
 
-def measure(ground: Ground, trial: Trial, out: Path) -> dict[str, Tensor]:
-    """Confusion matrices [images, K, K] of the second half of the test images, by row."""
-    model = ground.model(trial, out)
-    coupled = trial.recipe.get("objective", "piecewise") != "piecewise"
-    images = [look(model, image, mask, coupled) for image, mask in ground.test.without_transform()]
-    first, second = images[: ground.middle], images[ground.middle :]
-    found = {row: _counts(second, [image.rows[row] for image in second]) for row in second[0].rows}
-    if coupled:
+def run(ground: Ground, trial: Trial, path: Path) -> None:
+    """Train a trial's heads and write the evidence of the fold's measured images."""
+    torch.manual_seed(ground.recipe.seed)
+    model = ground.model(trial, path.parent)
+    if model.cell != 1:
+        raise ValueError(f"graph_stride={model.config.graph_stride}: expected the unary's grid as the graph")
+    images = [look(model, image, mask, trial.coupled) for image, mask in ground.measured.without_transform()]
+    unfinished = path.with_suffix(".part")
+    torch.save([vars(image) for image in images], unfinished)
+    unfinished.rename(path)
+
+
+def measure(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Confusion matrices [images, K, K] by row of the measured images of all folds, one fold after the other.
+
+    Args:
+        evidence: by fold and image.
+        truths: masks int64 [H, W], likewise.
+    """
+    fixed = {
+        row: [_counts(truth, [image.rows[row] for image in part]) for part, truth in zip(evidence, truths, strict=True)]
+        for row in evidence[0][0].rows
+    }
+    found = {row: torch.cat(counts) for row, counts in fixed.items()}
+    if len(evidence[0][0].logs) == 1:
         return found
-    chosen = {row: _counts(first, [image.rows[row] for image in first]) for row in found if row.startswith("strength")}
-    best = max(chosen, key=lambda row: float(mean_iou(chosen[row][None])))
-    found["strength ?"] = found[best]
-    for row, kinds in {
-        "learned: unary": (),
-        "learned: unary, edges": ("edges",),
-        "learned: unary, messages": ("message",),
-        "learned: unary, edges, messages": ("edges", "message"),
-    }.items():
-        names = [UNARY_ROW, *(f"{kind} {name}" for kind in kinds for name in model.pairwise)]
-        weights = learn(first, names)
-        found[row] = _counts(second, [combine(image, names, weights) for image in second])
-    return found
+    strengths = [row for row in fixed if row.startswith("strength")]
+    chosen: dict[str, list[Tensor]] = {row: [] for row in (CHOSEN, *LEARNED)}
+    for number, (part, truth) in enumerate(zip(evidence, truths, strict=True)):
+        others = [k for k in range(len(evidence)) if k != number]
+        scores = {row: float(mean_iou(torch.cat([fixed[row][k] for k in others])[None])) for row in strengths}
+        chosen[CHOSEN].append(fixed[max(scores, key=lambda row, s=scores: s[row])][number])  # type: ignore[misc]
+        for row, kinds in LEARNED.items():
+            names = [UNARY, *(name for name in part[0].logs if name.split()[0] in kinds)]
+            weights = learn([image for k in others for image in evidence[k]], names)
+            chosen[row].append(_counts(truth, [combine(image, names, weights) for image in part]))
+    return found | {row: torch.cat(counts) for row, counts in chosen.items()}
 
 
-def _counts(images: Sequence[Evidence], marginals: Sequence[Tensor]) -> Tensor:
-    """Confusion matrices [images, K, K] of marginals [K, h, w]."""
-    labels = [upsample(q[None], image.mask.shape)[0].argmax(0) for image, q in zip(images, marginals, strict=True)]
-    return torch.stack(
-        [confusion(label, image.mask, len(q)) for image, label, q in zip(images, labels, marginals, strict=True)]
-    )
+def _counts(truth: Sequence[Tensor], marginals: Sequence[Tensor]) -> Tensor:
+    """Confusion matrices [images, K, K] of marginals [K, h, w] against masks [H, W]."""
+    labels = [upsample(q[None], mask.shape)[0].argmax(0) for q, mask in zip(marginals, truth, strict=True)]
+    return torch.stack([confusion(label, mask, len(marginals[0])) for label, mask in zip(labels, truth, strict=True)])
 
 
-def report(folds: Sequence[Fold], work: Path) -> None:
-    """Write the table: mean IoU over the second halves of all folds, the difference to the unary, its interval."""
+def report(grounds: Sequence[Ground], work: Path) -> None:
+    """Write the table of the trials that all folds have: differences to the unary, and to the base trial's same row."""
+    truths = [[mask for _, mask in ground.measured.without_transform()] for ground in grounds]
+    done: dict[str, dict[str, Tensor]] = {}
+    for trial in track(TRIALS, "combine"):
+        paths = [_path(work, trial, ground.fold) for ground in grounds]
+        if all(path.exists() for path in paths):
+            loaded = [torch.load(path, weights_only=True) for path in paths]
+            done[trial.name] = measure([[Evidence(**image) for image in part] for part in loaded], truths)
     lines, found = [], []
-    for trial in TRIALS:
-        parts = [read_counts(_path(work, trial, fold))[1] for fold in folds]
-        for row in parts[0]:
-            if row == UNARY_ROW and trial is not TRIALS[0]:
-                continue
-            unary, ours = (torch.cat([part[name] for part in parts]) for name in (UNARY_ROW, row))
-            change = paired_bootstrap(unary, ours)
-            values = [change.second, change.second - change.first, change.low, change.high]
-            found.append({"trial": trial.name, "row": row, "mean_iou": values[0], "over the unary": values[1:]})
-            shown = "{:.1f} | {:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in values))
-            lines.append(f"| {trial.name} | {row} | {shown} |")
-    images = sum(len(read_counts(_path(work, TRIALS[0], fold))[0]) for fold in folds)
-    lines = [f"| heads | row ({images} images) | mean IoU | over the unary |", "|---|---|---:|---|", *lines]
-    print("\n".join(lines))
+    for name, rows in done.items():
+        for row, counts in rows.items():
+            if row in (UNARY, "learned: unary") and name != next(iter(done)):
+                continue  # they are the same everywhere
+            base = done.get(BASE.name, {}).get(row)
+            changes = [paired_bootstrap(against, counts) for against in (rows[UNARY], base) if against is not None]
+            values = [[change.second - change.first, change.low, change.high] for change in changes]
+            found.append({"trial": name, "row": row, "mean_iou": changes[0].second, "over unary, base": values})
+            shown = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in part)) for part in values]
+            lines.append(f"| {name} | {row} | {100 * changes[0].second:.1f} | {' | '.join([*shown, ''][:2])} |")
+    images = sum(map(len, truths))
+    head = f"| heads | row ({images} images) | mean IoU | over the unary | over the row of *{BASE.name}* |"
+    text = "\n".join([head, "|---|---|---:|---|---|", *lines]) + "\n"
+    if missing := [trial.name for trial in TRIALS if trial.name not in done]:
+        text += f"\nNot there in all folds: {', '.join(missing)}.\n"
+    print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "hypotheses.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "hypotheses.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "hypotheses.md").write_text(text)
 
 
 def _path(work: Path, trial: Trial, fold: Fold) -> Path:
-    return work / "hypotheses" / fold.folder.name / trial.name.replace(" ", "-") / "counts.npz"
+    return work / "hypotheses" / fold.folder.name / trial.name.replace(" ", "-") / "evidence.pt"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--work", type=Path, required=True, help="the work folder of `context.py msrc`")
-    work = parser.parse_args().work
-    if not (work / "data").exists():
-        raise SystemExit(f"{work}: no data; expected the work folder of experiments/context.py msrc")
-    folds = deal(STUDIES["msrc"], work / "data", work)
+    options = parser.parse_args()
     heads = build_parser()
     config = ["fit-heads", ".", "--config", str(CONFIGS / "msrc-heads.yaml"), "--data", ".", "--out", "."]
     recipe = heads.instantiate(heads.parse_args(config))["fit-heads"].recipe
-    for fold in folds:
-        ground = Ground(fold, recipe)
-        for trial in TRIALS:
-            path = _path(work, trial, fold)
+    grounds = [Ground(fold, recipe) for fold in deal(STUDIES["msrc"], options.data, options.work)]
+    for trial in TRIALS:
+        for ground in grounds:
+            path = _path(options.work, trial, ground.fold)
             with claim(path) as mine:
                 if mine:
-                    torch.manual_seed(recipe.seed)
-                    names = [image.stem for image, _ in ground.test.pairs[ground.middle :]]
-                    write_counts(path, names, measure(ground, trial, path.parent))
-                    print(fold.folder.name, trial.name, "done", flush=True)
-    report(folds, work)
+                    run(ground, trial, path)
+                    print(ground.fold.folder.name, trial.name, "done", flush=True)
+    report(grounds, options.work)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ STUDIES = {
     "msrc": Study(CONFIGS / "msrc-context.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
     "msrc-near": Study(CONFIGS / "msrc-near.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
     "camvid": Study(CONFIGS / "camvid-context.yaml", CONFIGS / "camvid-heads.yaml", folds=1, video=True),
+    "voc": Study(CONFIGS / "voc-context.yaml", CONFIGS / "msrc-heads.yaml", folds=1),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import context
+import gains
 import hypotheses
 import scenes as curve
 from contextcrf import RangeBox
@@ -369,3 +370,24 @@ def test_hypotheses_are_trained_on_one_half_and_measured_on_the_other(tiny_model
     )
     assert table[0]["mean_iou"] == pytest.approx(float(context.mean_iou(expected[None])), abs=0.05)
     assert "Not there in all folds: four sides." in (tmp_path / "results" / "hypotheses.md").read_text()
+
+
+def test_gains_are_drawn_where_the_results_put_them(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="no results"):
+        gains.gains(tmp_path)
+    monkeypatch.setattr(context, "RESULTS", tmp_path)
+    context.report("msrc", False, [fold(tmp_path, 0, (2.0, 2.0))])
+    point = {"unary": 0.6, "three unaries": 0.7, "crf": 0.8, "crf - unary": [0.1, 0.3], "crf - three unaries": [0, 0.2]}
+    (tmp_path / "scenes.json").write_text(json.dumps({"a1-r15-s0": point}))
+    study, scene = gains.gains(tmp_path)
+    # Two unaries with IoU 5 / 15 and one with 2 / 18; the CRF's has 9 / 11 and stands on the first two.
+    assert study.unary == pytest.approx(100 * (5 / 15 * 2 + 2 / 18) / 3)
+    assert study.over_one[0] == study.over_three[0] == pytest.approx(100 * (9 / 11 - 5 / 15))
+    assert (scene.name, scene.unary) == ("scenes a1-r15-s0", 60)
+    assert scene.over_one == pytest.approx((20, 10, 30))
+    assert scene.over_three == pytest.approx((10, 0, 20))
+    left, right = gains.plot([study, scene]).axes
+    for axes, key in ((left, "over_one"), (right, "over_three")):
+        centres = [bars[0].get_xydata()[0].tolist() for bars in axes.containers]
+        assert centres == [[gain.unary, getattr(gain, key)[0]] for gain in (study, scene)]
+        assert [text.get_text() for text in axes.texts] == ["msrc"]

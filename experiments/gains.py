@@ -1,0 +1,78 @@
+"""One picture of all that was measured: the gain of context against how good the unary is.
+
+    python experiments/gains.py
+
+reads what `context.py` and `scenes.py` wrote into results/context/ and draws results/context/gains.png.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from context import RESULTS, STUDIES, THREE, UNARY_ROW
+from contextcrf.figures import save_figure
+
+CRF = "1unary+2pair, strength ?"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Of one experiment, all in points of mean IoU: its unary, the CRF's gain over that and over three unaries.
+
+    Gains are (value, low, high) of a 95 % interval.
+    """
+
+    name: str
+    unary: float
+    over_one: tuple[float, float, float]
+    over_three: tuple[float, float, float]
+
+
+def gains(folder: Path) -> list[Gain]:
+    """The experiments whose results are in a folder."""
+    found = []
+    for study in STUDIES:
+        if (path := folder / f"{study}.json").exists():
+            rows = {row["row"]: row for row in json.loads(path.read_text()) if "row" in row}
+            one, three = (_points(rows[CRF][f"over {against}"]) for against in ("one unary", THREE))
+            found.append(Gain(study, 100 * rows[UNARY_ROW]["mean_iou"], one, three))
+    if (path := folder / "scenes.json").exists():
+        for name, point in json.loads(path.read_text()).items():
+            one, three = (
+                _points([point["crf"] - point[row], *point[f"crf - {row}"]]) for row in ("unary", "three unaries")
+            )
+            found.append(Gain(f"scenes {name}", 100 * point["unary"], one, three))
+    if not found:
+        raise SystemExit(f"{folder}: no results; run experiments/context.py or experiments/scenes.py first")
+    return found
+
+
+def _points(fractions: list[float]) -> tuple[float, float, float]:
+    value, low, high = (100 * fraction for fraction in fractions)
+    return value, low, high
+
+
+def plot(found: list[Gain]) -> Figure:
+    """Both gains against the unary; scenes are dots without names."""
+    fig = Figure(figsize=(10, 4), layout="constrained")
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, title, key in zip(axes, ("over one unary", "over three unaries"), ("over_one", "over_three"), strict=True):
+        for gain in found:
+            scene = gain.name.startswith("scenes")
+            value, low, high = getattr(gain, key)
+            colour = "#56B4E9" if scene else "#D55E00"
+            ax.errorbar(gain.unary, value, [[value - low], [high - value]], fmt="o", color=colour, capsize=3)
+            if not scene:
+                ax.annotate(gain.name, (gain.unary, value), xytext=(6, 6), textcoords="offset points")
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_title(f"gain of 1unary+2pair {title}")
+        ax.set_xlabel("mean IoU of the unary, %")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("points of mean IoU")
+    return fig
+
+
+if __name__ == "__main__":
+    save_figure(plot(gains(RESULTS)), RESULTS / "gains.png")

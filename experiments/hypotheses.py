@@ -35,12 +35,14 @@ from contextcrf.training import CachedFeatures, augmentation, cache_features, fi
 from locks import claim
 
 VIEWS = 2
-CHOSEN = "strength ?"
+# Rows whose strength is chosen, by how the pairwise potentials speak: with "edge marginals", without the labels.
+KINDS = ("mean field", "sum-product", "edge marginals")
 # Rows whose weights, one for each class and kind of evidence, are learned.
 LEARNED: Mapping[str, tuple[str, ...]] = {
     "learned: unary": (),
     "learned: unary, edges": ("edges",),
     "learned: unary, messages": ("message",),
+    "learned: unary, sum-products": ("sum-product",),
     "learned: unary, edges, messages": ("edges", "message"),
 }
 
@@ -152,7 +154,7 @@ class Evidence:
     """What is known of the nodes of an image.
 
     Attributes:
-        logs: [K, h, w] by name: the unary, every relation's mean message and mean edge marginal.
+        logs: [K, h, w] by name: the unary, every relation's mean message, mean edge marginal and mean sum-product.
         rows: marginals [K, h, w] by row.
         labels: of the nodes, [h, w].
     """
@@ -160,6 +162,34 @@ class Evidence:
     logs: dict[str, Tensor]
     rows: dict[str, Tensor]
     labels: Tensor
+
+
+def sum_product(head: PairwisePotential, features: Tensor, marginals: Tensor) -> Tensor:
+    """Mean log-messages [1, K, h, w] of sum-product in place of mean field: log sum_j P(k, j | x) Q(j) for each edge.
+
+    Mean field averages the logarithms, sum_j Q(j) log P(k, j | x), so that a neighbour's doubt forbids what any of its
+    labels forbids; here what the edge itself knows of the neighbour's label counts too.
+
+    Args:
+        head: a potential, whose edges have the joint P_V(y_p, y_q | x) of eq. (11).
+        features: [1, C, h, w].
+        marginals: Q, [1, K, h, w].
+    """
+    graph, classes = head.graph(features), head.num_classes
+    owner, neighbour = (part[0] for part in head.project(features))
+    beliefs = marginals[0].flatten(1).T
+    total, count = torch.zeros_like(beliefs), torch.zeros(len(beliefs), 1)
+    for rows in torch.arange(graph.nodes).split(16):
+        table, inside = graph.neighbours(slice(int(rows[0]), int(rows[-1]) + 1))
+        joint = head.last(F.relu(owner[rows, None] + neighbour[table])).softmax(-1).unflatten(-1, (classes, classes))
+        to_owner = torch.einsum("rtkj,rtj->rtk", joint, beliefs[table])
+        to_neighbour = torch.einsum("rtkj,rk->rtj", joint, beliefs[rows])
+        weight = inside[..., None].to(joint.dtype)
+        total[rows] += (weight * to_owner.clamp(min=1e-9).log()).sum(1)
+        total.index_add_(0, table.flatten(), (weight * to_neighbour.clamp(min=1e-9).log()).flatten(0, 1))
+        count[rows] += weight.sum(1)
+        count.index_add_(0, table.flatten(), weight.flatten(0, 1))
+    return (total / count.clamp(min=1)).T.unflatten(1, features.shape[-2:])[None]
 
 
 @torch.inference_mode()
@@ -175,9 +205,14 @@ def look(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bool) -> Evide
         for name, (head, maps), degree in zip(heads, pairs, degrees, strict=True):
             logs[f"message {name}"] = head.messages(maps, unary.softmax(1)) / degree
             logs[f"edges {name}"] = head.edge_marginals(maps).clamp(min=1e-9).log()
+            logs[f"sum-product {name}"] = sum_product(head, maps, unary.softmax(1))
+        sums = torch.stack([logs[f"sum-product {name}"] for name in heads]).mean(0)
+        edges = torch.stack([logs[f"edges {name}"].exp() for name in heads]).mean(0).log()
         for strength in STRENGTHS:
             weights = [strength / len(pairs) / degree for degree in degrees]
-            rows[f"strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
+            rows[f"mean field, strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
+            rows[f"sum-product, strength {strength:g}"] = (unary + strength * sums).softmax(1)
+            rows[f"edge marginals, strength {strength:g}"] = (unary + strength * edges).softmax(1)
     labels = downsample(mask[None], unary.shape[-2:])[0]
     return Evidence({name: part[0] for name, part in logs.items()}, {n: p[0] for n, p in rows.items()}, labels)
 
@@ -234,12 +269,13 @@ def measure(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Sequence[Te
     found = {row: torch.cat(counts) for row, counts in fixed.items()}
     if len(evidence[0][0].logs) == 1:
         return found
-    strengths = [row for row in fixed if row.startswith("strength")]
-    chosen: dict[str, list[Tensor]] = {row: [] for row in (CHOSEN, *LEARNED)}
+    chosen: dict[str, list[Tensor]] = {row: [] for row in (*(f"{kind}, strength ?" for kind in KINDS), *LEARNED)}
     for number, (part, truth) in enumerate(zip(evidence, truths, strict=True)):
         others = [k for k in range(len(evidence)) if k != number]
-        scores = {row: float(mean_iou(torch.cat([fixed[row][k] for k in others])[None])) for row in strengths}
-        chosen[CHOSEN].append(fixed[max(scores, key=lambda row, s=scores: s[row])][number])  # type: ignore[misc]
+        for kind in KINDS:
+            options = [row for row in fixed if row.startswith(f"{kind}, ")]
+            scores = [float(mean_iou(torch.cat([fixed[row][k] for k in others])[None])) for row in options]
+            chosen[f"{kind}, strength ?"].append(fixed[options[scores.index(max(scores))]][number])
         for row, kinds in LEARNED.items():
             names = [UNARY, *(name for name in part[0].logs if name.split()[0] in kinds)]
             weights = learn([image for k in others for image in evidence[k]], names)

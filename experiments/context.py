@@ -44,6 +44,7 @@ UNARY_SEEDS, SEEDS = (0, 1, 2), (0, 1)
 HEADS = "heads"
 # Of the messages of both relations together, in unary votes.
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+VIDEO_BLOCK = 10
 
 BUSY = "another process is still at it: start again when it has ended"
 
@@ -81,7 +82,7 @@ class Study:
     Args:
         config, heads: recipes of networks, and of heads on the features of one.
         folds: of the cross-validation; with 1, the data's own train and val.
-        video: neighbours in the list of images are alike.
+        video: neighbours in the list of images are alike; intervals are those of blocks of VIDEO_BLOCK images.
     """
 
     config: Path
@@ -388,8 +389,8 @@ def report(name: str, video: bool, folds: Sequence[Fold]) -> None:
     for row, measured in rows.items():
         on_two = "1unary" in row
         unaries = rows[UNARY_ROW].counts[: len(SEEDS) if on_two else None]
-        single = _change(unaries, measured.counts)
-        three = _change(rows[THREE].counts, measured.counts)
+        single = _change(unaries, measured.counts, video)
+        three = _change(rows[THREE].counts, measured.counts, video)
         seeds = mean_iou(measured.counts).tolist()
         mean = sum(seeds) / len(seeds)
         found.append({"row": row, "mean_iou": mean, "seeds": seeds, "strengths": measured.strengths})
@@ -399,7 +400,7 @@ def report(name: str, video: bool, folds: Sequence[Fold]) -> None:
         lines.append(f"| {row} | {100 * mean:.1f} | {each} | {_shown(single)} | {_shown(three)} | {chosen} |")
     lines += ["", "| without the neighbours' labels | with them | difference |", "|---|---|---|"]
     for without, with_labels in CONTRASTS:
-        change = _change(rows[without].counts, rows[with_labels].counts)
+        change = _change(rows[without].counts, rows[with_labels].counts, video)
         found.append({"without": without, "with": with_labels, "difference": change})
         lines.append(f"| {without} | {with_labels} | {_shown(change)} |")
     print("\n".join(lines))
@@ -408,9 +409,9 @@ def report(name: str, video: bool, folds: Sequence[Fold]) -> None:
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
-def _change(first: Tensor, second: Tensor) -> list[float]:
+def _change(first: Tensor, second: Tensor, video: bool) -> list[float]:
     """The difference of mean IoU and its interval."""
-    found = paired_bootstrap(first, second)
+    found = paired_bootstrap(first, second, block=VIDEO_BLOCK if video else 1)
     return [found.second - found.first, found.low, found.high]
 
 

@@ -89,6 +89,22 @@ def test_pairs_tell_more_than_two_samples():
     assert shuffled.high - shuffled.low > 5 * (paired.high - paired.low)
 
 
+def test_frames_that_repeat_each_other_are_worth_one():
+    first, second = matrices(12, 0.6), matrices(12, 0.7)
+    single = paired_bootstrap(first, second)
+    # Every image four times, one after the other: as blocks they say what the images said.
+    frames = [counts.repeat_interleave(4, 0) for counts in (first, second)]
+    assert paired_bootstrap(*frames, block=4) == single
+    alone = paired_bootstrap(*frames)
+    assert alone.high - alone.low < 0.6 * (single.high - single.low)
+    # The last block may be shorter.
+    assert paired_bootstrap(*frames, block=5).second == pytest.approx(single.second)
+    with pytest.raises(ValueError, match="1 blocks of 48 images"):
+        paired_bootstrap(*frames, block=48)
+    with pytest.raises(ValueError, match="block=0"):
+        paired_bootstrap(*frames, block=0)
+
+
 def test_a_system_does_not_beat_itself():
     counts = matrices(20, 0.8)
     found = paired_bootstrap(counts, counts)

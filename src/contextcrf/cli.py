@@ -240,7 +240,9 @@ def evaluate(
     print(f"written to {out}")
 
 
-def compare(first: Path, second: Path, first_row: str | None = None, second_row: str | None = None) -> None:
+def compare(
+    first: Path, second: Path, first_row: str | None = None, second_row: str | None = None, block: int = 1
+) -> None:
     """Say whether one row beats another on the same images: both mean IoU, the difference and its 95 % interval.
 
     The interval is a paired bootstrap over images: what another draw of images could change, not another training.
@@ -250,10 +252,11 @@ def compare(first: Path, second: Path, first_row: str | None = None, second_row:
         second: another, or the same.
         first_row: name of the row in `first`; may be left out where there is but one.
         second_row: name of the row in `second`.
+        block: draw so many neighbouring images together; more than 1 for frames of a video, which repeat each other.
     """
     from contextcrf.comparison import compare as run
 
-    print(run(first, second, first_row, second_row))
+    print(run(first, second, first_row, second_row, block))
 
 
 def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, dense: bool = False) -> None:

@@ -32,7 +32,7 @@ class Difference:
         return f"{100 * self.first:.2f} -> {100 * self.second:.2f}: {change} [{low}, {high}]"
 
 
-def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Difference:
+def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000, block: int = 1) -> Difference:
     """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
 
     The interval is that of the percentiles 2.5 and 97.5. It tells how far another draw of images could change the
@@ -42,10 +42,14 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
         first, second: confusion matrices of every image, integers [images, K, K], in the same order; or
             [trainings, images, K, K] of several trainings of one system, whose mean IoU are averaged.
         samples: draws of all images.
+        block: draw this many neighbouring images together, since frames of a video repeat each other and would make
+            the interval too narrow (the block bootstrap, Carlstein 1986).
 
     Raises:
-        ValueError: if the shapes or the truths differ, or fewer than two images have a known pixel.
+        ValueError: if the shapes or the truths differ, or fewer than two blocks have a known pixel.
     """
+    if block < 1:
+        raise ValueError(f"block={block}: expected 1 or more images")
     if {first.ndim, second.ndim} - {3, 4} or first.shape[-3:] != second.shape[-3:]:
         raise ValueError(
             f"confusion matrices {list(first.shape)} and {list(second.shape)}: expected [images, K, K] or "
@@ -57,12 +61,14 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
         if not torch.equal(counts.sum(2), truth):
             image = int((counts.sum(2) != truth).any(1).nonzero()[0])
             raise ValueError(f"image {image}: the truth is not the same in both: expected the same masks and classes")
-    known = truth.sum(1) > 0
-    images = int(known.sum())
-    if images < 2:
-        raise ValueError(f"{images} images with known pixels: expected two or more to draw from")
-    drawn = torch.randint(images, (samples, images), generator=torch.Generator().manual_seed(0))
-    ones = torch.ones(samples, images, dtype=torch.float64)
+    trainings = [[_blocks(counts, block) for counts in part] for part in trainings]
+    known = _blocks(truth, block).sum(1) > 0
+    total = int(known.sum())
+    if total < 2:
+        what = "images" if block == 1 else f"blocks of {block} images"
+        raise ValueError(f"{total} {what} with known pixels: expected two or more to draw from")
+    drawn = torch.randint(total, (samples, total), generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(samples, total, dtype=torch.float64)
     times = torch.zeros_like(ones).scatter_add_(1, drawn, ones)
 
     def mean_iou(counts: Tensor, times: Tensor) -> Tensor:
@@ -78,6 +84,11 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000) -> Di
     low, high = (float((after - before).quantile(share)) for share in (0.025, 0.975))
     first_mean, second_mean = (float(value) for value in averaged(ones[0]))
     return Difference(first_mean, second_mean, low, high)
+
+
+def _blocks(counts: Tensor, block: int) -> Tensor:
+    """Sums over each `block` neighbouring images of counts [images, ...]."""
+    return torch.stack([part.sum(0) for part in counts.split(block)])
 
 
 def write_counts(path: Path, images: Sequence[str], rows: Mapping[str, Tensor]) -> None:
@@ -108,12 +119,15 @@ def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     return arrays.pop(_NAMES).tolist(), {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def compare(first: Path, second: Path, first_row: str | None = None, second_row: str | None = None) -> Difference:
+def compare(
+    first: Path, second: Path, first_row: str | None = None, second_row: str | None = None, block: int = 1
+) -> Difference:
     """Compare rows of two results of `contextcrf evaluate`, which may be one.
 
     Args:
         first, second: their folders.
         first_row, second_row: names of rows; None where there is but one.
+        block: as for `paired_bootstrap`.
 
     Raises:
         DataError: if a row is not there, or the images are not the same.
@@ -127,7 +141,7 @@ def compare(first: Path, second: Path, first_row: str | None = None, second_row:
         raise DataError(
             f"{first} and {second}: {counts.shape[1]} and {other_counts.shape[1]} classes; expected the same"
         )
-    return paired_bootstrap(counts, other_counts)
+    return paired_bootstrap(counts, other_counts, block=block)
 
 
 def _row(folder: Path, row: str | None) -> tuple[list[str], Tensor]:

@@ -134,14 +134,10 @@ def deal(study: Study, data: Path, work: Path) -> list[Fold]:
     return folds
 
 
-def train(study: Study, folds: Sequence[Fold]) -> None:
-    """Train the networks that are not there and that nobody else is at."""
-    networks = [(UNARY, seed) for seed in UNARY_SEEDS]
-    networks += [(name, seed) for name in (*RELATIONS, HEADS) for seed in SEEDS]
-    wanted = [(fold, *network) for network in sorted(networks, key=lambda network: network[1]) for fold in folds]
+def train(study: Study, folds: Sequence[Fold], networks: Sequence[tuple[str, int]]) -> None:
+    """Train the networks, by potential and seed, that are not there and that nobody else is at."""
+    wanted = [(fold, *network) for network in networks for fold in folds]
     for fold, potential, seed in wanted:
-        if potential == HEADS and not fold.model(UNARY, seed).exists():
-            continue  # another process is at the unary
         with claim(fold.model(potential, seed) / "model.safetensors") as mine:
             if mine:
                 _train(fold.network(potential, seed), _command(study, fold, potential, seed))
@@ -249,10 +245,25 @@ class SharedTrunk:
             yield {f"{SHARED}{row}": marginals for row, marginals in rows.items()}
 
 
-# By the name of the file of their confusion matrices, with the networks that they need.
-NETWORKS: dict[str, tuple[Callable[[Fold], OwnTrunks | SharedTrunk], Sequence[tuple[str, int]]]] = {
-    "own": (OwnTrunks, [*((UNARY, seed) for seed in UNARY_SEEDS), *((n, s) for n in RELATIONS for s in SEEDS)]),
-    "shared": (SharedTrunk, [(HEADS, seed) for seed in SEEDS]),
+@dataclass(frozen=True)
+class Group:
+    """Networks, by potential and seed, and the rows that they make."""
+
+    networks: Sequence[tuple[str, int]]
+    open: Callable[[Fold], OwnTrunks | SharedTrunk]
+
+
+# By the name of the file of their confusion matrices, in the order of the work. One seed after the other, so that the
+# first networks of all potentials can be looked at early.
+GROUPS = {
+    "own": Group(
+        sorted(
+            [*((UNARY, seed) for seed in UNARY_SEEDS), *((name, seed) for name in RELATIONS for seed in SEEDS)],
+            key=lambda network: network[1],
+        ),
+        OwnTrunks,
+    ),
+    "shared": Group([(HEADS, seed) for seed in SEEDS], SharedTrunk),
 }
 
 
@@ -293,18 +304,17 @@ def combinations(pairs: Mapping[str, Pair], unaries: Mapping[str, Tensor], cell:
 def counts_path(fold: Fold, name: str) -> Path:
     """Where the confusion matrices of some networks lie; other weights have another path."""
     digest = hashlib.sha256()
-    for potential, seed in NETWORKS[name][1]:
+    for potential, seed in GROUPS[name].networks:
         digest.update((fold.model(potential, seed) / "model.safetensors").read_bytes())
     return fold.folder / f"{name}-{digest.hexdigest()[:8]}.npz"
 
 
-def evaluate(fold: Fold) -> None:
-    """Write confusion matrices of the fold's test images, for every row, seed and strength."""
-    for name, (open_networks, _) in NETWORKS.items():
-        path = counts_path(fold, name)
-        with claim(path) as mine:
-            if mine:
-                _evaluate(fold, open_networks(fold), path)
+def evaluate(fold: Fold, name: str) -> None:
+    """Write confusion matrices of the fold's test images, for every row, seed and strength of a group of networks."""
+    path = counts_path(fold, name)
+    with claim(path) as mine:
+        if mine:
+            _evaluate(fold, GROUPS[name].open(fold), path)
 
 
 @torch.inference_mode()
@@ -334,12 +344,12 @@ def halves(count: int, video: bool) -> tuple[slice, slice]:
     return (slice(count // 2), slice(count // 2, None)) if video else (slice(0, None, 2), slice(1, None, 2))
 
 
-def collect(folds: Sequence[Fold], video: bool) -> dict[str, Measured]:
-    """All rows; the strength for each half of a fold's test images is that which is best on the other half."""
+def collect(folds: Sequence[Fold], video: bool, groups: Sequence[str]) -> dict[str, Measured]:
+    """The rows of some groups; each half of a fold's test images takes the strength that is best on the other half."""
     parts = []
     for fold in folds:
         arrays: dict[str, Tensor] = {}
-        for name in NETWORKS:
+        for name in groups:
             if not (path := counts_path(fold, name)).exists():
                 raise SystemExit(f"{path}: {BUSY}")
             arrays |= read_counts(path)[1]
@@ -350,6 +360,8 @@ def collect(folds: Sequence[Fold], video: bool) -> dict[str, Measured]:
         parts += [(first, second), (second, first)]
     result = {}
     for row in ROWS:
+        if row.startswith(SHARED) and "shared" not in groups:
+            continue
         if not row.endswith("?"):
             result[row] = Measured(torch.cat([half[row] for half, _ in parts], 1), [])
             continue
@@ -376,12 +388,12 @@ def mean_iou(counts: Tensor) -> Tensor:
     return intersection_over_union(counts.sum(1)).nanmean(-1)
 
 
-def report(name: str, video: bool, folds: Sequence[Fold]) -> None:
-    """Write the tables: mean IoU of each seed, differences to single unaries and to three together; contrasts.
+def report(name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] = tuple(GROUPS)) -> None:
+    """Write the tables of some groups: mean IoU of each seed, differences to single unaries and to three; contrasts.
 
     A row with two seeds that stands on the first two unaries is compared with these.
     """
-    rows = collect(folds, video)
+    rows = collect(folds, video, groups)
     images = rows[UNARY_ROW].counts.shape[1]
     lines = [f"| row ({images} images) | mean IoU | seeds | over one unary | over three unaries | strength |"]
     lines.append("|---|---:|---|---|---|---|")
@@ -400,6 +412,8 @@ def report(name: str, video: bool, folds: Sequence[Fold]) -> None:
         lines.append(f"| {row} | {100 * mean:.1f} | {each} | {_shown(single)} | {_shown(three)} | {chosen} |")
     lines += ["", "| without the neighbours' labels | with them | difference |", "|---|---|---|"]
     for without, with_labels in CONTRASTS:
+        if without not in rows:
+            continue
         change = _change(rows[without].counts, rows[with_labels].counts, video)
         found.append({"without": without, "with": with_labels, "difference": change})
         lines.append(f"| {without} | {with_labels} | {_shown(change)} |")
@@ -427,10 +441,11 @@ def main() -> None:
     options = parser.parse_args()
     study = STUDIES[options.study]
     folds = deal(study, options.data, options.work)
-    train(study, folds)
-    for fold in folds:
-        evaluate(fold)
-    report(options.study, study.video, folds)
+    for number, (name, group) in enumerate(GROUPS.items(), 1):
+        train(study, folds, group.networks)
+        for fold in folds:
+            evaluate(fold, name)
+        report(options.study, study.video, folds, list(GROUPS)[:number])
 
 
 if __name__ == "__main__":

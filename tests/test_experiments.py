@@ -42,8 +42,8 @@ def fold(work, number, best):
             seeds = 3 if row == context.UNARY_ROW else 2
             for seed in range(seeds):
                 rows[f"{name}|{seed}"] = torch.stack([image(2 if seed == 2 else right) for right in hits])
-    for networks, (_, keys) in context.NETWORKS.items():
-        for key in keys:
+    for networks, group in context.GROUPS.items():
+        for key in group.networks:
             part.model(*key).mkdir(parents=True, exist_ok=True)
             (part.model(*key) / "model.safetensors").touch()
         mine = {name: counts for name, counts in rows.items() if name.startswith("shared") == (networks == "shared")}
@@ -52,7 +52,7 @@ def fold(work, number, best):
 
 
 def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own(tmp_path):
-    rows = context.collect([fold(tmp_path, 0, (4.0, 1.0)), fold(tmp_path, 1, (2.0, 2.0))], video=False)
+    rows = context.collect([fold(tmp_path, 0, (4.0, 1.0)), fold(tmp_path, 1, (2.0, 2.0))], False, list(context.GROUPS))
     measured = rows["1unary+2pair, strength ?"]
     assert measured.strengths == [1.0, 4.0, 2.0, 2.0]
     # The first half is read at strength 1, where it is no better than anything; its own best, 4, is not looked at.
@@ -83,12 +83,12 @@ def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
 
 def test_new_networks_are_evaluated_anew(tmp_path):
     part = fold(tmp_path, 0, (2.0, 2.0))
-    before = {name: context.counts_path(part, name) for name in context.NETWORKS}
+    before = {name: context.counts_path(part, name) for name in context.GROUPS}
     (part.model("above", 1) / "model.safetensors").write_bytes(b"others")
     assert context.counts_path(part, "own") != before["own"]
     assert context.counts_path(part, "shared") == before["shared"]
     with pytest.raises(SystemExit, match="own-"):
-        context.collect([part], video=False)
+        context.collect([part], False, list(context.GROUPS))
 
 
 @pytest.fixture(params=[None, 16])
@@ -132,7 +132,7 @@ def test_rows_are_mean_field_of_the_networks_they_name(study_models, scenes, mon
     monkeypatch.setattr(context, "see", lambda network, name, pixels: network.features(pixels, [name])[name])
     pixels = open_dataset(scenes, "val")[0][0][None].float()
     with torch.inference_mode():
-        own, shared = (list(networks(part).rows(pixels)) for networks, _ in context.NETWORKS.values())
+        own, shared = (list(group.open(part).rows(pixels)) for group in context.GROUPS.values())
         assert (len(own), len(shared)) == (3, 2)
         unaries = [models["unary", seed](pixels, ["unary"]) for seed in context.UNARY_SEEDS]
         for rows, unary in zip(own, unaries, strict=True):
@@ -209,7 +209,7 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
         assert about["split"] == f"fold{number}-train"
         assert (about["recipe"]["potentials"], about["recipe"]["seed"]) == (["above"], 1)
         tested = [path.stem for path, _ in open_dataset(tmp_path / "work" / "data", f"fold{number}-test").pairs]
-        for networks in context.NETWORKS:
+        for networks in context.GROUPS:
             [counts] = folder.glob(f"{networks}-*.npz")
             assert read_counts(counts)[0] == tested
         heads = load(folder / "heads-1" / "model")

@@ -49,9 +49,9 @@ VIDEO_BLOCK = 10
 BUSY = "another process is still at it: start again when it has ended"
 
 # The rows of the table. "?" stands for a strength: that of the row is chosen among STRENGTHS.
-UNARY_ROW, THREE, SHARED = "unary", "three unaries", "shared trunk: "
+THREE, SHARED = "three unaries", "shared trunk: "
 ROWS = (
-    UNARY_ROW,
+    UNARY,
     "pairwise-surrounding",
     "pairwise-above",
     "1unary+2pair, plain sum",
@@ -216,7 +216,7 @@ class OwnTrunks:
         unaries = [self.networks[UNARY, s].infer({UNARY: maps[UNARY, s]}, [UNARY]) for s in UNARY_SEEDS]
         three = torch.stack(unaries).mean(0)
         for seed, unary in enumerate(unaries):
-            rows = {UNARY_ROW: unary, **({THREE: three} if seed == 0 else {})}
+            rows = {UNARY: unary, **({THREE: three} if seed == 0 else {})}
             if seed in SEEDS:
                 other = SEEDS[SEEDS.index(seed) - 1]
                 pairs = {name: (_head(self.networks[name, other], name), maps[name, other]) for name in RELATIONS}
@@ -355,7 +355,7 @@ def collect(folds: Sequence[Fold], video: bool, groups: Sequence[str]) -> dict[s
             arrays |= read_counts(path)[1]
         rows = _by_row(arrays)
         first, second = (
-            {row: counts[:, part] for row, counts in rows.items()} for part in halves(rows[UNARY_ROW].shape[1], video)
+            {row: counts[:, part] for row, counts in rows.items()} for part in halves(rows[UNARY].shape[1], video)
         )
         parts += [(first, second), (second, first)]
     result = {}
@@ -394,42 +394,42 @@ def report(name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] 
     A row with two seeds that stands on the first two unaries is compared with these.
     """
     rows = collect(folds, video, groups)
-    images = rows[UNARY_ROW].counts.shape[1]
+    images = rows[UNARY].counts.shape[1]
     lines = [f"| row ({images} images) | mean IoU | seeds | over one unary | over three unaries | strength |"]
     lines.append("|---|---:|---|---|---|---|")
     found: list[dict[str, Any]] = []
     for row, measured in rows.items():
         on_two = "1unary" in row
-        unaries = rows[UNARY_ROW].counts[: len(SEEDS) if on_two else None]
-        single = _change(unaries, measured.counts, video)
-        three = _change(rows[THREE].counts, measured.counts, video)
+        unaries = rows[UNARY].counts[: len(SEEDS) if on_two else None]
+        single = change_of(unaries, measured.counts, video)
+        three = change_of(rows[THREE].counts, measured.counts, video)
         seeds = mean_iou(measured.counts).tolist()
         mean = sum(seeds) / len(seeds)
         found.append({"row": row, "mean_iou": mean, "seeds": seeds, "strengths": measured.strengths})
         found[-1] |= {"over one unary": single, "over three unaries": three}
         each = ", ".join(f"{100 * seed:.1f}" for seed in seeds)
         chosen = ", ".join(f"{strength:g}" for strength in measured.strengths)
-        lines.append(f"| {row} | {100 * mean:.1f} | {each} | {_shown(single)} | {_shown(three)} | {chosen} |")
+        lines.append(f"| {row} | {100 * mean:.1f} | {each} | {shown(single)} | {shown(three)} | {chosen} |")
     lines += ["", "| without the neighbours' labels | with them | difference |", "|---|---|---|"]
     for without, with_labels in CONTRASTS:
         if without not in rows:
             continue
-        change = _change(rows[without].counts, rows[with_labels].counts, video)
+        change = change_of(rows[without].counts, rows[with_labels].counts, video)
         found.append({"without": without, "with": with_labels, "difference": change})
-        lines.append(f"| {without} | {with_labels} | {_shown(change)} |")
+        lines.append(f"| {without} | {with_labels} | {shown(change)} |")
     print("\n".join(lines))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
-def _change(first: Tensor, second: Tensor, video: bool) -> list[float]:
+def change_of(first: Tensor, second: Tensor, video: bool = False) -> list[float]:
     """The difference of mean IoU and its interval."""
     found = paired_bootstrap(first, second, block=VIDEO_BLOCK if video else 1)
     return [found.second - found.first, found.low, found.high]
 
 
-def _shown(change: Sequence[float]) -> str:
+def shown(change: Sequence[float]) -> str:
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in change))
 
 

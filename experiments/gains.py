@@ -11,8 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from context import RESULTS, STUDIES, THREE, UNARY_ROW
+from context import RESULTS, STUDIES, THREE
 from contextcrf.figures import save_figure
+from contextcrf.model import UNARY
 
 CRF = "1unary+2pair, strength ?"
 
@@ -37,7 +38,7 @@ def gains(folder: Path) -> list[Gain]:
         if (path := folder / f"{study}.json").exists():
             rows = {row["row"]: row for row in json.loads(path.read_text()) if "row" in row}
             one, three = (_points(rows[CRF][f"over {against}"]) for against in ("one unary", THREE))
-            found.append(Gain(study, 100 * rows[UNARY_ROW]["mean_iou"], one, three))
+            found.append(Gain(study, 100 * rows[UNARY]["mean_iou"], one, three))
     if (path := folder / "scenes.json").exists():
         for name, point in json.loads(path.read_text()).items():
             one, three = (

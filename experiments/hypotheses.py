@@ -21,10 +21,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, deal, halves, mean_iou
+from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, change_of, deal, halves, mean_iou, shown
 from contextcrf import ContextCRF, PairwisePotential, RangeBox, load, mean_field
 from contextcrf.cli import build_parser
-from contextcrf.comparison import paired_bootstrap
 from contextcrf.crf import Relation
 from contextcrf.crf.potentials import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
@@ -304,11 +303,11 @@ def report(grounds: Sequence[Ground], work: Path) -> None:
             if row in (UNARY, "learned: unary") and name != next(iter(done)):
                 continue  # they are the same everywhere
             base = done.get(BASE.name, {}).get(row)
-            changes = [paired_bootstrap(against, counts) for against in (rows[UNARY], base) if against is not None]
-            values = [[change.second - change.first, change.low, change.high] for change in changes]
-            found.append({"trial": name, "row": row, "mean_iou": changes[0].second, "over unary, base": values})
-            shown = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in part)) for part in values]
-            lines.append(f"| {name} | {row} | {100 * changes[0].second:.1f} | {' | '.join([*shown, ''][:2])} |")
+            values = [change_of(against, counts) for against in (rows[UNARY], base) if against is not None]
+            score = float(mean_iou(counts[None]))
+            found.append({"trial": name, "row": row, "mean_iou": score, "over unary, base": values})
+            columns = [*map(shown, values), ""][:2]
+            lines.append(f"| {name} | {row} | {100 * score:.1f} | {' | '.join(columns)} |")
     images = sum(map(len, truths))
     head = f"| heads | row ({images} images) | mean IoU | over the unary | over the row of *{BASE.name}* |"
     text = "\n".join([head, "|---|---|---:|---|---|", *lines]) + "\n"

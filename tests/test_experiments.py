@@ -39,7 +39,7 @@ def fold(work, number, best):
         names = [row] if not row.endswith("?") else [f"{row[:-1]}{strength:g}" for strength in context.STRENGTHS]
         for name in names:
             hits = [9 if row.endswith("?") and name.endswith(f"strength {s:g}") else 5 for s in best] * 2
-            seeds = 3 if row == context.UNARY_ROW else 2
+            seeds = 3 if row == context.UNARY else 2
             for seed in range(seeds):
                 rows[f"{name}|{seed}"] = torch.stack([image(2 if seed == 2 else right) for right in hits])
     for networks, group in context.GROUPS.items():
@@ -57,8 +57,8 @@ def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own
     assert measured.strengths == [1.0, 4.0, 2.0, 2.0]
     # The first half is read at strength 1, where it is no better than anything; its own best, 4, is not looked at.
     assert torch.equal(measured.counts[0], torch.stack([image(hits) for hits in (5, 5, 5, 5, 9, 9, 9, 9)]))
-    assert rows[context.UNARY_ROW].strengths == []
-    assert context.mean_iou(rows[context.UNARY_ROW].counts)[:2].tolist() == pytest.approx([5 / 15] * 2)
+    assert rows[context.UNARY].strengths == []
+    assert context.mean_iou(rows[context.UNARY].counts)[:2].tolist() == pytest.approx([5 / 15] * 2)
 
 
 def test_halves_of_photographs_hold_all_subjects_and_halves_of_a_video_hold_no_neighbours():
@@ -73,7 +73,7 @@ def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
     context.report("msrc", False, [fold(tmp_path, 0, (2.0, 2.0))])
     table = json.loads((tmp_path / "msrc.json").read_text())
     found = {row["row"]: row["over one unary"][0] for row in table if "row" in row}
-    assert found["1unary+2pair, strength 1"] == found[context.UNARY_ROW] == 0
+    assert found["1unary+2pair, strength 1"] == found[context.UNARY] == 0
     assert found["1unary+2pair, strength ?"] > 0
     assert found["shared trunk: 1unary+2pair, strength 1"] == 0
     assert found["pairwise-above"] > 0
@@ -136,7 +136,7 @@ def test_rows_are_mean_field_of_the_networks_they_name(study_models, scenes, mon
         assert (len(own), len(shared)) == (3, 2)
         unaries = [models["unary", seed](pixels, ["unary"]) for seed in context.UNARY_SEEDS]
         for rows, unary in zip(own, unaries, strict=True):
-            torch.testing.assert_close(upsample(rows[context.UNARY_ROW], pixels.shape[-2:]), unary)
+            torch.testing.assert_close(upsample(rows[context.UNARY], pixels.shape[-2:]), unary)
         three = upsample(own[0][context.THREE], pixels.shape[-2:])
         torch.testing.assert_close(three, torch.stack(unaries).mean(0))
         for seed in context.SEEDS:

@@ -233,8 +233,8 @@ def evaluate(
     rows = [Row(system.name, ConfusionMatrix(len(data.classes)), 0.0) for system in wanted]
     for image, mask in track(data.without_transform(), "evaluate", total=len(data), disable=not progress):
         for row, (marginals, seconds) in zip(rows, predict(model, image, wanted, precision), strict=True):
-            labels = marginals.argmax(0)
-            row.matrix.update(labels[None], mask[None])
-            row.images.append(confusion(labels, mask, len(data.classes)))
+            before = row.matrix.counts.clone()
+            row.matrix.update(marginals.argmax(0)[None], mask[None])
+            row.images.append(row.matrix.counts - before)
             row.seconds += seconds / len(data)
     return rows

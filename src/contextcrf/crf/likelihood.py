@@ -30,9 +30,9 @@ def pseudo_likelihood_nll(
         labels: int64 [B, H, W]; `ignore_index` marks void.
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
-    known = (labels != ignore_index).sum().clamp(min=1)
-    logits = unary_logits + pairwise_logits(pairwise, one_hot(labels, unary_logits, ignore_index), cell=cell)
-    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / known
+    return _given_others(
+        unary_logits, pairwise, one_hot(labels, unary_logits, ignore_index), labels, ignore_index, cell
+    )
 
 
 def mean_field_nll(
@@ -82,7 +82,19 @@ def unrolled_nll(
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
     marginals = mean_field(unary_logits, pairwise, iterations - 1, cell=cell)
-    # The logits of the last update, whose softmax are the marginals.
-    logits = unary_logits + pairwise_logits(pairwise, marginals, cell=cell)
+    # The last update's marginals, as logits.
+    return _given_others(unary_logits, pairwise, marginals, labels, ignore_index, cell)
+
+
+def _given_others(
+    unary_logits: Tensor,
+    pairwise: Sequence[Pair],
+    others: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    cell: int | None,
+) -> Tensor:
+    """Mean over known nodes of the cross-entropy of each, its neighbours having the marginals `others` [B, K, H, W]."""
     known = (labels != ignore_index).sum().clamp(min=1)
+    logits = unary_logits + pairwise_logits(pairwise, others, cell=cell)
     return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / known

@@ -7,8 +7,9 @@ started again at any time, and several processes may share the work (set OMP_NUM
 
 Every network is trained end to end from ImageNet, with augmentation, for one potential: three seeds of the unary, two
 of each pairwise potential. For the rows with a shared trunk, heads of both pairwise potentials are trained on what the
-first two unary networks see, which stay as they are. Strengths of the messages are chosen on images that the networks
-have not seen and that are not reported: each half of a test split takes what is best on its other half.
+first two unary networks see, which stay as they are; `--groups shared` makes only these and the unaries. Strengths of
+the messages are chosen on images that the networks have not seen and that are not reported: each half of a test split
+takes what is best on its other half.
 """
 
 import argparse
@@ -199,34 +200,47 @@ def see(network: ContextCRF, potential: str, pixels: Tensor) -> Tensor:
         return network.features(pixels, [potential])[potential].float()
 
 
-class OwnTrunks:
-    """The networks of a fold, one for each potential."""
+class Unaries:
+    """The unary networks of a fold, one for each seed."""
 
     def __init__(self, fold: Fold) -> None:
-        self.networks = {(UNARY, seed): load(fold.model(UNARY, seed)) for seed in UNARY_SEEDS}
-        self.networks |= {(name, seed): load(fold.model(name, seed)) for name in RELATIONS for seed in SEEDS}
+        self.networks = [load(fold.model(UNARY, seed)) for seed in UNARY_SEEDS]
+
+    def marginals(self, pixels: Tensor) -> list[Tensor]:
+        """Of one image float [1, 3, H, W], [1, K, h, w] by seed."""
+        return [network.infer({UNARY: see(network, UNARY, pixels)}, [UNARY]) for network in self.networks]
 
     def rows(self, pixels: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Marginals [1, K, h, w] of one image float [1, 3, H, W] by row, seed after seed.
-
-        A unary and pairwise networks of one seed have seen the same crops at the same time: those of different seeds
-        stand together, as in the mean of three unaries.
-        """
-        maps = {key: see(network, key[0], pixels) for key, network in self.networks.items()}
-        unaries = [self.networks[UNARY, s].infer({UNARY: maps[UNARY, s]}, [UNARY]) for s in UNARY_SEEDS]
-        three = torch.stack(unaries).mean(0)
+        """Marginals [1, K, h, w] of one image float [1, 3, H, W] by row, seed after seed."""
+        unaries = self.marginals(pixels)
         for seed, unary in enumerate(unaries):
-            rows = {UNARY: unary, **({THREE: three} if seed == 0 else {})}
-            if seed in SEEDS:
-                other = SEEDS[SEEDS.index(seed) - 1]
-                pairs = {name: (_head(self.networks[name, other], name), maps[name, other]) for name in RELATIONS}
-                cell = self.networks[UNARY, seed].cell
-                rows |= combinations(pairs, {"1unary": unary, "three unaries": three}, cell)
-            yield rows
+            yield {UNARY: unary, **({THREE: torch.stack(unaries).mean(0)} if seed == 0 else {})}
+
+
+class OwnTrunks:
+    """The networks of a fold, one for each potential; rows as those of `Unaries`.
+
+    A unary and pairwise networks of one seed have seen the same crops at the same time: those of different seeds stand
+    together, as in the mean of three unaries.
+    """
+
+    def __init__(self, fold: Fold) -> None:
+        self.unaries = Unaries(fold)
+        self.networks = {(name, seed): load(fold.model(name, seed)) for name in RELATIONS for seed in SEEDS}
+
+    def rows(self, pixels: Tensor) -> Iterator[dict[str, Tensor]]:
+        unaries = self.unaries.marginals(pixels)
+        three = torch.stack(unaries).mean(0)
+        maps = {key: see(network, key[0], pixels) for key, network in self.networks.items()}
+        for seed in SEEDS:
+            other = SEEDS[SEEDS.index(seed) - 1]
+            pairs = {name: (_head(self.networks[name, other], name), maps[name, other]) for name in RELATIONS}
+            cell = self.unaries.networks[seed].cell
+            yield combinations(pairs, {"1unary": unaries[seed], "three unaries": three}, cell)
 
 
 class SharedTrunk:
-    """Unary networks of a fold with pairwise heads on their features; rows as those of `OwnTrunks`."""
+    """Unary networks of a fold with pairwise heads on their features; rows as those of `Unaries`."""
 
     def __init__(self, fold: Fold) -> None:
         self.models = [load(fold.model(HEADS, seed)) for seed in SEEDS]
@@ -250,21 +264,23 @@ class Group:
     """Networks, by potential and seed, and the rows that they make."""
 
     networks: Sequence[tuple[str, int]]
-    open: Callable[[Fold], OwnTrunks | SharedTrunk]
+    open: Callable[[Fold], Unaries | OwnTrunks | SharedTrunk]
 
 
-# By the name of the file of their confusion matrices, in the order of the work. One seed after the other, so that the
-# first networks of all potentials can be looked at early.
+_UNARIES = [(UNARY, seed) for seed in UNARY_SEEDS]
+# By the name of the file of their confusion matrices, in the order of the work.
 GROUPS = {
-    "own": Group(
-        sorted(
-            [*((UNARY, seed) for seed in UNARY_SEEDS), *((name, seed) for name in RELATIONS for seed in SEEDS)],
-            key=lambda network: network[1],
-        ),
-        OwnTrunks,
-    ),
+    "unaries": Group(_UNARIES, Unaries),
+    "own": Group([*_UNARIES, *((name, seed) for seed in SEEDS for name in RELATIONS)], OwnTrunks),
     "shared": Group([(HEADS, seed) for seed in SEEDS], SharedTrunk),
 }
+
+
+def _group(row: str) -> str:
+    """Whose row it is."""
+    if row.startswith(SHARED):
+        return "shared"
+    return "unaries" if row in (UNARY, THREE) else "own"
 
 
 def _head(model: ContextCRF, name: str) -> PairwisePotential:
@@ -318,7 +334,7 @@ def evaluate(fold: Fold, name: str) -> None:
 
 
 @torch.inference_mode()
-def _evaluate(fold: Fold, networks: OwnTrunks | SharedTrunk, path: Path) -> None:
+def _evaluate(fold: Fold, networks: Unaries | OwnTrunks | SharedTrunk, path: Path) -> None:
     data = open_dataset(fold.data, fold.test)
     counts: dict[str, list[Tensor]] = {}
     for image, mask in track(data.without_transform(), f"{fold.test}, {path.stem}", total=len(data)):
@@ -360,7 +376,7 @@ def collect(folds: Sequence[Fold], video: bool, groups: Sequence[str]) -> dict[s
         parts += [(first, second), (second, first)]
     result = {}
     for row in ROWS:
-        if row.startswith(SHARED) and "shared" not in groups:
+        if _group(row) not in groups:
             continue
         if not row.endswith("?"):
             result[row] = Measured(torch.cat([half[row] for half, _ in parts], 1), [])
@@ -391,7 +407,8 @@ def mean_iou(counts: Tensor) -> Tensor:
 def report(name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] = tuple(GROUPS)) -> None:
     """Write the tables of some groups: mean IoU of each seed, differences to single unaries and to three; contrasts.
 
-    A row with two seeds that stands on the first two unaries is compared with these.
+    A row with two seeds that stands on the first two unaries is compared with these. Where groups are missing, the last
+    of those that are there is part of the files' names.
     """
     rows = collect(folds, video, groups)
     images = rows[UNARY].counts.shape[1]
@@ -412,13 +429,14 @@ def report(name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] 
         lines.append(f"| {row} | {100 * mean:.1f} | {each} | {shown(single)} | {shown(three)} | {chosen} |")
     lines += ["", "| without the neighbours' labels | with them | difference |", "|---|---|---|"]
     for without, with_labels in CONTRASTS:
-        if without not in rows:
+        if without not in rows or with_labels not in rows:
             continue
         change = change_of(rows[without].counts, rows[with_labels].counts, video)
         found.append({"without": without, "with": with_labels, "difference": change})
         lines.append(f"| {without} | {with_labels} | {shown(change)} |")
     print("\n".join(lines))
     RESULTS.mkdir(parents=True, exist_ok=True)
+    name = name if len(groups) == len(GROUPS) else f"{name}-{groups[-1]}"
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
@@ -438,14 +456,17 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--work", type=Path, required=True, help="folder for networks and what they say")
+    others = [name for name in GROUPS if name != "unaries"]
+    parser.add_argument("--groups", nargs="+", choices=others, default=others, help="beside the unaries")
     options = parser.parse_args()
     study = STUDIES[options.study]
     folds = deal(study, options.data, options.work)
-    for number, (name, group) in enumerate(GROUPS.items(), 1):
-        train(study, folds, group.networks)
+    groups = [name for name in GROUPS if name == "unaries" or name in options.groups]
+    for name in groups:
+        train(study, folds, GROUPS[name].networks)
         for fold in folds:
             evaluate(fold, name)
-        report(options.study, study.video, folds, list(GROUPS)[:number])
+    report(options.study, study.video, folds, groups)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What pairwise heads on a shared trunk need: one row with its number for every hypothesis.
 
-    python experiments/hypotheses.py --data DATA/MSRC21 --work runs/context/msrc
+    python experiments/hypotheses.py shared --data DATA/MSRC21 --work runs/context/msrc
 
-stands on the networks of `experiments/context.py msrc` (seed 0 of every fold), which must be there. Of the images that
-a fold's networks were not trained on every second one is measured. Heads are trained on the features of the unary
-network, which stays as it is: on the other half of those images ("unseen"), or on the network's own ("seen"). Strengths
-are chosen and combinations learned on what the other folds measured. Trials that are there are not run again, and
-several processes may share the work.
+stands on the networks of `experiments/context.py msrc` (seed 0 of every fold), which must be there: the unary for the
+table "shared", the pairwise ones too for the table "own". Of the images that a fold's networks were not trained on
+every second one is measured. Heads are trained on the features of the unary network, which stays as it is: on the other
+half of those images ("unseen"), or on the network's own ("seen"). Strengths are chosen and combinations learned on what
+the other folds measured. Trials that are there are not run again, and several processes may share the work.
 """
 
 import argparse
@@ -58,6 +58,13 @@ class BalancedEdges(PairwisePotential):
         return image[chosen], p[chosen], q[chosen]
 
 
+class DropoutFeatures(PairwisePotential):
+    """Trained on features of which every second one is dropped."""
+
+    def nll(self, features: Tensor, *rest: Any, **options: Any) -> Tensor:
+        return super().nll(F.dropout(features, training=self.training), *rest, **options)
+
+
 @dataclass(frozen=True)
 class Trial:
     """Heads, and how they are trained: by the recipe of `configs/msrc-heads.yaml` but for what is said here.
@@ -94,20 +101,24 @@ SIDES = {
 }
 UNROLLED = {"max_edges": None, "objective": "unrolled"}
 BASE = Trial("unseen images")
-TRIALS = (
-    Trial("own networks", own=True),
-    Trial("seen images", seen=True),
-    BASE,
-    Trial("balanced edges", head=BalancedEdges),
-    Trial("four times the edges", stages=[{"max_edges": 4 * 8192}]),
-    Trial("24 epochs", stages=[{"epochs": 24}]),
-    Trial("1024 hidden units", hidden=1024),
-    Trial("four sides", relations=SIDES),
-    Trial("and a ring", relations={**paper_relations(), "ring": RangeBox.ring()}),
-    Trial("then unrolled mean field", stages=[{}, {**UNROLLED, "epochs": 2, "lr": 5e-4}]),
-    Trial("pseudo-likelihood", stages=[{"max_edges": None, "objective": "pseudo-likelihood"}]),
-    Trial("unrolled mean field", stages=[UNROLLED]),
-)
+# By table.
+TRIALS: Mapping[str, Sequence[Trial]] = {
+    "own": [Trial("own networks", own=True)],
+    "shared": [
+        Trial("seen images", seen=True),
+        BASE,
+        Trial("balanced edges", head=BalancedEdges),
+        Trial("dropout", head=DropoutFeatures),
+        Trial("four times the edges", stages=[{"max_edges": 4 * 8192}]),
+        Trial("24 epochs", stages=[{"epochs": 24}]),
+        Trial("1024 hidden units", hidden=1024),
+        Trial("four sides", relations=SIDES),
+        Trial("and a ring", relations={**paper_relations(), "ring": RangeBox.ring()}),
+        Trial("then unrolled mean field", stages=[{}, {**UNROLLED, "epochs": 2, "lr": 5e-4}]),
+        Trial("pseudo-likelihood", stages=[{"max_edges": None, "objective": "pseudo-likelihood"}]),
+        Trial("unrolled mean field", stages=[UNROLLED]),
+    ],
+}
 
 
 class Ground:
@@ -288,11 +299,11 @@ def _counts(truth: Sequence[Tensor], marginals: Sequence[Tensor]) -> Tensor:
     return torch.stack([confusion(label, mask, len(marginals[0])) for label, mask in zip(labels, truth, strict=True)])
 
 
-def report(grounds: Sequence[Ground], work: Path) -> None:
-    """Write the table of the trials that all folds have: differences to the unary, and to the base trial's same row."""
+def report(table: str, grounds: Sequence[Ground], work: Path) -> None:
+    """Write a table of the trials that all folds have: differences to the unary, and to the base trial's same row."""
     truths = [[mask for _, mask in ground.measured.without_transform()] for ground in grounds]
     done: dict[str, dict[str, Tensor]] = {}
-    for trial in track(TRIALS, "combine"):
+    for trial in track(TRIALS[table], "combine"):
         paths = [_path(work, trial, ground.fold) for ground in grounds]
         if all(path.exists() for path in paths):
             loaded = [torch.load(path, weights_only=True) for path in paths]
@@ -311,12 +322,12 @@ def report(grounds: Sequence[Ground], work: Path) -> None:
     images = sum(map(len, truths))
     head = f"| heads | row ({images} images) | mean IoU | over the unary | over the row of *{BASE.name}* |"
     text = "\n".join([head, "|---|---|---:|---|---|", *lines]) + "\n"
-    if missing := [trial.name for trial in TRIALS if trial.name not in done]:
+    if missing := [trial.name for trial in TRIALS[table] if trial.name not in done]:
         text += f"\nNot there in all folds: {', '.join(missing)}.\n"
     print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "hypotheses.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "hypotheses.md").write_text(text)
+    (RESULTS / f"hypotheses-{table}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / f"hypotheses-{table}.md").write_text(text)
 
 
 def _path(work: Path, trial: Trial, fold: Fold) -> Path:
@@ -325,6 +336,7 @@ def _path(work: Path, trial: Trial, fold: Fold) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TRIALS, help="heads on the unary's trunk, or networks of their own")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--work", type=Path, required=True, help="the work folder of `context.py msrc`")
     options = parser.parse_args()
@@ -332,14 +344,14 @@ def main() -> None:
     config = ["fit-heads", ".", "--config", str(CONFIGS / "msrc-heads.yaml"), "--data", ".", "--out", "."]
     recipe = heads.instantiate(heads.parse_args(config))["fit-heads"].recipe
     grounds = [Ground(fold, recipe) for fold in deal(STUDIES["msrc"], options.data, options.work)]
-    for trial in TRIALS:
+    for trial in TRIALS[options.table]:
         for ground in grounds:
             path = _path(options.work, trial, ground.fold)
             with claim(path) as mine:
                 if mine:
                     run(ground, trial, path)
                     print(ground.fold.folder.name, trial.name, "done", flush=True)
-    report(grounds, options.work)
+    report(options.table, grounds, options.work)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -46,7 +47,7 @@ def fold(work, number, best):
         for key in group.networks:
             part.model(*key).mkdir(parents=True, exist_ok=True)
             (part.model(*key) / "model.safetensors").touch()
-        mine = {name: counts for name, counts in rows.items() if name.startswith("shared") == (networks == "shared")}
+        mine = {name: counts for name, counts in rows.items() if context._group(name.partition("|")[0]) == networks}
         write_counts(context.counts_path(part, networks), [f"{number}-{letter}" for letter in "abcd"], mine)
     return part
 
@@ -87,6 +88,7 @@ def test_new_networks_are_evaluated_anew(tmp_path):
     (part.model("above", 1) / "model.safetensors").write_bytes(b"others")
     assert context.counts_path(part, "own") != before["own"]
     assert context.counts_path(part, "shared") == before["shared"]
+    assert context.collect([part], False, ["unaries", "shared"])
     with pytest.raises(SystemExit, match="own-"):
         context.collect([part], False, list(context.GROUPS))
 
@@ -132,12 +134,12 @@ def test_rows_are_mean_field_of_the_networks_they_name(study_models, scenes, mon
     monkeypatch.setattr(context, "see", lambda network, name, pixels: network.features(pixels, [name])[name])
     pixels = open_dataset(scenes, "val")[0][0][None].float()
     with torch.inference_mode():
-        own, shared = (list(group.open(part).rows(pixels)) for group in context.GROUPS.values())
-        assert (len(own), len(shared)) == (3, 2)
+        alone, own, shared = (list(group.open(part).rows(pixels)) for group in context.GROUPS.values())
+        assert (len(alone), len(own), len(shared)) == (3, 2, 2)
         unaries = [models["unary", seed](pixels, ["unary"]) for seed in context.UNARY_SEEDS]
-        for rows, unary in zip(own, unaries, strict=True):
+        for rows, unary in zip(alone, unaries, strict=True):
             torch.testing.assert_close(upsample(rows[context.UNARY], pixels.shape[-2:]), unary)
-        three = upsample(own[0][context.THREE], pixels.shape[-2:])
+        three = upsample(alone[0][context.THREE], pixels.shape[-2:])
         torch.testing.assert_close(three, torch.stack(unaries).mean(0))
         for seed in context.SEEDS:
             pairs = {name: models[name, 1 - seed] for name in context.RELATIONS}
@@ -146,7 +148,7 @@ def test_rows_are_mean_field_of_the_networks_they_name(study_models, scenes, mon
             # Three unaries with pairwise networks: their mean in place of a unary's logits.
             features = model.features(pixels)
             heads = [(model.pairwise[name], features[name]) for name in context.RELATIONS]
-            expected = mean_field(own[0][context.THREE].log(), heads, cell=model.cell)
+            expected = mean_field(alone[0][context.THREE].log(), heads, cell=model.cell)
             torch.testing.assert_close(own[seed]["three unaries+2pair, plain sum"], expected)
             heads = models[context.HEADS, seed]
             assert_rows_are_mean_field(shared[seed], heads, heads.features(pixels), "shared trunk: ")
@@ -195,6 +197,16 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(context, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(context, "STRENGTHS", (1.0, 2.0))
     monkeypatch.setattr("sys.argv", ["context.py", "msrc", "--data", str(scenes), "--work", str(tmp_path / "work")])
+    arguments = list(sys.argv)
+    monkeypatch.setattr("sys.argv", [*arguments, "--groups", "shared"])
+    context.main()
+    rows = json.loads((tmp_path / "results" / "msrc-shared.json").read_text())
+    assert [row["row"] for row in rows if "row" in row] == [
+        row for row in context.ROWS if row in (context.UNARY, context.THREE) or row.startswith("shared trunk: ")
+    ]
+    assert [row["without"] for row in rows if "without" in row] == [context.CONTRASTS[2][0]]
+    assert not list((tmp_path / "work").glob("fold*/above-*"))
+    monkeypatch.setattr("sys.argv", arguments)
     context.main()
     rows = json.loads((tmp_path / "results" / "msrc.json").read_text())
     contrasts = [rows.pop() for _ in context.CONTRASTS]
@@ -289,6 +301,16 @@ def test_balanced_edges_are_as_many_between_labels_as_within_them():
     assert int((first != second).sum()) == 2 * int(((ends[0] != ends[1]) & (ends != 255).all(0)).sum())
 
 
+def test_dropout_is_of_training_alone():
+    head = hypotheses.DropoutFeatures(4, 3, RangeBox.surrounding(1.0), 8)
+    torch.nn.init.normal_(head.last.interaction.weight)
+    features, labels = torch.randn(1, 4, 6, 6), torch.randint(3, (1, 6, 6))
+    first, second = (head.nll(features, labels) for _ in range(2))
+    assert first != second
+    head.eval()
+    assert head.nll(features, labels) == PairwisePotential.nll(head, features, labels)
+
+
 def test_sum_product_messages_are_those_of_the_table():
     torch.manual_seed(0)
     head = PairwisePotential(4, 3, RangeBox.above(0.5, 0.8), 8)
@@ -352,9 +374,9 @@ def test_hypotheses_are_trained_on_one_half_and_measured_on_the_other(tiny_model
 
     monkeypatch.setattr(hypotheses, "cache_features", spy)
     monkeypatch.setattr(hypotheses, "RESULTS", tmp_path / "results")
-    trials = {trial.name: trial for trial in hypotheses.TRIALS}
+    trials = {trial.name: trial for table in hypotheses.TRIALS.values() for trial in table}
     wanted = [trials[name] for name in ("own networks", "seen images", "unseen images", "then unrolled mean field")]
-    monkeypatch.setattr(hypotheses, "TRIALS", (*wanted, trials["four sides"]))
+    monkeypatch.setattr(hypotheses, "TRIALS", {"all": (*wanted, trials["four sides"])})
     ground = hypotheses.Ground(fold, Recipe(epochs=1, crop=(64, 96), max_edges=64))
     for trial in wanted:
         path = hypotheses._path(tmp_path, trial, fold)
@@ -377,8 +399,8 @@ def test_hypotheses_are_trained_on_one_half_and_measured_on_the_other(tiny_model
             torch.testing.assert_close(image["logs"]["edges above"].exp()[None], alone)
         assert torch.equal(image["labels"], downsample(mask[None], image["labels"].shape)[0])
     # Folds of the same images: that is enough for the table.
-    hypotheses.report([ground, ground], tmp_path)
-    table = json.loads((tmp_path / "results" / "hypotheses.json").read_text())
+    hypotheses.report("all", [ground, ground], tmp_path)
+    table = json.loads((tmp_path / "results" / "hypotheses-all.json").read_text())
     rows = [(row["trial"], row["row"]) for row in table]
     assert ("unseen images", "sum-product, strength ?") in rows
     assert ("then unrolled mean field", "plain sum") in rows
@@ -389,7 +411,7 @@ def test_hypotheses_are_trained_on_one_half_and_measured_on_the_other(tiny_model
         [confusion(q["rows"]["unary"].argmax(0), q["labels"], tiny_model.num_classes) for q in images]
     )
     assert table[0]["mean_iou"] == pytest.approx(float(context.mean_iou(expected[None])), abs=0.05)
-    assert "Not there in all folds: four sides." in (tmp_path / "results" / "hypotheses.md").read_text()
+    assert "Not there in all folds: four sides." in (tmp_path / "results" / "hypotheses-all.md").read_text()
 
 
 def test_gains_are_drawn_where_the_results_put_them(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from contextcrf.nets import weights
 from contextcrf.nets.backbones import PlainBackbone, TimmBackbone, create_backbone
 from contextcrf.nets.depthwise import float32_depthwise
 from contextcrf.nets.multiscale import MultiScale
+from contextcrf.nets.vgg import VGG16Backbone
 from contextcrf.nets.weights import WeightsNotFoundError
 
 SHAPES = [
@@ -146,7 +147,7 @@ def test_too_few_stages_are_refused():
     for depth, message in ((0, "expected 1 or more"), (9, "tf_efficientnet_lite0 has not so many stages")):
         with pytest.raises(ValueError, match=f"depth={depth}: {message}"):
             TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=depth)
-    with pytest.raises(ValueError, match="depth=2: the plain backbone"):
+    with pytest.raises(ValueError, match=r"depth=2: .* plain"):
         create_backbone("plain", 8, None, 8, pretrained=False, depth=2)
 
 
@@ -227,3 +228,80 @@ def test_scales_are_enlarged_by_nearest_neighbour_and_concatenated():
 def test_impossible_scales_are_refused(scales):
     with pytest.raises(ValueError, match="scales="):
         MultiScale(PlainBackbone(), scales)
+
+
+def random(backbone):
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return backbone.eval()
+
+
+def test_each_scale_may_have_its_own_block_6():
+    backbone = random(TimmBackbone("mobilenetv3_small_050", 32, pretrained=False, channels=32))
+    images = torch.randn(1, 3, 64, 96)
+    shared = MultiScale(backbone, (1.0, 0.5)).eval()
+    own = MultiScale(backbone, (0.5, 1.0), block6_per_scale=True).eval()
+    with torch.inference_mode():
+        expected = shared(images)
+        torch.testing.assert_close(own(images), expected)
+        for parameter in own.block6s[0].parameters():
+            parameter.zero_()
+        found = own(images)
+    torch.testing.assert_close(found[:, :32], expected[:, :32])
+    assert not found[:, 32:].any()
+    assert expected[:, 32:].any()
+
+
+def test_all_copies_of_a_pretrained_layer_learn_slowly():
+    with torch.device("meta"):
+        backbone = VGG16Backbone(32, 8, pretrained=False)
+        backbone.pretrained = True
+        trunk = MultiScale(backbone, block6_per_scale=True)
+    old = {id(parameter) for parameter in trunk.pretrained_parameters()}
+    assert len(old) == 26 + 3 * 2
+    assert [id(block6[0].weight) in old for block6 in (backbone.block6, *trunk.block6s)] == [True] * 3
+    assert not any(id(block6[2].weight) in old for block6 in (backbone.block6, *trunk.block6s))
+    backbone.pretrained = False
+    assert trunk.pretrained_parameters() == []
+
+
+def test_sliding_pyramid_pooling_stands_beside_the_map():
+    backbone = random(PlainBackbone(channels=4))
+    images = torch.randn(1, 3, 80, 96)
+    trunk = MultiScale(backbone, (1.0,), pyramid=(3, 5)).eval()
+    with torch.inference_mode():
+        plain, found = backbone(images), trunk(images)
+    assert found.shape[1] == trunk.out_channels == 12
+    torch.testing.assert_close(found[:, :4], plain)
+    for first, size in ((4, 3), (8, 5)):
+        window = plain[..., 5 - size // 2 : 6 + size // 2, 6 - size // 2 : 7 + size // 2]
+        torch.testing.assert_close(found[:, first : first + 4, 5, 6], window.amax((-1, -2)))
+    torch.testing.assert_close(found[:, 8:, 0, 0], plain[..., :3, :3].amax((-1, -2)))
+
+
+def test_smaller_maps_are_enlarged_as_asked():
+    backbone = random(PlainBackbone(channels=4))
+    images = torch.randn(1, 3, 64, 64)
+    maps = {
+        mode: MultiScale(backbone, (1.0, 0.5), upsampling=mode).eval()(images)[:, 4:]
+        for mode in ("nearest", "bilinear")
+    }
+    assert torch.equal(maps["nearest"][..., ::2, :], maps["nearest"][..., 1::2, :])
+    assert not torch.equal(maps["bilinear"][..., ::2, :], maps["bilinear"][..., 1::2, :])
+
+
+def test_what_a_multi_scale_network_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="pyramid=\\(4,\\)"):
+        MultiScale(PlainBackbone(), pyramid=(4,))
+    with pytest.raises(ValueError, match="no block 6"):
+        MultiScale(PlainBackbone(), block6_per_scale=True)
+
+
+def test_weights_of_a_file_go_into_timms_networks(tmp_path):
+    classifier = timm.create_model("resnet10t")
+    torch.save(classifier.state_dict(), tmp_path / "weights.pth")
+    backbone = create_backbone("resnet10t", 16, None, 32, tmp_path / "weights.pth")
+    own = classifier.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in backbone.body.state_dict().items())
+    with pytest.raises(WeightsNotFoundError, match=r"none.pth: no such file"):
+        create_backbone("resnet10t", 16, None, 32, tmp_path / "none.pth")

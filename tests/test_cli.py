@@ -74,7 +74,7 @@ def test_the_configs_of_the_project_fit_the_command_line():
     from pathlib import Path
 
     folder = Path(__file__).parent.parent / "configs"
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(folder.rglob("*.yaml")):
         command = ["fit-heads", "model"] if path.stem.endswith("heads") else ["fit"]
         build_parser().parse_args([*command, "--config", str(path), "--data", "d", "--out", "o"])
     assert len(list(folder.glob("*.yaml"))) >= 4

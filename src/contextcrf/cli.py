@@ -28,7 +28,7 @@ def fit(
     recipe: Recipe,
     train_split: str = "train",
     val_split: str | None = "val",
-    pretrained: bool = True,
+    pretrained: bool | Path = True,
     init: str | None = None,
     ckpt_path: str | None = None,
 ) -> None:
@@ -41,7 +41,7 @@ def fit(
         recipe: how to train.
         train_split: split to train on.
         val_split: split to watch; null for none.
-        pretrained: start the backbone from ImageNet weights.
+        pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
         init: a trained model to start from instead; its shape replaces `model`.
         ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
     """

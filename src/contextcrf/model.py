@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from contextcrf.crf import (
     unrolled_nll,
 )
 from contextcrf.nets.backbones import create_backbone
-from contextcrf.nets.multiscale import MultiScale
+from contextcrf.nets.multiscale import MultiScale, Upsampling
 from contextcrf.pixels import ImageLike, as_pixels
 
 UNARY = "unary"
@@ -48,14 +49,15 @@ class ModelConfig:
     """The shape of a ContextCRF.
 
     Args:
-        backbone: a timm model; or "plain", small, random and with a receptive field of 15 pixels, "plain-31" with one
-            of 31, and so on in steps of 16.
+        backbone: a timm model; "vgg16-fc6", the paper's, of stride 32, 16 or 8; or "plain", small, random and with a
+            receptive field of 15 pixels, "plain-31" with one of 31, and so on in steps of 16.
         stride: pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
             `stride` if None.
         depth: the first stages of the backbone that are used, which see less of the image; all of them if None.
         channels: channels of the feature map of one scale.
         scales: scales of the input image.
+        block6_per_scale, pyramid, upsampling: as in `MultiScale`.
         hidden: units of the hidden layer of each potential.
         relations: the pairwise potentials, by name: each a box, or several together.
         graph_stride: pixels per node of the pairwise graphs, a multiple of `stride`; `stride` if None.
@@ -73,6 +75,9 @@ class ModelConfig:
     depth: int | None = None
     channels: int = 256
     scales: Sequence[float] = (1.2, 0.8, 0.4)
+    block6_per_scale: bool = False
+    pyramid: Sequence[int] = ()
+    upsampling: Upsampling = "nearest"
     hidden: int = 512
     relations: dict[str, Relation] = field(default_factory=paper_relations)
     graph_stride: int | None = None
@@ -82,13 +87,14 @@ class ModelConfig:
     dense: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.scales = tuple(self.scales)
+        self.scales, self.pyramid = tuple(self.scales), tuple(self.pyramid)
         if UNARY in self.relations:
             raise ValueError(f"relations: {UNARY!r} is the name of the unary potential; choose another")
         if unknown := sorted(set(self.strengths) - set(self.relations)):
             raise ValueError(f"strengths: {unknown} name no relation; relations: {sorted(self.relations)}")
         try:
-            DenseCRF(**self.dense)  # type: ignore[arg-type]
+            with torch.device("cpu"):  # its values are looked at, also where a model without any is made ("meta")
+                DenseCRF(**self.dense)  # type: ignore[arg-type]
         except TypeError as error:
             raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
         if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
@@ -104,13 +110,13 @@ class ContextCRF(nn.Module):
     Args:
         config: its shape.
         classes: names and colours of the K classes.
-        pretrained: ImageNet weights for the backbone.
+        pretrained: ImageNet weights for the backbone, or a file of them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig, classes: Classes, pretrained: bool = True) -> None:
+    def __init__(self, config: ModelConfig, classes: Classes, pretrained: bool | Path = True) -> None:
         super().__init__()
         # A copy: strengths are tuned in place, and the caller's configuration may serve another model.
         self.config = config = replace(config, strengths=dict(config.strengths), dense=dict(config.dense))
@@ -122,7 +128,7 @@ class ContextCRF(nn.Module):
             backbone = create_backbone(
                 config.backbone, config.stride, config.output_stride, config.channels, pretrained, config.depth
             )
-            return MultiScale(backbone, config.scales)
+            return MultiScale(backbone, config.scales, config.block6_per_scale, config.pyramid, config.upsampling)
 
         names = [UNARY, *config.relations]
         self.trunks = nn.ModuleDict({"shared": trunk()} if config.shared_trunk else {name: trunk() for name in names})
@@ -383,7 +389,7 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
     """What must be the same in models that are put together."""
-    keys = ("backbone", "stride", "depth", "channels", "scales", "hidden")
+    keys = ("backbone", "stride", "depth", "channels", "scales", "block6_per_scale", "pyramid", "upsampling", "hidden")
     strides = {key: getattr(config, key) or config.stride for key in ("output_stride", "graph_stride")}
     return {**{key: getattr(config, key) for key in keys}, **strides}
 

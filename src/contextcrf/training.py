@@ -125,8 +125,8 @@ class Piecewise(_Objective):
         return self.model.nll(features, masks, self.recipe.max_edges, weights)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        backbones = [self.model.trunk(name).backbone for name in self.names]
-        old = {id(p) for backbone in backbones for p in backbone.pretrained_parameters()}
+        trunks = [self.model.trunk(name) for name in self.names]
+        old = {id(p) for trunk in trunks for p in trunk.pretrained_parameters()}
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": self.recipe.lr},

@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf.nets.depthwise import float32_depthwise
+from contextcrf.nets.vgg import VGG16Backbone
 from contextcrf.nets.weights import hub_arguments, load_package_weights
+
+VGG16 = "vgg16-fc6"
 
 
 class TimmBackbone(nn.Module):
@@ -26,7 +30,8 @@ class TimmBackbone(nn.Module):
         stride: pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: stride of the backbone's last map; `stride` if None.
         channels: channels of the result.
-        pretrained: ImageNet weights, or random ones. Weights that cannot be had are an error, never random instead.
+        pretrained: ImageNet weights, those in a file of timm's, or random ones. Weights that cannot be had are an
+            error, never random instead.
         depth: use the first `depth` stages of the backbone alone, which see less of the image; None is all. Block 6
             then normalises each node by itself, since the statistics of a map tell every node of the whole image.
 
@@ -45,7 +50,7 @@ class TimmBackbone(nn.Module):
         stride: int = 8,
         output_stride: int | None = None,
         channels: int = 256,
-        pretrained: bool = True,
+        pretrained: bool | str | Path = True,
         depth: int | None = None,
     ) -> None:
         super().__init__()
@@ -73,7 +78,7 @@ class TimmBackbone(nn.Module):
             nn.ReLU(),
         )
         self.out_channels = channels
-        self.pretrained = pretrained
+        self.pretrained = bool(pretrained)
         self.norm_eval = True
         self.mean = tuple(float(v) for v in self.body.default_cfg["mean"])
         self.std = tuple(float(v) for v in self.body.default_cfg["std"])
@@ -114,13 +119,17 @@ class TimmBackbone(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
+    def maps(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to what block 6 takes, of the size of the feature map."""
         maps = self.body(images)
         total = self.lateral[0](maps[self.taps[0]])
         for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
             total = total + F.interpolate(lateral(maps[tap]), total.shape[-2:], mode="bilinear", align_corners=False)
-        return self.block6(total)
+        return total
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
+        return self.block6(self.maps(images))
 
 
 class PlainBackbone(nn.Module):
@@ -174,8 +183,9 @@ def _norm(channels: int, local: bool) -> nn.Module:
     return nn.GroupNorm(32 if channels % 32 == 0 else 1, channels)
 
 
-def _create(name: str, output_stride: int, pretrained: bool, depth: int | None = None) -> Any:
-    arguments = hub_arguments(name) if pretrained else {}
+def _create(name: str, output_stride: int, pretrained: bool | str | Path, depth: int | None = None) -> Any:
+    file = Path(pretrained) if isinstance(pretrained, str | Path) else None
+    arguments = hub_arguments(name, file) if pretrained else {}
     options: dict[str, Any] = dict(arguments or {})
     if depth is not None and depth < 1:
         raise ValueError(f"depth={depth}: expected 1 or more stages of {name}")
@@ -202,16 +212,29 @@ def _create(name: str, output_stride: int, pretrained: bool, depth: int | None =
     return body
 
 
+Backbone = TimmBackbone | VGG16Backbone | PlainBackbone
+
+
 def create_backbone(
-    name: str, stride: int, output_stride: int | None, channels: int, pretrained: bool, depth: int | None = None
-) -> TimmBackbone | PlainBackbone:
-    """ "plain" is `PlainBackbone`, "plain-47" the one that sees 47 pixels; any other name is timm's."""
-    if plain := re.fullmatch(r"plain(?:-(\d+))?", name):
+    name: str,
+    stride: int,
+    output_stride: int | None,
+    channels: int,
+    pretrained: bool | str | Path,
+    depth: int | None = None,
+) -> Backbone:
+    """The paper's for "vgg16-fc6"; "plain" is `PlainBackbone`, "plain-47" the one that sees 47 pixels; else timm's."""
+    plain = re.fullmatch(r"plain(?:-(\d+))?", name)
+    if (plain or name == VGG16) and depth is not None:
+        raise ValueError(f"depth={depth}: expected none; {name} is used whole, stages are those of timm's networks")
+    if plain:
         if pretrained:
             raise ValueError("the plain backbone has no pretrained weights; set pretrained to false")
-        if depth is not None:
-            raise ValueError(f"depth={depth}: the plain backbone has no stages; its name gives its receptive field")
         return PlainBackbone(stride, channels, int(plain[1] or 15))
+    if name == VGG16:
+        if output_stride not in (None, stride):
+            raise ValueError(f"output_stride={output_stride}: expected that of {name}'s only map, {stride}")
+        return VGG16Backbone(stride, channels, pretrained)
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"backbone {name!r}: timm knows no such model; near it: {near}")

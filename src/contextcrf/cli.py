@@ -135,6 +135,31 @@ def voc(root: Path, sbd: Path | None = None, download: bool = False) -> None:
     print(f"PASCAL VOC 2012 is in {prepare_voc(root, sbd, download)}")
 
 
+def voc_submission(
+    model: str,
+    root: Path,
+    out: Path,
+    split: str = "test",
+    competition: Literal["comp5", "comp6"] = "comp6",
+    dense: bool = False,
+) -> None:
+    """Label a split of PASCAL VOC 2012 into an archive that its evaluation server takes.
+
+    Args:
+        model: trained model of VOC's classes.
+        root: folder of, or above, the development kit with the images of the split.
+        out: the archive, .tgz.
+        split: "test", or "val" to try it.
+        competition: comp5 for networks that have seen VOC's own masks only, comp6 for all others.
+        dense: run the dense CRF behind the model.
+    """
+    from contextcrf.storage import load
+    from contextcrf.submission import write_submission
+
+    count = write_submission(load(model).to(_device()), root, out, split, competition, dense)
+    print(f"{count} images of {split} labelled, written to {out}")
+
+
 def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
     """Put networks that were trained each for one potential into one model, as in the paper.
 
@@ -432,6 +457,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "fit-heads": (fit_heads, ("model",)),
     "folds": (folds, ("data",)),
     "voc": (voc, ("root",)),
+    "voc-submission": (voc_submission, ("model", "root")),
     "assemble": (assemble, ()),
     "tune": (tune, ("model",)),
     "evaluate": (evaluate, ("model",)),

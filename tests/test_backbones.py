@@ -129,7 +129,7 @@ def test_impossible_strides_are_refused(strides):
 def test_with_fewer_stages_a_backbone_holds_its_first_weights_alone(name):
     whole, part = (TimmBackbone(name, 8, 8, 32, pretrained=False, depth=depth) for depth in (None, 3))
     assert set(part.body.state_dict()) < set(whole.body.state_dict())
-    assert part.taps == [2]
+    assert part.taps == [8]
 
 
 def test_with_fewer_stages_a_backbone_sees_less():
@@ -293,7 +293,7 @@ def test_smaller_maps_are_enlarged_as_asked():
 def test_what_a_multi_scale_network_cannot_do_is_refused():
     with pytest.raises(ValueError, match="pyramid=\\(4,\\)"):
         MultiScale(PlainBackbone(), pyramid=(4,))
-    with pytest.raises(ValueError, match="no block 6"):
+    with pytest.raises(ValueError, match="has no block 6"):
         MultiScale(PlainBackbone(), block6_per_scale=True)
 
 
@@ -305,3 +305,32 @@ def test_weights_of_a_file_go_into_timms_networks(tmp_path):
     assert all(torch.equal(value, own[key]) for key, value in backbone.body.state_dict().items())
     with pytest.raises(WeightsNotFoundError, match=r"none.pth: no such file"):
         create_backbone("resnet10t", 16, None, 32, tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("resnet10t", 32), ("tf_efficientnet_lite0", 16), ("vgg16-fc6", 32), ("vgg16-fc6", 8)]
+)
+def test_levels_are_the_last_maps_of_each_stride(name, stride):
+    with torch.device("meta"):
+        backbone = create_backbone(name, stride, None, None, pretrained=False)
+        levels = backbone.levels(torch.zeros(1, 3, 75, 50))
+    assert list(levels) == [step for step in (2, 4, 8, 16, 32) if step <= stride]
+    for step, level in levels.items():
+        assert level.shape == (1, backbone.widths[step], -(-75 // step), -(-50 // step))
+    assert backbone.out_channels == backbone.widths[stride]
+    # What would follow is not there.
+    assert not [key for key in backbone.state_dict() if not key.startswith("body")]
+
+
+def test_the_feature_map_is_made_of_the_levels():
+    backbone = random(TimmBackbone("resnet10t", 8, 32, 16, pretrained=False))
+    vgg = VGG16Backbone(32, None, pretrained=False).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        levels = backbone.levels(images)
+        total = sum(
+            torch.nn.functional.interpolate(lateral(levels[tap]), (8, 12), mode="bilinear")
+            for tap, lateral in zip((8, 16, 32), backbone.lateral, strict=True)
+        )
+        torch.testing.assert_close(backbone(images), backbone.block6(total))
+        assert torch.equal(vgg.levels(images)[32], vgg(images))

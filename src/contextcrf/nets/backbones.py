@@ -10,6 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contextcrf.nets.base import Backbone
 from contextcrf.nets.depthwise import float32_depthwise
 from contextcrf.nets.vgg import VGG16Backbone
 from contextcrf.nets.weights import hub_arguments, load_package_weights
@@ -17,7 +18,7 @@ from contextcrf.nets.weights import hub_arguments, load_package_weights
 VGG16 = "vgg16-fc6"
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """Any timm backbone, followed by a block of its own ("block 6", as the paper puts one behind VGG's five).
 
     The backbone runs at `output_stride`, its last stages dilated where they would go coarser. Where `stride` is finer
@@ -29,7 +30,7 @@ class TimmBackbone(nn.Module):
         name: a timm model with `features_only`.
         stride: pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: stride of the backbone's last map; `stride` if None.
-        channels: channels of the result.
+        channels: channels of the result; None leaves out what follows the body, for networks that use its `levels`.
         pretrained: ImageNet weights, those in a file of timm's, or random ones. Weights that cannot be had are an
             error, never random instead.
         depth: use the first `depth` stages of the backbone alone, which see less of the image; None is all. Block 6
@@ -49,7 +50,7 @@ class TimmBackbone(nn.Module):
         name: str,
         stride: int = 8,
         output_stride: int | None = None,
-        channels: int = 256,
+        channels: int | None = 256,
         pretrained: bool | str | Path = True,
         depth: int | None = None,
     ) -> None:
@@ -62,38 +63,38 @@ class TimmBackbone(nn.Module):
             )
         self.body: Any = _create(name, output_stride, pretrained, depth)
         float32_depthwise(self.body)
-        reductions = self.body.feature_info.reduction()
+        reductions, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
         if reductions[-1] < stride:
             raise ValueError(f"depth={depth}: {name}'s map has stride {reductions[-1]}; expected at least {stride}")
-        last = len(reductions) - 1
         # Of several maps of one stride the last is the richest.
-        self.taps = [i for i in range(last + 1) if reductions[i] >= stride and reductions[i] not in reductions[i + 1 :]]
-        widths = self.body.feature_info.channels()
-        self.lateral = nn.ModuleList(nn.Conv2d(widths[i], channels, 1) for i in self.taps)
-        self.block6 = nn.Sequential(
-            _norm(channels, depth is not None),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            _norm(channels, depth is not None),
-            nn.ReLU(),
-        )
-        self.out_channels = channels
+        self.widths = dict(zip(reductions, widths, strict=True))
+        self.taps = [reduction for reduction in self.widths if reduction >= stride]
+        if channels is None:
+            self.out_channels = widths[-1]
+        else:
+            self._join(channels, local=depth is not None)
         self.pretrained = bool(pretrained)
         self.norm_eval = True
         self.mean = tuple(float(v) for v in self.body.default_cfg["mean"])
         self.std = tuple(float(v) for v in self.body.default_cfg["std"])
 
+    def _join(self, channels: int, local: bool) -> None:
+        self.lateral = nn.ModuleList(nn.Conv2d(self.widths[tap], channels, 1) for tap in self.taps)
+        self.block6 = nn.Sequential(
+            _norm(channels, local),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            _norm(channels, local),
+            nn.ReLU(),
+        )
+        self.out_channels = channels
+
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that have been trained before; they go on at a lower rate than new ones."""
+        """The body's."""
         return list(self.body.parameters()) if self.pretrained else []
 
     def freeze(self, stages: int, filters: bool = False) -> None:
-        """Keep parts of the backbone as they came from ImageNet: they cost most and change least.
-
-        Args:
-            stages: how many of the first stages; they work on the finest maps.
-            filters: whether the depthwise filters of all stages.
-        """
+        """As `Backbone.freeze`: these parts cost most and change least."""
         if not 0 <= stages <= len(self.body.feature_info):
             raise ValueError(f"{stages} frozen stages: the backbone has {len(self.body.feature_info)}")
         for module in self.body.modules() if filters else ():
@@ -119,9 +120,12 @@ class TimmBackbone(nn.Module):
                     module.eval()
         return self
 
+    def levels(self, images: Tensor) -> dict[int, Tensor]:
+        return dict(zip(self.body.feature_info.reduction(), self.body(images), strict=True))
+
     def maps(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] to what block 6 takes, of the size of the feature map."""
-        maps = self.body(images)
+        maps = self.levels(images)
         total = self.lateral[0](maps[self.taps[0]])
         for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
             total = total + F.interpolate(lateral(maps[tap]), total.shape[-2:], mode="bilinear", align_corners=False)
@@ -132,7 +136,7 @@ class TimmBackbone(nn.Module):
         return self.block6(self.maps(images))
 
 
-class PlainBackbone(nn.Module):
+class PlainBackbone(Backbone):
     """A small convolutional network with a known receptive field, trained from nothing.
 
     Three 3 x 3 convolutions of stride 2 and one 1 x 1: every node sees 15 x 15 pixels. Every further 3 x 3 convolution
@@ -212,24 +216,27 @@ def _create(name: str, output_stride: int, pretrained: bool | str | Path, depth:
     return body
 
 
-Backbone = TimmBackbone | VGG16Backbone | PlainBackbone
-
-
 def create_backbone(
     name: str,
     stride: int,
     output_stride: int | None,
-    channels: int,
+    channels: int | None,
     pretrained: bool | str | Path,
     depth: int | None = None,
 ) -> Backbone:
-    """The paper's for "vgg16-fc6"; "plain" is `PlainBackbone`, "plain-47" the one that sees 47 pixels; else timm's."""
+    """By the name in a `ModelConfig`.
+
+    "vgg16-fc6" is `VGG16Backbone`, "plain" is `PlainBackbone`, "plain-47" the one that sees 47 pixels; the others are
+    timm's.
+    """
     plain = re.fullmatch(r"plain(?:-(\d+))?", name)
     if (plain or name == VGG16) and depth is not None:
         raise ValueError(f"depth={depth}: expected none; {name} is used whole, stages are those of timm's networks")
     if plain:
         if pretrained:
             raise ValueError("the plain backbone has no pretrained weights; set pretrained to false")
+        if channels is None:
+            raise ValueError("the plain backbone has one map alone; expected a timm network or VGG-16")
         return PlainBackbone(stride, channels, int(plain[1] or 15))
     if name == VGG16:
         if output_stride not in (None, stride):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextcrf.nets.backbones import Backbone, PlainBackbone
+from contextcrf.nets.base import Backbone
 
 Upsampling = Literal["nearest", "bilinear"]
 
@@ -46,19 +46,17 @@ class MultiScale(nn.Module):
         self.pyramid, self.upsampling = tuple(pyramid), upsampling
         self.block6s: nn.ModuleList | None = None
         if block6_per_scale:
-            if isinstance(backbone, PlainBackbone):
-                raise ValueError("block6_per_scale: the plain backbone has no block 6")
-            self.block6s = nn.ModuleList(copy.deepcopy(backbone.block6) for _ in self.scales[1:])
+            if (block6 := getattr(backbone, "block6", None)) is None:
+                raise ValueError("block6_per_scale: this network has no block 6")
+            self.block6s = nn.ModuleList(copy.deepcopy(block6) for _ in self.scales[1:])
         self.out_channels = backbone.out_channels * len(self.scales) * (1 + len(self.pyramid))
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """The parameters that have been trained before, of the backbone and of each scale's copy of its block 6."""
         old = self.backbone.pretrained_parameters()
-        if self.block6s is None or isinstance(self.backbone, PlainBackbone):
-            return old
         known = {id(parameter) for parameter in old}
-        first = list(self.backbone.block6.parameters())
-        for block6 in self.block6s:
+        for block6 in self.block6s or ():
+            first = self.backbone.block6.parameters()
             old += [own for own, model in zip(block6.parameters(), first, strict=True) if id(model) in known]
         return old
 
@@ -70,7 +68,7 @@ class MultiScale(nn.Module):
 
     def _scale(self, number: int, images: Tensor) -> Tensor:
         resized = self._resize(images, self.scales[number])
-        if self.block6s is None or isinstance(self.backbone, PlainBackbone) or number == 0:
+        if self.block6s is None or number == 0:
             return self.backbone(resized)
         return self.block6s[number - 1](self.backbone.maps(resized))
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from contextcrf.nets.base import Backbone
 from contextcrf.nets.weights import read_vgg16
 
 # Convolutions and channels of the five blocks.
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
-class VGG16Backbone(nn.Module):
+class VGG16Backbone(Backbone):
     """VGG-16 up to its first fully connected layer, which becomes the 7 x 7 convolution that block 6 begins with.
 
     Block 6 is "7 x 7 conv 4096, 3 x 3 conv 512, 3 x 3 conv 512". Below a stride of 32 the last poolings keep the map's
@@ -18,7 +19,8 @@ class VGG16Backbone(nn.Module):
 
     Args:
         stride: pixels per node of the feature map: 32 as in Fig. 5, 16 or 8.
-        channels: of the last two convolutions; the paper's are 512.
+        channels: of the last two convolutions; the paper's are 512. None leaves out block 6, for networks that use the
+            `levels` of the five.
         pretrained: ImageNet weights for the five blocks and the 7 x 7 convolution: torchvision's, or those in a file of
             torchvision's `vgg16`.
 
@@ -26,7 +28,7 @@ class VGG16Backbone(nn.Module):
         WeightsNotFoundError: `pretrained`, and no weights can be had.
     """
 
-    def __init__(self, stride: int = 32, channels: int = 512, pretrained: bool | str | Path = True) -> None:
+    def __init__(self, stride: int = 32, channels: int | None = 512, pretrained: bool | str | Path = True) -> None:
         super().__init__()
         if stride not in (8, 16, 32):
             raise ValueError(f"stride={stride}: VGG-16 has 8, 16 or 32")
@@ -44,34 +46,35 @@ class VGG16Backbone(nn.Module):
                 layers.append(nn.MaxPool2d(3, stride=1, padding=1))
                 dilation *= 2
         self.body = nn.Sequential(*layers)
-        self.block6 = nn.Sequential(
-            nn.Conv2d(inputs, 4096, 7, padding=3 * dilation, dilation=dilation),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(4096, channels, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(inplace=True),
-        )
-        self.out_channels = channels
+        self.block6 = nn.Sequential()
+        if channels is not None:
+            self.block6 = nn.Sequential(
+                nn.Conv2d(inputs, 4096, 7, padding=3 * dilation, dilation=dilation),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(4096, channels, 3, padding=1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.ReLU(inplace=True),
+            )
+        self.out_channels = channels or inputs
+        self.widths = {min(2**block, stride): width for block, (_, width) in enumerate(BLOCKS, 1)}
         self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         self.pretrained = bool(pretrained)
         self.norm_eval = False  # there is no BatchNorm
         if pretrained:
             features, fc6 = read_vgg16(None if pretrained is True else Path(pretrained))
             self.body.load_state_dict(features)
-            self.block6[0].load_state_dict(fc6)
+            if channels is not None:
+                self.block6[0].load_state_dict(fc6)
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """The five blocks and the 7 x 7 convolution, where they came from ImageNet."""
-        return [*self.body.parameters(), *self.block6[0].parameters()] if self.pretrained else []
+        if not self.pretrained:
+            return []
+        return [*self.body.parameters(), *(p for layer in self.block6[:1] for p in layer.parameters())]
 
     def freeze(self, stages: int, filters: bool = False) -> None:
-        """Keep the first blocks as they came from ImageNet.
-
-        Args:
-            stages: how many of the five.
-            filters: there are no depthwise filters here.
-        """
+        """As `Backbone.freeze`: of the five blocks; there are no depthwise filters."""
         if filters or not 0 <= stages <= len(BLOCKS):
             raise ValueError(
                 f"frozen_stages={stages}, frozen_filters={filters}: VGG-16 has {len(BLOCKS)} blocks and no depthwise "
@@ -82,6 +85,14 @@ class VGG16Backbone(nn.Module):
             if left:
                 layer.requires_grad_(False)
             left -= bool(left) and isinstance(layer, nn.MaxPool2d)
+
+    def levels(self, images: Tensor) -> dict[int, Tensor]:
+        strides, found = iter([2, 4, 8, 16, 32]), {}
+        for layer in self.body:
+            images = layer(images)
+            if isinstance(layer, nn.MaxPool2d):
+                found[min(next(strides), max(self.widths))] = images
+        return found
 
     def maps(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] to what block 6 takes, [B, 512, ceil(H / stride), ceil(W / stride)]."""

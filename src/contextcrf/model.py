@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contextcrf.baselines import BASELINES
 from contextcrf.classes import Classes
 from contextcrf.crf import (
     DenseCRF,
@@ -26,6 +27,7 @@ from contextcrf.crf import (
     unrolled_nll,
 )
 from contextcrf.nets.backbones import create_backbone
+from contextcrf.nets.base import Backbone
 from contextcrf.nets.multiscale import MultiScale, Upsampling
 from contextcrf.pixels import ImageLike, as_pixels
 
@@ -55,6 +57,9 @@ class ModelConfig:
         output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
             `stride` if None.
         depth: the first stages of the backbone that are used, which see less of the image; all of them if None.
+        network: what stands on the backbone: "context" is the paper's, the others are its competitors, whose unary is a
+            linear layer: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8), "deeplabv3plus"
+            (stride 4).
         channels: channels of the feature map of one scale.
         scales: scales of the input image.
         block6_per_scale, pyramid, upsampling: as in `MultiScale`.
@@ -73,6 +78,7 @@ class ModelConfig:
     stride: int = 8
     output_stride: int | None = None
     depth: int | None = None
+    network: str = "context"
     channels: int = 256
     scales: Sequence[float] = (1.2, 0.8, 0.4)
     block6_per_scale: bool = False
@@ -88,6 +94,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self.scales, self.pyramid = tuple(self.scales), tuple(self.pyramid)
+        if self.network != "context":
+            self._check_baseline()
         if UNARY in self.relations:
             raise ValueError(f"relations: {UNARY!r} is the name of the unary potential; choose another")
         if unknown := sorted(set(self.strengths) - set(self.relations)):
@@ -99,6 +107,16 @@ class ModelConfig:
             raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
         if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
             raise ValueError(f"graph_stride={self.graph_stride}: expected a multiple of stride={self.stride}")
+
+    def _check_baseline(self) -> None:
+        if self.network not in BASELINES:
+            raise ValueError(f"network {self.network!r}: expected context, {', '.join(BASELINES)}")
+        kind = BASELINES[self.network]
+        if self.stride != kind.stride or self.output_stride not in (None, kind.output_stride) or self.depth is not None:
+            raise ValueError(
+                f"stride={self.stride}, output_stride={self.output_stride}, depth={self.depth}: {self.network} has "
+                f"{kind.stride}, {kind.output_stride} and all stages"
+            )
 
 
 class ContextCRF(nn.Module):
@@ -125,16 +143,19 @@ class ContextCRF(nn.Module):
         self.about: dict[str, Any] = {}
 
         def trunk() -> MultiScale:
-            backbone = create_backbone(
-                config.backbone, config.stride, config.output_stride, config.channels, pretrained, config.depth
+            return MultiScale(
+                _backbone(config, pretrained),
+                config.scales,
+                config.block6_per_scale,
+                config.pyramid,
+                config.upsampling,
             )
-            return MultiScale(backbone, config.scales, config.block6_per_scale, config.pyramid, config.upsampling)
 
         names = [UNARY, *config.relations]
         self.trunks = nn.ModuleDict({"shared": trunk()} if config.shared_trunk else {name: trunk() for name in names})
         first = self.trunk(UNARY)
         width = first.out_channels
-        self.unary = UnaryPotential(width, num_classes, config.hidden)
+        self.unary = UnaryPotential(width, num_classes, config.hidden if config.network == "context" else None)
         self.pairwise = nn.ModuleDict(
             {name: PairwisePotential(width, num_classes, box, config.hidden) for name, box in config.relations.items()}
         )
@@ -354,6 +375,15 @@ class ContextCRF(nn.Module):
         return F.avg_pool2d(maps, self.cell, ceil_mode=True)
 
 
+def _backbone(config: ModelConfig, pretrained: bool | Path) -> Backbone:
+    if config.network == "context":
+        return create_backbone(
+            config.backbone, config.stride, config.output_stride, config.channels, pretrained, config.depth
+        )
+    kind = BASELINES[config.network]
+    return kind(create_backbone(config.backbone, kind.output_stride, None, None, pretrained), config.channels)
+
+
 def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
     """One model of networks that were trained each for one potential, the paper's way.
 
@@ -389,7 +419,18 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
     """What must be the same in models that are put together."""
-    keys = ("backbone", "stride", "depth", "channels", "scales", "block6_per_scale", "pyramid", "upsampling", "hidden")
+    keys = (
+        "backbone",
+        "stride",
+        "depth",
+        "network",
+        "channels",
+        "scales",
+        "block6_per_scale",
+        "pyramid",
+        "upsampling",
+        "hidden",
+    )
     strides = {key: getattr(config, key) or config.stride for key in ("output_stride", "graph_stride")}
     return {**{key: getattr(config, key) for key in keys}, **strides}
 

@@ -34,18 +34,18 @@ class UnaryPotential(nn.Module):
     Args:
         in_channels: channels C of the feature map.
         num_classes: K.
-        hidden: units of the hidden layer.
+        hidden: units of the hidden layer; None is a linear classification of the features.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden: int = 512) -> None:
+    def __init__(self, in_channels: int, num_classes: int, hidden: int | None = 512) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.first = nn.Conv2d(in_channels, hidden, 1)
-        self.last = nn.Conv2d(hidden, num_classes, 1)
+        self.first = nn.Conv2d(in_channels, hidden, 1) if hidden is not None else None
+        self.last = nn.Conv2d(hidden if hidden is not None else in_channels, num_classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, C, H, W] to logits [B, K, H, W]."""
-        return self.last(F.relu(self.first(features)))
+        return self.last(features if self.first is None else F.relu(self.first(features)))
 
     def nll(
         self,

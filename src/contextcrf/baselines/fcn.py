@@ -1,0 +1,36 @@
+"""Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015."""
+
+import torch
+from torch import Tensor, nn
+
+from contextcrf.baselines.base import Baseline, resized
+from contextcrf.nets.base import Backbone
+
+
+class FCN8s(Baseline):
+    """Scores of the maps of stride 8, 16 and, behind two more layers, 32 are added up at stride 8.
+
+    A sum of enlarged scores is a linear classification of the enlarged maps side by side, which is what this network
+    gives; so the up-sampling is bilinear and stays so. The two layers ("fc6", "fc7") are a 7 x 7 and a 1 x 1
+    convolution as there, of `channels` in place of 4096.
+    """
+
+    stride, output_stride = 8, 32
+
+    def __init__(self, backbone: Backbone, channels: int = 256) -> None:
+        super().__init__(backbone, channels)
+        self.deep = nn.Sequential(
+            nn.Conv2d(self.widths[32], channels, 7, padding=3),
+            nn.ReLU(),
+            nn.Dropout2d(),
+            nn.Conv2d(channels, channels, 1),
+            nn.ReLU(),
+            nn.Dropout2d(),
+        )
+        self.out_channels = self.widths[8] + self.widths[16] + channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to features [B, out_channels, ceil(H / 8), ceil(W / 8)]."""
+        levels = self.levels(images)
+        fine = levels[8]
+        return torch.cat([fine, resized(levels[16], fine), resized(self.deep(levels[32]), fine)], 1)

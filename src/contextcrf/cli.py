@@ -205,6 +205,8 @@ def tune(
     if out is None and not folder.is_dir():
         raise ValueError(f"{model} is a bundled model and stays as it is; name a folder with --out")
     network = load(model).to(_device())
+    if dense and network.dense is not None:
+        raise ValueError(f"{model}: its dense CRF is learned; it is trained, with recipe.objective crf-rnn, not tuned")
     if not network.pairwise and not dense:
         raise ValueError(f"{model}: the model has no pairwise potential to weigh")
     chosen = open_dataset(data, split).spread(limit)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf.baselines import BASELINES
-from contextcrf.classes import Classes
+from contextcrf.classes import IGNORE_INDEX, Classes
 from contextcrf.crf import (
     DenseCRF,
     Explanation,
@@ -72,6 +72,9 @@ class ModelConfig:
             together (divided by the mean number of neighbours it becomes the weight of `mean_field`). Relations that
             are not named share one vote; None is the plain sum of the paper, every edge one vote.
         dense: arguments of the `DenseCRF` of the row "full"; those not named keep its defaults.
+        learned_dense: that CRF is a part of the network, with standard deviations and K x K compatibilities that are
+            learned from `dense` on, by the objective "crf-rnn" (Zheng et al., "Conditional Random Fields as Recurrent
+            Neural Networks", ICCV 2015).
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -91,6 +94,7 @@ class ModelConfig:
     iterations: int = 2
     strengths: dict[str, float | None] = field(default_factory=dict)
     dense: dict[str, int | float] = field(default_factory=dict)
+    learned_dense: bool = False
 
     def __post_init__(self) -> None:
         self.scales, self.pyramid = tuple(self.scales), tuple(self.pyramid)
@@ -163,6 +167,7 @@ class ContextCRF(nn.Module):
         for head in self.pairwise.values():
             assert isinstance(head, PairwisePotential)
             head.last.silence()
+        self.dense = _learned_dense(config, num_classes) if config.learned_dense else None
         self.register_buffer("mean", 255 * torch.tensor(first.backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(first.backbone.std).view(1, 3, 1, 1), persistent=False)
 
@@ -275,7 +280,14 @@ class ContextCRF(nn.Module):
         Args:
             marginals, images: as above.
             settings: arguments of `DenseCRF` in place of the configuration's.
+
+        Raises:
+            ValueError: settings for a dense CRF that is learned.
         """
+        if self.dense is not None:
+            if settings is not None:
+                raise ValueError("the dense CRF of this model is learned: it is trained, not tuned")
+            return self.dense(logits_from_probabilities(marginals), images)
         crf = DenseCRF(**{**self.config.dense, **(settings or {})}).to(marginals.device)  # type: ignore[arg-type]
         return crf(logits_from_probabilities(marginals), images)
 
@@ -344,6 +356,25 @@ class ContextCRF(nn.Module):
         pairs = [(self._pairwise(name), maps) for name, maps in features.items() if name != UNARY]
         return OBJECTIVES[objective](unary, pairs, downsample(masks, unary.shape[-2:]), cell=self.cell)
 
+    def refined_nll(self, features: dict[str, Tensor], images: Tensor, masks: Tensor) -> Tensor:
+        """The mean negative log-likelihood of the known pixels under the dense CRF; a scalar, 0 if there are none.
+
+        Args:
+            features: as `features` returns them; the potentials that take part.
+            images: [B, 3, H, W] in 0..255, which guide the dense CRF.
+            masks: int64 [B, H, W] at image size, void 255.
+
+        Raises:
+            ValueError: the model's dense CRF is not learned.
+        """
+        if self.dense is None:
+            raise ValueError('the objective "crf-rnn" trains a learned dense CRF; set model.learned_dense')
+        marginals = self.refine(upsample(self.infer(features, features).float(), masks.shape[-2:]), images)
+        # A label that is set aside has probability 0.
+        logs = marginals.clamp(min=1e-6).log()
+        known = (masks != IGNORE_INDEX).sum().clamp(min=1)
+        return F.nll_loss(logs, masks, ignore_index=IGNORE_INDEX, reduction="sum") / known
+
     def _infer_image(self, pixels: Tensor, potentials: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Features and marginals of one image uint8 [3, H, W], in evaluation mode."""
         training = self.training
@@ -373,6 +404,13 @@ class ContextCRF(nn.Module):
         if self.cell == 1:
             return maps
         return F.avg_pool2d(maps, self.cell, ceil_mode=True)
+
+
+def _learned_dense(config: ModelConfig, num_classes: int) -> DenseCRF:
+    """With every weight of the configuration as the matrix of the Potts model, from which labels learn to differ."""
+    fixed = DenseCRF(**config.dense)  # type: ignore[arg-type]
+    potts = {name: -getattr(fixed, name) * torch.eye(num_classes) for name in ("spatial_compat", "bilateral_compat")}
+    return DenseCRF(**{**config.dense, **potts}, learnable=True)
 
 
 def _backbone(config: ModelConfig, pretrained: bool | Path) -> Backbone:
@@ -414,6 +452,8 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
         model.trunk(name).load_state_dict(part.trunk(name).state_dict())
         model.trunk(name).backbone.pretrained = True
         model.potential(name).load_state_dict(part.potential(name).state_dict())
+    if model.dense is not None and unary.dense is not None:
+        model.dense.load_state_dict(unary.dense.state_dict())
     return model.eval()
 
 

@@ -12,8 +12,9 @@ class Recipe:
     Args:
         potentials: which potentials to train, "unary" and names of relations; None is all of them jointly.
         objective: "piecewise", eq. (13); "pseudo-likelihood", eq. (17); "mean-field", the likelihood with mean field in
-            the loop; or "unrolled", the cross-entropy of mean field's marginals. All but the first couple the
-            potentials: they take all edges, no class weights and the plain sum of the messages.
+            the loop; "unrolled", the cross-entropy of mean field's marginals: these couple the potentials, take all
+            edges and the plain sum of the messages. Or "crf-rnn", that of the marginals behind a learned dense CRF. All
+            but the first take no class weights.
         epochs: passes over the training images.
         batch_size: images a step.
         optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 an epoch.
@@ -37,7 +38,7 @@ class Recipe:
     """
 
     potentials: Sequence[str] | None = None
-    objective: Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled"] = "piecewise"
+    objective: Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled", "crf-rnn"] = "piecewise"
     epochs: int = 30
     batch_size: int = 4
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -27,6 +27,8 @@ from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.model import OBJECTIVES, UNARY, ContextCRF, downsample, upsample
 from contextcrf.recipe import Recipe
 
+CRF_RNN = "crf-rnn"
+
 
 class SeededSampler(Sampler[tuple[int, int]]):
     """A new order every epoch and a seed for every sample, both functions of (seed, epoch) alone.
@@ -108,8 +110,10 @@ class Piecewise(_Objective):
         self.model = model
         self.class_weights = class_weights
         self.names = model.select(recipe.potentials)
-        self.matrices = {"unary": ConfusionMatrix(model.num_classes), "crf": ConfusionMatrix(model.num_classes)}
+        self.matrices = {row: ConfusionMatrix(model.num_classes) for row in (UNARY, "crf", "full")}
         model.requires_grad_(False)
+        if recipe.objective == CRF_RNN and model.dense is not None:
+            model.dense.requires_grad_(True)
         for name in self.names:
             model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(recipe.frozen_stages, recipe.frozen_filters)
@@ -120,6 +124,8 @@ class Piecewise(_Objective):
         images, masks = batch
         weights = None if self.class_weights is None else self.class_weights.to(images.device)
         features = self.model.features(_channels_last(images), self.names)
+        if self.recipe.objective == CRF_RNN:
+            return {CRF_RNN: self.model.refined_nll(features, images, masks)}
         if self.recipe.objective != "piecewise":
             return {self.recipe.objective: self.model.coupled_nll(features, masks, self.recipe.objective)}
         return self.model.nll(features, masks, self.recipe.max_edges, weights)
@@ -127,10 +133,14 @@ class Piecewise(_Objective):
     def parameter_groups(self) -> list[dict[str, Any]]:
         trunks = [self.model.trunk(name) for name in self.names]
         old = {id(p) for trunk in trunks for p in trunk.pretrained_parameters()}
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        dense = [] if self.model.dense is None else [p for p in self.model.dense.parameters() if p.requires_grad]
+        apart = {id(p) for p in dense}
+        trained = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
         groups = [
             {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": self.recipe.lr},
             {"name": "pretrained", "params": [p for p in trained if id(p) in old], "lr": self.recipe.lr / 10},
+            # Standard deviations, by their logarithm, and energies: none of them wants to be 0.
+            {"name": "dense", "params": dense, "lr": self.recipe.lr, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
@@ -143,6 +153,8 @@ class Piecewise(_Objective):
         for row, names in rows.items():
             marginals = upsample(self.model.infer(features, names).float(), masks.shape[-2:])
             self.matrices[row].update(marginals.argmax(1), masks)
+        if self.recipe.objective == CRF_RNN:
+            self.matrices["full"].update(self.model.refine(marginals, images).argmax(1), masks)
 
     def on_validation_epoch_end(self) -> None:
         for row, matrix in self.matrices.items():
@@ -269,6 +281,8 @@ def fit_heads(
     """
     if not model.config.shared_trunk:
         raise ValueError("fit_heads needs a shared trunk; with a trunk for each potential, train them with fit")
+    if recipe.objective == CRF_RNN:
+        raise ValueError(f"objective {CRF_RNN!r} needs images, not features alone: train it with fit")
     names = [name for name in model.select(recipe.potentials) if name != UNARY]
     if not names:
         raise ValueError(

@@ -325,6 +325,7 @@ def _checked_compat(name: str, value: Compat) -> Tensor:
 
 
 def _shown(value: Tensor) -> str:
+    value = value.detach()
     if value.ndim == 0:
         return f"{float(value):.6g}"
     return f"({', '.join(f'{number:.6g}' for number in value.tolist())})" if value.ndim == 1 else f"{list(value.shape)}"

@@ -7,7 +7,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from contextcrf import ModelConfig, RangeBox
+from contextcrf import ModelConfig, PairwisePotential, RangeBox, mean_field
 from contextcrf.storage import save
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +41,22 @@ def test_the_page_on_the_dense_crf():
     names = run("docs/dense.md", {}, blocks=2)
     assert names["labels"].shape == (2, 60, 80)
     assert all(parameter.grad is not None for parameter in names["crf"].parameters())
+
+
+def test_the_page_on_networks_of_ones_own():
+    images, labels = torch.randn(2, 3, 96, 128), torch.randint(21, (2, 96, 128))
+    names = run("docs/any-network.md", {"torch": torch, "images": images, "labels": labels}, blocks=6)
+    assert names["losses"][-1] < names["losses"][0]
+    torch.testing.assert_close(names["marginals"].sum(1), torch.ones(2, 6, 8))
+    # What every library gives fits both functions.
+    for library in ("torchvision", "timm", "smp", "transformers"):
+        features, logits = (part.detach() for part in names[f"{library}_pair"])
+        assert logits.shape[1] == 21
+        assert logits.shape[-1] % features.shape[-1] == 0
+        potential = PairwisePotential(features.shape[1], 21, RangeBox.surrounding(0.2), 8)
+        assert names["train_step"](potential, torch.optim.SGD(potential.parameters()), features, labels).isfinite()
+        cell = logits.shape[-1] // features.shape[-1]
+        assert mean_field(logits, [(potential, features)], cell=cell).shape == logits.shape
 
 
 def test_the_relations_of_the_page_on_the_crf_are_a_configuration():

@@ -15,9 +15,8 @@ takes what is best on its other half.
 import argparse
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,13 @@ from rich.progress import track
 from torch import Tensor
 
 from contextcrf import ContextCRF, PairwisePotential, load, mean_field
-from contextcrf.cli import build_parser
-from contextcrf.cli import main as contextcrf
 from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
 from contextcrf.crf.meanfield import Pair, enlarge, pairwise_logits
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.folds import write_folds
 from contextcrf.evaluation import confusion, intersection_over_union
 from contextcrf.model import UNARY, upsample
+from contextcrf.runs import check_trained, train_once
 from locks import claim
 
 ROOT = Path(__file__).parent.parent
@@ -141,9 +139,11 @@ def train(study: Study, folds: Sequence[Fold], networks: Sequence[tuple[str, int
     for fold, potential, seed in wanted:
         with claim(fold.model(potential, seed) / "model.safetensors") as mine:
             if mine:
-                _train(fold.network(potential, seed), _command(study, fold, potential, seed))
+                train_once(_command(study, fold, potential, seed))
     for fold, potential, seed in wanted:
-        _check(fold.network(potential, seed), _command(study, fold, potential, seed))
+        if not (fold.model(potential, seed) / "model.safetensors").exists():
+            raise SystemExit(f"{fold.network(potential, seed)}: {BUSY}")
+        check_trained(fold.model(potential, seed), _command(study, fold, potential, seed))
 
 
 def _command(study: Study, fold: Fold, potential: str, seed: int) -> list[str]:
@@ -154,44 +154,6 @@ def _command(study: Study, fold: Fold, potential: str, seed: int) -> list[str]:
         command += ["--val_split", "null"]
     command += ["--data", fold.data, "--train_split", fold.train, "--recipe.seed", seed]
     return [*map(str, command), "--out", str(fold.network(potential, seed))]
-
-
-def _settings(command: list[str]) -> dict[str, dict[str, Any]]:
-    """All settings of a training command that decide what comes out, as plain values."""
-    parser = build_parser()
-    wanted = parser.instantiate(parser.parse_args(command))[command[0]]
-    result = {"recipe": asdict(wanted.recipe), "about": {"split": wanted.train_split}}
-    if command[0] == "fit":
-        result["model"] = asdict(wanted.model)
-    return json.loads(json.dumps(result))
-
-
-def _train(out: Path, command: list[str]) -> None:
-    """Run a training command, from its last checkpoint where there is one of the same settings."""
-    begun, wanted = out / "settings.json", _settings(command)
-    resume = []
-    if (out / "checkpoints" / "last.ckpt").exists():
-        if not begun.exists() or json.loads(begun.read_text()) != wanted:
-            raise SystemExit(f"{out}: was begun with other settings than those of now: move it away")
-        resume = ["--ckpt_path", "last"]
-    else:
-        # Stopped before its first epoch had ended.
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    begun.write_text(json.dumps(wanted, indent=1))
-    contextcrf([*command, *resume])
-
-
-def _check(network: Path, command: list[str]) -> None:
-    """Whether a network is there and was trained as the command says."""
-    if not (network / "model" / "model.safetensors").exists():
-        raise SystemExit(f"{network}: {BUSY}")
-    model = load(network / "model")
-    about = model.about[command[0]]
-    found = {"recipe": about["recipe"], "about": about, "model": json.loads(json.dumps(asdict(model.config)))}
-    for part, values in _settings(command).items():
-        for key, value in values.items():
-            if found[part][key] != value:
-                raise SystemExit(f"{network}: was trained with {key} {found[part][key]}, not {value}: move it away")
 
 
 def see(network: ContextCRF, potential: str, pixels: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def fit(
         train_split: split to train on.
         val_split: split to watch; null for none.
         pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
-        init: a trained model to start from instead; its shape replaces `model`.
+        init: a trained model to start from instead; its shape replaces `model`, but for a dense CRF that is to be
+            learned.
         ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
     """
     import torch
@@ -60,6 +61,8 @@ def fit(
         _check(part)
     torch.manual_seed(recipe.seed)
     network = load(init) if init else ContextCRF(model, train.classes, pretrained)
+    if model.learned_dense and network.dense is None:
+        network.learn_dense(model.dense)
     _same_classes(network, train)
     run(network, train, val, recipe, out, ckpt_path)
     save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
@@ -280,6 +283,28 @@ def evaluate(
     print(f"written to {out}")
 
 
+def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) -> None:
+    """Train and measure the paper's systems and their competitors on a data set; write its tables and figures.
+
+    Give the command again to go on: what is finished is kept. OUT gets table1 to table3 as .md, .tex and .json, with
+    the paper's numbers beside those found here, fig6.png to fig10.png, and results.json.
+
+    Args:
+        study: "camvid", "voc" (the paper's own), or a YAML file with model and recipe.
+        data: folder of the data set.
+        out: folder for networks and results.
+        rows: of the tables, as in '[unary-3scales, full]'; all if null.
+    """
+    from rich.console import Console
+
+    from contextcrf.reproduction import Workshop, open_study, rows_of
+    from contextcrf.tables import write_all
+
+    wanted, shop = rows_of(rows), Workshop(open_study(study), data, out)
+    Console().print(write_all(shop, wanted).to_rich())
+    print(f"written to {out}")
+
+
 def compare(
     first: Path, second: Path, first_row: str | None = None, second_row: str | None = None, block: int = 1
 ) -> None:
@@ -463,6 +488,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "assemble": (assemble, ()),
     "tune": (tune, ("model",)),
     "evaluate": (evaluate, ("model",)),
+    "reproduce": (reproduce, ("study",)),
     "compare": (compare, ("first", "second")),
     "predict": (predict, ("model", "images")),
     "explain": (explain, ("model", "image")),

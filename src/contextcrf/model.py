@@ -356,6 +356,15 @@ class ContextCRF(nn.Module):
         pairs = [(self._pairwise(name), maps) for name, maps in features.items() if name != UNARY]
         return OBJECTIVES[objective](unary, pairs, downsample(masks, unary.shape[-2:]), cell=self.cell)
 
+    def learn_dense(self, settings: Mapping[str, int | float]) -> None:
+        """Make the dense CRF a part of the network, as `ModelConfig.learned_dense` does.
+
+        Args:
+            settings: arguments of `DenseCRF` that it begins with.
+        """
+        self.config = replace(self.config, dense=dict(settings), learned_dense=True)
+        self.dense = _learned_dense(self.config, self.num_classes).to(self.mean.device)
+
     def refined_nll(self, features: dict[str, Tensor], images: Tensor, masks: Tensor) -> Tensor:
         """The mean negative log-likelihood of the known pixels under the dense CRF; a scalar, 0 if there are none.
 

@@ -1,0 +1,268 @@
+"""Every system of the paper, and its competitors, on one data set by one command: `contextcrf reproduce`.
+
+A study is a model and a recipe. Each row of the tables needs networks: those that are not there are trained, those that
+were stopped go on, what is measured is not measured again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from contextcrf.baselines import BASELINES
+from contextcrf.comparison import read_counts, write_counts
+from contextcrf.data.dataset import open_dataset
+from contextcrf.evaluation import ConfusionMatrix, evaluate, systems
+from contextcrf.evaluation import Row as Measured
+from contextcrf.model import UNARY, ContextCRF, ModelConfig, assemble
+from contextcrf.recipe import Recipe
+from contextcrf.runs import train_once
+from contextcrf.storage import load, save
+from contextcrf.tuning import best_of, tune_dense, tune_strengths
+
+STUDIES = Path(__file__).parent / "studies"
+
+
+@dataclass
+class Study:
+    """What is trained, how, and on which splits.
+
+    Args:
+        model: its `shared_trunk` decides whether pairwise potentials have networks of their own, as in the paper, or
+            are heads on the unary's.
+        recipe: of every network.
+        heads: of heads on a shared trunk.
+        train_split: to train on.
+        val_split: to measure on.
+        tune_split: to choose strengths and dense CRFs on; strengths that the model names are kept.
+        tune_images: of that split, at most.
+        pretrained: ImageNet weights, or a file of them.
+    """
+
+    model: ModelConfig
+    recipe: Recipe
+    heads: Recipe = field(default_factory=Recipe)
+    train_split: str = "train"
+    val_split: str = "val"
+    tune_split: str = "train"
+    tune_images: int = 60
+    pretrained: bool | Path = True
+
+
+def open_study(name: str) -> Study:
+    """A study by the name of a bundled one, or from a YAML file.
+
+    Raises:
+        ValueError: there is neither, or the file is no study.
+    """
+    path = Path(name) if Path(name).is_file() else STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in STUDIES.glob("*.yaml")))
+        raise ValueError(f"study {name!r}: expected a YAML file, or one of {known}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--study", type=Study)
+    return parser.instantiate(parser.parse_object({"study": yaml.safe_load(path.read_text())})).study
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system of the tables.
+
+    Args:
+        name: of the row.
+        make: the system from the workshop: a model, and what of it is evaluated, as `systems` has it.
+        val, test: the paper's mean IoU on PASCAL VOC 2012, in percent, where it has one.
+    """
+
+    name: str
+    make: "Callable[[Workshop], tuple[ContextCRF, str]]"
+    val: float | None = None
+    test: float | None = None
+
+
+def _baseline(network: str, dense: bool = False) -> "Callable[[Workshop], tuple[ContextCRF, str]]":
+    return lambda shop: (shop.baseline(network, dense), f"{UNARY}+dense" if dense else UNARY)
+
+
+ROWS = (
+    Row("unary-1scale", lambda shop: (shop.unary(scales=1), UNARY), val=58.3),
+    Row("unary-3scales", lambda shop: (shop.unary(), UNARY), val=65.5),
+    Row("pairwise-surrounding", lambda shop: (shop.pairwise("surrounding"), "surrounding"), val=66.7),
+    Row("pairwise-above", lambda shop: (shop.pairwise("above"), "above"), val=66.4),
+    Row("1unary+2pair", lambda shop: (shop.together(), "crf"), val=67.8),
+    Row("full", lambda shop: (shop.together(dense=True), "full"), val=70.3, test=70.7),
+    Row("fcn-8s", _baseline("fcn-8s"), test=62.2),
+    Row("crf-rnn", lambda shop: (shop.crf_rnn(), f"{UNARY}+dense"), test=65.2),
+    Row("deeplab-largefov", _baseline("deeplab-largefov"), val=59.8),
+    Row("deeplab-largefov+dense", _baseline("deeplab-largefov", dense=True), val=63.7, test=66.4),
+    Row("deeplab-msc-largefov", _baseline("deeplab-msc-largefov")),
+    Row("deeplab-msc-largefov+dense", _baseline("deeplab-msc-largefov", dense=True), val=65.2, test=67.1),
+    Row("deeplabv3plus", _baseline("deeplabv3plus")),
+    Row("deeplabv3plus+2pair", lambda shop: (shop.on_baseline("deeplabv3plus"), "crf")),
+)
+
+
+def rows_of(names: Sequence[str] | None) -> list[Row]:
+    """The rows of some names, all for None.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    known = {row.name: row for row in ROWS}
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"rows {unknown}: expected some of {', '.join(known)}")
+    return [row for row in ROWS if names is None or row.name in names]
+
+
+class Workshop:
+    """Where a study's networks are made, each once.
+
+    Args:
+        study: what to make.
+        data: folder of the data set.
+        out: folder for all of it.
+    """
+
+    def __init__(self, study: Study, data: Path, out: Path) -> None:
+        self.study, self.data, self.out = study, data, out
+
+    def unary(self, scales: int = 3) -> ContextCRF:
+        """The unary network, of all scales or of the image alone."""
+        if scales == 1:
+            return self._fit("unary-1scale", {"scales": [1.0]}, [UNARY])
+        return self._fit("unary-3scales", {}, [UNARY])
+
+    def pairwise(self, relation: str) -> ContextCRF:
+        """The model that has learned a relation: with its own network, or heads on the unary's."""
+        if self.study.model.shared_trunk:
+            return self._heads("unary-3scales", self.unary())
+        return self._fit(f"pairwise-{relation}", {}, [relation])
+
+    def together(self, dense: bool = False) -> ContextCRF:
+        """All potentials, with strengths that are chosen on the tuning split unless the study names them."""
+        relations = list(self.study.model.relations)
+        parts = {name: self.pairwise(name) for name in relations}
+        model = parts[relations[0]] if self.study.model.shared_trunk else assemble(self.unary(), parts)
+        model.config.strengths = dict(self.study.model.strengths)
+        if not model.config.strengths:
+            model = self._tuned("1unary+2pair", model, dense=False)
+        return self._tuned("full", model, dense=True) if dense else model
+
+    def baseline(self, network: str, dense: bool = False) -> ContextCRF:
+        """A competitor, on the same backbone and by the same recipe."""
+        model = self._fit(network, _shape(network), [UNARY])
+        return self._tuned(f"{network}+dense", model, dense=True) if dense else model
+
+    def on_baseline(self, network: str) -> ContextCRF:
+        """Our pairwise heads on a competitor's features."""
+        model = self._heads(network, self.baseline(network))
+        return self._tuned(f"{network}+2pair", model, dense=False)
+
+    def crf_rnn(self) -> ContextCRF:
+        """FCN-8s, trained on through a dense CRF that learns: a quarter of the epochs at a tenth of the rate."""
+        first = self.baseline("fcn-8s").config
+        folder = self.out / "networks" / "fcn-8s" / "model"
+        recipe = replace(self.study.recipe, objective="crf-rnn", class_balance=0.0, max_edges=None)
+        recipe = replace(recipe, epochs=max(1, recipe.epochs // 4), lr=recipe.lr / 10)
+        model = {**_plain(first), "learned_dense": True, "dense": {"iterations": 5}}
+        return self._fit("crf-rnn", model, [UNARY], recipe, ["--init", str(folder)])
+
+    def _fit(
+        self,
+        name: str,
+        shape: Mapping[str, Any],
+        potentials: Sequence[str],
+        recipe: Recipe | None = None,
+        more: Sequence[str] = (),
+    ) -> ContextCRF:
+        study = self.study
+        config = {
+            "model": {**_plain(study.model), **shape},
+            "recipe": {**_plain(recipe or study.recipe), "potentials": list(potentials)},
+            "train_split": study.train_split,
+            "val_split": None,
+            "pretrained": str(study.pretrained) if isinstance(study.pretrained, Path) else study.pretrained,
+        }
+        return self._train(name, config, ["fit", *more])
+
+    def _heads(self, name: str, trunk: ContextCRF) -> ContextCRF:
+        config: dict[str, Any] = {"recipe": _plain(self.study.heads), "train_split": self.study.train_split}
+        if (stride := self.study.model.graph_stride) is not None and stride >= trunk.config.stride:
+            config["graph_stride"] = stride
+        return self._train(f"{name}-heads", config, ["fit-heads", str(self.out / "networks" / name / "model")])
+
+    def _train(self, name: str, config: Mapping[str, Any], command: Sequence[str]) -> ContextCRF:
+        folder = self.out / "networks" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = folder / "config.yaml"
+        settings.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        model = train_once([*command, "--config", str(settings), "--data", str(self.data), "--out", str(folder)])
+        return load(model).to(_device())
+
+    def _tuned(self, name: str, model: ContextCRF, dense: bool) -> ContextCRF:
+        """A model with the strengths or the dense CRF that do best on the tuning split; kept by its weights."""
+        study, precision = self.study, self.study.recipe.precision
+        folder = self.out / "tuned" / f"{name}-{_digest(model)}"
+        if not (folder / "model.safetensors").exists():
+            data = open_dataset(self.data, study.tune_split).spread(study.tune_images)
+            trials = (tune_dense if dense else tune_strengths)(model, data, precision=precision)
+            best = best_of(trials)
+            if dense:
+                model.config.dense.update(best.settings)
+            else:
+                model.config.strengths = dict(best.settings)
+            about = {"split": study.tune_split, "images": len(data), "settings": dict(best.settings)}
+            save(model, folder, {**model.about, "tuned": about})
+        return load(folder).to(_device())
+
+    def measure(self, row: Row) -> Measured:
+        """A row on the validation split, from its file if it has been measured with these weights."""
+        model, what = row.make(self)
+        data = open_dataset(self.data, self.study.val_split)
+        [system] = systems(model, [what])
+        path = self.out / "rows" / f"{row.name}-{_digest(model)}.npz"
+        about = path.with_suffix(".json")
+        if not about.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            [found] = evaluate(model, data, [replace(system, name=row.name)], self.study.recipe.precision)
+            write_counts(path, [image.stem for image, _ in data.pairs], {row.name: torch.stack(found.images)})
+            values = {"row": row.name, "seconds": found.seconds, "megabytes": _megabytes(model)}
+            about.write_text(json.dumps(values, indent=1) + "\n")
+        counts = read_counts(path)[1][row.name]
+        matrix = ConfusionMatrix(model.num_classes)
+        matrix.metric.confmat = counts.sum(0)
+        return Measured(row.name, matrix, json.loads(about.read_text())["seconds"], list(counts))
+
+
+def _shape(network: str) -> dict[str, Any]:
+    """What a competitor changes in the study's model."""
+    kind = BASELINES[network]
+    shape = {"network": network, "stride": kind.stride, "output_stride": None, "scales": [1.0], "graph_stride": None}
+    return {**shape, "shared_trunk": True, "block6_per_scale": False, "pyramid": [], "strengths": {}}
+
+
+def _plain(values: ModelConfig | Recipe) -> dict[str, Any]:
+    """A dataclass as YAML can hold it."""
+    return json.loads(json.dumps(asdict(values)))
+
+
+def _digest(model: ContextCRF) -> str:
+    """Of weights and settings."""
+    digest = hashlib.sha256(json.dumps(_plain(model.config), sort_keys=True).encode())
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _megabytes(model: ContextCRF) -> float:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 1e6
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -1,0 +1,127 @@
+"""The paper's tables by one command, on scenes and networks of no size."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from contextcrf import load
+from contextcrf.cli import main
+from contextcrf.model import ModelConfig
+from contextcrf.recipe import Recipe
+from contextcrf.reproduction import ROWS, STUDIES, Study, Workshop, open_study, rows_of
+from contextcrf.runs import OtherSettingsError, train_once
+
+RECIPE = {"epochs": 1, "crop": [64, 96], "batch_size": 3, "max_edges": 64}
+
+
+def write_study(path, shared=True, **recipe):
+    shape = {"backbone": "resnet10t", "stride": 16, "channels": 8, "hidden": 8, "shared_trunk": shared}
+    study = {"model": shape, "recipe": {**RECIPE, **recipe}, "heads": RECIPE, "tune_images": 2, "pretrained": False}
+    path.write_text(yaml.safe_dump(study))
+    return str(path)
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz")}
+
+
+def test_all_rows_of_a_study(scenes, tmp_path, capsys):
+    study, out = write_study(tmp_path / "study.yaml"), tmp_path / "out"
+    command = ["reproduce", study, "--data", str(scenes), "--out", str(out)]
+    main([*command, "--rows", "[unary-3scales, pairwise-above]"])
+    done = stamps(out)
+    assert {path.name for path in (out / "networks").iterdir()} == {"unary-3scales", "unary-3scales-heads"}
+    main(command)
+    assert f"written to {out}" in capsys.readouterr().out
+    # What was there is there as it was; what is measured fits the model.
+    assert {path: stamp for path, stamp in stamps(out).items() if path in done} == done
+    results = json.loads((out / "results.json").read_text())
+    names = [row.name for row in ROWS]
+    assert [row["name"] for row in results["rows"]] == names
+    here = {row["name"]: row["mean_iou"] for row in results["rows"]}
+    table1, table2, table3 = (json.loads((out / f"table{number}.json").read_text())["rows"] for number in (1, 2, 3))
+    found = {row["method"]: row for row in table1}
+    assert list(found)[: len(names)] == names
+    assert {name: found[name]["here"] for name in names} == {name: f"{100 * here[name]:.1f}" for name in names}
+    paper = [found[name]["paper"] for name in names[:6]]
+    assert paper == ["58.3", "65.5", "66.7", "66.4", "67.8", "70.3"]
+    assert found["Deep-struct"] == {"method": "Deep-struct", "here": "", "paper": "64.1", "seconds an image": ""}
+    assert [row["method"] for row in table2][:6] == [*names[:3], "gain over unary", names[3], "gain over unary"]
+    gain = 100 * (here["pairwise-above"] - here["unary-3scales"])
+    assert float(table2[5]["mean"]) == pytest.approx(gain, abs=0.051)
+    tested = {row["method"]: row["paper, test"] for row in table3}
+    assert (tested["full"], tested["fcn-8s"], tested["crf-rnn"]) == ("70.7", "62.2", "65.2")
+    assert r"fcn-8s & " in (out / "table3.tex").read_text()
+    assert r"Mean IoU, \%" in (out / "table1.tex").read_text()
+    assert "| full | " in (out / "table1.md").read_text()
+    assert {path.name for path in out.glob("*.png")} == {"fig6.png", "fig7.png", "fig10.png"}
+    # Systems are what they are called.
+    shop = Workshop(open_study(study), scenes, out)
+    assert shop.unary(scales=1).config.scales == (1.0,)
+    assert shop.crf_rnn().about["fit"]["recipe"]["objective"] == "crf-rnn"
+    assert shop.baseline("deeplab-largefov", dense=True).about["tuned"]["split"] == "train"
+    assert shop.on_baseline("deeplabv3plus").config.network == "deeplabv3plus"
+
+
+def test_networks_of_their_own_and_strengths_that_the_study_names(scenes, tmp_path):
+    path = tmp_path / "study.yaml"
+    write_study(path, shared=False)
+    study = yaml.safe_load(path.read_text())
+    study["model"]["strengths"] = {"surrounding": None, "above": None}
+    path.write_text(yaml.safe_dump(study))
+    shop = Workshop(open_study(str(path)), scenes, tmp_path / "out")
+    row = shop.measure(rows_of(["1unary+2pair"])[0])
+    assert row.name == "1unary+2pair"
+    assert {part.name for part in (tmp_path / "out" / "networks").iterdir()} == {
+        "unary-3scales",
+        "pairwise-surrounding",
+        "pairwise-above",
+    }
+    model = shop.together()
+    assert not model.config.shared_trunk
+    assert model.config.strengths == {"surrounding": None, "above": None}
+    assert not (tmp_path / "out" / "tuned").exists()
+
+
+def test_a_changed_study_is_not_mixed_with_the_old_one(scenes, tmp_path):
+    shop = Workshop(open_study(write_study(tmp_path / "a.yaml")), scenes, tmp_path / "out")
+    shop.unary()
+    changed = Workshop(open_study(write_study(tmp_path / "b.yaml", epochs=2)), scenes, tmp_path / "out")
+    with pytest.raises(OtherSettingsError, match="unary-3scales: was trained with epochs 1, not 2"):
+        changed.unary()
+
+
+def test_what_is_unknown_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"rows \['fulll'\]: expected some of unary-1scale, "):
+        rows_of(["fulll"])
+    with pytest.raises(ValueError, match="study 'cityscapes': expected a YAML file, or one of camvid, voc"):
+        open_study("cityscapes")
+
+
+def test_the_bundled_studies():
+    voc, camvid = open_study("voc"), open_study("camvid")
+    assert (voc.train_split, voc.model.backbone, voc.model.shared_trunk) == ("train_aug", "vgg16-fc6", False)
+    assert voc.model.strengths == {"surrounding": None, "above": None}
+    assert camvid.model.strengths == {}
+    assert camvid.heads.lr == 0.001
+    assert [path.stem for path in sorted(STUDIES.glob("*.yaml"))] == ["camvid", "voc"]
+
+
+def test_a_stopped_training_goes_on(scenes, tmp_path):
+    study = Study(ModelConfig("plain", channels=8, hidden=8, scales=(1.0,)), Recipe(), pretrained=False)
+    config = tmp_path / "config.yaml"
+    shape = json.loads(json.dumps(asdict(study.model)))
+    config.write_text(yaml.safe_dump({"model": shape, "recipe": {**RECIPE, "epochs": 2}, "pretrained": False}))
+    command = ["fit", "--config", str(config), "--data", str(scenes), "--val_split", "null"]
+    whole = load(train_once([*command, "--out", str(tmp_path / "whole")])).state_dict()
+    parts = [*command, "--out", str(tmp_path / "parts")]
+    train_once(parts)
+    # As if stopped after its first epoch.
+    (tmp_path / "parts" / "model" / "model.safetensors").unlink()
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    before = {path.name for path in checkpoints.iterdir()}
+    again = load(train_once(parts)).state_dict()
+    assert all((again[key] == value).all() for key, value in whole.items())
+    assert {path.name for path in checkpoints.iterdir()} == before

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,22 +40,33 @@ def peak_memory(function: Callable[..., object], *arguments: Any, processes: int
         processes: how much of the freed memory a process keeps is a matter of chance; for small things take several.
     """
 
-    def once() -> float:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(_peak, (function, arguments))
-
-    return statistics.median(once() for _ in range(processes))
+    return statistics.median(apart(function, *arguments).added for _ in range(processes))
 
 
-def _peak(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+class Cost(NamedTuple):
+    """Of a function: seconds, and the most MiB that it took beyond what stood before, and in all."""
+
+    seconds: float
+    added: float
+    total: float
+
+
+def apart(function: Callable[..., object], *arguments: Any) -> Cost:
+    """What a function costs in a process of its own; arguments as `peak_memory`'s."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (function, arguments))
+
+
+def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Cost:
     work = function(*arguments)
     next(work)
     # Linux: writing 5 sets the high-water mark back to what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _water_mark()
+    before, start = _water_mark(), time.perf_counter()
     for _ in work:
         pass
-    return (_water_mark() - before) / 1024
+    seconds, total = time.perf_counter() - start, _water_mark()
+    return Cost(seconds, (total - before) / 1024, total / 1024)
 
 
 def _water_mark() -> int:

@@ -156,7 +156,7 @@ class Workshop:
 
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
         """A competitor, on the same backbone and by the same recipe."""
-        model = self._fit(network, _shape(network), [UNARY])
+        model = self._fit(network, shape_of(network), [UNARY])
         return self._tuned(f"{network}+dense", model, dense=True) if dense else model
 
     def on_baseline(self, network: str) -> ContextCRF:
@@ -240,7 +240,7 @@ class Workshop:
         return Measured(row.name, matrix, json.loads(about.read_text())["seconds"], list(counts))
 
 
-def _shape(network: str) -> dict[str, Any]:
+def shape_of(network: str) -> dict[str, Any]:
     """What a competitor changes in the study's model."""
     kind = BASELINES[network]
     shape = {"network": network, "stride": kind.stride, "output_stride": None, "scales": [1.0], "graph_stride": None}

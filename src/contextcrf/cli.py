@@ -240,6 +240,8 @@ def evaluate(
     rows: list[str] | None = None,
     pictures: int = 6,
     precision: Precision = "32-true",
+    scales: list[float] = [1.0],  # noqa: B006 - read by the command line, never changed
+    flip: bool = False,
 ) -> None:
     """Measure a model at full resolution: a table on the terminal, OUT/results.json and .md, and pictures.
 
@@ -254,6 +256,8 @@ def evaluate(
             several joined by "+". Each potential alone and "crf" if null.
         pictures: images to draw: spread over the split, with the truth and the first and last row.
         precision: of the networks.
+        scales: average the marginals of the image at these scales.
+        flip: and of the mirrored image.
     """
     import torch
     from rich.console import Console
@@ -264,15 +268,17 @@ def evaluate(
     from contextcrf.evaluation import evaluate as run
     from contextcrf.report import draw
     from contextcrf.storage import load
+    from contextcrf.views import Views
 
-    network = load(model).to(_device())
+    network, views = load(model).to(_device()), Views(scales, flip)
     wanted = systems(network, rows)
     dataset = open_dataset(data, split)
     _same_classes(network, dataset)
     _check(dataset)
-    measured = run(network, dataset, wanted, precision)
+    measured = run(network, dataset, wanted, precision, views=views)
     command = ["contextcrf", "evaluate", model, "--data", str(data), "--split", split, "--precision", precision]
     command += ["--out", str(out), *(["--rows", json.dumps(rows)] if rows else [])]
+    command += ["--scales", json.dumps(scales), "--flip", json.dumps(flip)] if len(views) > 1 else []
     about = {"data": f"{data.name} {split}, {len(dataset)} images", "command": f"`{shlex.join(command)}`"}
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
@@ -324,7 +330,15 @@ def compare(
     print(run(first, second, first_row, second_row, block))
 
 
-def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, dense: bool = False) -> None:
+def predict(
+    model: str,
+    images: list[Path],
+    out: Path,
+    opacity: float = 0.5,
+    dense: bool = False,
+    scales: list[float] = [1.0],  # noqa: B006 - read by the command line, never changed
+    flip: bool = False,
+) -> None:
     """Label images: OUT/STEM.png (palette PNG) and OUT/STEM_overlay.png for each; exit status 1 if any failed.
 
     Args:
@@ -333,13 +347,17 @@ def predict(model: str, images: list[Path], out: Path, opacity: float = 0.5, den
         out: folder for the results.
         opacity: of the colours in the overlays.
         dense: run the dense CRF behind the model, with the parameters that `tune --dense true` wrote into it.
+        scales: average the marginals of each image at these scales.
+        flip: and of the mirrored image.
     """
     from contextcrf.prediction import find_files, plan_outputs, predict_files
     from contextcrf.storage import load
+    from contextcrf.views import Views
 
+    views = Views(scales, flip)
     files = find_files(images)
     plan_outputs(files, out)  # a clash is told before the model is loaded
-    outcome = predict_files(load(model).to(_device()), files, out, opacity, dense)
+    outcome = predict_files(load(model).to(_device()), files, out, opacity, dense, views=views)
     _report(len(files), outcome, "images labelled", out)
 
 

@@ -16,7 +16,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.model import ContextCRF, upsample
+from contextcrf.model import ContextCRF
+from contextcrf.views import ONE_VIEW, Views
 
 
 def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
@@ -184,27 +185,33 @@ def systems(model: ContextCRF, names: Sequence[str] | None = None) -> list[Syste
 
 @torch.inference_mode()
 def predict(
-    model: ContextCRF, image: Tensor, wanted: Sequence[System], precision: str = "32-true"
+    model: ContextCRF, image: Tensor, wanted: Sequence[System], precision: str = "32-true", views: Views = ONE_VIEW
 ) -> list[tuple[Tensor, float]]:
     """Marginals [K, H, W] of one image uint8 [3, H, W] for every system, and the seconds each takes on its own.
 
-    The trunk runs once for all of them; its time counts for each.
+    The trunk runs once a view for all of them; its time counts for each.
     """
     device = model.mean.device
     pixels = image[None].to(device)
-    images = pixels.float()
     names = model.select({name for system in wanted for name in system.potentials})
+    totals = [torch.zeros(()) for _ in wanted]
+    seconds = [0.0 for _ in wanted]
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-        start = _clock(device)
-        features = model.features(images, names)
-        trunk = _clock(device) - start
-        results = []
-        for system in wanted:
+        for view, back in views.of(pixels.float()):
             start = _clock(device)
-            marginals = upsample(model.infer(features, system.potentials).float(), images.shape[-2:])
+            features = model.features(view, names)
+            trunk = _clock(device) - start
+            for number, system in enumerate(wanted):
+                start = _clock(device)
+                totals[number] = totals[number].to(device) + back(model.infer(features, system.potentials).float())
+                seconds[number] += trunk + _clock(device) - start
+        results = []
+        for number, system in enumerate(wanted):
+            start = _clock(device)
+            marginals = totals[number] / len(views)
             if system.dense:
                 marginals = model.refine(marginals, pixels)
-            results.append((marginals[0].cpu(), trunk + _clock(device) - start))
+            results.append((marginals[0].cpu(), seconds[number] + _clock(device) - start))
     return results
 
 
@@ -221,6 +228,7 @@ def evaluate(
     wanted: Sequence[System],
     precision: str = "32-true",
     progress: bool = True,
+    views: Views = ONE_VIEW,
 ) -> list[Row]:
     """Evaluate systems at the images' full resolution.
 
@@ -228,11 +236,13 @@ def evaluate(
         data: images and masks, without augmentation.
         wanted: the systems; see `systems`.
         precision: "32-true" or "bf16-mixed".
+        progress: show a progress bar.
+        views: whose marginals are averaged.
     """
     model.eval()
     rows = [Row(system.name, ConfusionMatrix(len(data.classes)), 0.0) for system in wanted]
     for image, mask in track(data.without_transform(), "evaluate", total=len(data), disable=not progress):
-        for row, (marginals, seconds) in zip(rows, predict(model, image, wanted, precision), strict=True):
+        for row, (marginals, seconds) in zip(rows, predict(model, image, wanted, precision, views), strict=True):
             before = row.matrix.counts.clone()
             row.matrix.update(marginals.argmax(0)[None], mask[None])
             row.images.append(row.matrix.counts - before)

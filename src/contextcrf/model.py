@@ -30,6 +30,7 @@ from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.multiscale import MultiScale, Upsampling
 from contextcrf.pixels import ImageLike, as_pixels
+from contextcrf.views import ONE_VIEW, Views
 
 UNARY = "unary"
 
@@ -256,20 +257,28 @@ class ContextCRF(nn.Module):
         return upsample(self.infer(self.features(images, names), names), images.shape[-2:])
 
     @torch.inference_mode()
-    def segment(self, image: ImageLike, potentials: Iterable[str] | None = None, dense: bool = False) -> "Segmentation":
+    def segment(
+        self,
+        image: ImageLike,
+        potentials: Iterable[str] | None = None,
+        dense: bool = False,
+        views: Views = ONE_VIEW,
+    ) -> "Segmentation":
         """Label one image.
 
         Args:
             image: a PIL image of any mode, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W].
             potentials: which take part; None is all.
             dense: run the dense CRF behind them.
+            views: other scales, or mirrored, whose marginals are averaged.
 
         Raises:
             ValueError: another type, number of axes or dtype; the message says what it was.
         """
         pixels = as_pixels(image)
-        _, coarse = self._infer_image(pixels, potentials)
-        marginals = upsample(coarse, pixels.shape[-2:]).float()
+        images = pixels[None].to(self.mean.device).float()
+        seen = [back(self._infer_images(view, potentials)[1].float()) for view, back in views.of(images)]
+        marginals = torch.stack(seen).mean(0)
         if dense:
             marginals = self.refine(marginals, pixels[None].to(marginals.device))
         return Segmentation(pixels, marginals[0].cpu(), self.classes)
@@ -307,7 +316,7 @@ class ContextCRF(nn.Module):
         row, column = pixel
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(f"pixel {pixel}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
-        features, marginals = self._infer_image(pixels)
+        features, marginals = self._infer_images(pixels[None].to(self.mean.device).float())
         rows, columns = marginals.shape[-2:]
         node = (row * rows // height // self.cell, column * columns // width // self.cell)
         cells = self.pool(marginals)
@@ -384,12 +393,14 @@ class ContextCRF(nn.Module):
         known = (masks != IGNORE_INDEX).sum().clamp(min=1)
         return F.nll_loss(logs, masks, ignore_index=IGNORE_INDEX, reduction="sum") / known
 
-    def _infer_image(self, pixels: Tensor, potentials: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """Features and marginals of one image uint8 [3, H, W], in evaluation mode."""
+    def _infer_images(
+        self, images: Tensor, potentials: Iterable[str] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Features and marginals of images float [B, 3, H, W], in evaluation mode."""
         training = self.training
         self.eval()
         try:
-            features = self.features(pixels[None].to(self.mean.device).float(), potentials)
+            features = self.features(images, potentials)
             return features, self.infer(features, potentials)
         finally:
             self.train(training)

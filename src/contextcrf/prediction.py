@@ -12,6 +12,7 @@ from contextcrf.errors import DataError
 from contextcrf.figures import index_png
 from contextcrf.model import ContextCRF
 from contextcrf.pixels import read_picture
+from contextcrf.views import ONE_VIEW, Views
 
 
 @dataclass
@@ -73,8 +74,9 @@ def predict_files(
     opacity: float = 0.5,
     dense: bool = False,
     progress: bool = True,
+    views: Views = ONE_VIEW,
 ) -> Outcome:
-    """Write `STEM.png` (palette PNG of labels) and `STEM_overlay.png` for every file; `dense` as in `segment`.
+    """Write `STEM.png` (palette PNG of labels) and `STEM_overlay.png` for every file; `dense`, `views` as in `segment`.
 
     A file that cannot be read is noted and does not stop the others.
     """
@@ -87,7 +89,7 @@ def predict_files(
         except DECODING_ERRORS as error:
             outcome.failed.append((path, str(error)))
             continue
-        segmentation = model.segment(image, dense=dense)
+        segmentation = model.segment(image, dense=dense, views=views)
         index_png(segmentation.labels, model.classes.palette).save(labels)
         segmentation.overlay(opacity).save(overlay)
         outcome.written += [labels, overlay]

@@ -56,6 +56,8 @@ ROWS = (
     "1unary+2pair, plain sum",
     "1unary+2pair, strength 1",
     "1unary+2pair, strength ?",
+    "1unary+surrounding, strength ?",
+    "1unary+above, strength ?",
     "1unary + edge marginals, strength ?",
     THREE,
     "three unaries+2pair, strength ?",
@@ -64,6 +66,8 @@ ROWS = (
     f"{SHARED}1unary+2pair, plain sum",
     f"{SHARED}1unary+2pair, strength 1",
     f"{SHARED}1unary+2pair, strength ?",
+    f"{SHARED}1unary+surrounding, strength ?",
+    f"{SHARED}1unary+above, strength ?",
     f"{SHARED}1unary + edge marginals, strength ?",
 )
 # What the neighbours' labels are worth: rows with them, against the same networks without.
@@ -258,25 +262,41 @@ def combinations(pairs: Mapping[str, Pair], unaries: Mapping[str, Tensor], cell:
     neighbours.
     """
     both = list(pairs.values())
-    # One vote of all relations together.
-    vote = [1 / len(pairs) / max(1.0, head.graph(maps).mean_degree()) for head, maps in both]
     edges = {name: head.edge_marginals(maps) for name, (head, maps) in pairs.items()}
     rows = {
         f"pairwise-{name}": mean_field(torch.zeros_like(start), [pairs[name]], start=start)
         for name, start in edges.items()
     }
     mean = torch.stack(list(edges.values())).mean(0).clamp(min=1e-9).log()
-    for name, marginals in unaries.items():
+    for unary, marginals in unaries.items():
         logits = marginals.clamp(min=1e-9).log()
+        rows[f"{unary}+2pair, plain sum"] = mean_field(logits, both, cell=cell)
+        systems = {"2pair": both, **({name: [pair] for name, pair in pairs.items()} if unary == "1unary" else {})}
+        for system, chosen in systems.items():
+            for strength, found in at_strengths(logits, chosen, cell).items():
+                rows[f"{unary}+{system}, strength {strength:g}"] = found
         classifiers = enlarge(mean, cell, logits.shape[-2:])
-        rows[f"{name}+2pair, plain sum"] = mean_field(logits, both, cell=cell)
-        # The first iteration's messages are the same whatever they weigh.
-        first = pairwise_logits(both, logits.softmax(1), vote, cell)
         for strength in STRENGTHS:
-            weights, start = [strength * weight for weight in vote], (logits + strength * first).softmax(1)
-            rows[f"{name}+2pair, strength {strength:g}"] = mean_field(logits, both, 1, weights, cell=cell, start=start)
-            rows[f"{name} + edge marginals, strength {strength:g}"] = (logits + strength * classifiers).softmax(1)
+            rows[f"{unary} + edge marginals, strength {strength:g}"] = (logits + strength * classifiers).softmax(1)
     return rows
+
+
+def at_strengths(logits: Tensor, pairs: Sequence[Pair], cell: int) -> dict[float, Tensor]:
+    """Marginals after two iterations of mean field, by the votes that all messages together have."""
+    vote = [1 / len(pairs) / max(1.0, head.graph(maps).mean_degree()) for head, maps in pairs]
+    # The first iteration's messages are the same whatever they weigh.
+    first = pairwise_logits(pairs, logits.softmax(1), vote, cell)
+    return {
+        strength: mean_field(
+            logits,
+            pairs,
+            1,
+            [strength * weight for weight in vote],
+            cell=cell,
+            start=(logits + strength * first).softmax(1),
+        )
+        for strength in STRENGTHS
+    }
 
 
 def counts_path(fold: Fold, name: str) -> Path:

@@ -122,6 +122,8 @@ def assert_rows_are_mean_field(rows, model, features, prefix="", unary=None):
         torch.testing.assert_close(rows[f"{prefix}1unary+2pair, {row}"], expected)
     for name in context.RELATIONS:
         torch.testing.assert_close(rows[f"{prefix}pairwise-{name}"], model.infer(features, [name]))
+        expected = model.infer(features, ["unary", name], strengths={name: 2.0})
+        torch.testing.assert_close(rows[f"{prefix}1unary+{name}, strength 2"], expected)
     # As classifiers the potentials are the mean of their edges' marginals, with the unary's times a power.
     edges = enlarge(model.infer(features, context.RELATIONS, iterations=0), model.cell, features["unary"].shape[-2:])
     product = model.infer(features, ["unary"]) * edges**2
@@ -213,7 +215,7 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
     contrasts = [rows.pop() for _ in context.CONTRASTS]
     assert [(row["without"], row["with"]) for row in reversed(contrasts)] == list(context.CONTRASTS)
     assert [row["row"] for row in rows] == list(context.ROWS)
-    assert [len(row["seeds"]) for row in rows] == [3, 2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 2]
+    assert [len(row["seeds"]) for row in rows] == [3] + [2] * 8 + [1] + [2] * 9
     # Seeds are other trainings, folds other images, and nothing is trained on what it is tested on.
     assert len(set(rows[0]["seeds"])) == 3
     for number in range(2):

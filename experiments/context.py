@@ -25,6 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 from contextcrf import ContextCRF, PairwisePotential, load, mean_field
+from contextcrf.cli import read_command
 from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
 from contextcrf.crf.meanfield import Pair, enlarge, pairwise_logits
 from contextcrf.data.dataset import open_dataset
@@ -143,21 +144,21 @@ def train(study: Study, folds: Sequence[Fold], networks: Sequence[tuple[str, int
     for fold, potential, seed in wanted:
         with claim(fold.model(potential, seed) / "model.safetensors") as mine:
             if mine:
-                train_once(_command(study, fold, potential, seed))
+                train_once(*_training(study, fold, potential, seed))
     for fold, potential, seed in wanted:
         if not (fold.model(potential, seed) / "model.safetensors").exists():
             raise SystemExit(f"{fold.network(potential, seed)}: {BUSY}")
-        check_trained(fold.model(potential, seed), _command(study, fold, potential, seed))
+        check_trained(fold.model(potential, seed), *_training(study, fold, potential, seed))
 
 
-def _command(study: Study, fold: Fold, potential: str, seed: int) -> list[str]:
+def _training(study: Study, fold: Fold, potential: str, seed: int) -> tuple[str, dict[str, Any]]:
     if potential == HEADS:
         command = ["fit-heads", fold.model(UNARY, seed), "--config", study.heads]
     else:
         command = ["fit", "--config", study.config, "--recipe.potentials", json.dumps([potential])]
         command += ["--val_split", "null"]
     command += ["--data", fold.data, "--train_split", fold.train, "--recipe.seed", seed]
-    return [*map(str, command), "--out", str(fold.network(potential, seed))]
+    return read_command([*map(str, command), "--out", str(fold.network(potential, seed))])
 
 
 def see(network: ContextCRF, potential: str, pixels: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, change_of, deal, halves, mean_iou, shown
 from contextcrf import ContextCRF, PairwisePotential, RangeBox, load, mean_field
-from contextcrf.cli import build_parser
+from contextcrf.cli import read_command
 from contextcrf.crf import Relation
 from contextcrf.crf.potentials import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
@@ -340,9 +340,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--work", type=Path, required=True, help="the work folder of `context.py msrc`")
     options = parser.parse_args()
-    heads = build_parser()
     config = ["fit-heads", ".", "--config", str(CONFIGS / "msrc-heads.yaml"), "--data", ".", "--out", "."]
-    recipe = heads.instantiate(heads.parse_args(config))["fit-heads"].recipe
+    recipe = read_command(config)[1]["recipe"]
     grounds = [Ground(fold, recipe) for fold in deal(STUDIES["msrc"], options.data, options.work)]
     for trial in TRIALS[options.table]:
         for ground in grounds:

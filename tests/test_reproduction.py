@@ -1,7 +1,7 @@
 """The paper's tables by one command, on scenes and networks of no size."""
 
 import json
-from dataclasses import asdict
+import shutil
 
 import pytest
 import yaml
@@ -10,8 +10,9 @@ from contextcrf import load
 from contextcrf.cli import main
 from contextcrf.model import ModelConfig
 from contextcrf.recipe import Recipe
-from contextcrf.reproduction import ROWS, STUDIES, Study, Workshop, open_study, rows_of
+from contextcrf.reproduction import ROWS, STUDIES, Workshop, open_study, rows_of
 from contextcrf.runs import OtherSettingsError, train_once
+from contextcrf.training import Piecewise
 
 RECIPE = {"epochs": 1, "crop": [64, 96], "batch_size": 3, "max_edges": 64}
 
@@ -109,19 +110,30 @@ def test_the_bundled_studies():
     assert [path.stem for path in sorted(STUDIES.glob("*.yaml"))] == ["camvid", "voc"]
 
 
-def test_a_stopped_training_goes_on(scenes, tmp_path):
-    study = Study(ModelConfig("plain", channels=8, hidden=8, scales=(1.0,)), Recipe(), pretrained=False)
-    config = tmp_path / "config.yaml"
-    shape = json.loads(json.dumps(asdict(study.model)))
-    config.write_text(yaml.safe_dump({"model": shape, "recipe": {**RECIPE, "epochs": 2}, "pretrained": False}))
-    command = ["fit", "--config", str(config), "--data", str(scenes), "--val_split", "null"]
-    whole = load(train_once([*command, "--out", str(tmp_path / "whole")])).state_dict()
-    parts = [*command, "--out", str(tmp_path / "parts")]
-    train_once(parts)
-    # As if stopped after its first epoch.
-    (tmp_path / "parts" / "model" / "model.safetensors").unlink()
-    checkpoints = tmp_path / "parts" / "checkpoints"
-    before = {path.name for path in checkpoints.iterdir()}
-    again = load(train_once(parts)).state_dict()
+def test_a_stopped_training_goes_on(scenes, tmp_path, monkeypatch):
+    arguments = {
+        "model": ModelConfig("plain", channels=8, hidden=8, scales=(1.0,)),
+        "recipe": Recipe(**{**RECIPE, "epochs": 2}),
+        "data": scenes,
+        "train_split": "train",
+        "val_split": None,
+        "pretrained": False,
+    }
+    whole = load(train_once("fit", {**arguments, "out": tmp_path / "whole"})).state_dict()
+    parts = {**arguments, "out": tmp_path / "parts"}
+
+    def stop(module):
+        if module.current_epoch == 1:
+            raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Piecewise, "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train_once("fit", parts)
+    assert not (tmp_path / "parts" / "model").exists()
+    again = load(train_once("fit", parts)).state_dict()
     assert all((again[key] == value).all() for key, value in whole.items())
-    assert {path.name for path in checkpoints.iterdir()} == before
+    other = {**parts, "recipe": Recipe(**{**RECIPE, "epochs": 3})}
+    shutil.rmtree(tmp_path / "parts" / "model")
+    with pytest.raises(OtherSettingsError, match="parts: was begun with other settings"):
+        train_once("fit", other)

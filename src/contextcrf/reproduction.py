@@ -135,7 +135,7 @@ class Workshop:
     def unary(self, scales: int = 3) -> ContextCRF:
         """The unary network, of all scales or of the image alone."""
         if scales == 1:
-            return self._fit("unary-1scale", {"scales": [1.0]}, [UNARY])
+            return self._fit("unary-1scale", {"scales": (1.0,)}, [UNARY])
         return self._fit("unary-3scales", {}, [UNARY])
 
     def pairwise(self, relation: str) -> ContextCRF:
@@ -166,12 +166,11 @@ class Workshop:
 
     def crf_rnn(self) -> ContextCRF:
         """FCN-8s, trained on through a dense CRF that learns: a quarter of the epochs at a tenth of the rate."""
-        first = self.baseline("fcn-8s").config
-        folder = self.out / "networks" / "fcn-8s" / "model"
+        self.baseline("fcn-8s")
         recipe = replace(self.study.recipe, objective="crf-rnn", class_balance=0.0, max_edges=None)
         recipe = replace(recipe, epochs=max(1, recipe.epochs // 4), lr=recipe.lr / 10)
-        model = {**_plain(first), "learned_dense": True, "dense": {"iterations": 5}}
-        return self._fit("crf-rnn", model, [UNARY], recipe, ["--init", str(folder)])
+        shape = {**shape_of("fcn-8s"), "learned_dense": True, "dense": {"iterations": 5}}
+        return self._fit("crf-rnn", shape, [UNARY], recipe, self._network("fcn-8s") / "model")
 
     def _fit(
         self,
@@ -179,31 +178,33 @@ class Workshop:
         shape: Mapping[str, Any],
         potentials: Sequence[str],
         recipe: Recipe | None = None,
-        more: Sequence[str] = (),
+        init: Path | None = None,
     ) -> ContextCRF:
         study = self.study
-        config = {
-            "model": {**_plain(study.model), **shape},
-            "recipe": {**_plain(recipe or study.recipe), "potentials": list(potentials)},
-            "train_split": study.train_split,
+        arguments = {
+            "model": replace(study.model, **shape),
+            "recipe": replace(recipe or study.recipe, potentials=list(potentials)),
             "val_split": None,
-            "pretrained": str(study.pretrained) if isinstance(study.pretrained, Path) else study.pretrained,
+            "pretrained": study.pretrained,
+            "init": init,
         }
-        return self._train(name, config, ["fit", *more])
+        return self._train("fit", name, arguments)
 
     def _heads(self, name: str, trunk: ContextCRF) -> ContextCRF:
-        config: dict[str, Any] = {"recipe": _plain(self.study.heads), "train_split": self.study.train_split}
-        if (stride := self.study.model.graph_stride) is not None and stride >= trunk.config.stride:
-            config["graph_stride"] = stride
-        return self._train(f"{name}-heads", config, ["fit-heads", str(self.out / "networks" / name / "model")])
+        stride = self.study.model.graph_stride
+        arguments = {
+            "model": str(self._network(name) / "model"),
+            "recipe": self.study.heads,
+            "graph_stride": stride if stride is not None and stride >= trunk.config.stride else None,
+        }
+        return self._train("fit-heads", f"{name}-heads", arguments)
 
-    def _train(self, name: str, config: Mapping[str, Any], command: Sequence[str]) -> ContextCRF:
-        folder = self.out / "networks" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = folder / "config.yaml"
-        settings.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        model = train_once([*command, "--config", str(settings), "--data", str(self.data), "--out", str(folder)])
-        return load(model).to(_device())
+    def _train(self, kind: str, name: str, arguments: Mapping[str, Any]) -> ContextCRF:
+        places = {"data": self.data, "train_split": self.study.train_split, "out": self._network(name)}
+        return load(train_once(kind, {**arguments, **places})).to(_device())
+
+    def _network(self, name: str) -> Path:
+        return self.out / "networks" / name
 
     def _tuned(self, name: str, model: ContextCRF, dense: bool) -> ContextCRF:
         """A model with the strengths or the dense CRF that do best on the tuning split; kept by its weights."""
@@ -243,8 +244,9 @@ class Workshop:
 def shape_of(network: str) -> dict[str, Any]:
     """What a competitor changes in the study's model."""
     kind = BASELINES[network]
-    shape = {"network": network, "stride": kind.stride, "output_stride": None, "scales": [1.0], "graph_stride": None}
-    return {**shape, "shared_trunk": True, "block6_per_scale": False, "pyramid": [], "strengths": {}}
+    shape: dict[str, Any] = {"network": network, "stride": kind.stride, "output_stride": None, "graph_stride": None}
+    shape |= {"scales": (1.0,), "shared_trunk": True, "block6_per_scale": False, "pyramid": ()}
+    return {**shape, "strengths": {}}
 
 
 def _plain(values: ModelConfig | Recipe) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Measuring models."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+from contextcrf.commands.common import Precision, check, device, same_classes
+
+
+def evaluate(
+    model: str,
+    data: Path,
+    out: Path,
+    split: str = "val",
+    rows: list[str] | None = None,
+    pictures: int = 6,
+    precision: Precision = "32-true",
+    scales: list[float] = [1.0],  # noqa: B006 - read by the command line, never changed
+    flip: bool = False,
+) -> None:
+    """Measure a model at full resolution: a table on the terminal, OUT/results.json and .md, and pictures.
+
+    OUT/images.npz holds the confusion matrix of every image, for `compare`.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        out: folder for the results.
+        split: any split of the data set.
+        rows: what to evaluate: "unary", names of relations, "crf" (all potentials), "full" (then the dense CRF), or
+            several joined by "+". Each potential alone and "crf" if null.
+        pictures: images to draw: spread over the split, with the truth and the first and last row.
+        precision: of the networks.
+        scales: average the marginals of the image at these scales.
+        flip: and of the mirrored image.
+    """
+    import torch
+    from rich.console import Console
+
+    from contextcrf.comparison import COUNTS, write_counts
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.evaluation import Results, systems
+    from contextcrf.evaluation import evaluate as run
+    from contextcrf.report import draw
+    from contextcrf.storage import load
+    from contextcrf.views import Views
+
+    network, views = load(model).to(device()), Views(scales, flip)
+    wanted = systems(network, rows)
+    dataset = open_dataset(data, split)
+    same_classes(network, dataset)
+    check(dataset)
+    measured = run(network, dataset, wanted, precision, views=views)
+    command = ["contextcrf", "evaluate", model, "--data", str(data), "--split", split, "--precision", precision]
+    command += ["--out", str(out), *(["--rows", json.dumps(rows)] if rows else [])]
+    command += ["--scales", json.dumps(scales), "--flip", json.dumps(flip)] if len(views) > 1 else []
+    about = {"data": f"{data.name} {split}, {len(dataset)} images", "command": f"`{shlex.join(command)}`"}
+    results = Results(dataset.classes.names, measured, about)
+    results.write(out)
+    names = [Path(os.path.relpath(path, data)).as_posix() for path, _ in dataset.pairs]
+    write_counts(out / COUNTS, names, {row.name: torch.stack(row.images) for row in measured})
+    draw(network, dataset.spread(pictures), wanted, results, out, precision)
+    Console().print(results.to_rich())
+    print(f"written to {out}")
+
+
+def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) -> None:
+    """Train and measure the paper's systems and their competitors on a data set; write its tables and figures.
+
+    Give the command again to go on: what is finished is kept. OUT gets table1 to table3 as .md, .tex and .json, with
+    the paper's numbers beside those found here, fig6.png to fig10.png, and results.json.
+
+    Args:
+        study: "camvid", "voc" (the paper's own), or a YAML file with model and recipe.
+        data: folder of the data set.
+        out: folder for networks and results.
+        rows: of the tables, as in '[unary-3scales, full]'; all if null.
+    """
+    from rich.console import Console
+
+    from contextcrf.reproduction import Workshop, open_study, rows_of
+    from contextcrf.tables import write_all
+
+    wanted, shop = rows_of(rows), Workshop(open_study(study), data, out)
+    Console().print(write_all(shop, wanted).to_rich())
+    print(f"written to {out}")
+
+
+def compare(
+    first: Path, second: Path, first_row: str | None = None, second_row: str | None = None, block: int = 1
+) -> None:
+    """Say whether one row beats another on the same images: both mean IoU, the difference and its 95 % interval.
+
+    The interval is a paired bootstrap over images: what another draw of images could change, not another training.
+
+    Args:
+        first: folder that `evaluate` wrote.
+        second: another, or the same.
+        first_row: name of the row in `first`; may be left out where there is but one.
+        second_row: name of the row in `second`.
+        block: draw so many neighbouring images together; more than 1 for frames of a video, which repeat each other.
+    """
+    from contextcrf.comparison import compare as run
+
+    print(run(first, second, first_row, second_row, block))

@@ -1,0 +1,171 @@
+"""Using models."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from contextcrf.commands.common import device
+
+
+def predict(
+    model: str,
+    images: list[Path],
+    out: Path,
+    opacity: float = 0.5,
+    dense: bool = False,
+    scales: list[float] = [1.0],  # noqa: B006 - read by the command line, never changed
+    flip: bool = False,
+) -> None:
+    """Label images: OUT/STEM.png (palette PNG) and OUT/STEM_overlay.png for each; exit status 1 if any failed.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        images: files and folders.
+        out: folder for the results.
+        opacity: of the colours in the overlays.
+        dense: run the dense CRF behind the model, with the parameters that `tune --dense true` wrote into it.
+        scales: average the marginals of each image at these scales.
+        flip: and of the mirrored image.
+    """
+    from contextcrf.prediction import find_files, plan_outputs, predict_files
+    from contextcrf.storage import load
+    from contextcrf.views import Views
+
+    views = Views(scales, flip)
+    files = find_files(images)
+    plan_outputs(files, out)  # a clash is told before the model is loaded
+    outcome = predict_files(load(model).to(device()), files, out, opacity, dense, views=views)
+    _report(len(files), outcome, "images labelled", out)
+
+
+def explain(
+    model: str, image: Path, row: int, column: int, out: Path, strengths: dict[str, float | None] | None = None
+) -> None:
+    """Draw which neighbours push one pixel to its label and which away from it.
+
+    Args:
+        model: trained model with pairwise potentials: a folder, or the name of a bundled one.
+        image: the picture.
+        row: of the pixel, from the top.
+        column: of the pixel, from the left.
+        out: PNG to write: the labels, then for each relation the neighbours, red for the label and blue for the
+            runner-up.
+        strengths: of the relations, in place of the model's, as in '{"above": 1}': what they would say where tuning
+            found it better not to listen to them.
+    """
+    from contextcrf.data.checks import DECODING_ERRORS
+    from contextcrf.pixels import read_picture
+    from contextcrf.report import draw_explanation
+    from contextcrf.storage import load
+
+    network = load(model).to(device())
+    if not network.pairwise:
+        raise ValueError(f"{model}: the model has no pairwise potential to explain")
+    network.config = replace(network.config, strengths={**network.config.strengths, **(strengths or {})})
+    try:
+        pixels = read_picture(image)
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{image}: could not be read: {error}") from error
+    picture = draw_explanation(network, pixels, (row, column))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(out)
+    print(f"written to {out}")
+
+
+def refine(
+    maps: list[Path],
+    images: Path,
+    out: Path,
+    kind: Literal["probabilities", "logits"] = "probabilities",
+    classes: Path | None = None,
+    num_classes: int | None = None,
+    confidence: float = 0.7,
+    void: int = 255,
+    spatial_sxy: float = 3,
+    spatial_compat: float = 3,
+    bilateral_sxy: float = 80,
+    bilateral_srgb: float = 13,
+    bilateral_compat: float = 10,
+    iterations: int = 10,
+    marginals: bool = False,
+) -> None:
+    """Refine the maps of any network with the dense CRF: OUT/STEM.png for each; exit status 1 if any failed.
+
+    Args:
+        maps: files or folders: .npy or .npz with floating [K, H, W], or .png label maps.
+        images: folder with an image of the same stem for each.
+        out: folder to write to.
+        kind: what the numbers of .npy and .npz files are.
+        classes: a classes.yaml with names and colours.
+        num_classes: K of label maps, where there is no classes.yaml.
+        confidence: the probability that a label of a label map is right.
+        void: the value of a label map that means "unknown".
+        spatial_sxy: standard deviation of the spatial kernel, pixels.
+        spatial_compat: its weight.
+        bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels.
+        bilateral_srgb: the same in colour, in units of 0..255.
+        bilateral_compat: its weight.
+        iterations: of mean field.
+        marginals: also write OUT/STEM.npy, float32 [K, H, W].
+    """
+    from contextcrf.classes import Classes
+    from contextcrf.crf import DenseCRF
+    from contextcrf.prediction import find_files
+    from contextcrf.refinement import MAP_SUFFIXES, Maps, pair_up, refine_files
+
+    known = None
+    if classes is not None:
+        known, void = Classes.from_yaml(classes)
+    crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
+    pairs = pair_up(find_files(maps, MAP_SUFFIXES, "maps"), images)
+    reading = Maps(kind, known, num_classes, confidence, void)
+    outcome = refine_files(pairs, crf.to(device()), reading, out, marginals, device())
+    _report(len(pairs), outcome, "maps refined", out)
+
+
+def voc_submission(
+    model: str,
+    root: Path,
+    out: Path,
+    split: str = "test",
+    competition: Literal["comp5", "comp6"] = "comp6",
+    dense: bool = False,
+) -> None:
+    """Label a split of PASCAL VOC 2012 into an archive that its evaluation server takes.
+
+    Args:
+        model: trained model of VOC's classes.
+        root: folder of, or above, the development kit with the images of the split.
+        out: the archive, .tgz.
+        split: "test", or "val" to try it.
+        competition: comp5 for networks that have seen VOC's own masks only, comp6 for all others.
+        dense: run the dense CRF behind the model.
+    """
+    from contextcrf.storage import load
+    from contextcrf.submission import write_submission
+
+    count = write_submission(load(model).to(device()), root, out, split, competition, dense)
+    print(f"{count} images of {split} labelled, written to {out}")
+
+
+def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
+    """The whole way on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
+
+    Args:
+        out: folder for everything it makes; what an earlier demo left there is replaced.
+        epochs: of training.
+        train_images: scenes to train on.
+        val_images: scenes to evaluate on.
+    """
+    from contextcrf.demo import run
+
+    run(out, epochs, train_images, val_images)
+
+
+def _report(count: int, outcome: Any, done: str, out: Path) -> None:
+    print(f"{count - len(outcome.failed)} of {count} {done}, written to {out}")
+    if outcome.failed:
+        for path, reason in outcome.failed:
+            print(f"could not be read: {path}: {reason}", file=sys.stderr)
+        raise SystemExit(1)

@@ -1,0 +1,175 @@
+"""Making models."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from contextcrf.commands.common import Precision, check, device, same_classes
+from contextcrf.model import ModelConfig
+from contextcrf.recipe import Recipe
+
+
+def fit(
+    data: Path,
+    out: Path,
+    model: ModelConfig,
+    recipe: Recipe,
+    train_split: str = "train",
+    val_split: str | None = "val",
+    pretrained: bool | Path = True,
+    init: str | None = None,
+    ckpt_path: str | None = None,
+) -> None:
+    """Train a model end to end; end with OUT/model, which `evaluate` and `predict` take.
+
+    Args:
+        data: folder of the data set.
+        out: folder for logs, checkpoints and the model.
+        model: the shape of the model.
+        recipe: how to train.
+        train_split: split to train on.
+        val_split: split to watch; null for none.
+        pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
+        init: a trained model to start from instead; its shape replaces `model`, but for a dense CRF that is to be
+            learned.
+        ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
+    """
+    import torch
+
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.model import ContextCRF
+    from contextcrf.storage import load, save
+    from contextcrf.training import augmentation
+    from contextcrf.training import fit as run
+
+    _refuse_overwriting(out, ckpt_path)
+    train = open_dataset(data, train_split, augmentation(recipe))
+    val = open_dataset(data, val_split) if val_split else None
+    for part in (train, val) if val else (train,):
+        check(part)
+    torch.manual_seed(recipe.seed)
+    network = load(init) if init else ContextCRF(model, train.classes, pretrained)
+    if model.learned_dense and network.dense is None:
+        network.learn_dense(model.dense)
+    same_classes(network, train)
+    run(network, train, val, recipe, out, ckpt_path)
+    save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
+    print(f"model written to {out / 'model'}")
+
+
+def fit_heads(
+    model: str,
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    train_split: str = "train",
+    views: int = 2,
+    graph_stride: int | None = None,
+    ckpt_path: str | None = None,
+) -> None:
+    """Second stage: freeze a trained trunk, compute its features once, train the pairwise heads on them.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        out: folder for logs and the model.
+        recipe: how to train; `potentials` names the relations, all of them if null.
+        train_split: split to train on.
+        views: augmented copies of each image whose features are kept in memory.
+        graph_stride: pixels per node of the pairwise graphs; the model's own if null.
+        ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
+    """
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.storage import load, save
+    from contextcrf.training import augmentation
+    from contextcrf.training import fit_heads as run
+
+    _refuse_overwriting(out, ckpt_path)
+    network = load(model).to(device())
+    if graph_stride is not None:
+        # Strengths belong to the graph they were tuned on.
+        network.config = replace(network.config, graph_stride=graph_stride, strengths={})
+    train = open_dataset(data, train_split, augmentation(recipe))
+    same_classes(network, train)
+    check(train)
+    run(network, train, recipe, out, views, ckpt_path)
+    save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
+    print(f"model written to {out / 'model'}")
+
+
+def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
+    """Put networks that were trained each for one potential into one model, as in the paper.
+
+    Args:
+        unary: the model whose unary potential is taken.
+        pairwise: the model of each relation, by its name, as in '{"above": "runs/above/model"}'.
+        out: folder for the model.
+    """
+    from contextcrf.model import assemble as run
+    from contextcrf.storage import load, save
+
+    parts = {name: load(path) for name, path in pairwise.items()}
+    first = load(unary)
+    save(run(first, parts), out, {"unary": first.about, **{name: part.about for name, part in parts.items()}})
+    print(f"model written to {out}")
+
+
+def tune(
+    model: str,
+    data: Path,
+    split: str = "train",
+    limit: int = 100,
+    precision: Precision = "32-true",
+    dense: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Choose the strength of the pairwise terms on a split, or the dense CRF; print every trial, before and after.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        split: split to choose on. Do not report results of the tuned model on it.
+        limit: images to use, spread evenly over the split.
+        precision: of the networks.
+        dense: choose the parameters of the dense CRF behind the model instead.
+        out: folder for the tuned model; the model's own folder if null.
+    """
+    from contextcrf.data.dataset import open_dataset
+    from contextcrf.storage import load, save
+    from contextcrf.tuning import best_of, tune_dense, tune_strengths
+
+    folder = out or Path(model)
+    if out is None and not folder.is_dir():
+        raise ValueError(f"{model} is a bundled model and stays as it is; name a folder with --out")
+    network = load(model).to(device())
+    if dense and network.dense is not None:
+        raise ValueError(f"{model}: its dense CRF is learned; it is trained, with recipe.objective crf-rnn, not tuned")
+    if not network.pairwise and not dense:
+        raise ValueError(f"{model}: the model has no pairwise potential to weigh")
+    chosen = open_dataset(data, split).spread(limit)
+    same_classes(network, chosen)
+    check(chosen)
+    trials = (tune_dense if dense else tune_strengths)(network, chosen, precision=precision)
+    best = best_of(trials)
+    for trial in trials:
+        values = {key: "plain sum" if value is None else f"{value:g}" for key, value in trial.settings.items()}
+        name = ", ".join(f"{key} {value}" for key, value in values.items()) or "one vote together"
+        print(f"{100 * trial.mean_iou:6.2f}  {name}{'  <- chosen' if trial is best else ''}")
+    before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
+    print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
+    if dense:
+        network.config.dense.update(best.settings)
+    else:
+        network.config.strengths = dict(best.settings)
+    about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
+    save(network, folder, {**network.about, "tune-dense" if dense else "tune": about})
+    print(f"model written to {folder}")
+
+
+def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
+    if (out / "checkpoints").exists() and ckpt_path is None:
+        raise FileExistsError(f"{out} holds checkpoints: go on with --ckpt_path last, or choose another --out")
+
+
+def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:
+    return {"data": data.name, "split": split, "recipe": recipe.to_dict()}

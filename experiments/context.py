@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from contextcrf import ContextCRF, PairwisePotential, load, mean_field
@@ -320,7 +319,10 @@ def evaluate(fold: Fold, name: str) -> None:
 def _evaluate(fold: Fold, networks: Unaries | OwnTrunks | SharedTrunk, path: Path) -> None:
     data = open_dataset(fold.data, fold.test)
     counts: dict[str, list[Tensor]] = {}
-    for image, mask in track(data.without_transform(), f"{fold.test}, {path.stem}", total=len(data)):
+    for number, (image, mask) in enumerate(data.without_transform()):
+        # Not a bar: this runs for long, and its output is a file.
+        if number % 20 == 0:
+            print(f"{fold.folder.name}, {path.stem}: {number} of {len(data)} images", flush=True)
         for seed, rows in enumerate(networks.rows(image[None].float())):
             for row, marginals in rows.items():
                 labels = upsample(marginals, mask.shape).argmax(1)

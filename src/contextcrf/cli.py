@@ -14,6 +14,7 @@ from contextcrf.commands import data, measuring, predicting, training
 
 # Each command with the arguments that stand without a name in front.
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "init": (data.init, ("data",)),
     "fit": (training.fit, ()),
     "fit-heads": (training.fit_heads, ("model",)),
     "folds": (data.folds, ("data",)),

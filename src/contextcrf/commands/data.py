@@ -31,3 +31,28 @@ def voc(root: Path, sbd: Path | None = None, download: bool = False) -> None:
     from contextcrf.data.voc import prepare_voc
 
     print(f"PASCAL VOC 2012 is in {prepare_voc(root, sbd, download)}")
+
+
+def init(data: Path, out: Path = Path("recipe.yaml"), void: int = 255, val_every: int = 5) -> None:
+    """Look at a folder of images and masks, make it a data set, and write a first recipe for it.
+
+    DATA holds `images/` and `masks/`, files of the same name, the masks with a class index for each pixel. What is
+    missing is written: classes.yaml (give the classes their names there) and splits/train.txt and val.txt.
+
+    Args:
+        data: the folder.
+        out: the recipe to write, a commented YAML file.
+        void: the value of the masks that means "no label"; classes.yaml says it where there is one.
+        val_every: one image of so many is kept to measure on.
+    """
+    from contextcrf.starter import start
+
+    made = start(data, out, void, val_every)
+    for label, share in made.found.shares(made.void).items():
+        print(f"{100 * share:6.2f} % of the pixels  {made.classes.names[label]}")
+    if unused := made.found.pixels[made.void]:
+        print(f"{100 * unused / made.found.pixels.total():6.2f} % of all pixels are void ({made.void})")
+    print(", ".join(f"{count} images in {split}" for split, count in made.images.items()))
+    for path in made.written:
+        print(f"written: {path}")
+    print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")

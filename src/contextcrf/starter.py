@@ -1,0 +1,131 @@
+"""The first recipe for data of one's own: `contextcrf init`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from contextcrf.classes import IGNORE_INDEX, Classes
+from contextcrf.data.survey import Survey, guess_classes, pair_up, survey
+from contextcrf.errors import DataError
+
+# Steps after which a network of this size has learned what there is to learn; with few images these are many epochs.
+STEPS = 2400
+RARE = 0.02
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `init` found and wrote.
+
+    Attributes:
+        classes, void: of the data.
+        found: the survey of all masks.
+        images: by split.
+        written: files that were not there before.
+        recipe: the text of the recipe.
+    """
+
+    classes: Classes
+    void: int
+    found: Survey
+    images: Mapping[str, int]
+    written: list[Path]
+    recipe: str
+
+
+def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5, progress: bool = True) -> Start:
+    """Make a folder with `images` and `masks` a data set, and write a recipe for it.
+
+    What is there already (`classes.yaml`, `splits`) is kept.
+
+    Args:
+        data: the folder.
+        recipe: the file to write.
+        void: the value of the masks that means "no label", where there is no classes.yaml.
+        val_every: one image of so many goes to the split "val", the others to "train".
+        progress: show a progress bar.
+
+    Raises:
+        DataError: what `pair_up`, `survey` and `guess_classes` find.
+        FileExistsError: the recipe is there.
+    """
+    if recipe.exists():
+        raise FileExistsError(f"{recipe} is there already; move it away or name another --out")
+    pairs = pair_up(data / "images", data / "masks")
+    if len(pairs) < 2:
+        raise DataError(f"{data}: {len(pairs)} image; expected two or more, to train on and to measure on")
+    found = survey([mask for _, mask in pairs], progress)
+    written = []
+    if (names := data / "classes.yaml").exists():
+        classes, void = Classes.from_yaml(names)
+        if unknown := [label for label in found.shares(void) if not 0 <= label < len(classes)]:
+            raise DataError(
+                f"{names}: {len(classes)} classes, void {void}; the masks have the labels {unknown[:10]} beside them"
+            )
+    else:
+        classes = guess_classes(found, void)
+        classes.to_yaml(names, void)
+        written.append(names)
+    splits = data / "splits"
+    if not splits.exists():
+        stems = [image.stem for image, _ in pairs]
+        val = stems[val_every // 2 :: val_every] or stems[-1:]
+        splits.mkdir()
+        for split, chosen in (("train", [stem for stem in stems if stem not in set(val)]), ("val", val)):
+            (splits / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in chosen))
+            written.append(splits / f"{split}.txt")
+    images = {path.stem: len(path.read_text().split()) for path in sorted(splits.glob("*.txt"))}
+    if not images.get("train"):
+        raise DataError(f"{splits / 'train.txt'}: expected the names of the images to train on")
+    text = recipe_for(classes, void, found, images["train"])
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(text)
+    return Start(classes, void, found, images, [*written, recipe], text)
+
+
+def recipe_for(classes: Classes, void: int, found: Survey, images: int) -> str:
+    """The commented YAML of a recipe: for the size and the balance of the data, and for this machine."""
+    fast, half = torch.accelerator.is_available(), _has_bfloat16()
+    height, width = found.size
+    batch = min(8 if fast else 4, images)
+    epochs = max(8, min(200, round(STEPS * batch / images)))
+    crop = [min(512 if fast else 320, max(64, side // 32 * 32)) for side in (height, width)]
+    shares = found.shares(void)
+    rarest = min(shares, key=lambda label: shares[label])
+    balance = 0.4 if shares[rarest] < RARE else 0.0
+    frozen = "" if fast else "  frozen_stages: 2 # on a CPU: the first stages cost most and change least\n"
+    filters = "" if fast else "  frozen_filters: true\n"
+    known = "bfloat16 is fast here" if half else "this machine has no fast bfloat16"
+    return f"""# A first recipe: {len(classes)} classes, {images} training images of about {width} x {height} pixels.
+# contextcrf fit --config THIS --data DATA --out runs/mine
+model:
+  backbone: tf_efficientnet_lite0 # any timm backbone with feature maps; resnet50 is larger
+  stride: 8 # pixels per node of the unary's map: 4 for thin objects, 16 for speed
+  output_stride: 32
+  channels: 128
+  graph_stride: 16 # pixels per node of the pairwise graphs: no wider than your objects
+recipe:
+  potentials: [unary] # the pairwise heads follow: contextcrf fit-heads
+  epochs: {epochs} # about {epochs * images // batch} steps
+  batch_size: {batch}
+  lr: 0.002
+  weight_decay: 0.02
+  class_balance: {balance} # {classes.names[rarest]} has {100 * shares[rarest]:.2g} % of the pixels; 0 is the plain mean
+  ema: {0.99 if epochs * images // batch >= 500 else 0.9}
+  colour: 0.3
+  crop: [{crop[0]}, {crop[1]}]
+  scale: [0.7, 1.7]
+{frozen}{filters}  precision: {"bf16-mixed" if half else "32-true"} # {known}
+  val_every: {max(1, epochs // 4)}
+"""
+
+
+def _has_bfloat16() -> bool:
+    """Whether products in bfloat16 are faster here than in single precision."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        return device.type != "cuda" or torch.cuda.get_device_capability() >= (8, 0)
+    # Under whatever name the processor has it: avx512_bf16, amx_bf16, ...
+    return any(value for name, value in torch.cpu.get_capabilities().items() if name.endswith("bf16"))

@@ -180,9 +180,13 @@ def _tile(
         windows = windows[:, :, :, columns]
     memory = None if scratch is None else scratch("hidden", *windows.shape)
     units = torch.add(windows, senders[:, :, None, None], out=memory).relu_().flatten(2, 3)
-    target = None if out is None else out.flatten(0, 1)
-    weights = contracted.flatten(1, 2).permute(1, 2, 0)
-    return torch.bmm(units.flatten(0, 1), weights, out=target).unflatten(0, units.shape[:2])
+    places, edges = units.shape[:2], units.shape[2]
+    units, weights = units.flatten(0, 1), contracted.flatten(1, 2).transpose(0, 1)
+    # [K, D] times [D, edges]: nearly twice as fast as the other way round where K fills no vector registers (11, 21).
+    if scratch is None or out is None:
+        return torch.bmm(weights, units.mT).mT.unflatten(0, places)
+    sent = torch.bmm(weights, units.mT, out=scratch("transposed", len(units), weights.shape[1], edges))
+    return out.copy_(sent.mT.unflatten(0, places))
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

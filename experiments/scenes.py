@@ -49,7 +49,7 @@ class Point:
 
 
 POINTS = [
-    *(Point(ambiguity, 15, seed) for seed in SEEDS for ambiguity in (1.0, 0.75, 0.5, 0.25, 0.0)),
+    *(Point(ambiguity, 15, seed) for seed in SEEDS for ambiguity in (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)),
     *(Point(1.0, pixels, seed) for seed in SEEDS for pixels in (31, 47, 63, 95)),
 ]
 

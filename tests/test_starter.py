@@ -75,7 +75,7 @@ def test_the_recipe_fits_the_data_and_the_machine(folder, monkeypatch):
     )
     found.sizes[:] = [(480, 1000)] * 10
     found.pixels[2] = found.pixels[1]
-    monkeypatch.setattr(starter, "_has_bfloat16", lambda: False)
+    monkeypatch.setattr(starter, "has_bfloat16", lambda: False)
     text = starter.recipe_for(names, 9, found, 4800)
     assert "crop: [320, 320]" in text
     assert "precision: 32-true" in text

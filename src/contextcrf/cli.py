@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "explain": (predicting.explain, ("model", "image")),
     "refine": (predicting.refine, ("maps",)),
     "demo": (predicting.demo, ()),
+    "doctor": (data.doctor, ()),
 }
 
 

@@ -87,7 +87,7 @@ def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5
 
 def recipe_for(classes: Classes, void: int, found: Survey, images: int) -> str:
     """The commented YAML of a recipe: for the size and the balance of the data, and for this machine."""
-    fast, half = torch.accelerator.is_available(), _has_bfloat16()
+    fast, half = torch.accelerator.is_available(), has_bfloat16()
     height, width = found.size
     batch = min(8 if fast else 4, images)
     epochs = max(8, min(200, round(STEPS * batch / images)))
@@ -122,7 +122,7 @@ recipe:
 """
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Whether products in bfloat16 are faster here than in single precision."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is not None:

@@ -56,3 +56,15 @@ def init(data: Path, out: Path = Path("recipe.yaml"), void: int = 255, val_every
     for path in made.written:
         print(f"written: {path}")
     print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")
+
+
+def doctor(data: Path | None = None) -> None:
+    """Say what this machine has: versions, devices, weights, and the splits of a data set.
+
+    Args:
+        data: a data set to look at.
+    """
+    from contextcrf.doctor import examine
+
+    for name, found in examine(data):
+        print(f"{name:28} {found}")

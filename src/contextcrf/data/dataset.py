@@ -150,18 +150,29 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
 
     Raises `DataError` for an unknown layout or split, naming what was looked for.
     """
-    root = Path(root)
+    open_split, folder, _ = _layout(Path(root))
+    return open_split(folder, split, transform)
+
+
+def known_splits(root: str | Path) -> list[str]:
+    """The names of a data set's splits, sorted; raises `DataError` as `open_dataset` does."""
+    _, _, lists = _layout(Path(root))
+    return sorted(path.stem for path in lists.glob("*.txt"))
+
+
+def _layout(root: Path) -> "tuple[Callable[[Path, str, Transform | None], SegmentationDataset], Path, Path]":
+    """How a data set is opened, its folder, and the folder with the lists of its splits."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected a data set")
     if (root / "classes.yaml").is_file():
-        return _open_folder(root, split, transform)
+        return _open_folder, root, root / "splits"
     if any(root.glob("*annot")):
-        return _open_camvid(root, split, transform)
+        return _open_camvid, root, root
     if (kit := voc_kit(root)) is not None:
-        return _open_voc(kit, split, transform)
+        return _open_voc, kit, kit / VOC_SPLITS
     raise DataError(
-        f"{root}: no known layout; expected classes.yaml with images/, masks/ and splits/; CamVid's {split}.txt with "
-        f"{split}/ and {split}annot/; or PASCAL VOC's {VOC_SPLITS}/ with JPEGImages/ and SegmentationClass/"
+        f"{root}: no known layout; expected classes.yaml with images/, masks/ and splits/; CamVid's train.txt with "
+        f"train/ and trainannot/; or PASCAL VOC's {VOC_SPLITS}/ with JPEGImages/ and SegmentationClass/"
     )
 
 

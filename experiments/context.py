@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from contextcrf.crf.meanfield import Pair, enlarge, pairwise_logits
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.folds import write_folds
 from contextcrf.evaluation import confusion, intersection_over_union
+from contextcrf.locks import claim
 from contextcrf.model import UNARY, upsample
-from contextcrf.runs import check_trained, train_once
-from locks import claim
+from contextcrf.runs import BusyError, check_trained, train_once
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "context"
@@ -139,15 +140,12 @@ def deal(study: Study, data: Path, work: Path) -> list[Fold]:
 
 def train(study: Study, folds: Sequence[Fold], networks: Sequence[tuple[str, int]]) -> None:
     """Train the networks, by potential and seed, that are not there and that nobody else is at."""
-    wanted = [(fold, *network) for network in networks for fold in folds]
-    for fold, potential, seed in wanted:
-        with claim(fold.model(potential, seed) / "model.safetensors") as mine:
-            if mine:
-                train_once(*_training(study, fold, potential, seed))
-    for fold, potential, seed in wanted:
-        if not (fold.model(potential, seed) / "model.safetensors").exists():
-            raise SystemExit(f"{fold.network(potential, seed)}: {BUSY}")
-        check_trained(fold.model(potential, seed), *_training(study, fold, potential, seed))
+    wanted = [_training(study, fold, *network) for network in networks for fold in folds]
+    for training in wanted:
+        with suppress(BusyError):
+            train_once(*training)
+    for training in wanted:
+        check_trained(*training)
 
 
 def _training(study: Study, fold: Fold, potential: str, seed: int) -> tuple[str, dict[str, Any]]:

@@ -28,10 +28,10 @@ from contextcrf.crf import Relation
 from contextcrf.crf.potentials import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import confusion
+from contextcrf.locks import claim
 from contextcrf.model import UNARY, assemble, downsample, paper_relations, upsample
 from contextcrf.recipe import Recipe
 from contextcrf.training import CachedFeatures, augmentation, cache_features, fit_heads
-from locks import claim
 
 VIEWS = 2
 # Rows whose strength is chosen, by how the pairwise potentials speak: with "edge marginals", without the labels.

@@ -23,11 +23,11 @@ from contextcrf.data.scenes import write_scenes
 from contextcrf.demo import CONFIG, RECIPE
 from contextcrf.evaluation import confusion
 from contextcrf.figures import save_figure
+from contextcrf.locks import claim
 from contextcrf.model import UNARY
 from contextcrf.recipe import Recipe
 from contextcrf.training import augmentation, fit
 from contextcrf.tuning import best_of, tune_strengths
-from locks import claim
 
 RESULTS = Path(__file__).parent.parent / "results" / "context"
 TRAIN, VAL, TUNING = 160, 60, 12

@@ -303,6 +303,15 @@ def test_weights_of_a_file_go_into_timms_networks(tmp_path):
     backbone = create_backbone("resnet10t", 16, None, 32, tmp_path / "weights.pth")
     own = classifier.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in backbone.body.state_dict().items())
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsNotFoundError, match=r"other\.pth: expected weights of timm's 'resnet10t': conv1.*none"):
+        create_backbone("resnet10t", 16, None, 32, tmp_path / "other.pth")
+    torch.save({**own, "layer1.0.conv1.weight": torch.zeros(3)}, tmp_path / "shape.pth")
+    with pytest.raises(WeightsNotFoundError, match=r"layer1\.0\.conv1\.weight of \[.*found \[3\]"):
+        create_backbone("resnet10t", 16, None, 32, tmp_path / "shape.pth")
+    (tmp_path / "junk.pth").write_text("nothing")
+    with pytest.raises(WeightsNotFoundError, match=r"junk\.pth: no weights of timm's 'resnet10t' can be read"):
+        create_backbone("resnet10t", 16, None, 32, tmp_path / "junk.pth")
     with pytest.raises(WeightsNotFoundError, match=r"none.pth: no such file"):
         create_backbone("resnet10t", 16, None, 32, tmp_path / "none.pth")
 

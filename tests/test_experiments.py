@@ -21,11 +21,11 @@ from contextcrf.crf.meanfield import enlarge
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import confusion
+from contextcrf.locks import claim
 from contextcrf.model import assemble, downsample, upsample
 from contextcrf.recipe import Recipe
 from contextcrf.runs import OtherSettingsError
 from contextcrf.storage import load, save
-from locks import claim
 
 
 def image(hits: int) -> torch.Tensor:
@@ -238,11 +238,11 @@ def test_the_whole_way_of_a_study(scenes, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "work" / "fold0" / "unary-0" / "model" / "model.safetensors").stat().st_mtime_ns == written
     assert "over three unaries" in capsys.readouterr().out
     config.write_text(yaml.safe_dump({"model": shape, "recipe": {**recipe, "epochs": 2}, "pretrained": False}))
-    with pytest.raises(OtherSettingsError, match="was trained with epochs 1, not 2"):
+    with pytest.raises(OtherSettingsError, match=r"was trained with recipe\.epochs 1, not 2"):
         context.main()
     # Begun with two epochs and stopped after one.
     shutil.rmtree(tmp_path / "work" / "fold0" / "unary-0" / "model")
-    with pytest.raises(OtherSettingsError, match="unary-0: was begun with other settings"):
+    with pytest.raises(OtherSettingsError, match=r"unary-0: was begun with recipe\.epochs 1, not 2"):
         context.main()
     monkeypatch.setattr("sys.argv", ["context.py", "msrc", "--data", str(other), "--work", str(tmp_path / "work")])
     with pytest.raises(SystemExit, match="was dealt from other data"):

@@ -19,6 +19,7 @@ def preset(request):
     parser = build_parser()
     arguments = ["fit", "--config", str(FOLDER / f"{request.param}.yaml"), "--data", "d", "--out", "o"]
     fit = parser.instantiate(parser.parse_args(arguments))["fit"]
+    assert fit.train_split == "train_aug"
     with torch.device("meta"):
         return request.param, ContextCRF(fit.model, VOC, pretrained=False), fit.recipe
 

@@ -2,9 +2,13 @@
 
 import json
 import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from contextcrf import load
 from contextcrf.cli import main
@@ -12,8 +16,10 @@ from contextcrf.model import ModelConfig
 from contextcrf.recipe import Recipe
 from contextcrf.reproduction import ROWS, STUDIES, Workshop, open_study, rows_of
 from contextcrf.runs import OtherSettingsError, train_once
+from contextcrf.tables import CITED_TEST, CITED_VAL, write_all
 from contextcrf.training import Piecewise
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPE = {"epochs": 1, "crop": [64, 96], "batch_size": 3, "max_edges": 64}
 
 
@@ -58,6 +64,8 @@ def test_all_rows_of_a_study(scenes, tmp_path, capsys):
     assert r"Mean IoU, \%" in (out / "table1.tex").read_text()
     assert "| full | " in (out / "table1.md").read_text()
     assert {path.name for path in out.glob("*.png")} == {"fig6.png", "fig7.png", "fig10.png"}
+    with Image.open(out / "fig7.png") as shown:
+        assert shown.height > 3 * 64  # all three images of the split, each once
     # Systems are what they are called.
     shop = Workshop(open_study(study), scenes, out)
     assert shop.unary(scales=1).config.scales == (1.0,)
@@ -90,7 +98,7 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(scenes, tmp_path):
     shop = Workshop(open_study(write_study(tmp_path / "a.yaml")), scenes, tmp_path / "out")
     shop.unary()
     changed = Workshop(open_study(write_study(tmp_path / "b.yaml", epochs=2)), scenes, tmp_path / "out")
-    with pytest.raises(OtherSettingsError, match="unary-3scales: was trained with epochs 1, not 2"):
+    with pytest.raises(OtherSettingsError, match=r"unary-3scales: was trained with recipe\.epochs 1, not 2"):
         changed.unary()
 
 
@@ -101,10 +109,59 @@ def test_what_is_unknown_is_refused(tmp_path):
         open_study("cityscapes")
 
 
+@pytest.mark.parametrize("text", ["recipe: {epoch: 3}", "nothing", "a: [", "model: 3"])
+def test_a_file_that_is_no_study_is_refused(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"study\.yaml: expected the settings of a study"):
+        open_study(str(tmp_path / "study.yaml"))
+
+
+def test_another_split_or_trunk_is_not_taken_for_the_old_one(scenes, tmp_path):
+    path = tmp_path / "study.yaml"
+    write_study(path)
+    study, out = open_study(str(path)), tmp_path / "out"
+    [row] = rows_of(["unary-3scales"])
+    on_val = Workshop(study, scenes, out).measure(row)
+    on_train = Workshop(replace(study, val_split="train"), scenes, out).measure(row)
+    assert (len(on_val.images), len(on_train.images)) == (3, 6)
+    Workshop(study, scenes, out).pairwise("above")
+    # The unary is trained anew: heads on the old one do not fit it any more.
+    shutil.rmtree(out / "networks" / "unary-3scales")
+    other = replace(study, recipe=replace(study.recipe, seed=7))
+    with pytest.raises(OtherSettingsError, match="unary-3scales-heads: was trained with model weights"):
+        Workshop(other, scenes, out).pairwise("above")
+    with pytest.raises(OtherSettingsError, match="pretrained"):
+        Workshop(replace(other, pretrained=True), scenes, out).unary()
+
+
+def test_what_cannot_be_made_is_told_before_anything_is_trained(scenes, tmp_path, monkeypatch):
+    shop = Workshop(open_study(write_study(tmp_path / "study.yaml")), scenes, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.deeplabv3.decoder", None)
+    for name in ("deeplabv3plus", "deeplabv3plus+2pair"):
+        with pytest.raises(ValueError, match=r"contextcrf\[baselines\]"):
+            write_all(shop, rows_of([name]))
+    shop.check(rows_of(["unary-1scale", "fcn-8s", "crf-rnn"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_numbers():
+    """Tables I and III of arXiv:1504.01013v2."""
+    val = {row.name: row.val for row in ROWS if row.val} | CITED_VAL
+    assert sorted(val.values()) == [58.3, 59.8, 63.5, 63.7, 63.8, 64.1, 65.2, 65.5, 66.4, 66.7, 67.8, 68.1, 68.7, 70.3]
+    assert (val["deeplab-msc-largefov+dense"], val["DeepLab-M-CRF"], val["DeepLab"]) == (68.7, 65.2, 59.8)
+    test = {row.name: row.test for row in ROWS if row.test} | CITED_TEST
+    assert sorted(test.values()) == [51.6, 62.2, 64.4, 65.2, 66.4, 67.1, 70.4, 70.7, 71.0, 71.6, 72.7]
+    assert (test["deeplab-msc-largefov+dense"], test["crf-rnn"]) == (71.6, 65.2)
+
+
 def test_the_bundled_studies():
     voc, camvid = open_study("voc"), open_study("camvid")
     assert (voc.train_split, voc.model.backbone, voc.model.shared_trunk) == ("train_aug", "vgg16-fc6", False)
     assert voc.model.strengths == {"surrounding": None, "above": None}
+    lin2015 = yaml.safe_load((CONFIGS / "paper" / "lin2015.yaml").read_text())
+    bundled = yaml.safe_load((STUDIES / "voc.yaml").read_text())
+    assert {key: bundled[key] for key in lin2015} == lin2015
+    assert voc.heads.max_edges is not None
     assert camvid.model.strengths == {}
     assert camvid.heads.lr == 0.001
     assert [path.stem for path in sorted(STUDIES.glob("*.yaml"))] == ["camvid", "voc"]
@@ -130,10 +187,10 @@ def test_a_stopped_training_goes_on(scenes, tmp_path, monkeypatch):
         patch.setattr(Piecewise, "on_train_epoch_start", stop)
         with pytest.raises(RuntimeError, match="stopped"):
             train_once("fit", parts)
-    assert not (tmp_path / "parts" / "model").exists()
+    assert not (tmp_path / "parts" / "model" / "model.safetensors").exists()
     again = load(train_once("fit", parts)).state_dict()
     assert all((again[key] == value).all() for key, value in whole.items())
     other = {**parts, "recipe": Recipe(**{**RECIPE, "epochs": 3})}
     shutil.rmtree(tmp_path / "parts" / "model")
-    with pytest.raises(OtherSettingsError, match="parts: was begun with other settings"):
+    with pytest.raises(OtherSettingsError, match=r"parts: was begun with recipe\.epochs 2, not 3"):
         train_once("fit", other)

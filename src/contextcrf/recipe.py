@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+Precision = Literal["bf16-mixed", "32-true"]
+
 
 @dataclass
 class Recipe:
@@ -51,7 +53,7 @@ class Recipe:
     scale: tuple[float, float] = (0.5, 2.0)
     colour: float = 0.0
     flip: bool = True
-    precision: Literal["bf16-mixed", "32-true"] = "32-true"
+    precision: Precision = "32-true"
     norm_eval: bool = True
     frozen_stages: int = 0
     frozen_filters: bool = False

@@ -10,6 +10,7 @@ from contextcrf.evaluation import Results, System, predict
 from contextcrf.figures import colorize, iou_bars, push_picture, qualitative_grid, save_figure
 from contextcrf.model import ContextCRF
 from contextcrf.pixels import ImageLike
+from contextcrf.views import ONE_VIEW, Views
 
 
 def draw(
@@ -19,6 +20,7 @@ def draw(
     results: Results,
     out: Path,
     precision: str = "32-true",
+    views: Views = ONE_VIEW,
 ) -> None:
     """Write OUT/examples.png (image, truth, first and last system) and OUT/iou.png.
 
@@ -35,7 +37,9 @@ def draw(
     rows = []
     for image, mask in examples.without_transform():
         drawn = [Image.fromarray(image.permute(1, 2, 0).numpy()), colorize(mask, palette)]
-        drawn += [colorize(marginals.argmax(0), palette) for marginals, _ in predict(model, image, shown, precision)]
+        drawn += [
+            colorize(marginals.argmax(0), palette) for marginals, _ in predict(model, image, shown, precision, views)
+        ]
         rows.append(drawn)
     grid = qualitative_grid(rows, ["image", "truth", *(system.name for system in shown)], model.classes)
     grid.save(out / "examples.png")

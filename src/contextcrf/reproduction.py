@@ -6,6 +6,7 @@ were stopped go on, what is measured is not measured again.
 
 import hashlib
 import json
+from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from jsonargparse import ArgumentParser
 
 from contextcrf.baselines import BASELINES
 from contextcrf.comparison import read_counts, write_counts
-from contextcrf.data.dataset import open_dataset
+from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import ConfusionMatrix, evaluate, systems
 from contextcrf.evaluation import Row as Measured
 from contextcrf.model import UNARY, ContextCRF, ModelConfig, assemble
+from contextcrf.preparation import device
 from contextcrf.recipe import Recipe
 from contextcrf.runs import train_once
 from contextcrf.storage import load, save
@@ -40,8 +42,9 @@ class Study:
         heads: of heads on a shared trunk.
         train_split: to train on.
         val_split: to measure on.
-        tune_split: to choose strengths and dense CRFs on; strengths that the model names are kept.
+        tune_split: to choose strengths and dense CRFs on; strengths of the whole model that the study names are kept.
         tune_images: of that split, at most.
+        views: augmented copies of each image whose features heads are trained on, kept in memory.
         pretrained: ImageNet weights, or a file of them.
     """
 
@@ -52,6 +55,7 @@ class Study:
     val_split: str = "val"
     tune_split: str = "train"
     tune_images: int = 60
+    views: int = 2
     pretrained: bool | Path = True
 
 
@@ -67,7 +71,10 @@ def open_study(name: str) -> Study:
         raise ValueError(f"study {name!r}: expected a YAML file, or one of {known}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=Study)
-    return parser.instantiate(parser.parse_object({"study": yaml.safe_load(path.read_text())})).study
+    try:
+        return parser.instantiate(parser.parse_object({"study": yaml.safe_load(path.read_text())})).study
+    except (ArgumentError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: expected the settings of a study: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,11 @@ ROWS = (
     Row("full", lambda shop: (shop.together(dense=True), "full"), val=70.3, test=70.7),
     Row("fcn-8s", _baseline("fcn-8s"), test=62.2),
     Row("crf-rnn", lambda shop: (shop.crf_rnn(), f"{UNARY}+dense"), test=65.2),
-    Row("deeplab-largefov", _baseline("deeplab-largefov"), val=59.8),
-    Row("deeplab-largefov+dense", _baseline("deeplab-largefov", dense=True), val=63.7, test=66.4),
+    Row("deeplab-largefov", _baseline("deeplab-largefov")),
+    Row("deeplab-largefov+dense", _baseline("deeplab-largefov", dense=True)),
     Row("deeplab-msc-largefov", _baseline("deeplab-msc-largefov")),
-    Row("deeplab-msc-largefov+dense", _baseline("deeplab-msc-largefov", dense=True), val=65.2, test=67.1),
+    # The paper's "DeepLab-M-C-L".
+    Row("deeplab-msc-largefov+dense", _baseline("deeplab-msc-largefov", dense=True), val=68.7, test=71.6),
     Row("deeplabv3plus", _baseline("deeplabv3plus")),
     Row("deeplabv3plus+2pair", lambda shop: (shop.on_baseline("deeplabv3plus"), "crf")),
 )
@@ -132,6 +140,16 @@ class Workshop:
     def __init__(self, study: Study, data: Path, out: Path) -> None:
         self.study, self.data, self.out = study, data, out
 
+    def check(self, rows: Sequence[Row]) -> None:
+        """Whether the networks of some rows can be made at all, before hours go into the first of them."""
+        classes = open_dataset(self.data, self.study.val_split).classes
+        names = {name for row in rows for name in BASELINES if row.name.removesuffix("+dense") == name}
+        names |= {"deeplabv3plus"} & {row.name.removesuffix("+2pair") for row in rows}
+        shapes = [{}, *(shape_of(name) for name in sorted(names))]
+        for shape in shapes:
+            with torch.device("meta"):
+                ContextCRF(replace(self.study.model, **shape), classes, pretrained=False)
+
     def unary(self, scales: int = 3) -> ContextCRF:
         """The unary network, of all scales or of the image alone."""
         if scales == 1:
@@ -141,7 +159,8 @@ class Workshop:
     def pairwise(self, relation: str) -> ContextCRF:
         """The model that has learned a relation: with its own network, or heads on the unary's."""
         if self.study.model.shared_trunk:
-            return self._heads("unary-3scales", self.unary())
+            self.unary()
+            return self._heads("unary-3scales")
         return self._fit(f"pairwise-{relation}", {}, [relation])
 
     def together(self, dense: bool = False) -> ContextCRF:
@@ -155,13 +174,18 @@ class Workshop:
         return self._tuned("full", model, dense=True) if dense else model
 
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
-        """A competitor, on the same backbone and by the same recipe."""
-        model = self._fit(network, shape_of(network), [UNARY])
+        """A competitor, on the same backbone and by the same recipe; two images a step where that has one.
+
+        DeepLabV3+ normalises one number of each image over the step.
+        """
+        recipe = replace(self.study.recipe, batch_size=max(2, self.study.recipe.batch_size))
+        model = self._fit(network, shape_of(network), [UNARY], recipe)
         return self._tuned(f"{network}+dense", model, dense=True) if dense else model
 
     def on_baseline(self, network: str) -> ContextCRF:
         """Our pairwise heads on a competitor's features."""
-        model = self._heads(network, self.baseline(network))
+        self.baseline(network)
+        model = self._heads(network)
         return self._tuned(f"{network}+2pair", model, dense=False)
 
     def crf_rnn(self) -> ContextCRF:
@@ -190,18 +214,19 @@ class Workshop:
         }
         return self._train("fit", name, arguments)
 
-    def _heads(self, name: str, trunk: ContextCRF) -> ContextCRF:
-        stride = self.study.model.graph_stride
+    def _heads(self, name: str) -> ContextCRF:
         arguments = {
-            "model": str(self._network(name) / "model"),
+            "model": self._network(name) / "model",
             "recipe": self.study.heads,
-            "graph_stride": stride if stride is not None and stride >= trunk.config.stride else None,
+            "views": self.study.views,
+            # That of the study's own network, since competitors have finer maps.
+            "graph_stride": self.study.model.graph_stride or self.study.model.stride,
         }
         return self._train("fit-heads", f"{name}-heads", arguments)
 
     def _train(self, kind: str, name: str, arguments: Mapping[str, Any]) -> ContextCRF:
         places = {"data": self.data, "train_split": self.study.train_split, "out": self._network(name)}
-        return load(train_once(kind, {**arguments, **places})).to(_device())
+        return load(train_once(kind, {**arguments, **places})).to(device())
 
     def _network(self, name: str) -> Path:
         return self.out / "networks" / name
@@ -209,9 +234,9 @@ class Workshop:
     def _tuned(self, name: str, model: ContextCRF, dense: bool) -> ContextCRF:
         """A model with the strengths or the dense CRF that do best on the tuning split; kept by its weights."""
         study, precision = self.study, self.study.recipe.precision
-        folder = self.out / "tuned" / f"{name}-{_digest(model)}"
+        data = open_dataset(self.data, study.tune_split).spread(study.tune_images)
+        folder = self.out / "tuned" / f"{name}-{_digest(model, data, precision)}"
         if not (folder / "model.safetensors").exists():
-            data = open_dataset(self.data, study.tune_split).spread(study.tune_images)
             trials = (tune_dense if dense else tune_strengths)(model, data, precision=precision)
             best = best_of(trials)
             if dense:
@@ -220,21 +245,20 @@ class Workshop:
                 model.config.strengths = dict(best.settings)
             about = {"split": study.tune_split, "images": len(data), "settings": dict(best.settings)}
             save(model, folder, {**model.about, "tuned": about})
-        return load(folder).to(_device())
+        return load(folder).to(device())
 
     def measure(self, row: Row) -> Measured:
-        """A row on the validation split, from its file if it has been measured with these weights."""
+        """A row on the validation split, from its file if these weights have been measured on these images."""
         model, what = row.make(self)
-        data = open_dataset(self.data, self.study.val_split)
+        data, precision = open_dataset(self.data, self.study.val_split), self.study.recipe.precision
         [system] = systems(model, [what])
-        path = self.out / "rows" / f"{row.name}-{_digest(model)}.npz"
+        path = self.out / "rows" / f"{row.name}-{_digest(model, data, precision)}.npz"
         about = path.with_suffix(".json")
         if not about.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            [found] = evaluate(model, data, [replace(system, name=row.name)], self.study.recipe.precision)
+            [found] = evaluate(model, data, [replace(system, name=row.name)], precision)
             write_counts(path, [image.stem for image, _ in data.pairs], {row.name: torch.stack(found.images)})
-            values = {"row": row.name, "seconds": found.seconds, "megabytes": _megabytes(model)}
-            about.write_text(json.dumps(values, indent=1) + "\n")
+            about.write_text(json.dumps({"row": row.name, "seconds": found.seconds}, indent=1) + "\n")
         counts = read_counts(path)[1][row.name]
         matrix = ConfusionMatrix(model.num_classes)
         matrix.metric.confmat = counts.sum(0)
@@ -254,17 +278,11 @@ def _plain(values: ModelConfig | Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(values)))
 
 
-def _digest(model: ContextCRF) -> str:
-    """Of weights and settings."""
-    digest = hashlib.sha256(json.dumps(_plain(model.config), sort_keys=True).encode())
+def _digest(model: ContextCRF, data: SegmentationDataset, precision: str) -> str:
+    """Of weights and settings, and of the images that they meet."""
+    images = [path.name for path, _ in data.pairs]
+    meeting = [_plain(model.config), data.pairs[0][0].parent.as_posix(), images, precision]
+    digest = hashlib.sha256(json.dumps(meeting, sort_keys=True).encode())
     for value in model.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:8]
-
-
-def _megabytes(model: ContextCRF) -> float:
-    return sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 1e6
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

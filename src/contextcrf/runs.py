@@ -1,29 +1,106 @@
-"""Trainings that may be asked for again and again: what is there is kept, what was stopped goes on."""
+"""Trainings from data to a model on disk, and trainings that may be asked for again and again."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from contextcrf.commands.training import fit, fit_heads
-from contextcrf.storage import load
+import torch
 
-TRAINING: dict[str, Callable[..., None]] = {"fit": fit, "fit-heads": fit_heads}
-_BEGUN = "settings.json"
+from contextcrf.data.dataset import open_dataset
+from contextcrf.locks import claim
+from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.preparation import check, device, same_classes
+from contextcrf.recipe import Recipe
+from contextcrf.storage import load, save
+from contextcrf.training import augmentation, fit, fit_heads
+
+_SETTINGS = "settings.json"
+
+
+def run_fit(
+    data: Path,
+    out: Path,
+    model: ModelConfig,
+    recipe: Recipe,
+    train_split: str = "train",
+    val_split: str | None = "val",
+    pretrained: bool | Path = True,
+    init: str | Path | None = None,
+    ckpt_path: str | None = None,
+) -> Path:
+    """The command `fit`, whose arguments these are; returns the model's folder."""
+    _refuse_overwriting(out, ckpt_path)
+    train = open_dataset(data, train_split, augmentation(recipe))
+    val = open_dataset(data, val_split) if val_split else None
+    for part in (train, val) if val else (train,):
+        check(part)
+    torch.manual_seed(recipe.seed)
+    network = load(init) if init else ContextCRF(model, train.classes, pretrained)
+    if model.learned_dense and network.dense is None:
+        network.learn_dense(model.dense)
+    same_classes(network, train)
+    fit(network, train, val, recipe, out, ckpt_path)
+    save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
+    return out / "model"
+
+
+def run_fit_heads(
+    model: str | Path,
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    train_split: str = "train",
+    views: int = 2,
+    graph_stride: int | None = None,
+    ckpt_path: str | None = None,
+) -> Path:
+    """The command `fit-heads`, whose arguments these are; returns the model's folder."""
+    _refuse_overwriting(out, ckpt_path)
+    network = load(model).to(device())
+    if graph_stride is not None:
+        # Strengths belong to the graph they were tuned on.
+        network.config = replace(network.config, graph_stride=graph_stride, strengths={})
+    train = open_dataset(data, train_split, augmentation(recipe))
+    same_classes(network, train)
+    check(train)
+    fit_heads(network, train, recipe, out, views, ckpt_path)
+    save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
+    return out / "model"
+
+
+TRAINING: dict[str, Callable[..., Path]] = {"fit": run_fit, "fit-heads": run_fit_heads}
 
 
 class OtherSettingsError(ValueError):
     """A folder holds a training of other settings than those that are asked for."""
 
 
-def settings_of(name: str, arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """All settings of a training that decide what comes out, as plain values."""
-    result = {"recipe": asdict(arguments["recipe"]), "about": {"split": arguments["train_split"]}}
+class BusyError(OSError):
+    """Another process is at a training."""
+
+
+def settings_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides what comes out of a training, as plain values.
+
+    A model that it starts from counts by its weights, data by the name of their folder. What the model needs for
+    prediction alone does not count.
+    """
+    result = {key: value for key, value in arguments.items() if key not in ("out", "val_split", "ckpt_path")}
+    result["data"] = Path(arguments["data"]).name
     if name == "fit":
-        result["model"] = asdict(arguments["model"])
-    return json.loads(json.dumps(result))
+        shape = asdict(arguments["model"])
+        idle = {"strengths", "iterations", *(() if shape["learned_dense"] else ("dense",))}
+        result["model"] = {key: value for key, value in shape.items() if key not in idle}
+    for key in ("init",) if name == "fit" else ("model",):
+        if result.get(key) is not None:
+            weights = (Path(result[key]) / "model.safetensors").read_bytes()
+            result[key] = f"weights {hashlib.sha256(weights).hexdigest()[:16]}"
+    result["recipe"] = asdict(arguments["recipe"])
+    return json.loads(json.dumps({"training": name, **result}, default=str))
 
 
 def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
@@ -31,45 +108,67 @@ def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
 
     Args:
         name: in `TRAINING`.
-        arguments: of that function, `train_split` among them.
+        arguments: of that function.
 
     Returns:
         The trained model's folder.
 
     Raises:
         OtherSettingsError: what is there was trained, or begun, with other settings.
+        BusyError: another process is at it.
     """
     out = Path(arguments["out"])
-    begun, wanted, model = out / _BEGUN, settings_of(name, arguments), out / "model"
-    if (model / "model.safetensors").exists():
-        check_trained(model, name, arguments)
-        return model
-    resume = None
-    if (out / "checkpoints" / "last.ckpt").exists():
-        if not begun.exists() or json.loads(begun.read_text()) != wanted:
-            raise OtherSettingsError(f"{out}: was begun with other settings than those of now: move it away")
-        resume = "last"
-    else:
-        # Stopped before its first epoch had ended.
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(wanted, indent=1))
-    TRAINING[name](**{**arguments, "ckpt_path": resume})
+    model = out / "model"
+    with claim(model / "model.safetensors") as mine:
+        if mine:
+            resume = None
+            if (out / "checkpoints" / "last.ckpt").exists():
+                _compare(out, settings_of(name, arguments), "begun")
+                resume = "last"
+            else:
+                # Stopped before its first epoch had ended.
+                shutil.rmtree(out / "checkpoints", ignore_errors=True)
+            (out / _SETTINGS).write_text(json.dumps(settings_of(name, arguments), indent=1) + "\n")
+            TRAINING[name](**{**arguments, "ckpt_path": resume})
+    check_trained(name, arguments)
     return model
 
 
-def check_trained(folder: Path, name: str, arguments: Mapping[str, Any]) -> None:
-    """Whether a model was trained as is asked for.
+def check_trained(name: str, arguments: Mapping[str, Any]) -> None:
+    """Whether a training has ended and was as is asked for.
 
     Raises:
         OtherSettingsError: it was not; the message names the first setting that differs.
+        BusyError: it has not ended.
     """
-    model = load(folder)
-    about = model.about[name]
-    found = {"recipe": about["recipe"], "about": about, "model": json.loads(json.dumps(asdict(model.config)))}
-    for part, values in settings_of(name, arguments).items():
-        for key, value in values.items():
-            if found[part][key] != value:
-                raise OtherSettingsError(
-                    f"{folder.parent}: was trained with {key} {found[part][key]}, not {value}: move it away"
-                )
+    out = Path(arguments["out"])
+    if not (out / "model" / "model.safetensors").exists():
+        raise BusyError(f"{out}: another process is still at it: start again when it has ended")
+    _compare(out, settings_of(name, arguments), "trained")
+
+
+def _compare(out: Path, wanted: Mapping[str, Any], done: str) -> None:
+    path = out / _SETTINGS
+    if not path.exists():
+        raise OtherSettingsError(f"{out}: nobody knows how this was {done}: move it away")
+    found = json.loads(path.read_text())
+    for key, value in _flat(wanted).items():
+        if (there := _flat(found).get(key)) != value:
+            raise OtherSettingsError(f"{out}: was {done} with {key} {there}, not {value}: move it away")
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """One level of the groups `model` and `recipe`, "recipe.epochs" and so on."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        result |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
+    return result
+
+
+def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
+    if (out / "checkpoints").exists() and ckpt_path is None:
+        raise FileExistsError(f"{out} holds checkpoints: go on with --ckpt_path last, or choose another --out")
+
+
+def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:
+    return {"data": data.name, "split": split, "recipe": recipe.to_dict()}

@@ -13,6 +13,7 @@ from contextcrf.errors import DataError
 from contextcrf.figures import index_png
 from contextcrf.model import ContextCRF
 from contextcrf.pixels import read_picture
+from contextcrf.views import ONE_VIEW, Views
 
 # Where the server looks for an image's labels.
 _MEMBER = "results/VOC2012/Segmentation/{competition}_{split}_cls/{stem}.png"
@@ -26,6 +27,7 @@ def write_submission(
     competition: str = "comp6",
     dense: bool = False,
     progress: bool = True,
+    views: Views = ONE_VIEW,
 ) -> int:
     """Label a split of VOC into an archive for the evaluation server; it is there whole or not at all.
 
@@ -36,7 +38,7 @@ def write_submission(
         split: "test", or "val" to try it.
         competition: "comp5" for networks that have seen VOC's own masks only, "comp6" for all others (with SBD, or
             ImageNet weights).
-        dense: as in `ContextCRF.segment`.
+        dense, views: as in `ContextCRF.segment`.
         progress: show a progress bar.
 
     Returns:
@@ -67,7 +69,7 @@ def write_submission(
             except DECODING_ERRORS as error:
                 raise DataError(f"{path}: could not be read: {error}") from error
             content = BytesIO()
-            index_png(model.segment(picture, dense=dense).labels, VOC.palette).save(content, format="PNG")
+            index_png(model.segment(picture, dense=dense, views=views).labels, VOC.palette).save(content, format="PNG")
             member = tarfile.TarInfo(_MEMBER.format(competition=competition, split=split, stem=path.stem))
             member.size = content.tell()
             content.seek(0)

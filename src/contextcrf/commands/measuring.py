@@ -5,7 +5,8 @@ import os
 import shlex
 from pathlib import Path
 
-from contextcrf.commands.common import Precision, check, device, same_classes
+from contextcrf.preparation import check, device, same_classes
+from contextcrf.recipe import Precision
 
 
 def evaluate(
@@ -60,7 +61,7 @@ def evaluate(
     results.write(out)
     names = [Path(os.path.relpath(path, data)).as_posix() for path, _ in dataset.pairs]
     write_counts(out / COUNTS, names, {row.name: torch.stack(row.images) for row in measured})
-    draw(network, dataset.spread(pictures), wanted, results, out, precision)
+    draw(network, dataset.spread(pictures), wanted, results, out, precision, views)
     Console().print(results.to_rich())
     print(f"written to {out}")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from contextcrf.commands.common import device
+from contextcrf.preparation import device
 
 
 def predict(
@@ -131,6 +131,8 @@ def voc_submission(
     split: str = "test",
     competition: Literal["comp5", "comp6"] = "comp6",
     dense: bool = False,
+    scales: list[float] = [1.0],  # noqa: B006 - read by the command line, never changed
+    flip: bool = False,
 ) -> None:
     """Label a split of PASCAL VOC 2012 into an archive that its evaluation server takes.
 
@@ -141,11 +143,15 @@ def voc_submission(
         split: "test", or "val" to try it.
         competition: comp5 for networks that have seen VOC's own masks only, comp6 for all others.
         dense: run the dense CRF behind the model.
+        scales: average the marginals of each image at these scales.
+        flip: and of the mirrored image.
     """
     from contextcrf.storage import load
     from contextcrf.submission import write_submission
+    from contextcrf.views import Views
 
-    count = write_submission(load(model).to(device()), root, out, split, competition, dense)
+    views = Views(scales, flip)
+    count = write_submission(load(model).to(device()), root, out, split, competition, dense, views=views)
     print(f"{count} images of {split} labelled, written to {out}")
 
 

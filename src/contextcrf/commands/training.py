@@ -1,12 +1,10 @@
 """Making models."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from contextcrf.commands.common import Precision, check, device, same_classes
 from contextcrf.model import ModelConfig
-from contextcrf.recipe import Recipe
+from contextcrf.preparation import check, device, same_classes
+from contextcrf.recipe import Precision, Recipe
 
 
 def fit(
@@ -34,27 +32,9 @@ def fit(
             learned.
         ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
     """
-    import torch
+    from contextcrf.runs import run_fit
 
-    from contextcrf.data.dataset import open_dataset
-    from contextcrf.model import ContextCRF
-    from contextcrf.storage import load, save
-    from contextcrf.training import augmentation
-    from contextcrf.training import fit as run
-
-    _refuse_overwriting(out, ckpt_path)
-    train = open_dataset(data, train_split, augmentation(recipe))
-    val = open_dataset(data, val_split) if val_split else None
-    for part in (train, val) if val else (train,):
-        check(part)
-    torch.manual_seed(recipe.seed)
-    network = load(init) if init else ContextCRF(model, train.classes, pretrained)
-    if model.learned_dense and network.dense is None:
-        network.learn_dense(model.dense)
-    same_classes(network, train)
-    run(network, train, val, recipe, out, ckpt_path)
-    save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
-    print(f"model written to {out / 'model'}")
+    print(f"model written to {run_fit(data, out, model, recipe, train_split, val_split, pretrained, init, ckpt_path)}")
 
 
 def fit_heads(
@@ -79,22 +59,9 @@ def fit_heads(
         graph_stride: pixels per node of the pairwise graphs; the model's own if null.
         ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
     """
-    from contextcrf.data.dataset import open_dataset
-    from contextcrf.storage import load, save
-    from contextcrf.training import augmentation
-    from contextcrf.training import fit_heads as run
+    from contextcrf.runs import run_fit_heads
 
-    _refuse_overwriting(out, ckpt_path)
-    network = load(model).to(device())
-    if graph_stride is not None:
-        # Strengths belong to the graph they were tuned on.
-        network.config = replace(network.config, graph_stride=graph_stride, strengths={})
-    train = open_dataset(data, train_split, augmentation(recipe))
-    same_classes(network, train)
-    check(train)
-    run(network, train, recipe, out, views, ckpt_path)
-    save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
-    print(f"model written to {out / 'model'}")
+    print(f"model written to {run_fit_heads(model, data, out, recipe, train_split, views, graph_stride, ckpt_path)}")
 
 
 def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
@@ -164,12 +131,3 @@ def tune(
     about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
     save(network, folder, {**network.about, "tune-dense" if dense else "tune": about})
     print(f"model written to {folder}")
-
-
-def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
-    if (out / "checkpoints").exists() and ckpt_path is None:
-        raise FileExistsError(f"{out} holds checkpoints: go on with --ckpt_path last, or choose another --out")
-
-
-def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:
-    return {"data": data.name, "split": split, "recipe": recipe.to_dict()}

@@ -15,7 +15,8 @@ class VGG16Backbone(Backbone):
     """VGG-16 up to its first fully connected layer, which becomes the 7 x 7 convolution that block 6 begins with.
 
     Block 6 is "7 x 7 conv 4096, 3 x 3 conv 512, 3 x 3 conv 512". Below a stride of 32 the last poolings keep the map's
-    size, and what follows is dilated, so that every layer sees of the image what it saw before.
+    size, and what follows of VGG-16 is dilated: it sees of the image what it saw in training. The two new layers see
+    neighbours on the finer map.
 
     Args:
         stride: pixels per node of the feature map: 32 as in Fig. 5, 16 or 8.

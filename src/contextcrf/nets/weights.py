@@ -8,9 +8,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from timm.models import get_pretrained_cfg
+from safetensors import SafetensorError
+from timm.models import get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
@@ -48,8 +50,7 @@ def hub_arguments(name: str, path: Path | None = None) -> dict[str, Any] | None:
         WeightsNotFoundError: there is no such file, or timm has no pretrained weights of that name at all.
     """
     if path is not None:
-        if not path.is_file():
-            raise WeightsNotFoundError(f"{path}: no such file; expected weights of timm's {name!r}")
+        _check_file(name, path)
         return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     config = get_pretrained_cfg(name)
     if config is None or not config.has_weights:
@@ -61,6 +62,32 @@ def hub_arguments(name: str, path: Path | None = None) -> dict[str, Any] | None:
         if isinstance(cached, str):
             return {"pretrained": True, "pretrained_cfg_overlay": {"file": cached}}
     return None
+
+
+def _check_file(name: str, path: Path) -> None:
+    """Raise WeightsNotFoundError unless a file has all of a timm network's weights, but for its last layer.
+
+    timm takes what fits of a file and leaves the rest at random.
+    """
+    if not path.is_file():
+        raise WeightsNotFoundError(f"{path}: no such file; expected weights of timm's {name!r}")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
+        raise WeightsNotFoundError(f"{path}: no weights of timm's {name!r} can be read: {error}") from error
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    config: Any = network.default_cfg
+    last = config["classifier"]
+    heads = tuple(f"{head}." for head in ((last,) if isinstance(last, str) else last))
+    for key, value in network.state_dict().items():
+        if key.startswith(heads) or key.endswith("num_batches_tracked"):
+            continue
+        if key not in state or state[key].shape != value.shape:
+            found = list(state[key].shape) if key in state else "none"
+            raise WeightsNotFoundError(
+                f"{path}: expected weights of timm's {name!r}: {key} of {list(value.shape)}, found {found}"
+            )
 
 
 def load_package_weights(name: str, network: nn.Module) -> None:

@@ -1,8 +1,6 @@
-"""What several commands do."""
+"""What comes before a model meets data: the data are looked at, their classes compared, a device chosen."""
 
-from typing import Any, Literal
-
-Precision = Literal["32-true", "bf16-mixed"]
+from typing import Any
 
 
 def check(dataset: Any) -> None:

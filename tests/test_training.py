@@ -1,4 +1,5 @@
 import copy
+import logging
 from dataclasses import replace
 
 import pytest
@@ -239,3 +240,13 @@ def test_coupled_objectives_refuse_what_only_pieces_have():
         quick(objective="mean-field")
     with pytest.raises(ValueError, match="class_balance"):
         quick(objective="pseudo-likelihood", max_edges=None, class_balance=0.5)
+
+
+def test_lightning_says_nothing_of_itself(tiny_model, train, tmp_path, caplog):
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, "lightning.pytorch"):
+        fit(tiny_model, train, None, quick(epochs=1), tmp_path, progress=False)
+        assert logger.level == logging.INFO  # put back
+    assert [record.message for record in caplog.records if record.name.startswith("lightning")] == []
+    assert logger.level == before

@@ -1,6 +1,5 @@
 """The command line. `contextcrf COMMAND --help` tells what each takes; every option may stand in a YAML file."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -64,8 +63,6 @@ def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `contextcrf`. An error of the user's is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
-    # Lightning tells of devices it does not use and of its own products.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         name, values = read_command(sys.argv[1:] if arguments is None else arguments)
         COMMANDS[name][0](**values)

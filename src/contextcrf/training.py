@@ -4,6 +4,7 @@
 are independent, so the trunk's features are computed once and kept, and the pairwise heads alone are trained on them.
 """
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -338,10 +339,10 @@ def _run(
     progress: bool,
 ) -> None:
     checkpoint = _checkpoint(out, ckpt_path)
-    trainer = _trainer(module.recipe, out, progress, validate=validation is not None)
     # Whether BatchNorm learns is decided by now: bring every module into its mode.
     module.train()
     with _quiet():
+        trainer = _trainer(module.recipe, out, progress, validate=validation is not None)
         trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
     if module.recipe.ema and checkpoint and not module.trained:
         # Nothing was left to do, and so Lightning has not exchanged the last weights for their average.
@@ -375,7 +376,19 @@ def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Tra
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the warnings of Lightning's that are about what is meant here, or about itself."""
+    """Silence what Lightning says of itself, of devices it does not use, and the warnings about what is meant here."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with _without_warnings():
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*LeafSpec.* is deprecated",

@@ -285,3 +285,16 @@ def test_labels_that_do_not_fit_are_refused_by_name():
             part.nll(maps, torch.zeros(1, 3, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="marginals"):
         pot.messages(maps, torch.rand(1, 4, 3, 4))
+
+
+@pytest.mark.parametrize("classes", [2, 11, 16])
+@pytest.mark.parametrize("box", [RangeBox.surrounding(0.8), RangeBox.above(0.5, 0.6), RangeBox.ring(0.9, 0.4)])
+def test_messages_without_gradients_are_those_with_them(classes, box):
+    """Two ways of the same sum: in tiles of memory that is used again, or recorded for the backward pass."""
+    head = PairwisePotential(6, classes, box, 8)
+    torch.nn.init.normal_(head.last.interaction.weight)
+    features, marginals = torch.randn(2, 6, 7, 9), torch.randn(2, classes, 7, 9).softmax(1)
+    recorded = head.messages(features, marginals)
+    assert recorded.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(head.messages(features, marginals), recorded.detach())

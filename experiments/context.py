@@ -28,6 +28,7 @@ from contextcrf import ContextCRF, PairwisePotential, load, mean_field
 from contextcrf.cli import read_command
 from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
 from contextcrf.crf.meanfield import Pair, enlarge, pairwise_logits
+from contextcrf.crf.table import PairTable
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.folds import write_folds
 from contextcrf.evaluation import confusion, intersection_over_union
@@ -253,23 +254,27 @@ def _head(model: ContextCRF, name: str) -> PairwisePotential:
     return head
 
 
-def combinations(pairs: Mapping[str, Pair], unaries: Mapping[str, Tensor], cell: int) -> dict[str, Tensor]:
+def combinations(
+    heads: Mapping[str, tuple[PairwisePotential, Tensor]], unaries: Mapping[str, Tensor], cell: int
+) -> dict[str, Tensor]:
     """Marginals by row of pairwise potentials, by name, alone and with each of the unaries, at all strengths.
 
     With "edge marginals" the pairwise networks are as many more classifiers: what they say without the labels of the
     neighbours.
     """
-    both = list(pairs.values())
-    edges = {name: head.edge_marginals(maps) for name, (head, maps) in pairs.items()}
+    tables = {name: PairTable(head, maps) for name, (head, maps) in heads.items()}
+    both = [table.pair for table in tables.values()]
+    edges = {name: table.edge_marginals() for name, table in tables.items()}
     rows = {
-        f"pairwise-{name}": mean_field(torch.zeros_like(start), [pairs[name]], start=start)
+        f"pairwise-{name}": mean_field(torch.zeros_like(start), [tables[name].pair], start=start)
         for name, start in edges.items()
     }
     mean = torch.stack(list(edges.values())).mean(0).clamp(min=1e-9).log()
     for unary, marginals in unaries.items():
         logits = marginals.clamp(min=1e-9).log()
         rows[f"{unary}+2pair, plain sum"] = mean_field(logits, both, cell=cell)
-        systems = {"2pair": both, **({name: [pair] for name, pair in pairs.items()} if unary == "1unary" else {})}
+        alone = {name: [table.pair] for name, table in tables.items()} if unary == "1unary" else {}
+        systems = {"2pair": both, **alone}
         for system, chosen in systems.items():
             for strength, found in at_strengths(logits, chosen, cell).items():
                 rows[f"{unary}+{system}, strength {strength:g}"] = found
@@ -281,20 +286,12 @@ def combinations(pairs: Mapping[str, Pair], unaries: Mapping[str, Tensor], cell:
 
 def at_strengths(logits: Tensor, pairs: Sequence[Pair], cell: int) -> dict[float, Tensor]:
     """Marginals after two iterations of mean field, by the votes that all messages together have."""
-    vote = [1 / len(pairs) / max(1.0, head.graph(maps).mean_degree()) for head, maps in pairs]
-    # The first iteration's messages are the same whatever they weigh.
+    vote = [1 / len(pairs) / max(1.0, potential.graph(maps).mean_degree()) for potential, maps in pairs]
+    strengths = torch.tensor(STRENGTHS)[:, None, None, None]
+    # The first iteration's messages are the same whatever they weigh; those of the second are sent all at once.
     first = pairwise_logits(pairs, logits.softmax(1), vote, cell)
-    return {
-        strength: mean_field(
-            logits,
-            pairs,
-            1,
-            [strength * weight for weight in vote],
-            cell=cell,
-            start=(logits + strength * first).softmax(1),
-        )
-        for strength in STRENGTHS
-    }
+    second = pairwise_logits(pairs, (logits + strengths * first).softmax(1), vote, cell)
+    return dict(zip(STRENGTHS, (logits + strengths * second).softmax(1).split(1), strict=True))
 
 
 def counts_path(fold: Fold, name: str) -> Path:

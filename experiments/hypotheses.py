@@ -26,6 +26,7 @@ from contextcrf import ContextCRF, PairwisePotential, RangeBox, load, mean_field
 from contextcrf.cli import read_command
 from contextcrf.crf import Relation
 from contextcrf.crf.potentials import IGNORE_INDEX
+from contextcrf.crf.table import PairTable
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import confusion
 from contextcrf.locks import claim
@@ -105,18 +106,18 @@ BASE = Trial("unseen images")
 TRIALS: Mapping[str, Sequence[Trial]] = {
     "own": [Trial("own networks", own=True)],
     "shared": [
-        Trial("seen images", seen=True),
         BASE,
+        Trial("seen images", seen=True),
         Trial("balanced edges", head=BalancedEdges),
         Trial("dropout", head=DropoutFeatures),
-        Trial("four times the edges", stages=[{"max_edges": 4 * 8192}]),
-        Trial("24 epochs", stages=[{"epochs": 24}]),
         Trial("1024 hidden units", hidden=1024),
         Trial("four sides", relations=SIDES),
         Trial("and a ring", relations={**paper_relations(), "ring": RangeBox.ring()}),
         Trial("then unrolled mean field", stages=[{}, {**UNROLLED, "epochs": 2, "lr": 5e-4}]),
         Trial("pseudo-likelihood", stages=[{"max_edges": None, "objective": "pseudo-likelihood"}]),
         Trial("unrolled mean field", stages=[UNROLLED]),
+        Trial("four times the edges", stages=[{"max_edges": 4 * 8192}]),
+        Trial("24 epochs", stages=[{"epochs": 24}]),
     ],
 }
 
@@ -174,52 +175,48 @@ class Evidence:
     labels: Tensor
 
 
-def sum_product(head: PairwisePotential, features: Tensor, marginals: Tensor) -> Tensor:
+def sum_product(table: PairTable, marginals: Tensor) -> Tensor:
     """Mean log-messages [1, K, h, w] of sum-product in place of mean field: log sum_j P(k, j | x) Q(j) for each edge.
 
     Mean field averages the logarithms, sum_j Q(j) log P(k, j | x), so that a neighbour's doubt forbids what any of its
     labels forbids; here what the edge itself knows of the neighbour's label counts too.
 
     Args:
-        head: a potential, whose edges have the joint P_V(y_p, y_q | x) of eq. (11).
-        features: [1, C, h, w].
+        table: of a potential, whose edges have the joint P_V(y_p, y_q | x) of eq. (11).
         marginals: Q, [1, K, h, w].
     """
-    graph, classes = head.graph(features), head.num_classes
-    owner, neighbour = (part[0] for part in head.project(features))
     beliefs = marginals[0].flatten(1).T
     total, count = torch.zeros_like(beliefs), torch.zeros(len(beliefs), 1)
-    for rows in torch.arange(graph.nodes).split(16):
-        table, inside = graph.neighbours(slice(int(rows[0]), int(rows[-1]) + 1))
-        joint = head.last(F.relu(owner[rows, None] + neighbour[table])).softmax(-1).unflatten(-1, (classes, classes))
-        to_owner = torch.einsum("rtkj,rtj->rtk", joint, beliefs[table])
-        to_neighbour = torch.einsum("rtkj,rk->rtj", joint, beliefs[rows])
-        weight = inside[..., None].to(joint.dtype)
-        total[rows] += (weight * to_owner.clamp(min=1e-9).log()).sum(1)
-        total.index_add_(0, table.flatten(), (weight * to_neighbour.clamp(min=1e-9).log()).flatten(0, 1))
-        count[rows] += weight.sum(1)
-        count.index_add_(0, table.flatten(), weight.flatten(0, 1))
-    return (total / count.clamp(min=1)).T.unflatten(1, features.shape[-2:])[None]
+    for p, q, logits in zip(*(part.split(8192) for part in (*table.edges, table.logits)), strict=True):
+        joint = logits.flatten(1).softmax(1).view_as(logits)
+        for to, message in ((p, joint @ beliefs[q, :, None]), (q, joint.mT @ beliefs[p, :, None])):
+            total.index_add_(0, to, message[..., 0].clamp(min=1e-9).log())
+            count += to.bincount(minlength=len(count))[:, None]
+    return (total / count.clamp(min=1)).T.unflatten(1, marginals.shape[-2:])[None]
 
 
 @torch.inference_mode()
 def look(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bool) -> Evidence:
     """An image's evidence."""
     features = model.features(image[None].float())
-    heads = {name: head for name, head in model.pairwise.items() if isinstance(head, PairwisePotential)}
-    pairs = [(head, features[name]) for name, head in heads.items()]
     unary = model.unary(features[UNARY]).log_softmax(1)
+    tables = {
+        name: PairTable(head, features[name])
+        for name, head in model.pairwise.items()
+        if isinstance(head, PairwisePotential)
+    }
+    pairs = [table.pair for table in tables.values()]
     logs, rows = {UNARY: unary}, {UNARY: unary.softmax(1), "plain sum": mean_field(unary, pairs)}
     if not coupled:
-        degrees = [max(1.0, head.graph(maps).mean_degree()) for head, maps in pairs]
-        for name, (head, maps), degree in zip(heads, pairs, degrees, strict=True):
-            logs[f"message {name}"] = head.messages(maps, unary.softmax(1)) / degree
-            logs[f"edges {name}"] = head.edge_marginals(maps).clamp(min=1e-9).log()
-            logs[f"sum-product {name}"] = sum_product(head, maps, unary.softmax(1))
-        sums = torch.stack([logs[f"sum-product {name}"] for name in heads]).mean(0)
-        edges = torch.stack([logs[f"edges {name}"].exp() for name in heads]).mean(0).log()
+        degrees = {name: max(1.0, table.graph(table.features).mean_degree()) for name, table in tables.items()}
+        for name, table in tables.items():
+            logs[f"message {name}"] = table.messages(unary.softmax(1)) / degrees[name]
+            logs[f"edges {name}"] = table.edge_marginals().clamp(min=1e-9).log()
+            logs[f"sum-product {name}"] = sum_product(table, unary.softmax(1))
+        sums = torch.stack([logs[f"sum-product {name}"] for name in tables]).mean(0)
+        edges = torch.stack([logs[f"edges {name}"].exp() for name in tables]).mean(0).log()
         for strength in STRENGTHS:
-            weights = [strength / len(pairs) / degree for degree in degrees]
+            weights = [strength / len(pairs) / degree for degree in degrees.values()]
             rows[f"mean field, strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
             rows[f"sum-product, strength {strength:g}"] = (unary + strength * sums).softmax(1)
             rows[f"edge marginals, strength {strength:g}"] = (unary + strength * edges).softmax(1)

@@ -18,6 +18,7 @@ from contextcrf import PairwisePotential, RangeBox
 from contextcrf.comparison import read_counts, write_counts
 from contextcrf.crf import mean_field
 from contextcrf.crf.meanfield import enlarge
+from contextcrf.crf.table import PairTable
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import confusion
@@ -321,7 +322,7 @@ def test_sum_product_messages_are_those_of_the_table():
     features, marginals = torch.randn(1, 4, 5, 6), torch.randn(1, 3, 5, 6).softmax(1)
     with torch.inference_mode():
         edges, logits = head.pair_logits(features)
-        found = hypotheses.sum_product(head, features, marginals)
+        found = hypotheses.sum_product(PairTable(head, features), marginals)
     joint, beliefs = logits[0].flatten(1).softmax(1).unflatten(1, (3, 3)), marginals[0].flatten(1).T
     messages = [[] for _ in range(30)]
     for (p, q), table in zip(edges.T.tolist(), joint, strict=True):

@@ -1,16 +1,31 @@
 """Mean-field inference over unary and learned pairwise potentials (Section IV), energies and bounds."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextcrf.crf.potentials import IGNORE_INDEX, PairwisePotential
+from contextcrf.crf.potentials import IGNORE_INDEX
+from contextcrf.crf.relations import Graph
 from contextcrf.crf.unaries import bounded
 
+
+class Pairwise(Protocol):
+    """What inference asks of pairwise terms: `PairwisePotential`, a `PairTable`, or your own."""
+
+    def graph(self, features: Tensor) -> Graph:
+        """The edges on a feature map [B, C, H, W]."""
+        ...
+
+    def prepare(self, features: Tensor) -> Callable[[Tensor], Tensor]:
+        """Expected pair logits [B, K, H, W] as a function of marginals likewise, as `PairwisePotential.messages`."""
+        ...
+
+
 # A potential with the features it works on.
-Pair = tuple[PairwisePotential, Tensor]
+Pair = tuple[Pairwise, Tensor]
 
 
 def mean_field(

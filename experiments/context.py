@@ -33,7 +33,8 @@ from contextcrf.data.dataset import open_dataset
 from contextcrf.data.folds import write_folds
 from contextcrf.evaluation import confusion, intersection_over_union
 from contextcrf.locks import claim
-from contextcrf.model import UNARY, upsample
+from contextcrf.maps import upsample
+from contextcrf.model import UNARY
 from contextcrf.runs import BusyError, check_trained, train_once
 
 ROOT = Path(__file__).parent.parent

@@ -30,7 +30,8 @@ from contextcrf.crf.table import PairTable
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import confusion
 from contextcrf.locks import claim
-from contextcrf.model import UNARY, assemble, downsample, paper_relations, upsample
+from contextcrf.maps import downsample, upsample
+from contextcrf.model import UNARY, assemble, paper_relations
 from contextcrf.recipe import Recipe
 from contextcrf.training import CachedFeatures, augmentation, cache_features, fit_heads
 

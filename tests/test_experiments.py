@@ -23,7 +23,8 @@ from contextcrf.data.dataset import open_dataset
 from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import confusion
 from contextcrf.locks import claim
-from contextcrf.model import assemble, downsample, upsample
+from contextcrf.maps import downsample, upsample
+from contextcrf.model import assemble
 from contextcrf.recipe import Recipe
 from contextcrf.runs import OtherSettingsError
 from contextcrf.storage import load, save

@@ -7,7 +7,7 @@ import torch
 
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.transforms import training_transform
-from contextcrf.model import downsample
+from contextcrf.maps import downsample
 from contextcrf.recipe import Recipe
 from contextcrf.training import CachedHeads, Piecewise, SeededSampler, cache_features, class_weights, fit, fit_heads
 

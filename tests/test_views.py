@@ -9,7 +9,7 @@ from contextcrf import load
 from contextcrf.cli import main
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import predict, systems
-from contextcrf.model import upsample
+from contextcrf.maps import upsample
 from contextcrf.storage import save
 from contextcrf.views import Views
 

@@ -19,7 +19,7 @@ from contextcrf.recipe import Recipe
 from contextcrf.report import draw
 from contextcrf.storage import save
 from contextcrf.training import augmentation, fit
-from contextcrf.tuning import best_of, tune_strengths
+from contextcrf.tuning import adopt, best_of, tune_strengths
 
 STRENGTHS = (0.0, 1.0, 4.0, 16.0)
 TUNING_IMAGES = 12
@@ -76,7 +76,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
 
     console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")
     trials = tune_strengths(model, open_dataset(scenes, "train").spread(TUNING_IMAGES), STRENGTHS)
-    model.config.strengths = dict(best_of(trials).settings)
+    adopt(model, best_of(trials))
     save(model, out / "model", {"data": "context scenes", "recipe": recipe.to_dict()})
 
     console.print("[bold]4/4[/] evaluating")

@@ -26,6 +26,7 @@ from contextcrf.crf import (
     pseudo_likelihood_nll,
     unrolled_nll,
 )
+from contextcrf.maps import downsample, upsample
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.multiscale import MultiScale, Upsampling
@@ -520,13 +521,3 @@ class Segmentation:
         from contextcrf.figures import overlay
 
         return overlay(Image.fromarray(self.image.permute(1, 2, 0).numpy()), self.labels, self.classes.palette, opacity)
-
-
-def downsample(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Label masks int64 [B, H, W] to [B, h, w] by nearest neighbour: labels do not mix."""
-    return F.interpolate(masks[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
-
-
-def upsample(marginals: Tensor, size: Sequence[int]) -> Tensor:
-    """Marginals [B, K, h, w] to [B, K, H, W], bilinear, as the paper does with its score maps."""
-    return F.interpolate(marginals, tuple(size), mode="bilinear", align_corners=False)

@@ -26,7 +26,7 @@ from contextcrf.preparation import device
 from contextcrf.recipe import Recipe
 from contextcrf.runs import train_once
 from contextcrf.storage import load, save
-from contextcrf.tuning import best_of, tune_dense, tune_strengths
+from contextcrf.tuning import adopt, best_of, tune_dense, tune_strengths
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -166,8 +166,11 @@ class Workshop:
     def together(self, dense: bool = False) -> ContextCRF:
         """All potentials, with strengths that are chosen on the tuning split unless the study names them."""
         relations = list(self.study.model.relations)
-        parts = {name: self.pairwise(name) for name in relations}
-        model = parts[relations[0]] if self.study.model.shared_trunk else assemble(self.unary(), parts)
+        if self.study.model.shared_trunk:
+            # One model has the heads of all relations.
+            model = self.pairwise(relations[0])
+        else:
+            model = assemble(self.unary(), {name: self.pairwise(name) for name in relations})
         model.config.strengths = dict(self.study.model.strengths)
         if not model.config.strengths:
             model = self._tuned("1unary+2pair", model, dense=False)
@@ -239,10 +242,7 @@ class Workshop:
         if not (folder / "model.safetensors").exists():
             trials = (tune_dense if dense else tune_strengths)(model, data, precision=precision)
             best = best_of(trials)
-            if dense:
-                model.config.dense.update(best.settings)
-            else:
-                model.config.strengths = dict(best.settings)
+            adopt(model, best, dense)
             about = {"split": study.tune_split, "images": len(data), "settings": dict(best.settings)}
             save(model, folder, {**model.about, "tuned": about})
         return load(folder).to(device())

@@ -118,19 +118,19 @@ def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
         BusyError: another process is at it.
     """
     out = Path(arguments["out"])
-    model = out / "model"
+    model, settings = out / "model", settings_of(name, arguments)
     with claim(model / "model.safetensors") as mine:
         if mine:
             resume = None
             if (out / "checkpoints" / "last.ckpt").exists():
-                _compare(out, settings_of(name, arguments), "begun")
+                _compare(out, settings, "begun")
                 resume = "last"
             else:
                 # Stopped before its first epoch had ended.
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            (out / _SETTINGS).write_text(json.dumps(settings_of(name, arguments), indent=1) + "\n")
+            (out / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
             TRAINING[name](**{**arguments, "ckpt_path": resume})
-    check_trained(name, arguments)
+    _check(out, settings)
     return model
 
 
@@ -141,19 +141,22 @@ def check_trained(name: str, arguments: Mapping[str, Any]) -> None:
         OtherSettingsError: it was not; the message names the first setting that differs.
         BusyError: it has not ended.
     """
-    out = Path(arguments["out"])
+    _check(Path(arguments["out"]), settings_of(name, arguments))
+
+
+def _check(out: Path, settings: Mapping[str, Any]) -> None:
     if not (out / "model" / "model.safetensors").exists():
         raise BusyError(f"{out}: another process is still at it: start again when it has ended")
-    _compare(out, settings_of(name, arguments), "trained")
+    _compare(out, settings, "trained")
 
 
 def _compare(out: Path, wanted: Mapping[str, Any], done: str) -> None:
     path = out / _SETTINGS
     if not path.exists():
         raise OtherSettingsError(f"{out}: nobody knows how this was {done}: move it away")
-    found = json.loads(path.read_text())
+    found = _flat(json.loads(path.read_text()))
     for key, value in _flat(wanted).items():
-        if (there := _flat(found).get(key)) != value:
+        if (there := found.get(key)) != value:
             raise OtherSettingsError(f"{out}: was {done} with {key} {there}, not {value}: move it away")
 
 

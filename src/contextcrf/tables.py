@@ -13,6 +13,7 @@ from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import Results, intersection_over_union, predict, systems
 from contextcrf.evaluation import Row as Measured
 from contextcrf.figures import colorize, qualitative_grid
+from contextcrf.model import ContextCRF
 from contextcrf.reproduction import Row, Workshop
 
 # Other systems' mean IoU in Table I (VOC 2012 val) and Table III (test), as the paper cites them, in percent.
@@ -171,28 +172,40 @@ def draw_figures(
     row, result = by_name[ours[-1]]
     scores = iou_of_images(result).nan_to_num(-1)
     order = scores.argsort(descending=True).tolist()
+    precision = shop.study.recipe.precision
+
+    def made(row: Row) -> tuple[str, ContextCRF, str]:
+        return row.name, *row.make(shop)
+
+    last = made(row)
     if len(ours) > 1 and ours[0] == "unary-3scales":
         before = iou_of_images(by_name[ours[0]][1]).nan_to_num(-1)
         gained = (scores - before).argsort(descending=True).tolist()[:EXAMPLES]
-        _draw(shop, [by_name[ours[0]][0], row], val, gained, out / "fig6.png")
+        _draw([made(by_name[ours[0]][0]), last], val, precision, gained, out / "fig6.png")
     count = min(3 * EXAMPLES, len(order))
     spread = [i * len(order) // count for i in range(count)]
     for number in range(3):
         chosen = spread[number * EXAMPLES : (number + 1) * EXAMPLES]
         if chosen:
-            _draw(shop, [row], val, chosen, out / f"fig{7 + number}.png")
+            _draw([last], val, precision, chosen, out / f"fig{7 + number}.png")
     failed = [number for number in reversed(order) if scores[number] >= 0][:EXAMPLES]
-    _draw(shop, [row], val, failed, out / "fig10.png")
+    _draw([last], val, precision, failed, out / "fig10.png")
 
 
-def _draw(shop: Workshop, rows: Sequence[Row], val: SegmentationDataset, numbers: Sequence[int], path: Path) -> None:
+def _draw(
+    made: Sequence[tuple[str, ContextCRF, str]],
+    val: SegmentationDataset,
+    precision: str,
+    numbers: Sequence[int],
+    path: Path,
+) -> None:
+    """Some images with their truth and what rows make of them: each a name, its model, and what of it is drawn."""
     palette = val.classes.palette
-    made = [(row.name, *row.make(shop)) for row in rows]
     pictures = []
     for image, mask in SegmentationDataset([val.pairs[i] for i in numbers], val.classes, val.void).without_transform():
         drawn = [Image.fromarray(image.permute(1, 2, 0).numpy()), colorize(mask, palette)]
         for _, model, what in made:
-            [(marginals, _)] = predict(model, image, systems(model, [what]), shop.study.recipe.precision)
+            [(marginals, _)] = predict(model, image, systems(model, [what]), precision)
             drawn.append(colorize(marginals.argmax(0), palette))
         pictures.append(drawn)
     if pictures:

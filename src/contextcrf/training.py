@@ -25,7 +25,8 @@ from contextcrf.crf import PairwisePotential
 from contextcrf.data.dataset import SegmentationDataset, Transform, read_mask
 from contextcrf.data.transforms import training_transform
 from contextcrf.evaluation import ConfusionMatrix
-from contextcrf.model import OBJECTIVES, UNARY, ContextCRF, downsample, upsample
+from contextcrf.maps import downsample, upsample
+from contextcrf.model import OBJECTIVES, UNARY, ContextCRF
 from contextcrf.recipe import Recipe
 
 CRF_RNN = "crf-rnn"

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import ConfusionMatrix
-from contextcrf.model import UNARY, ContextCRF, upsample
+from contextcrf.maps import upsample
+from contextcrf.model import UNARY, ContextCRF
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # The first value of each is where the search begins: a mild refinement.
@@ -38,6 +39,14 @@ class Trial:
 def best_of(trials: Sequence[Trial]) -> Trial:
     """The trial with the highest mean IoU, the earliest of equals."""
     return max(trials, key=lambda trial: trial.mean_iou)
+
+
+def adopt(model: ContextCRF, trial: Trial, dense: bool = False) -> None:
+    """Give the model a trial's strengths, or its dense CRF."""
+    if dense:
+        model.config.dense.update(trial.settings)
+    else:
+        model.config.strengths = dict(trial.settings)
 
 
 @torch.inference_mode()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from contextcrf.maps import upsample
+
 
 @dataclass(frozen=True)
 class Views:
@@ -31,7 +33,7 @@ class Views:
         size = images.shape[-2:]
 
         def back(marginals: Tensor) -> Tensor:
-            return F.interpolate(marginals, size, mode="bilinear", align_corners=False)
+            return upsample(marginals, size)
 
         for scale in self.scales:
             view = images

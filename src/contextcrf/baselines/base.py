@@ -1,7 +1,6 @@
 """What the competitors have in common."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contextcrf.nets.base import Backbone
 
@@ -60,6 +59,13 @@ class Baseline(Backbone):
         return self.backbone.pretrained_parameters()
 
 
-def resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps [B, C, h, w] at the size of others, bilinear."""
-    return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
+def deep_layers(width: int, channels: int, size: int, dilation: int = 1) -> nn.Sequential:
+    """Two layers behind a backbone's last map, VGG's "fc6" and "fc7" as convolutions: size x size, then 1 x 1."""
+    return nn.Sequential(
+        nn.Conv2d(width, channels, size, padding=dilation * (size // 2), dilation=dilation),
+        nn.ReLU(),
+        nn.Dropout2d(),
+        nn.Conv2d(channels, channels, 1),
+        nn.ReLU(),
+        nn.Dropout2d(),
+    )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextcrf.baselines.base import Baseline
+from contextcrf.baselines.base import Baseline, deep_layers
 from contextcrf.nets.base import Backbone
 
 
@@ -19,14 +19,7 @@ class LargeFOV(Baseline):
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)
-        self.deep = nn.Sequential(
-            nn.Conv2d(self.widths[8], channels, 3, padding=12, dilation=12),
-            nn.ReLU(),
-            nn.Dropout2d(),
-            nn.Conv2d(channels, channels, 1),
-            nn.ReLU(),
-            nn.Dropout2d(),
-        )
+        self.deep = deep_layers(self.widths[8], channels, size=3, dilation=12)
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from contextcrf.baselines.base import Baseline, resized
+from contextcrf.baselines.base import Baseline, deep_layers
+from contextcrf.maps import upsample
 from contextcrf.nets.base import Backbone
 
 
@@ -19,18 +20,11 @@ class FCN8s(Baseline):
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)
-        self.deep = nn.Sequential(
-            nn.Conv2d(self.widths[32], channels, 7, padding=3),
-            nn.ReLU(),
-            nn.Dropout2d(),
-            nn.Conv2d(channels, channels, 1),
-            nn.ReLU(),
-            nn.Dropout2d(),
-        )
+        self.deep = deep_layers(self.widths[32], channels, size=7)
         self.out_channels = self.widths[8] + self.widths[16] + channels
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] to features [B, out_channels, ceil(H / 8), ceil(W / 8)]."""
         levels = self.levels(images)
-        fine = levels[8]
-        return torch.cat([fine, resized(levels[16], fine), resized(self.deep(levels[32]), fine)], 1)
+        size = levels[8].shape[-2:]
+        return torch.cat([levels[8], upsample(levels[16], size), upsample(self.deep(levels[32]), size)], 1)

@@ -103,7 +103,7 @@ def tune(
     """
     from contextcrf.data.dataset import open_dataset
     from contextcrf.storage import load, save
-    from contextcrf.tuning import best_of, tune_dense, tune_strengths
+    from contextcrf.tuning import adopt, best_of, tune_dense, tune_strengths
 
     folder = out or Path(model)
     if out is None and not folder.is_dir():
@@ -124,10 +124,7 @@ def tune(
         print(f"{100 * trial.mean_iou:6.2f}  {name}{'  <- chosen' if trial is best else ''}")
     before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
     print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
-    if dense:
-        network.config.dense.update(best.settings)
-    else:
-        network.config.strengths = dict(best.settings)
+    adopt(network, best, dense)
     about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
     save(network, folder, {**network.about, "tune-dense" if dense else "tune": about})
     print(f"model written to {folder}")

@@ -8,8 +8,8 @@ from typing import Any
 import timm
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from contextcrf.maps import upsample
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.depthwise import float32_depthwise
 from contextcrf.nets.vgg import VGG16Backbone
@@ -128,7 +128,7 @@ class TimmBackbone(Backbone):
         maps = self.levels(images)
         total = self.lateral[0](maps[self.taps[0]])
         for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
-            total = total + F.interpolate(lateral(maps[tap]), total.shape[-2:], mode="bilinear", align_corners=False)
+            total = total + upsample(lateral(maps[tap]), total.shape[-2:])
         return total
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,0 +1,16 @@
+"""Maps of values and of labels brought to other sizes."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps [B, C, h, w], of scores or features, to [B, C, H, W], bilinear, as the paper does with its score maps."""
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def downsample(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Label masks int64 [B, H, W] to [B, h, w] by nearest neighbour: labels do not mix."""
+    return F.interpolate(masks[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()

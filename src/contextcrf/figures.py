@@ -23,7 +23,7 @@ Labels = torch.Tensor | npt.NDArray[np.integer]
 VOID_COLOR: Color = (0, 0, 0)
 
 # Okabe and Ito's colours, told apart by everybody; black comes last.
-_SERIES_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+SERIES_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 _GAP = 6  # px between the pictures of a grid
 
@@ -139,7 +139,7 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
         if np.isinf(values).any() or (values[present] < 0).any() or (values[present] > 1).any():
             raise ValueError(f"row {label!r}: expected values of 0 to 1 or NaN, got {values.tolist()}")
         mean = f"mean {100 * values[present].mean():.1f}" if present.any() else "no class present"
-        color = _SERIES_COLORS[index % len(_SERIES_COLORS)]
+        color = SERIES_COLORS[index % len(SERIES_COLORS)]
         x = places + (index - (len(series) - 1) / 2) * width
         axes.bar(x[present], 100 * values[present], 0.92 * width, color=color, label=f"{label} ({mean})")
         for absent in x[~present]:

@@ -1,14 +1,16 @@
-"""The pictures that go with results: examples in the manner of the paper's Figs. 6-7, bars, explanations."""
+"""What goes with results: examples in the manner of the paper's Figs. 6-7, bars, a page, explanations."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.evaluation import Results, System, predict
+from contextcrf.evaluation import Results, System, intersection_over_union, predict
 from contextcrf.figures import colorize, iou_bars, push_picture, qualitative_grid, save_figure
 from contextcrf.model import ContextCRF
+from contextcrf.page import Example, pick, render
 from contextcrf.pixels import ImageLike
 from contextcrf.views import ONE_VIEW, Views
 
@@ -43,6 +45,37 @@ def draw(
         rows.append(drawn)
     grid = qualitative_grid(rows, ["image", "truth", *(system.name for system in shown)], model.classes)
     grid.save(out / "examples.png")
+
+
+def write_page(
+    model: ContextCRF,
+    data: SegmentationDataset,
+    wanted: Sequence[System],
+    results: Results,
+    out: Path,
+    pictures: int = 6,
+    precision: str = "32-true",
+    views: Views = ONE_VIEW,
+) -> None:
+    """Write OUT/report.html: tables, confusions, and about so many pictures, a third each best, middle and worst.
+
+    Args:
+        data: what was evaluated; `results` has the confusion matrices of its images, in their order.
+        wanted: the systems of the rows; the first and the last are drawn.
+    """
+    shown = list(dict.fromkeys((wanted[0], wanted[-1])))
+    names = [system.name for system in shown]
+    examples: dict[str, list[Example]] = {}
+    for heading, numbers in pick(results.rows[-1], -(-pictures // 3)).items() if pictures else ():
+        chosen = SegmentationDataset([data.pairs[i] for i in numbers], data.classes, data.void)
+        for number, (image, mask) in zip(numbers, chosen.without_transform(), strict=True):
+            labels = [marginals.argmax(0) for marginals, _ in predict(model, image, shown, precision, views)]
+            score = intersection_over_union(results.rows[-1].images[number]).nanmean().item()
+            name = data.pairs[number][0].name
+            found = Example(name, score, torch.as_tensor(image), mask, dict(zip(names, labels, strict=True)))
+            examples.setdefault(heading, []).append(found)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.html").write_text(render(results, data.classes, examples), encoding="utf-8")
 
 
 def draw_explanation(model: ContextCRF, image: ImageLike, pixel: tuple[int, int]) -> Image.Image:

@@ -20,9 +20,10 @@ def evaluate(
     scales: list[float] = [1.0],  # noqa: B006 - read by the command line, never changed
     flip: bool = False,
 ) -> None:
-    """Measure a model at full resolution: a table on the terminal, OUT/results.json and .md, and pictures.
+    """Measure a model at full resolution: a table on the terminal, OUT/results.json and .md, a page and pictures.
 
-    OUT/images.npz holds the confusion matrix of every image, for `compare`.
+    OUT/report.html stands by itself: scores, what is taken for what, the best, middle and worst images. OUT/images.npz
+    holds the confusion matrix of every image, for `compare`.
 
     Args:
         model: trained model: a folder, or the name of a bundled one.
@@ -31,7 +32,7 @@ def evaluate(
         split: any split of the data set.
         rows: what to evaluate: "unary", names of relations, "crf" (all potentials), "full" (then the dense CRF), or
             several joined by "+". Each potential alone and "crf" if null.
-        pictures: images to draw: spread over the split, with the truth and the first and last row.
+        pictures: images to draw, with the truth and the first and last row.
         precision: of the networks.
         scales: average the marginals of the image at these scales.
         flip: and of the mirrored image.
@@ -43,7 +44,7 @@ def evaluate(
     from contextcrf.data.dataset import open_dataset
     from contextcrf.evaluation import Results, systems
     from contextcrf.evaluation import evaluate as run
-    from contextcrf.report import draw
+    from contextcrf.report import draw, write_page
     from contextcrf.storage import load
     from contextcrf.views import Views
 
@@ -62,6 +63,7 @@ def evaluate(
     names = [Path(os.path.relpath(path, data)).as_posix() for path, _ in dataset.pairs]
     write_counts(out / COUNTS, names, {row.name: torch.stack(row.images) for row in measured})
     draw(network, dataset.spread(pictures), wanted, results, out, precision, views)
+    write_page(network, dataset, wanted, results, out, pictures, precision, views)
     Console().print(results.to_rich())
     print(f"written to {out}")
 

@@ -1,5 +1,6 @@
 import copy
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.transforms import training_transform
+from contextcrf.estimate import duration
 from contextcrf.maps import downsample
 from contextcrf.recipe import Recipe
 from contextcrf.training import CachedHeads, Piecewise, SeededSampler, cache_features, class_weights, fit, fit_heads
@@ -157,8 +159,27 @@ def test_resuming_a_finished_run_gives_the_averaged_weights_again(tiny_model, tr
     assert torch.equal(weights(again), weights(tiny_model))
 
 
+def test_the_estimate_comes_first_and_changes_nothing(tiny_model, train, tmp_path, capsys):
+    recipe = quick(epochs=2, norm_eval=False)
+    models = [copy.deepcopy(tiny_model) for _ in range(2)]
+    for model, told in zip(models, (False, True), strict=True):
+        fit(model, train, None, recipe, tmp_path / str(told), progress=told)
+        if not told:
+            assert "epochs of" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"^2 epochs of 3 steps, \S+ s each \(cpu, \S+, batches of 2\): about \d+ s$", printed, re.M)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "about 1 s"), (89, "about 89 s"), (100, "about 2 min"), (9000, "about 2.5 h")]
+)
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
 def test_cached_features_are_those_of_the_trunk(tiny_model, train):
-    cached = cache_features(tiny_model, train, "above", 2, QUICK, progress=False)
+    cached = cache_features(tiny_model, train, "above", 2, quick(precision="32-true"), progress=False)
     features, labels = cached.features, cached.labels
     assert features.shape == (12, 8, 8, 12)
     assert labels.shape == (12, 8, 12)

@@ -10,8 +10,8 @@ import torch
 
 from contextcrf.data.dataset import known_splits, open_dataset
 from contextcrf.errors import DataError
+from contextcrf.machine import has_bfloat16
 from contextcrf.nets.weights import PACKAGES, hub_reachable
-from contextcrf.starter import has_bfloat16
 from contextcrf.storage import BUNDLED
 
 REQUIRED = ("contextcrf", "torch", "torchvision", "timm", "lightning", "torchmetrics", "jsonargparse", "safetensors")

@@ -1,10 +1,10 @@
 """How a model is trained, as plain values."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Precision = Literal["bf16-mixed", "32-true"]
+from contextcrf.machine import Precision, fast_precision, loading_workers, usual_batch
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Recipe:
             edges and the plain sum of the messages. Or "crf-rnn", that of the marginals behind a learned dense CRF. All
             but the first take no class weights.
         epochs: passes over the training images.
-        batch_size: images a step.
+        batch_size: images a step; if left out 8 on an accelerator, 4 on a CPU.
         optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 an epoch.
         lr: rate of new layers; pretrained layers take a tenth, as in the paper. The paper's: 0.001.
         weight_decay: the paper's is 0.0005.
@@ -29,12 +29,13 @@ class Recipe:
         scale: range of the random scale.
         colour: strength of the colour jitter.
         flip: mirror left and right at random.
-        precision: "bf16-mixed" is several times as fast on recent processors; "32-true" is exact.
+        precision: "bf16-mixed" is several times as fast on recent processors; "32-true" is exact; if left out
+            the faster one here.
         norm_eval: keep the backbone's BatchNorm statistics as they came from ImageNet.
         frozen_stages: first stages of the backbone that are not trained; they cost most and change least.
         frozen_filters: keep the backbone's depthwise filters too; the gradient of the 5 x 5 ones is the slowest part of
             a step on a CPU.
-        workers: processes that load data.
+        workers: processes that load data; if left out none on a CPU.
         seed: of weights, data order and augmentation.
         val_every: epochs between validations.
     """
@@ -42,7 +43,7 @@ class Recipe:
     potentials: Sequence[str] | None = None
     objective: Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled", "crf-rnn"] = "piecewise"
     epochs: int = 30
-    batch_size: int = 4
+    batch_size: int = field(default_factory=usual_batch)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 5e-4
@@ -53,11 +54,11 @@ class Recipe:
     scale: tuple[float, float] = (0.5, 2.0)
     colour: float = 0.0
     flip: bool = True
-    precision: Precision = "32-true"
+    precision: Precision = field(default_factory=fast_precision)
     norm_eval: bool = True
     frozen_stages: int = 0
     frozen_filters: bool = False
-    workers: int = 0
+    workers: int = field(default_factory=loading_workers)
     seed: int = 0
     val_every: int = 1
 

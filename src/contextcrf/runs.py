@@ -99,7 +99,8 @@ def settings_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if result.get(key) is not None:
             weights = (Path(result[key]) / "model.safetensors").read_bytes()
             result[key] = f"weights {hashlib.sha256(weights).hexdigest()[:16]}"
-    result["recipe"] = asdict(arguments["recipe"])
+    # Who loads the data does not matter either.
+    result["recipe"] = {key: value for key, value in asdict(arguments["recipe"]).items() if key != "workers"}
     return json.loads(json.dumps({"training": name, **result}, default=str))
 
 

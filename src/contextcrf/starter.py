@@ -9,6 +9,7 @@ import torch
 from contextcrf.classes import IGNORE_INDEX, Classes
 from contextcrf.data.survey import Survey, guess_classes, pair_up, survey
 from contextcrf.errors import DataError
+from contextcrf.machine import has_bfloat16, usual_batch
 
 # Steps after which a network of this size has learned what there is to learn; with few images these are many epochs.
 STEPS = 2400
@@ -89,7 +90,7 @@ def recipe_for(classes: Classes, void: int, found: Survey, images: int) -> str:
     """The commented YAML of a recipe: for the size and the balance of the data, and for this machine."""
     fast, half = torch.accelerator.is_available(), has_bfloat16()
     height, width = found.size
-    batch = min(8 if fast else 4, images)
+    batch = min(usual_batch(), images)
     epochs = max(8, min(200, round(STEPS * batch / images)))
     crop = [min(512 if fast else 320, max(64, side // 32 * 32)) for side in (height, width)]
     shares = found.shares(void)
@@ -120,12 +121,3 @@ recipe:
 {frozen}{filters}  precision: {"bf16-mixed" if half else "32-true"} # {known}
   val_every: {max(1, epochs // 4)}
 """
-
-
-def has_bfloat16() -> bool:
-    """Whether products in bfloat16 are faster here than in single precision."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
-        return device.type != "cuda" or torch.cuda.get_device_capability() >= (8, 0)
-    # Under whatever name the processor has it: avx512_bf16, amx_bf16, ...
-    return any(value for name, value in torch.cpu.get_capabilities().items() if name.endswith("bf16"))

@@ -24,6 +24,7 @@ from contextcrf.classes import IGNORE_INDEX
 from contextcrf.crf import PairwisePotential
 from contextcrf.data.dataset import SegmentationDataset, Transform, read_mask
 from contextcrf.data.transforms import training_transform
+from contextcrf.estimate import Estimate
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.maps import downsample, upsample
 from contextcrf.model import OBJECTIVES, UNARY, ContextCRF
@@ -356,7 +357,7 @@ def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Tra
         LearningRateMonitor("epoch"),
     ]
     if progress:
-        callbacks.append(RichProgressBar())
+        callbacks += [RichProgressBar(), Estimate()]
     if recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema))
     return L.Trainer(

@@ -29,11 +29,16 @@ def test_fit_writes_a_model_that_loads(trained):
     assert model.about["fit"]["recipe"]["epochs"] == 1
 
 
-def test_fit_does_not_write_over_a_run(trained, scenes, capsys):
+def test_the_same_command_again_trains_nothing_and_another_says_what_differs(trained, scenes, capsys):
+    weights = trained / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    main(["fit", "--data", str(scenes), "--out", str(trained), *FIT])
+    assert weights.stat().st_mtime_ns == before
+    assert f"model written to {trained / 'model'}" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--data", str(scenes), "--out", str(trained), *FIT])
+        main(["fit", "--data", str(scenes), "--out", str(trained), *FIT, "--recipe.lr", "0.5"])
     assert stop.value.code == 2
-    assert "--ckpt_path last" in capsys.readouterr().err
+    assert "was trained with recipe.lr 0.001, not 0.5" in capsys.readouterr().err
 
 
 def test_fit_lists_every_defect_of_the_data_before_training(scenes, tmp_path, capsys):

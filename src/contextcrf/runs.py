@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from contextcrf.checkpoints import newest
 from contextcrf.data.dataset import open_dataset
 from contextcrf.locks import claim
 from contextcrf.model import ContextCRF, ModelConfig
 from contextcrf.preparation import check, device, same_classes
 from contextcrf.recipe import Recipe
-from contextcrf.storage import load, save
+from contextcrf.storage import WEIGHTS, folder_of, load, save
 from contextcrf.training import augmentation, fit, fit_heads
 
 _SETTINGS = "settings.json"
@@ -83,21 +84,35 @@ class BusyError(OSError):
     """Another process is at a training."""
 
 
+def train(name: str, arguments: Mapping[str, Any]) -> Path:
+    """A training as the command line has it: `train_once`, or from the checkpoint that is named, whatever its settings.
+
+    Args, returns and raises as `train_once`.
+    """
+    if not arguments["ckpt_path"]:
+        return train_once(name, arguments)
+    _note(Path(arguments["out"]), settings_of(name, arguments))
+    return TRAINING[name](**arguments)
+
+
 def settings_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides what comes out of a training, as plain values.
 
-    A model that it starts from counts by its weights, data by the name of their folder. What the model needs for
-    prediction alone does not count.
+    A model that it starts from counts by its weights, data by the names of their folder, classes and images. What the
+    model needs for prediction alone does not count.
     """
     result = {key: value for key, value in arguments.items() if key not in ("out", "val_split", "ckpt_path")}
+    images = open_dataset(arguments["data"], arguments["train_split"])
+    listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
     result["data"] = Path(arguments["data"]).name
+    result["images"] = f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
     if name == "fit":
         shape = asdict(arguments["model"])
         idle = {"strengths", "iterations", *(() if shape["learned_dense"] else ("dense",))}
         result["model"] = {key: value for key, value in shape.items() if key not in idle}
     for key in ("init",) if name == "fit" else ("model",):
         if result.get(key) is not None:
-            weights = (Path(result[key]) / "model.safetensors").read_bytes()
+            weights = (folder_of(result[key]) / WEIGHTS).read_bytes()
             result[key] = f"weights {hashlib.sha256(weights).hexdigest()[:16]}"
     # Who loads the data does not matter either.
     result["recipe"] = {key: value for key, value in asdict(arguments["recipe"]).items() if key != "workers"}
@@ -120,16 +135,16 @@ def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
     """
     out = Path(arguments["out"])
     model, settings = out / "model", settings_of(name, arguments)
-    with claim(model / "model.safetensors") as mine:
+    with claim(model / WEIGHTS) as mine:
         if mine:
             resume = None
-            if (out / "checkpoints" / "last.ckpt").exists():
+            if newest(out / "checkpoints") is not None:
                 _compare(out, settings, "begun")
                 resume = "last"
-            else:
+            elif (out / "checkpoints").exists():
                 # Stopped before its first epoch had ended.
-                shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            (out / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+                shutil.rmtree(out / "checkpoints")
+            _note(out, settings)
             TRAINING[name](**{**arguments, "ckpt_path": resume})
     _check(out, settings)
     return model
@@ -146,9 +161,16 @@ def check_trained(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _check(out: Path, settings: Mapping[str, Any]) -> None:
-    if not (out / "model" / "model.safetensors").exists():
-        raise BusyError(f"{out}: another process is still at it: start again when it has ended")
+    if not (out / "model" / WEIGHTS).exists():
+        raise BusyError(f"{out}: another process is at it: start again when it has ended")
     _compare(out, settings, "trained")
+
+
+def _note(out: Path, settings: Mapping[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = out / f"{_SETTINGS}.part"
+    unfinished.write_text(json.dumps(settings, indent=1) + "\n")
+    unfinished.rename(out / _SETTINGS)
 
 
 def _compare(out: Path, wanted: Mapping[str, Any], done: str) -> None:
@@ -158,7 +180,9 @@ def _compare(out: Path, wanted: Mapping[str, Any], done: str) -> None:
     found = _flat(json.loads(path.read_text()))
     for key, value in _flat(wanted).items():
         if (there := found.get(key)) != value:
-            raise OtherSettingsError(f"{out}: was {done} with {key} {there}, not {value}: move it away")
+            raise OtherSettingsError(
+                f"{out}: was {done} with {key} {there}, not {value}: move it away, or choose another folder"
+            )
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +195,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
     if (out / "checkpoints").exists() and ckpt_path is None:
-        raise FileExistsError(f"{out} holds checkpoints: go on with --ckpt_path last, or choose another --out")
+        raise FileExistsError(f"{out} holds checkpoints: go on with ckpt_path last, or choose another folder")
 
 
 def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:

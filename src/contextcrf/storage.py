@@ -14,6 +14,7 @@ from contextcrf.crf import RangeBox, Relation
 from contextcrf.model import ContextCRF, ModelConfig
 
 FORMAT = 1
+WEIGHTS = "model.safetensors"
 BUNDLED = Path(__file__).parent / "models"
 
 
@@ -46,11 +47,25 @@ def save(model: ContextCRF, folder: str | Path, about: dict[str, Any] | None = N
     # Each file is written whole before it takes its name: a full disk leaves the old model as it was.
     text = folder / "config.json.part"
     text.write_text(json.dumps(config, indent=1) + "\n")
-    tensors = folder / "model.safetensors.part"
+    tensors = folder / f"{WEIGHTS}.part"
     save_file(state, tensors)
     tensors.chmod(text.stat().st_mode)  # safetensors keeps others out; the text beside it does not
     text.rename(folder / "config.json")
-    tensors.rename(folder / "model.safetensors")
+    tensors.rename(folder / WEIGHTS)
+
+
+def folder_of(name_or_path: str | Path) -> Path:
+    """The folder of a model, or of a bundled one by its name; ModelError if there is no such model."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = BUNDLED / str(name_or_path)
+    if not (folder / "config.json").is_file():
+        bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))) or "none"
+        raise ModelError(
+            f"model {str(name_or_path)!r}: neither a folder with config.json and {WEIGHTS}, "
+            f"nor the name of a bundled model (those are: {bundled})"
+        )
+    return folder
 
 
 def load(name_or_path: str | Path) -> ContextCRF:
@@ -62,15 +77,7 @@ def load(name_or_path: str | Path) -> ContextCRF:
     Raises:
         ModelError: no such model, or a file of it is damaged or of another format.
     """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = BUNDLED / str(name_or_path)
-    if not (folder / "config.json").is_file():
-        bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))) or "none"
-        raise ModelError(
-            f"model {str(name_or_path)!r}: neither a folder with config.json and model.safetensors, "
-            f"nor the name of a bundled model (those are: {bundled})"
-        )
+    folder = folder_of(name_or_path)
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -85,7 +92,7 @@ def load(name_or_path: str | Path) -> ContextCRF:
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not the configuration of a model: {error!r}") from error
     model.about = config.get("about", {})
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     try:
         state = load_file(path)
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})

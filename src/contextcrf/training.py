@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from contextcrf.checkpoints import newest
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.crf import PairwisePotential
 from contextcrf.data.dataset import SegmentationDataset, Transform, read_mask
@@ -407,10 +408,10 @@ def _without_warnings() -> Iterator[None]:
 def _checkpoint(out: Path, ckpt_path: str | None) -> str | None:
     if ckpt_path != "last":
         return ckpt_path
-    last = out / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        raise FileNotFoundError(f"{last}: nothing to resume; start without --ckpt_path last")
-    return str(last)
+    found = newest(out / "checkpoints")
+    if found is None:
+        raise FileNotFoundError(f"{out / 'checkpoints'}: nothing to resume; start without --ckpt_path last")
+    return str(found)
 
 
 def _channels_last(images: Tensor) -> Tensor:

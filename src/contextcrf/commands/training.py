@@ -20,6 +20,9 @@ def fit(
 ) -> None:
     """Train a model end to end; end with OUT/model, which `evaluate` and `predict` take.
 
+    Stopped, by whatever, the same command goes on exactly where the last epoch ended. Where OUT holds a training with
+    other settings it says which.
+
     Args:
         data: folder of the data set.
         out: folder for logs, checkpoints and the model.
@@ -30,11 +33,13 @@ def fit(
         pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
         init: a trained model to start from instead; its shape replaces `model`, but for a dense CRF that is to be
             learned.
-        ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
+        ckpt_path: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
     """
-    from contextcrf.runs import run_fit
+    from contextcrf.runs import train
 
-    print(f"model written to {run_fit(data, out, model, recipe, train_split, val_split, pretrained, init, ckpt_path)}")
+    arguments = {"data": data, "out": out, "model": model, "recipe": recipe, "train_split": train_split}
+    arguments |= {"val_split": val_split, "pretrained": pretrained, "init": init, "ckpt_path": ckpt_path}
+    print(f"model written to {train('fit', arguments)}")
 
 
 def fit_heads(
@@ -49,6 +54,8 @@ def fit_heads(
 ) -> None:
     """Second stage: freeze a trained trunk, compute its features once, train the pairwise heads on them.
 
+    Stopped, the same command goes on, as `fit` does.
+
     Args:
         model: trained model: a folder, or the name of a bundled one.
         data: folder of the data set.
@@ -57,11 +64,13 @@ def fit_heads(
         train_split: split to train on.
         views: augmented copies of each image whose features are kept in memory.
         graph_stride: pixels per node of the pairwise graphs; the model's own if null.
-        ckpt_path: "last" goes on exactly where the last checkpoint in OUT was written; or a checkpoint's path.
+        ckpt_path: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
     """
-    from contextcrf.runs import run_fit_heads
+    from contextcrf.runs import train
 
-    print(f"model written to {run_fit_heads(model, data, out, recipe, train_split, views, graph_stride, ckpt_path)}")
+    arguments = {"model": model, "data": data, "out": out, "recipe": recipe, "train_split": train_split}
+    arguments |= {"views": views, "graph_stride": graph_stride, "ckpt_path": ckpt_path}
+    print(f"model written to {train('fit-heads', arguments)}")
 
 
 def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:

@@ -1,0 +1,38 @@
+"""Which checkpoint a stopped training goes on from, whatever stopped it, and when."""
+
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+
+from contextcrf.errors import DataError
+
+_EPOCH = re.compile(r"epoch=(\d+)")
+# What torch raises for a file that is cut short or damaged, depending on the place.
+_DAMAGED = (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder that can be read; None before the first epoch has ended.
+
+    Lightning writes the new one before it takes away the old one and points `last.ckpt` at it; killed between these,
+    it leaves more files or a `last.ckpt` that points nowhere. So the files themselves are looked at.
+
+    Raises:
+        DataError: there are checkpoints of later epochs, and none can be read.
+    """
+    numbered = [(int(found[1]), path) for path in folder.glob("epoch=*.ckpt") if (found := _EPOCH.match(path.name))]
+    damaged: list[str] = []
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except _DAMAGED as error:
+            damaged.append(f"{path}: damaged: {error}".splitlines()[0])
+            continue
+        for line in damaged:
+            print(f"{line}; going on from {path.name}")
+        return path
+    if any(epoch > 0 for epoch, _ in numbered):
+        raise DataError(f"{damaged[0]}; no other checkpoint is left: move {folder.parent} away to start again")
+    return None

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from contextcrf.checkpoints import newest
+from contextcrf.cli import main
+from contextcrf.data import dataset
 from contextcrf.errors import DataError
+from contextcrf.preparation import without_broken
 from contextcrf.storage import load
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
@@ -105,3 +108,73 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(checkpoints, 
     (checkpoints / "epoch=10.ckpt").unlink()
     shutil.move(checkpoints / "epoch=2.ckpt", checkpoints / "epoch=0.ckpt")
     assert newest(checkpoints) is None
+
+
+def breaks_in_the_third_epoch(monkeypatch, data):
+    """One image of the data is cut short while the third epoch is read; returns its name."""
+    names = (data / "splits" / "train.txt").read_text().split()
+    victim = data / "images" / f"{names[3]}.png"
+    whole, reads = victim.read_bytes(), []
+    read_image = dataset.read_image
+
+    def reading(path):
+        reads.append(path)
+        if len(reads) == 2 * len(names) + 1:
+            victim.write_bytes(whole[: len(whole) // 2])
+        return read_image(path)
+
+    monkeypatch.setattr(dataset, "read_image", reading)
+    return victim
+
+
+@pytest.fixture
+def data(scenes, tmp_path):
+    return shutil.copytree(scenes, tmp_path / "data")
+
+
+def test_an_image_that_breaks_in_the_third_epoch_ends_the_training_clearly(data, tmp_path, monkeypatch, capsys):
+    victim = breaks_in_the_third_epoch(monkeypatch, data)
+    command = ["fit", "--data", str(data), "--out", str(tmp_path / "run"), *FIT]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert f"{victim}: the image cannot be read" in capsys.readouterr().err
+    assert newest(tmp_path / "run" / "checkpoints").name == "epoch=1.ckpt"
+
+
+def test_an_image_that_breaks_in_the_third_epoch_is_skipped_and_counted(data, tmp_path, monkeypatch, capsys):
+    victim = breaks_in_the_third_epoch(monkeypatch, data)
+    main(["fit", "--data", str(data), "--out", str(tmp_path / "run"), *FIT, "--recipe.broken_images", "skip"])
+    said = capsys.readouterr().out
+    assert f"1 left out:\n  {victim}\n" in said
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_what_is_broken_from_the_beginning_is_left_out_before_it_is_trained_on(data, tmp_path, capsys):
+    victim, *_ = sorted((data / "images").iterdir())
+    victim.write_bytes(victim.read_bytes()[:100])
+    found = dataset.open_dataset(data, "train" if victim.stem in (data / "splits/train.txt").read_text() else "val")
+    found.skip_broken = True
+    kept = without_broken(found)
+    assert len(kept) == len(found) - 1
+    assert victim not in [image for image, _ in kept.pairs]
+    assert f"1 left out:\n  {victim}: the image cannot be decoded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_that_load_data_say_what_they_could_not_read(data, workers):
+    found = dataset.open_dataset(data, "train")
+    found.skip_broken = True
+    victim = found.pairs[2][0]
+    victim.write_bytes(b"nothing")
+    loaded = list(torch.utils.data.DataLoader(found, 1, num_workers=workers))
+    assert found.broken == [victim]
+    assert torch.equal(loaded[2][0], loaded[3][0])
+
+
+def test_all_images_broken_is_an_error(data):
+    broken = dataset.open_dataset(data, "val")
+    broken.skip_broken = True
+    for image, _ in broken.pairs:
+        image.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="none of 3 images"):
+        broken[1]

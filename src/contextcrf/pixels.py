@@ -1,5 +1,7 @@
 """What counts as an image: 8 bits a channel, RGB or grey."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
+
+# What Pillow raises for a file that is no image, is cut short or is damaged, depending on the format and the place.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 # More than eight bits a channel: turned into RGB these would be cut off at 255, not scaled.
 DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")

@@ -10,6 +10,32 @@ def check(dataset: Any) -> None:
     check_pairs(dataset.pairs, len(dataset.classes), dataset.void)
 
 
+def without_broken(dataset: Any) -> Any:
+    """A data set for training, looked at as by `check`; where broken files are skipped, those are left out and listed.
+
+    Raises:
+        DataError: as `check`; or nothing is left.
+    """
+    from contextcrf.data.checks import problems_of
+    from contextcrf.errors import DataError
+
+    if not dataset.skip_broken:
+        check(dataset)
+        return dataset
+    problems = problems_of(dataset.pairs, len(dataset.classes), dataset.void)
+    report_left_out([line for lines in problems for line in lines])
+    kept = [pair for pair, lines in zip(dataset.pairs, problems, strict=True) if not lines]
+    if not kept:
+        raise DataError(f"{dataset.pairs[0][0]} and all others: none of {len(problems)} pairs can be used")
+    return type(dataset)(kept, dataset.classes, dataset.void, dataset.transform, skip_broken=True)
+
+
+def report_left_out(problems: list[Any]) -> None:
+    """Print what is not trained on, if anything."""
+    if problems:
+        print(f"{len(problems)} left out:", *problems, sep="\n  ")
+
+
 def same_classes(network: Any, dataset: Any) -> None:
     """Raises ValueError if a model and a data set know different classes."""
     ours, theirs = network.classes.names, dataset.classes.names

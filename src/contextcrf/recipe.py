@@ -36,6 +36,8 @@ class Recipe:
         frozen_filters: keep the backbone's depthwise filters too; the gradient of the 5 x 5 ones is the slowest part of
             a step on a CPU.
         workers: processes that load data; if left out none on a CPU.
+        broken_images: files that cannot be read "stop" the training, with an error that names them; or "skip" them: the
+            next image takes their place, and they are listed at the end.
         seed: of weights, data order and augmentation.
         val_every: epochs between validations.
     """
@@ -59,6 +61,7 @@ class Recipe:
     frozen_stages: int = 0
     frozen_filters: bool = False
     workers: int = field(default_factory=loading_workers)
+    broken_images: Literal["stop", "skip"] = "stop"
     seed: int = 0
     val_every: int = 1
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from contextcrf.classes import Classes, voc_palette
 from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
-from contextcrf.data.checks import DECODING_ERRORS
 from contextcrf.data.dataset import IMAGE_SUFFIXES
 from contextcrf.errors import DataError
 from contextcrf.figures import index_png
-from contextcrf.pixels import read_picture
+from contextcrf.pixels import DECODING_ERRORS, read_picture
 from contextcrf.prediction import Outcome
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from contextcrf.checkpoints import newest
-from contextcrf.data.dataset import open_dataset
+from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.locks import claim
 from contextcrf.model import ContextCRF, ModelConfig
-from contextcrf.preparation import check, device, same_classes
+from contextcrf.preparation import check, device, report_left_out, same_classes, without_broken
 from contextcrf.recipe import Recipe
 from contextcrf.storage import WEIGHTS, folder_of, load, save
 from contextcrf.training import augmentation, fit, fit_heads
@@ -35,16 +35,18 @@ def run_fit(
 ) -> Path:
     """The command `fit`, whose arguments these are; returns the model's folder."""
     _refuse_overwriting(out, ckpt_path)
-    train = open_dataset(data, train_split, augmentation(recipe))
+    train = _open(data, train_split, recipe)
     val = open_dataset(data, val_split) if val_split else None
-    for part in (train, val) if val else (train,):
-        check(part)
+    train = without_broken(train)
+    if val:
+        check(val)
     torch.manual_seed(recipe.seed)
     network = load(init) if init else ContextCRF(model, train.classes, pretrained)
     if model.learned_dense and network.dense is None:
         network.learn_dense(model.dense)
     same_classes(network, train)
     fit(network, train, val, recipe, out, ckpt_path)
+    report_left_out(train.broken)
     save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
     return out / "model"
 
@@ -65,10 +67,11 @@ def run_fit_heads(
     if graph_stride is not None:
         # Strengths belong to the graph they were tuned on.
         network.config = replace(network.config, graph_stride=graph_stride, strengths={})
-    train = open_dataset(data, train_split, augmentation(recipe))
+    train = _open(data, train_split, recipe)
     same_classes(network, train)
-    check(train)
+    train = without_broken(train)
     fit_heads(network, train, recipe, out, views, ckpt_path)
+    report_left_out(train.broken)
     save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
     return out / "model"
 
@@ -191,6 +194,12 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         result |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
     return result
+
+
+def _open(data: Path, split: str, recipe: Recipe) -> SegmentationDataset:
+    dataset = open_dataset(data, split, augmentation(recipe))
+    dataset.skip_broken = recipe.broken_images == "skip"
+    return dataset
 
 
 def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:

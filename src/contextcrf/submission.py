@@ -7,12 +7,11 @@ from pathlib import Path
 
 from rich.progress import track
 
-from contextcrf.data.checks import DECODING_ERRORS
 from contextcrf.data.dataset import VOC, VOC_SPLITS, voc_kit
 from contextcrf.errors import DataError
 from contextcrf.figures import index_png
 from contextcrf.model import ContextCRF
-from contextcrf.pixels import read_picture
+from contextcrf.pixels import DECODING_ERRORS, read_picture
 from contextcrf.views import ONE_VIEW, Views
 
 # Where the server looks for an image's labels.

@@ -54,8 +54,7 @@ def explain(
         strengths: of the relations, in place of the model's, as in '{"above": 1}': what they would say where tuning
             found it better not to listen to them.
     """
-    from contextcrf.data.checks import DECODING_ERRORS
-    from contextcrf.pixels import read_picture
+    from contextcrf.pixels import DECODING_ERRORS, read_picture
     from contextcrf.report import draw_explanation
     from contextcrf.storage import load
 

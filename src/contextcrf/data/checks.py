@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +12,10 @@ from PIL import Image
 from rich.progress import track
 
 from contextcrf.errors import DataError
-from contextcrf.pixels import DEEP_IMAGE_MODES
+from contextcrf.pixels import DECODING_ERRORS, DEEP_IMAGE_MODES
 
 # One number per pixel. In every other mode (RGB, a grey image with alpha, ...) a value is not a class index.
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
-
-# What Pillow raises for a file that is no image, is cut short or is damaged, depending on the format and the place.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 _LISTED = 50
 
@@ -41,15 +36,7 @@ def check_pairs(pairs: Sequence[tuple[Path, Path]], num_classes: int, void: int,
             was expected.
     """
 
-    def check(pair: tuple[Path, Path]) -> list[str]:
-        return _pair_problems(*pair, num_classes, void)
-
-    problems: list[str] = []
-    # Threads are enough: decoding releases the interpreter lock.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(check, pairs)
-        for found in track(results, "Checking the data", len(pairs), transient=True, disable=not progress):
-            problems += found
+    problems = [line for found in problems_of(pairs, num_classes, void, progress) for line in found]
     if problems:
         lines = problems[:_LISTED]
         if len(problems) > _LISTED:
@@ -58,6 +45,20 @@ def check_pairs(pairs: Sequence[tuple[Path, Path]], num_classes: int, void: int,
         raise DataError(
             f"{count} in {len(pairs)} pairs of image and mask:\n" + "\n".join(f"  {line}" for line in lines)
         )
+
+
+def problems_of(
+    pairs: Sequence[tuple[Path, Path]], num_classes: int, void: int, progress: bool = True
+) -> list[list[str]]:
+    """What is wrong with each pair, a line a problem; arguments as for `check_pairs`."""
+
+    def check(pair: tuple[Path, Path]) -> list[str]:
+        return _pair_problems(*pair, num_classes, void)
+
+    # Threads are enough: decoding releases the interpreter lock.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(check, pairs)
+        return list(track(results, "Checking the data", len(pairs), transient=True, disable=not progress))
 
 
 def _pair_problems(image_path: Path, mask_path: Path, num_classes: int, void: int) -> list[str]:

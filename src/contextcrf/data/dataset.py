@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 
 from contextcrf.classes import IGNORE_INDEX, Classes, voc_palette
 from contextcrf.errors import DataError
+from contextcrf.pixels import DECODING_ERRORS
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], Sample]
@@ -85,6 +86,14 @@ class SegmentationDataset(Dataset[Sample]):
     An item is `(image, mask)`: uint8 RGB [3, H, W] and int64 [H, W] with void as 255. An index may be an int, or a
     pair `(index, seed)`: then the transform's random draws depend on that seed alone, not on the worker or on what was
     drawn before, which is what makes a resumed run see the very same data.
+
+    Args:
+        pairs: (image, mask) files.
+        classes: of the masks.
+        void: the value of the masks that means "no label", as stored.
+        transform: of image and mask together.
+        skip_broken: put the next pair in the place of one whose files cannot be read, and note it in `broken`; else
+            that is a DataError.
     """
 
     def __init__(
@@ -93,19 +102,27 @@ class SegmentationDataset(Dataset[Sample]):
         classes: Classes,
         void: int = IGNORE_INDEX,
         transform: Transform | None = None,
+        skip_broken: bool = False,
     ) -> None:
         self.pairs = list(pairs)
         self.classes = classes
         self.void = void
         self.transform = transform
+        self.skip_broken = skip_broken
+        # Seen by all processes that load data.
+        self._broken = torch.zeros(len(self.pairs), dtype=torch.bool).share_memory_()
+
+    @property
+    def broken(self) -> list[Path]:
+        """Images whose files could not be read so far, and so were left out."""
+        return [self.pairs[i][0] for i in self._broken.nonzero()[:, 0].tolist()]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         index, seed = key if isinstance(key, tuple) else (key, None)
-        image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path), read_mask(mask_path, self.void)
+        image, mask = self._read(index)
         if self.transform is None:
             return image, mask
         if seed is None:
@@ -113,6 +130,18 @@ class SegmentationDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.transform(image, mask)
+
+    def _read(self, index: int) -> Sample:
+        """A pair from disk; where broken files are skipped, the next one that can be read."""
+        for candidate in range(index, index + len(self)):
+            image, mask = self.pairs[candidate % len(self)]
+            try:
+                return read_image(image), read_mask(mask, self.void)
+            except DataError:
+                if not self.skip_broken:
+                    raise
+                self._broken[candidate % len(self)] = True
+        raise DataError(f"{self.pairs[0][0]} and all others: none of {len(self)} images can be read")
 
     def spread(self, count: int) -> "SegmentationDataset":
         """At most `count` of the pairs, evenly spread over all of them."""
@@ -127,15 +156,21 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 def read_image(path: Path) -> tv_tensors.Image:
-    """An image file as uint8 RGB [3, H, W]."""
-    with Image.open(path) as file:
-        return tv_tensors.Image(torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous())
+    """An image file as uint8 RGB [3, H, W]; DataError names one that cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return tv_tensors.Image(torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous())
+    except DECODING_ERRORS as error:
+        raise DataError(f"{path}: the image cannot be read: {error}") from error
 
 
 def read_mask(path: Path, void: int) -> tv_tensors.Mask:
-    """An index mask as int64 [H, W], its value `void` turned into 255."""
-    with Image.open(path) as file:
-        mask = torch.from_numpy(np.array(file).astype(np.int64))
+    """An index mask as int64 [H, W], its value `void` turned into 255; DataError names one that cannot be read."""
+    try:
+        with Image.open(path) as file:
+            mask = torch.from_numpy(np.array(file).astype(np.int64))
+    except DECODING_ERRORS as error:
+        raise DataError(f"{path}: the mask cannot be read: {error}") from error
     return tv_tensors.Mask(mask.masked_fill(mask == void, IGNORE_INDEX))
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from rich.progress import track
 
 from contextcrf.classes import IGNORE_INDEX, Classes, voc_palette
-from contextcrf.data.checks import DECODING_ERRORS
 from contextcrf.data.dataset import IMAGE_SUFFIXES
 from contextcrf.errors import DataError
+from contextcrf.pixels import DECODING_ERRORS
 
 _LISTED = 10
 

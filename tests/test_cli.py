@@ -135,7 +135,7 @@ def test_predict_goes_on_past_broken_files_and_says_which(tiny_model, tmp_path, 
     assert "2 of 4 images labelled" in printed.out
     assert "cut.png" in printed.err
     assert "empty.jpg" in printed.err
-    expected = {"a.png", "a_overlay.png", "grey.png", "grey_overlay.png"}
+    expected = {"a.png", "a_overlay.png", "grey.png", "grey_overlay.png", "predict.json"}
     assert {path.name for path in out.iterdir()} == expected
     with Image.open(out / "a.png") as labels, Image.open(pictures / "a.png") as image:
         assert labels.mode == "P"

@@ -13,10 +13,14 @@ def claim(result: Path) -> Iterator[bool]:
     The claim ends with the process, whatever ends it.
     """
     result.parent.mkdir(parents=True, exist_ok=True)
-    with result.with_name(f".{result.name}.lock").open("w") as lock:
+    path = result.with_name(f".{result.name}.lock")
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
         yield not result.exists()
+        if result.exists():
+            # Whoever holds or makes another lock from now on finds the result.
+            path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What counts as an image: 8 bits a channel, RGB or grey."""
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def as_pixels(image: ImageLike) -> Tensor:
 
 
 def read_picture(path: Path) -> Tensor:
-    """A picture that somebody took, uint8 RGB [3, H, W], upright: phones store a portrait lying on its side."""
-    with Image.open(path) as file:
-        return as_pixels(ImageOps.exif_transpose(file))
+    """A picture that somebody took, uint8 RGB [3, H, W], upright: phones store a portrait lying on its side.
+
+    Raises one of `DECODING_ERRORS`, for more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 megapixels) too; Pillow's
+    warning of half as many is for those who hold pictures to be a danger, not work.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as file:
+            return as_pixels(ImageOps.exif_transpose(file))

@@ -1,17 +1,29 @@
 """Pictures in, label files out: the `predict` command."""
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from rich.progress import track
+from torch import Tensor
 
 from contextcrf.data.dataset import IMAGE_SUFFIXES
 from contextcrf.errors import DataError
-from contextcrf.figures import index_png
+from contextcrf.figures import index_png, overlay
+from contextcrf.locks import claim
 from contextcrf.model import ContextCRF
 from contextcrf.pixels import DECODING_ERRORS, read_picture
+from contextcrf.tiles import Tiles, label
 from contextcrf.views import ONE_VIEW, Views
+
+_NOTE = "predict.json"
+_STRIPE = 1024
 
 
 @dataclass
@@ -66,30 +78,97 @@ def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return planned
 
 
+@dataclass(frozen=True)
+class Look:
+    """How pictures are labelled, and drawn.
+
+    Args:
+        dense, views: as for `ContextCRF.segment`.
+        tiles: for large pictures.
+        opacity: of the colours in overlays.
+    """
+
+    dense: bool = False
+    views: Views = ONE_VIEW
+    tiles: Tiles = field(default_factory=Tiles)
+    opacity: float = 0.5
+
+
 def predict_files(
     model: ContextCRF,
     files: Sequence[Path],
     out: Path,
-    opacity: float = 0.5,
-    dense: bool = False,
+    look: Look | None = None,
+    resume: bool = False,
     progress: bool = True,
-    views: Views = ONE_VIEW,
 ) -> Outcome:
-    """Write `STEM.png` (palette PNG of labels) and `STEM_overlay.png` for every file; `dense`, `views` as in `segment`.
+    """Write `STEM.png` (palette PNG of labels) and `STEM_overlay.png` for every file.
 
-    A file that cannot be read is noted and does not stop the others.
+    A file that cannot be read is noted and does not stop the others. Each result is written whole or not at all.
+
+    Args:
+        look: how.
+        resume: leave out the files whose labels are there; and those that another process, which resumes too, is at.
+
+    Raises:
+        DataError: what `plan_outputs` finds; or, to resume, results that were made in another way.
     """
+    look = look or Look()
     planned = plan_outputs(files, out)
-    out.mkdir(parents=True, exist_ok=True)
+    _same_way(out, _way(model, look), [labels for labels, _ in planned] if resume else [])
     outcome = Outcome()
-    for path, (labels, overlay) in track(list(zip(files, planned, strict=True)), "predict", disable=not progress):
-        try:
-            image = read_picture(path)
-        except DECODING_ERRORS as error:
-            outcome.failed.append((path, str(error)))
-            continue
-        segmentation = model.segment(image, dense=dense, views=views)
-        index_png(segmentation.labels, model.classes.palette).save(labels)
-        segmentation.overlay(opacity).save(overlay)
-        outcome.written += [labels, overlay]
+    for path, (labels, drawn) in track(list(zip(files, planned, strict=True)), "predict", disable=not progress):
+        with claim(labels) if resume else nullcontext(True) as mine:
+            if not mine:
+                continue
+            try:
+                image = read_picture(path)
+            except DECODING_ERRORS as error:
+                outcome.failed.append((path, str(error)))
+                continue
+            found = label(model, image, look.dense, look.views, look.tiles)
+            _write(_overlay(image, found, model, look.opacity), drawn)
+            _write(index_png(found, model.classes.palette), labels)  # last: it says that the picture is done
+            outcome.written += [labels, drawn]
     return outcome
+
+
+def _way(model: ContextCRF, look: Look) -> dict[str, Any]:
+    """What decides the labels, as plain values."""
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return json.loads(json.dumps({"model": digest.hexdigest()[:16], **asdict(look)}))
+
+
+def _same_way(out: Path, way: dict[str, Any], results: Sequence[Path]) -> None:
+    """Note in OUT how its results are made; DataError if some of `results` are there and were made otherwise."""
+    path = out / _NOTE
+    if any(result.exists() for result in results):
+        before = json.loads(path.read_text()) if path.exists() else {}
+        for key, value in way.items():
+            if before.get(key) != value:
+                raise DataError(
+                    f"{out}: its labels were made with {key} {before.get(key)}, not {value}; choose another --out, or "
+                    "do not resume"
+                )
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished.write_text(json.dumps(way, indent=1) + "\n")
+    unfinished.rename(path)
+
+
+def _overlay(pixels: Tensor, labels: Tensor, model: ContextCRF, opacity: float) -> Image.Image:
+    """In stripes: of a large picture no more than one copy is made."""
+    result = Image.new("RGB", (pixels.shape[2], pixels.shape[1]))
+    for top in range(0, pixels.shape[1], _STRIPE):
+        rows = slice(top, top + _STRIPE)
+        stripe = Image.fromarray(pixels[:, rows].permute(1, 2, 0).contiguous().numpy())
+        result.paste(overlay(stripe, labels[rows], model.classes.palette, opacity), (0, top))
+    return result
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    image.save(unfinished, "PNG")
+    unfinished.rename(path)

@@ -16,6 +16,8 @@ def predict(
     dense: bool = False,
     scales: list[float] = [1.0],  # noqa: B006 - read by the command line, never changed
     flip: bool = False,
+    tile: int = 1536,
+    resume: bool = False,
 ) -> None:
     """Label images: OUT/STEM.png (palette PNG) and OUT/STEM_overlay.png for each; exit status 1 if any failed.
 
@@ -27,15 +29,20 @@ def predict(
         dense: run the dense CRF behind the model, with the parameters that `tune --dense true` wrote into it.
         scales: average the marginals of each image at these scales.
         flip: and of the mirrored image.
+        tile: side in pixels of the tiles, seen with a margin of 256, in which pictures of more than 16 megapixels are
+            labelled.
+        resume: leave out pictures whose labels are in OUT already; several processes with the same command share the
+            work.
     """
-    from contextcrf.prediction import find_files, plan_outputs, predict_files
+    from contextcrf.prediction import Look, find_files, plan_outputs, predict_files
     from contextcrf.storage import load
+    from contextcrf.tiles import Tiles
     from contextcrf.views import Views
 
-    views = Views(scales, flip)
+    look = Look(dense, Views(scales, flip), Tiles(tile), opacity)
     files = find_files(images)
     plan_outputs(files, out)  # a clash is told before the model is loaded
-    outcome = predict_files(load(model).to(device()), files, out, opacity, dense, views=views)
+    outcome = predict_files(load(model).to(device()), files, out, look, resume)
     _report(len(files), outcome, "images labelled", out)
 
 

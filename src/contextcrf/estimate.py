@@ -20,8 +20,8 @@ class Estimate(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loader = trainer.train_dataloader
         epochs = (trainer.max_epochs or 0) - trainer.current_epoch
-        if loader is None or epochs <= 0:
-            return
+        if loader is None or epochs <= 0 or trainer.world_size > 1:
+            return  # on several devices a backward pass is a matter of all
         start = time.perf_counter()
         batch = next(iter(loader))
         loading = time.perf_counter() - start

@@ -15,6 +15,7 @@ from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.locks import claim
 from contextcrf.model import ContextCRF, ModelConfig
 from contextcrf.preparation import check, device, report_left_out, same_classes, without_broken
+from contextcrf.processes import rank
 from contextcrf.recipe import Recipe
 from contextcrf.storage import WEIGHTS, folder_of, load, save
 from contextcrf.training import augmentation, fit, fit_heads
@@ -32,6 +33,8 @@ def run_fit(
     pretrained: bool | Path = True,
     init: str | Path | None = None,
     ckpt_path: str | None = None,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> Path:
     """The command `fit`, whose arguments these are; returns the model's folder."""
     _refuse_overwriting(out, ckpt_path)
@@ -45,7 +48,9 @@ def run_fit(
     if model.learned_dense and network.dense is None:
         network.learn_dense(model.dense)
     same_classes(network, train)
-    fit(network, train, val, recipe, out, ckpt_path)
+    fit(network, train, val, recipe, out, ckpt_path, devices=devices, nodes=nodes)
+    if rank() > 0:
+        return out / "model"
     report_left_out(train.broken)
     save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
     return out / "model"
@@ -94,7 +99,8 @@ def train(name: str, arguments: Mapping[str, Any]) -> Path:
     """
     if not arguments["ckpt_path"]:
         return train_once(name, arguments)
-    _note(Path(arguments["out"]), settings_of(name, arguments))
+    if rank() == 0:
+        _note(Path(arguments["out"]), settings_of(name, arguments))
     return TRAINING[name](**arguments)
 
 
@@ -104,7 +110,8 @@ def settings_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     A model that it starts from counts by its weights, data by the names of their folder, classes and images. What the
     model needs for prediction alone does not count.
     """
-    result = {key: value for key, value in arguments.items() if key not in ("out", "val_split", "ckpt_path")}
+    apart = ("out", "val_split", "ckpt_path", "devices", "nodes")
+    result = {key: value for key, value in arguments.items() if key not in apart}
     images = open_dataset(arguments["data"], arguments["train_split"])
     listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
     result["data"] = Path(arguments["data"]).name
@@ -138,6 +145,10 @@ def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
     """
     out = Path(arguments["out"])
     model, settings = out / "model", settings_of(name, arguments)
+    if rank() > 0:
+        # The first process has claimed it for all.
+        begun = newest(out / "checkpoints") is not None
+        return TRAINING[name](**{**arguments, "ckpt_path": "last" if begun else None})
     with claim(model / WEIGHTS) as mine:
         if mine:
             resume = None
@@ -203,7 +214,7 @@ def _open(data: Path, split: str, recipe: Recipe) -> SegmentationDataset:
 
 
 def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
-    if (out / "checkpoints").exists() and ckpt_path is None:
+    if (out / "checkpoints").exists() and ckpt_path is None and rank() == 0:
         raise FileExistsError(f"{out} holds checkpoints: go on with ckpt_path last, or choose another folder")
 
 

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from contextcrf.estimate import Estimate
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.maps import downsample, upsample
 from contextcrf.model import OBJECTIVES, UNARY, ContextCRF
+from contextcrf.processes import rank
 from contextcrf.recipe import Recipe
 
 CRF_RNN = "crf-rnn"
@@ -38,23 +40,31 @@ class SeededSampler(Sampler[tuple[int, int]]):
     """A new order every epoch and a seed for every sample, both functions of (seed, epoch) alone.
 
     Nothing here depends on the state of a global generator, so a resumed run sees what an undisturbed one would have.
+
+    Args:
+        size: of the data.
+        seed: of orders and seeds.
+        rank, world: of `world` processes, each takes every world-th sample: a step of all together has the images that
+            a step of one process would have.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
+        self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return self.size // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
-        return iter(list(zip(order, seeds, strict=True)))
+        samples = list(zip(order, seeds, strict=True))[: len(self) * self.world]
+        return iter(samples[self.rank :: self.world])
 
 
 class _Objective(L.LightningModule):
@@ -76,7 +86,7 @@ class _Objective(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.trained = True
         # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
@@ -238,6 +248,8 @@ def fit(
     out: Path,
     ckpt_path: str | None = None,
     progress: bool = True,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> None:
     """Train some or all potentials end to end; the model is changed in place.
 
@@ -249,16 +261,27 @@ def fit(
         out: folder for logs (TensorBoard, CSV) and checkpoints (one an epoch; `last.ckpt` is the newest).
         ckpt_path: "last" resumes from `out`'s newest checkpoint, exactly; a path resumes from that one.
         progress: show a progress bar.
+        devices: processes, each with a device, on this machine; they share a step's images.
+        nodes: machines with so many each (torchrun or SLURM starts them).
+
+    Raises:
+        ValueError: a step's images cannot be dealt evenly to the processes.
     """
+    world = devices * nodes
+    if recipe.batch_size % world:
+        raise ValueError(f"batch_size {recipe.batch_size}: expected a multiple of the {world} processes")
     model.to(memory_format=torch.channels_last)
-    sampler = SeededSampler(len(train), recipe.seed)
+    sampler = SeededSampler(len(train), recipe.seed, rank() if world > 1 else 0, world)
+    batch = recipe.batch_size // world
     loader = DataLoader(
-        train, recipe.batch_size, sampler=sampler, num_workers=recipe.workers, drop_last=len(train) >= recipe.batch_size
+        train, batch, sampler=sampler, num_workers=recipe.workers, drop_last=len(train) >= recipe.batch_size
     )
     weights = class_weights(train, recipe.class_balance) if recipe.class_balance else None
+    if recipe.max_edges is not None:
+        recipe = replace(recipe, max_edges=recipe.max_edges // world)
     module = Piecewise(model, recipe, recipe.epochs * len(loader), weights)
     validation = DataLoader(val, 1, num_workers=recipe.workers) if val is not None else None
-    _run(module, loader, validation, out, ckpt_path, progress)
+    _run(module, loader, validation, out, ckpt_path, progress, devices, nodes)
 
 
 def fit_heads(
@@ -340,19 +363,21 @@ def _run(
     out: Path,
     ckpt_path: str | None,
     progress: bool,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> None:
     checkpoint = _checkpoint(out, ckpt_path)
     # Whether BatchNorm learns is decided by now: bring every module into its mode.
     module.train()
     with _quiet():
-        trainer = _trainer(module.recipe, out, progress, validate=validation is not None)
+        trainer = _trainer(module.recipe, out, progress, validation is not None, devices, nodes)
         trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
     if module.recipe.ema and checkpoint and not module.trained:
         # Nothing was left to do, and so Lightning has not exchanged the last weights for their average.
         module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
 
 
-def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Trainer:
+def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool, devices: int, nodes: int) -> L.Trainer:
     callbacks: list[Callback] = [
         ModelCheckpoint(out / "checkpoints", "{epoch}", save_last="link", save_on_train_epoch_end=True),
         LearningRateMonitor("epoch"),
@@ -362,7 +387,9 @@ def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool) -> L.Tra
     if recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema))
     return L.Trainer(
-        devices=1,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
         max_epochs=recipe.epochs,
         precision=recipe.precision,
         callbacks=callbacks,

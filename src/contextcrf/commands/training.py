@@ -17,6 +17,8 @@ def fit(
     pretrained: bool | Path = True,
     init: str | None = None,
     ckpt_path: str | None = None,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> None:
     """Train a model end to end; end with OUT/model, which `evaluate` and `predict` take.
 
@@ -34,11 +36,14 @@ def fit(
         init: a trained model to start from instead; its shape replaces `model`, but for a dense CRF that is to be
             learned.
         ckpt_path: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
+        devices: that share a step's images, on this machine; a process each.
+        nodes: machines, with so many devices each; started by torchrun or SLURM.
     """
     from contextcrf.runs import train
 
     arguments = {"data": data, "out": out, "model": model, "recipe": recipe, "train_split": train_split}
     arguments |= {"val_split": val_split, "pretrained": pretrained, "init": init, "ckpt_path": ckpt_path}
+    arguments |= {"devices": devices, "nodes": nodes}
     print(f"model written to {train('fit', arguments)}")
 
 

@@ -1,5 +1,6 @@
 """Models on disk: a folder with `model.safetensors` and `config.json`. No pickle, so nothing in a model can run."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -38,17 +39,18 @@ def save(model: ContextCRF, folder: str | Path, about: dict[str, Any] | None = N
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
+    # Each file is written whole before it takes its name: a full disk leaves the old model as it was.
+    tensors = folder / f"{WEIGHTS}.part"
+    save_file(state, tensors)
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
         "classes": model.classes.to_dict(),
         "about": about if about is not None else model.about,
+        "sha256": _digest(tensors),
     }
-    # Each file is written whole before it takes its name: a full disk leaves the old model as it was.
     text = folder / "config.json.part"
     text.write_text(json.dumps(config, indent=1) + "\n")
-    tensors = folder / f"{WEIGHTS}.part"
-    save_file(state, tensors)
     tensors.chmod(text.stat().st_mode)  # safetensors keeps others out; the text beside it does not
     text.rename(folder / "config.json")
     tensors.rename(folder / WEIGHTS)
@@ -94,6 +96,9 @@ def load(name_or_path: str | Path) -> ContextCRF:
     model.about = config.get("about", {})
     path = folder / WEIGHTS
     try:
+        # Models of the first releases have none.
+        if (expected := config.get("sha256")) is not None and _digest(path) != expected:
+            raise ModelError(f"{path}: damaged, or not the weights of this config.json: their SHA-256 is another")
         state = load_file(path)
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -101,6 +106,11 @@ def load(name_or_path: str | Path) -> ContextCRF:
     for name in model.potentials:
         model.trunk(name).backbone.pretrained = True
     return model.eval()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _relation(value: Any) -> Relation:

@@ -9,7 +9,7 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from contextcrf.commands import data, measuring, predicting, training
+from contextcrf.commands import data, measuring, predicting, sharing, training
 
 # Each command with the arguments that stand without a name in front.
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "compare": (measuring.compare, ("first", "second")),
     "predict": (predicting.predict, ("model", "images")),
     "explain": (predicting.explain, ("model", "image")),
+    "publish": (sharing.publish, ("model",)),
     "refine": (predicting.refine, ("maps",)),
     "demo": (predicting.demo, ()),
     "doctor": (data.doctor, ()),

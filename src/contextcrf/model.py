@@ -26,6 +26,7 @@ from contextcrf.crf import (
     pseudo_likelihood_nll,
     unrolled_nll,
 )
+from contextcrf.hub import HubModel
 from contextcrf.maps import downsample, upsample
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.base import Backbone
@@ -125,7 +126,7 @@ class ModelConfig:
             )
 
 
-class ContextCRF(nn.Module):
+class ContextCRF(nn.Module, HubModel):
     """A deep structured model: multi-scale networks give the unary and the pairwise terms of a CRF.
 
     Images are RGB, [B, 3, H, W], values 0..255 of any dtype; normalisation belongs to the model. The potentials are

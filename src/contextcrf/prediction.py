@@ -1,6 +1,5 @@
 """Pictures in, label files out: the `predict` command."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from contextcrf.figures import index_png, overlay
 from contextcrf.locks import claim
 from contextcrf.model import ContextCRF
 from contextcrf.pixels import DECODING_ERRORS, read_picture
+from contextcrf.storage import fingerprint
 from contextcrf.tiles import Tiles, label
 from contextcrf.views import ONE_VIEW, Views
 
@@ -135,10 +135,7 @@ def predict_files(
 
 def _way(model: ContextCRF, look: Look) -> dict[str, Any]:
     """What decides the labels, as plain values."""
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
-    for value in model.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return json.loads(json.dumps({"model": digest.hexdigest()[:16], **asdict(look)}))
+    return json.loads(json.dumps({"model": fingerprint(model), **asdict(look)}))
 
 
 def _same_way(out: Path, way: dict[str, Any], results: Sequence[Path]) -> None:

@@ -108,6 +108,14 @@ def load(name_or_path: str | Path) -> ContextCRF:
     return model.eval()
 
 
+def fingerprint(model: ContextCRF) -> str:
+    """Of a model's shape, settings and weights: 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -45,7 +45,7 @@ def evaluate(
     from contextcrf.evaluation import Results, systems
     from contextcrf.evaluation import evaluate as run
     from contextcrf.report import draw, write_page
-    from contextcrf.storage import load
+    from contextcrf.storage import fingerprint, load
     from contextcrf.views import Views
 
     network, views = load(model).to(device()), Views(scales, flip)
@@ -58,6 +58,7 @@ def evaluate(
     command += ["--out", str(out), *(["--rows", json.dumps(rows)] if rows else [])]
     command += ["--scales", json.dumps(scales), "--flip", json.dumps(flip)] if len(views) > 1 else []
     about = {"data": f"{data.name} {split}, {len(dataset)} images", "command": f"`{shlex.join(command)}`"}
+    about["model"] = fingerprint(network)
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
     names = [Path(os.path.relpath(path, data)).as_posix() for path, _ in dataset.pairs]

@@ -1,0 +1,34 @@
+"""Models that travel."""
+
+from pathlib import Path
+
+
+def publish(
+    model: str,
+    out: Path | None = None,
+    repo: str | None = None,
+    results: list[Path] | None = None,
+    private: bool = True,
+) -> None:
+    """Write a model with its card into a folder, or put both on the Hugging Face Hub.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        out: folder for config.json, model.safetensors and README.md, the card.
+        repo: repository on the hub, "owner/name"; needs `hf auth login`.
+        results: folders that `evaluate` wrote for this very model: their tables go into the card.
+        private: of a new repository.
+    """
+    from contextcrf.card import measured
+    from contextcrf.storage import load
+
+    if out is None and repo is None:
+        raise ValueError("expected --out FOLDER, --repo OWNER/NAME, or both")
+    network = load(model)
+    if results:
+        network.about = {**network.about, "measured": [measured(network, folder) for folder in results]}
+    if out is not None:
+        network.save_pretrained(out)
+        print(f"written to {out}")
+    if repo is not None:
+        print(f"pushed to {network.push_to_hub(repo, private=private)}")

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "predict": (predicting.predict, ("model", "images")),
     "explain": (predicting.explain, ("model", "image")),
     "publish": (sharing.publish, ("model",)),
+    "export": (sharing.export, ("model",)),
     "refine": (predicting.refine, ("maps",)),
     "demo": (predicting.demo, ()),
     "doctor": (data.doctor, ()),

@@ -26,6 +26,8 @@ from contextcrf.crf import (
     pseudo_likelihood_nll,
     unrolled_nll,
 )
+from contextcrf.crf.meanfield import Pair
+from contextcrf.crf.table import PairTable
 from contextcrf.hub import HubModel
 from contextcrf.maps import downsample, upsample
 from contextcrf.nets.backbones import create_backbone
@@ -224,6 +226,7 @@ class ContextCRF(nn.Module, HubModel):
         potentials: Iterable[str] | None = None,
         iterations: int | None = None,
         strengths: Mapping[str, float | None] | None = None,
+        tabulate: bool = False,
     ) -> Tensor:
         """Mean-field marginals of the CRF with some of the potentials.
 
@@ -235,6 +238,7 @@ class ContextCRF(nn.Module, HubModel):
             features: as `features` returns them.
             potentials: which take part; None is all.
             iterations, strengths: in place of the configuration's.
+            tabulate: hold the pair logits of the image, as `PairTable` does; for small maps and for tracing.
 
         Returns:
             Marginals [B, K, h, w] on the unary's grid, on the graph's where the unary takes no part.
@@ -242,14 +246,16 @@ class ContextCRF(nn.Module, HubModel):
         names = self.select(potentials)
         strengths = self.config.strengths if strengths is None else strengths
         relations = [name for name in names if name != UNARY]
-        pairs = [(self._pairwise(name), features[name]) for name in relations]
+        pairs: list[Pair] = [(self._pairwise(name), features[name]) for name in relations]
         if UNARY in names:
             unary, start = self.unary(features[UNARY]), None
             weights = [self._weight(name, maps, strengths) for name, (_, maps) in zip(relations, pairs, strict=True)]
         else:
-            own = [potential.edge_marginals(maps) for potential, maps in pairs]
+            own = [self._pairwise(name).edge_marginals(features[name]) for name in relations]
             start = torch.stack(own).mean(0)
             unary, weights = torch.zeros_like(start), [1.0] * len(pairs)
+        if tabulate:
+            pairs = [PairTable(self._pairwise(name), features[name]).pair for name in relations]
         count = self.config.iterations if iterations is None else iterations
         return mean_field(unary, pairs, count, weights, start=start, cell=self.cell)
 

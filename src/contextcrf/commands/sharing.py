@@ -32,3 +32,27 @@ def publish(
         print(f"written to {out}")
     if repo is not None:
         print(f"pushed to {network.push_to_hub(repo, private=private)}")
+
+
+def export(model: str, height: int, width: int, onnx: Path | None = None, program: Path | None = None) -> None:
+    """Write the whole predictor, image to marginals, for programs without contextcrf; check what it says.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        height: of the images that it will take, pixels.
+        width: of the images, pixels.
+        onnx: file for ONNX runtimes.
+        program: file for `torch.export.load`, by custom with the suffix .pt2.
+    """
+    from contextcrf.export import save_onnx, save_program, trace
+    from contextcrf.storage import load
+
+    wanted = [(path, write) for path, write in ((onnx, save_onnx), (program, save_program)) if path is not None]
+    if not wanted:
+        raise ValueError("expected --onnx FILE, --program FILE, or both")
+    network = load(model)
+    traced = trace(network, height, width)
+    for path, write in wanted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        difference = write(traced, network, path)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, marginals within {difference:.1g} of the model's")

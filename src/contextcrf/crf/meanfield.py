@@ -195,7 +195,8 @@ def _bound(unary_logits: Tensor, received: Tensor, marginals: Tensor) -> Tensor:
 def _finite(unary_logits: Tensor) -> Tensor:
     """At least single precision, in which the sums keep their digits; infinite values as large as sums can bear."""
     logits = unary_logits.to(torch.promote_types(unary_logits.dtype, torch.float32))
-    if logits.isnan().any():
+    # A graph that is traced cannot branch on values.
+    if not torch.compiler.is_exporting() and logits.isnan().any():
         raise ValueError("unary_logits: NaN among them")
     return bounded(logits)
 

@@ -173,8 +173,7 @@ class Graph:
 
     def mean_degree(self) -> float:
         """Mean number of edges that touch a node: 2E / N."""
-        reach = torch.tensor([self.height, self.width], device=self.device) - self.offsets.abs()
-        return 2 * int(reach.clamp(min=0).prod(1).sum()) / self.nodes
+        return _mean_degree(self.relation, self.height, self.width)
 
 
 @lru_cache(maxsize=64)
@@ -183,6 +182,12 @@ def _offsets(relation: Relation, height: int, width: int, device: torch.device) 
     # What is kept must be an ordinary tensor, also when it is first asked for under inference mode.
     with torch.inference_mode(False):
         return torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device)
+
+
+@lru_cache(maxsize=64)
+def _mean_degree(relation: Relation, height: int, width: int) -> float:
+    reach = torch.tensor([height, width]) - _offsets(relation, height, width, torch.device("cpu")).abs()
+    return 2 * int(reach.clamp(min=0).prod(1).sum()) / (height * width)
 
 
 @lru_cache(maxsize=8)

@@ -78,8 +78,9 @@ class PairTable:
         return marginals.T.unflatten(1, self.features.shape[-2:])[None]
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        parts = (*self.edges, self.logits)
-        return zip(*(part.split(_BLOCK) for part in parts), strict=True)
+        for start in range(0, len(self.logits), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            yield self.edges[0, rows], self.edges[1, rows], self.logits[rows]
 
     def _check(self, features: Tensor) -> None:
         if features is not self.features:

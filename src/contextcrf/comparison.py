@@ -125,8 +125,10 @@ def compare(
     """Compare rows of two results of `contextcrf evaluate`, which may be one.
 
     Args:
-        first, second: their folders.
-        first_row, second_row: names of rows; None where there is but one.
+        first: folder of the one.
+        second: folder of the other.
+        first_row: name of a row in `first`; None where there is but one.
+        second_row: name of a row in `second`, likewise.
         block: as for `paired_bootstrap`.
 
     Raises:

@@ -67,7 +67,10 @@ class ModelConfig:
             (stride 4).
         channels: channels of the feature map of one scale.
         scales: scales of the input image.
-        block6_per_scale, pyramid, upsampling: as in `MultiScale`.
+        block6_per_scale: a sixth block of its own for each scale, as in the authors' later work.
+        pyramid: odd window sizes, in nodes: beside the map of each scale stand its maxima in them, as in the authors'
+            later work.
+        upsampling: of the smaller scales' maps: "nearest", the paper's, or "bilinear".
         hidden: units of the hidden layer of each potential.
         relations: the pairwise potentials, by name: each a box, or several together.
         graph_stride: pixels per node of the pairwise graphs, a multiple of `stride`; `stride` if None.
@@ -237,7 +240,8 @@ class ContextCRF(nn.Module, HubModel):
         Args:
             features: as `features` returns them.
             potentials: which take part; None is all.
-            iterations, strengths: in place of the configuration's.
+            iterations: in place of the configuration's.
+            strengths: in place of the configuration's.
             tabulate: hold the pair logits of the image, as `PairTable` does; for small maps and for tracing.
 
         Returns:
@@ -295,7 +299,8 @@ class ContextCRF(nn.Module, HubModel):
         """The row "full": marginals [B, K, H, W] through the dense CRF, guided by images [B, 3, H, W] in 0..255.
 
         Args:
-            marginals, images: as above.
+            marginals: of the row that is refined.
+            images: the pictures they belong to.
             settings: arguments of `DenseCRF` in place of the configuration's.
 
         Raises:
@@ -315,6 +320,7 @@ class ContextCRF(nn.Module, HubModel):
         Args:
             image: as for `segment`.
             pixel: row and column in the image; the node is the one whose cell holds it.
+
         Returns:
             By relation: messages with the relation's weight, as they are added to the unary logits. Neighbours are
             places on the graph, of `Explanation.size`.

@@ -26,8 +26,11 @@ def pseudo_likelihood_nll(
     Nodes of unknown label send no messages: edges that touch them are left out.
 
     Args:
-        unary_logits, pairwise, cell: as for `mean_field`.
-        labels: int64 [B, H, W]; `ignore_index` marks void.
+        unary_logits: as for `mean_field`.
+        pairwise: as for `mean_field`.
+        labels: int64 [B, H, W].
+        ignore_index: the label that marks void.
+        cell: as for `mean_field`.
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
     return _given_others(
@@ -50,9 +53,12 @@ def mean_field_nll(
     loss. Nodes of unknown label keep their marginals in the second term.
 
     Args:
-        unary_logits, pairwise, cell: as for `mean_field`.
-        labels: int64 [B, H, W]; `ignore_index` marks void.
+        unary_logits: as for `mean_field`.
+        pairwise: as for `mean_field`.
+        labels: int64 [B, H, W].
         iterations: of mean field.
+        ignore_index: the label that marks void.
+        cell: as for `mean_field`.
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
     trace: list[Tensor] = []
@@ -76,9 +82,12 @@ def unrolled_nll(
     It trains what prediction does, approximation and all, and is no likelihood of the CRF.
 
     Args:
-        unary_logits, pairwise, cell: as for `mean_field`.
-        labels: int64 [B, H, W]; `ignore_index` marks void.
+        unary_logits: as for `mean_field`.
+        pairwise: as for `mean_field`.
+        labels: int64 [B, H, W].
         iterations: of mean field, at least 1; as many as at prediction.
+        ignore_index: the label that marks void.
+        cell: as for `mean_field`.
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
     marginals = mean_field(unary_logits, pairwise, iterations - 1, cell=cell)

@@ -134,9 +134,12 @@ def icm(
     messages as it takes to visit the nodes so: it is for study, where mean field serves for use.
 
     Args:
-        unary_logits, pairwise, weights, cell: as for `mean_field`.
+        unary_logits: as for `mean_field`.
+        pairwise: as for `mean_field`.
         labels: int64 [B, H, W] to start from; None is the argmax of the unary logits.
         sweeps: at most this many visits of every node.
+        weights: as for `mean_field`.
+        cell: as for `mean_field`.
 
     Returns:
         Labels int64 [B, H, W].

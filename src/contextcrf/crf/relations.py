@@ -18,7 +18,10 @@ class RangeBox:
     An edge is an ordered pair (p, q): p owns the box, q lies inside it. The node itself never belongs to its box.
 
     Args:
-        top, bottom, left, right: extents, each >= 0.
+        top: extent upwards, >= 0.
+        bottom: extent downwards, >= 0.
+        left: extent to the left, >= 0.
+        right: extent to the right, >= 0.
         hole: a box around the same node whose nodes do not belong ("above" leaves out p's own row, a ring its middle).
         grid: only displacements on a grid of this many rows and columns, spread evenly over the box; with 5 a square
             has the 24 neighbours of the authors' later work. None takes all.

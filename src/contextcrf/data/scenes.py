@@ -72,7 +72,8 @@ class ContextScenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
     Arguments:
         size: the number of scenes.
         split: "train" or "val"; the two never share a random stream.
-        height, width: pixels. At least 64 x 64, and at least as wide as high.
+        height: pixels, at least 64.
+        width: pixels, at least as many as `height`.
         seed: 0 or more; another seed gives other scenes.
         ambiguity: 1 draws the two classes of a pair in one colour, 0 in two distinct colours, linear in between.
 

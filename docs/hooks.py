@@ -1,0 +1,58 @@
+"""What MkDocs does beside mkdocs.yml: results and notebooks become pages, formulas become MathML.
+
+A page's links are those of the repository, where `results/` lies beside `docs/`; in the site it lies below.
+Formulas are turned into MathML while the site is built, so that a browser needs no script and no network for them.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add `results/`, and a page for every notebook."""
+    for path in sorted((ROOT / "results").rglob("*")):
+        if path.is_file():
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        content = notebook_page(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Lead the links to `results/` to where it lies in the site."""
+    up = "../" * page.file.src_uri.count("/")
+    return markdown.replace(f"]({up}../results/", f"]({up}results/")
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Turn what arithmatex has marked into MathML."""
+    return _FORMULA.sub(_mathml, html)
+
+
+def notebook_page(path: Path) -> str:
+    """The cells of a notebook as Markdown, below a link to the notebook itself."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = [
+        "".join(cell["source"]) if cell["cell_type"] == "markdown" else f"```python\n{''.join(cell['source'])}\n```"
+        for cell in cells
+    ]
+    # The title stays first.
+    parts.insert(1, f"[This page as a notebook]({path.name})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _mathml(found: re.Match[str]) -> str:
+    # Python-Markdown has escaped what HTML reserves.
+    formula = found[2].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return convert(formula, display="inline" if found[1] == "span" else "block")

@@ -53,6 +53,11 @@ def test_a_folder_becomes_a_data_set_and_a_recipe_that_fit_takes(folder, tmp_pat
     # A rare class is weighed up, and the reason is said.
     assert recipe.class_balance == 0.4
     assert "class 2 has 1.6 % of the pixels" in out.read_text()
+    heads = ["fit-heads", "m", "--config", str(tmp_path / "recipe-heads.yaml"), "--data", str(folder), "--out", "o"]
+    _, arguments = read_command(heads)
+    assert arguments["views"] == 2
+    assert (arguments["recipe"].crop, arguments["recipe"].epochs) == ((64, 96), 100)
+    assert "contextcrf fit-heads runs/mine/model --config" in printed
 
 
 def test_a_second_time_nothing_is_written_over(folder, tmp_path):
@@ -63,7 +68,11 @@ def test_a_second_time_nothing_is_written_over(folder, tmp_path):
     with pytest.raises(FileExistsError, match=r"a\.yaml is there already"):
         start(folder, tmp_path / "a.yaml", 9, progress=False)
     made = start(folder, tmp_path / "b.yaml", progress=False)
-    assert made.written == [tmp_path / "b.yaml"]
+    assert made.written == [tmp_path / "b.yaml", tmp_path / "b-heads.yaml"]
+    (tmp_path / "c-heads.yaml").touch()
+    with pytest.raises(FileExistsError, match=r"c-heads\.yaml is there already"):
+        start(folder, tmp_path / "c.yaml", progress=False)
+    assert not (tmp_path / "c.yaml").exists()
     assert (made.classes, made.void, made.images["val"]) == (names, 9, 1)
     assert "kerb has 1.6 %" in made.recipe
 

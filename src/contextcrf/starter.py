@@ -12,7 +12,7 @@ from contextcrf.errors import DataError
 from contextcrf.machine import has_bfloat16, usual_batch
 
 # Steps after which a network of this size has learned what there is to learn; with few images these are many epochs.
-STEPS = 2400
+STEPS, HEADS_STEPS, VIEWS = 2400, 1000, 2
 RARE = 0.02
 
 
@@ -43,7 +43,7 @@ def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5
 
     Args:
         data: the folder.
-        recipe: the file to write.
+        recipe: the file to write; the recipe of the second stage goes into another beside it, `heads_path`.
         void: the value of the masks that means "no label", where there is no classes.yaml.
         val_every: one image of so many goes to the split "val", the others to "train".
         progress: show a progress bar.
@@ -52,8 +52,9 @@ def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5
         DataError: what `pair_up`, `survey` and `guess_classes` find.
         FileExistsError: the recipe is there.
     """
-    if recipe.exists():
-        raise FileExistsError(f"{recipe} is there already; move it away or name another --out")
+    for path in (recipe, heads_path(recipe)):
+        if path.exists():
+            raise FileExistsError(f"{path} is there already; move it away or name another --out")
     pairs = pair_up(data / "images", data / "masks")
     if len(pairs) < 2:
         raise DataError(f"{data}: {len(pairs)} image; expected two or more, to train on and to measure on")
@@ -83,7 +84,13 @@ def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5
     text = recipe_for(classes, void, found, images["train"])
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(text)
-    return Start(classes, void, found, images, [*written, recipe], text)
+    heads_path(recipe).write_text(heads_recipe_for(found, images["train"]))
+    return Start(classes, void, found, images, [*written, recipe, heads_path(recipe)], text)
+
+
+def heads_path(recipe: Path) -> Path:
+    """Where the recipe of the second stage lies: recipe-heads.yaml beside recipe.yaml."""
+    return recipe.with_name(f"{recipe.stem}-heads{recipe.suffix}")
 
 
 def recipe_for(classes: Classes, void: int, found: Survey, images: int) -> str:
@@ -120,4 +127,27 @@ recipe:
   scale: [0.7, 1.7]
 {frozen}{filters}  precision: {"bf16-mixed" if half else "32-true"} # {known}
   val_every: {max(1, epochs // 4)}
+"""
+
+
+def heads_recipe_for(found: Survey, images: int) -> str:
+    """The commented YAML of the second stage, what gained most for its price in results/context.md."""
+    batch = min(usual_batch(), images)
+    epochs = max(8, min(100, round(HEADS_STEPS * batch / (VIEWS * images))))
+    crop = [min(512, -(-side // 32) * 32) for side in found.size]
+    return f"""# Second stage: the pairwise heads, on features of the trained network that are computed once.
+# contextcrf fit-heads runs/mine/model --config THIS --data DATA --out runs/heads
+recipe:
+  epochs: {epochs} # about {epochs * VIEWS * images // batch} steps
+  batch_size: {batch}
+  lr: 0.001
+  weight_decay: 0.05
+  max_edges: 8192 # pairs of nodes a step, drawn at random
+  colour: 0.3
+  crop: [{crop[0]}, {crop[1]}] # whole images: their context is what is learned
+  scale: [0.8, 1.5]
+  precision: {"bf16-mixed" if has_bfloat16() else "32-true"}
+views: {VIEWS} # augmented copies of each image
+# All messages together have one vote beside the unary's. contextcrf tune changes that; let it choose on images that the
+# network was not trained on, since of those it was it is too sure.
 """

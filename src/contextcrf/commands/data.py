@@ -41,11 +41,11 @@ def init(data: Path, out: Path = Path("recipe.yaml"), void: int = 255, val_every
 
     Args:
         data: the folder.
-        out: the recipe to write, a commented YAML file.
+        out: the recipe to write, a commented YAML file; that of the second stage, OUT-heads.yaml, beside it.
         void: the value of the masks that means "no label"; classes.yaml says it where there is one.
         val_every: one image of so many is kept to measure on.
     """
-    from contextcrf.starter import start
+    from contextcrf.starter import heads_path, start
 
     made = start(data, out, void, val_every)
     for label, share in made.found.shares(made.void).items():
@@ -56,6 +56,7 @@ def init(data: Path, out: Path = Path("recipe.yaml"), void: int = 255, val_every
     for path in made.written:
         print(f"written: {path}")
     print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")
+    print(f"then: contextcrf fit-heads runs/mine/model --config {heads_path(out)} --data {data} --out runs/heads")
 
 
 def doctor(data: Path | None = None) -> None:

@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "predict": (predicting.predict, ("model", "images")),
     "explain": (predicting.explain, ("model", "image")),
     "refine": (predicting.refine, ("maps",)),
-    "demo": (predicting.demo, ()),
+    "tour": (predicting.tour, ()),
     "doctor": (data.doctor, ()),
 }
 

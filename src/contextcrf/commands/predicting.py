@@ -155,16 +155,16 @@ def voc_submission(
     print(f"{count} images of {split} labelled, written to {out}")
 
 
-def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
+def tour(out: Path = Path("tour"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
     """The whole way on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
 
     Args:
-        out: folder for everything it makes; what an earlier demo left there is replaced.
+        out: folder for everything it makes; what an earlier tour left there is replaced.
         epochs: of training.
         train_images: scenes to train on.
         val_images: scenes to evaluate on.
     """
-    from contextcrf.demo import run
+    from contextcrf.tour import run
 
     run(out, epochs, train_images, val_images)
 

@@ -19,6 +19,7 @@ REQUIRED = ("contextcrf", "torch", "torchvision", "timm", "lightning", "torchmet
 OPTIONAL = {
     "scipy": ("voc", "masks of SBD"),
     "segmentation-models-pytorch": ("baselines", "the network deeplabv3plus"),
+    "gradio": ("demo", "the page of contextcrf demo"),
 }
 
 

@@ -112,7 +112,9 @@ def build(session: Session, name: str) -> gr.Blocks:
 
         # One computation at a time: they share the processor, and their limits of time count what is theirs.
         one = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        drop.upload(opened, [drop, *inputs[1:]], [drop, picture, message, *shown, words, why], **one)
+        drop.upload(
+            opened, [drop, *inputs[1:]], [drop, picture, message, *shown, words, why], trigger_mode="always_last", **one
+        )
         moves = [slider.input for slider in (opacity, *sliders.all)]
         gr.on(moves, moved, inputs, [message, *shown], trigger_mode="always_last", show_progress="minimal", **one)
         back = reset.click(sliders.start, None, sliders.all, api_visibility="private")

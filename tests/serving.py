@@ -84,8 +84,8 @@ def served(model: Path, home: Path, *options: str) -> Iterator[Served]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         printed = ""
         while " at http://" not in printed:
             line = process.stdout.readline()

@@ -77,7 +77,7 @@ def test_a_dropped_picture_is_shown_four_times(calls, scene):
     picture, message, pictures, _, _ = calls.open(scene)
     assert isinstance(picture, Picture)
     assert "96 x 64 px. The CRF changes" in message
-    assert [image.size for image in pictures] == 4 * [(96, 64)]
+    assert [image.size for image in pictures] == 4 * [(6 * 96, 6 * 64)]  # a small one is enlarged
     assert len({image.tobytes() for image in pictures}) == 4
 
 
@@ -100,8 +100,8 @@ def test_a_slider_changes_what_it_stands_for(calls, scene):
 
 def test_a_click_is_answered_in_words_and_as_a_picture(calls, scene):
     picture, *_ = calls.open(scene)
-    # The browser gives x, y, and may give the edge itself.
-    event = gr.SelectData(None, {"index": [96, 20], "value": None})
+    # The browser gives x, y of what it shows, and may give the edge itself.
+    event = gr.SelectData(None, {"index": [6 * 96, 6 * 20 + 5], "value": None})
     words, why = calls.functions["clicked"](event, picture, 0.5, *calls.values())
     assert words.startswith("**Row 20, column 95: ")
     assert why["visible"]

@@ -12,6 +12,9 @@ from contextcrf.model import Segmentation
 from contextcrf.web.limits import Limits, Refusal
 from contextcrf.web.session import DENSE, Picture, Results, Session, Settings
 
+# Small pictures are enlarged by a whole number, up to this longer side.
+SIDE = 640
+
 VIEWS = ("image", "unary", "CRF", "refined")
 
 # Largest value and step of the sliders; one that starts higher ends there.
@@ -102,7 +105,8 @@ def build(session: Session, name: str) -> gr.Blocks:
                 return [NOTHING, hidden]
             height, width = found.size
             column, row = (
-                min(max(0, int(at)), most - 1) for at, most in zip(event.index, (width, height), strict=True)
+                min(max(0, int(at) // _zoom(width, height)), most - 1)
+                for at, most in zip(event.index, (width, height), strict=True)
             )
             try:
                 answer = session.explain(found, sliders.read(values), (row, column))
@@ -111,7 +115,7 @@ def build(session: Session, name: str) -> gr.Blocks:
             return [answer.words, gr.update(value=answer.picture, visible=answer.picture is not None)]
 
         # One computation at a time: they share the processor, and their limits of time count what is theirs.
-        one = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         drop.upload(
             opened, [drop, *inputs[1:]], [drop, picture, message, *shown, words, why], trigger_mode="always_last", **one
         )
@@ -192,7 +196,14 @@ def _view(name: str, visible: bool = True) -> gr.Image:
 def _pictures(results: Results, opacity: float) -> list[Image.Image]:
     photo = Image.fromarray(results.crf.image.permute(1, 2, 0).numpy())
     labelled: list[Segmentation] = [results.unary, results.crf, results.refined]
-    return [photo, *(found.overlay(opacity) for found in labelled)]
+    pictures = [photo, *(found.overlay(opacity) for found in labelled)]
+    zoom = _zoom(*photo.size)
+    return [one.resize((zoom * one.width, zoom * one.height), Image.Resampling.NEAREST) for one in pictures]
+
+
+def _zoom(width: int, height: int) -> int:
+    """How many pixels on the page a pixel of a small picture becomes; gradio enlarges none."""
+    return max(1, SIDE // max(width, height))
 
 
 def _introduction(session: Session) -> str:

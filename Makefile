@@ -12,7 +12,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/contextcrf demo --out demo
+	$(BIN)/contextcrf tour --out demo
 
 test: setup lint
 	$(BIN)/python -m pytest

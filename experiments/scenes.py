@@ -20,12 +20,12 @@ from contextcrf import ContextCRF
 from contextcrf.comparison import paired_bootstrap
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.data.scenes import write_scenes
-from contextcrf.demo import CONFIG, RECIPE
 from contextcrf.evaluation import confusion
 from contextcrf.figures import save_figure
 from contextcrf.locks import claim
 from contextcrf.model import UNARY
 from contextcrf.recipe import Recipe
+from contextcrf.tour import CONFIG, RECIPE
 from contextcrf.training import augmentation, fit
 from contextcrf.tuning import best_of, tune_strengths
 
@@ -55,7 +55,7 @@ POINTS = [
 
 
 def recipe(seed: int, potentials: list[str] | None) -> Recipe:
-    """The demo's, for some potentials."""
+    """The tour's, for some potentials."""
     return replace(RECIPE, seed=seed, potentials=potentials)
 
 

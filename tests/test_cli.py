@@ -7,7 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
-from contextcrf import RangeBox, demo
+from contextcrf import RangeBox, tour
 from contextcrf.cli import build_parser, main
 from contextcrf.storage import load, save
 
@@ -193,11 +193,11 @@ def test_predict_turns_phone_photographs_and_refuses_deep_images(tiny_model, tmp
         assert labels.size == (24, 40)
 
 
-def test_the_demo_deletes_nothing_it_has_not_made(tmp_path, capsys):
+def test_the_tour_deletes_nothing_it_has_not_made(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "precious.txt").touch()
     with pytest.raises(SystemExit):
-        main(["demo", "--out", str(tmp_path)])
+        main(["tour", "--out", str(tmp_path)])
     assert "choose an empty or new folder" in capsys.readouterr().err
     assert (tmp_path / "results" / "precious.txt").exists()
 
@@ -293,10 +293,10 @@ def test_a_model_of_other_classes_is_not_evaluated(tiny_model, tmp_path, capsys)
     assert "the data have x, y" in capsys.readouterr().err
 
 
-def test_the_demo_runs_and_its_crf_is_evaluated(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "STRENGTHS", (0.0, 4.0))
-    monkeypatch.setattr(demo, "TUNING_IMAGES", 1)
-    main(["demo", "--out", str(tmp_path), "--epochs", "1", "--train_images", "12", "--val_images", "2"])
+def test_the_tour_runs_and_its_crf_is_evaluated(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tour, "STRENGTHS", (0.0, 4.0))
+    monkeypatch.setattr(tour, "TUNING_IMAGES", 1)
+    main(["tour", "--out", str(tmp_path), "--epochs", "1", "--train_images", "12", "--val_images", "2"])
     stored = json.loads((tmp_path / "results" / "results.json").read_text())
     names = ["unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair", "full"]
     assert [row["name"] for row in stored["rows"]] == names

@@ -29,6 +29,7 @@ RUN = {
     "README.md": (2, 0),
     "docs/any-network.md": (6, 0),
     "docs/crf.md": (3, 0),
+    "docs/demo.md": (0, 0),
     "docs/dense.md": (2, 0),
     "docs/faq.md": (9, 0),
     "docs/mathematics.md": (16, 0),
@@ -40,7 +41,7 @@ RUN = {
     "docs/tutorials/researcher.md": (2, 4),
 }
 # Pages whose commands are patterns, since data and models are the reader's. They are parsed.
-PATTERNS = ("README.md", "docs/training.md", "docs/models.md")
+PATTERNS = ("README.md", "docs/demo.md", "docs/training.md", "docs/models.md")
 # Commands of the other pages that are not run, and why. They are parsed too.
 NOT_RUN = {
     'python3 -m pip install ".[offline]"': "installs what is installed",

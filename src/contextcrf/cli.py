@@ -1,5 +1,6 @@
 """The command line. `contextcrf COMMAND --help` tells what each takes; every option may stand in a YAML file."""
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "publish": (sharing.publish, ("model",)),
     "export": (sharing.export, ("model",)),
     "refine": (predicting.refine, ("maps",)),
-    "demo": (predicting.demo, ()),
+    "demo": (predicting.demo, ("model",)),
+    "tour": (predicting.tour, ()),
     "doctor": (data.doctor, ()),
 }
 
@@ -40,6 +42,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, (function, positional) in COMMANDS.items():
         documentation = docstring_parser.parse(function.__doc__ or "")
+        parameters = inspect.signature(function).parameters
         help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
         command = ArgumentParser(description=documentation.short_description)
         command.add_argument("--config", action="config", help="YAML file with any of the options below")
@@ -47,6 +50,9 @@ def build_parser() -> ArgumentParser:
             kind = function.__annotations__[argument]
             if kind == list[Path]:
                 command.add_argument(argument, type=Path, nargs="+", help=help_of[argument])
+            elif parameters[argument].default is not inspect.Parameter.empty:
+                default = parameters[argument].default
+                command.add_argument(argument, type=kind, nargs="?", default=default, help=help_of[argument])
             else:
                 command.add_argument(argument, type=kind, help=help_of[argument])
         command.add_function_arguments(function, skip=set(positional), as_group=False)

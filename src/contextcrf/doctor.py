@@ -20,6 +20,7 @@ OPTIONAL = {
     "scipy": ("voc", "masks of SBD"),
     "segmentation-models-pytorch": ("baselines", "the network deeplabv3plus"),
     "onnxruntime": ("export", "ONNX files"),
+    "gradio": ("demo", "the page of contextcrf demo"),
 }
 
 

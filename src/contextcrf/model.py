@@ -326,18 +326,38 @@ class ContextCRF(nn.Module, HubModel):
             places on the graph, of `Explanation.size`.
         """
         pixels = as_pixels(image)
-        height, width = pixels.shape[-2:]
-        row, column = pixel
-        if not (0 <= row < height and 0 <= column < width):
-            raise ValueError(f"pixel {pixel}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
+        _check_pixel(pixel, pixels.shape[-2:])
         features, marginals = self._infer_images(pixels[None].to(self.mean.device).float())
+        return self.explain_inference(features, marginals, pixel, pixels.shape[-2:])
+
+    @torch.no_grad()
+    def explain_inference(
+        self,
+        features: dict[str, Tensor],
+        marginals: Tensor,
+        pixel: tuple[int, int],
+        size: Sequence[int],
+        strengths: Mapping[str, float | None] | None = None,
+    ) -> dict[str, Explanation]:
+        """`explain`, of an inference that has been done.
+
+        Args:
+            features: of one image, as `features` returns them.
+            marginals: [1, K, h, w], as `infer` returns them.
+            pixel: row and column in the image.
+            size: height and width of the image.
+            strengths: those of the inference, in place of the configuration's.
+        """
+        _check_pixel(pixel, size)
+        strengths = self.config.strengths if strengths is None else strengths
+        (row, column), (height, width) = pixel, size
         rows, columns = marginals.shape[-2:]
         node = (row * rows // height // self.cell, column * columns // width // self.cell)
         cells = self.pool(marginals)
         result = {}
         for name in self.pairwise:
             found = explain(self._pairwise(name), features[name], cells, node)
-            weight = self._weight(name, features[name], self.config.strengths)
+            weight = self._weight(name, features[name], strengths)
             result[name] = replace(found, messages=weight * found.messages)
         return result
 
@@ -438,6 +458,12 @@ class ContextCRF(nn.Module, HubModel):
         if self.cell == 1:
             return maps
         return F.avg_pool2d(maps, self.cell, ceil_mode=True)
+
+
+def _check_pixel(pixel: tuple[int, int], size: Sequence[int]) -> None:
+    (row, column), (height, width) = pixel, size
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError(f"pixel {pixel}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
 
 
 def _learned_dense(config: ModelConfig, num_classes: int) -> DenseCRF:

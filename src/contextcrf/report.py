@@ -1,17 +1,18 @@
 """What goes with results: examples in the manner of the paper's Figs. 6-7, bars, a page, explanations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from contextcrf.crf import Explanation
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import Results, System, intersection_over_union, predict
 from contextcrf.figures import colorize, iou_bars, push_picture, qualitative_grid, save_figure
-from contextcrf.model import ContextCRF
-from contextcrf.page import Example, pick, render
+from contextcrf.model import ContextCRF, Segmentation
 from contextcrf.pixels import ImageLike
+from contextcrf.results_page import Example, pick, render
 from contextcrf.views import ONE_VIEW, Views
 
 
@@ -84,8 +85,23 @@ def draw_explanation(model: ContextCRF, image: ImageLike, pixel: tuple[int, int]
     Raises:
         ValueError: a pixel outside the image, or no neighbour that pushes at all.
     """
-    explanations = model.explain(image, pixel)
-    segmentation = model.segment(image)
+    return draw_pushes(model.segment(image), model.explain(image, pixel), pixel, model.config.strengths)
+
+
+def draw_pushes(
+    segmentation: Segmentation,
+    explanations: Mapping[str, Explanation],
+    pixel: tuple[int, int],
+    strengths: Mapping[str, float | None],
+) -> Image.Image:
+    """`draw_explanation`, of an inference that has been done.
+
+    Args:
+        segmentation: what inference ended with.
+        explanations: what the relations say about the pixel.
+        pixel: row and column in the image.
+        strengths: those of the inference, for the error.
+    """
     photo = Image.fromarray(segmentation.image.permute(1, 2, 0).numpy())
     label, rival = segmentation.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
     pushes = {name: found.push_map(label, rival) for name, found in explanations.items()}
@@ -93,10 +109,10 @@ def draw_explanation(model: ContextCRF, image: ImageLike, pixel: tuple[int, int]
     if scale == 0:
         raise ValueError(
             f"pixel {pixel}: no neighbour pushes its label: the relations are untrained, or their strengths are 0 "
-            f"(here {model.config.strengths}); other strengths show what they would say"
+            f"(here {dict(strengths)}); other strengths show what they would say"
         )
-    names = model.classes.names
+    names = segmentation.classes.names
     titles = [f"{names[label]} (then {names[rival]})"]
     titles += [f"{name}: {float(push.sum()):+.2f}" for name, push in pushes.items()]
     drawn = [push_picture(photo, push, pixel, scale) for push in pushes.values()]
-    return qualitative_grid([[segmentation.overlay(), *drawn]], titles, model.classes)
+    return qualitative_grid([[segmentation.overlay(), *drawn]], titles, segmentation.classes)

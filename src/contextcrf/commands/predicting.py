@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,16 +162,47 @@ def voc_submission(
     print(f"{count} images of {split} labelled, written to {out}")
 
 
-def demo(out: Path = Path("demo"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
+def demo(
+    model: str = "camvid",
+    port: int = 7860,
+    max_mb: float = 10,
+    max_pixels: int = 50_000_000,
+    side: int = 640,
+    seconds: float = 60,
+    browser: bool = True,
+) -> None:
+    """A web page on this machine: drop a picture, move sliders, click a pixel to see who voted for its label.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        port: of 127.0.0.1, where the page is; 0 takes a free one.
+        max_mb: size of the largest file it takes, megabytes.
+        max_pixels: width times height of the largest picture it decodes.
+        side: pictures are shrunk to this longer side, px.
+        seconds: that one computation may take.
+        browser: open a window on it.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError('the page needs gradio: pip install "contextcrf[demo]"')
+    from contextcrf.storage import load
+    from contextcrf.web.limits import Limits
+    from contextcrf.web.server import serve
+    from contextcrf.web.session import Session
+
+    limits = Limits(max_mb, max_pixels, side, seconds)
+    serve(Session(load(model).to(device()), limits), model, port, browser)
+
+
+def tour(out: Path = Path("tour"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
     """The whole way on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
 
     Args:
-        out: folder for everything it makes; what an earlier demo left there is replaced.
+        out: folder for everything it makes; what an earlier tour left there is replaced.
         epochs: of training.
         train_images: scenes to train on.
         val_images: scenes to evaluate on.
     """
-    from contextcrf.demo import run
+    from contextcrf.tour import run
 
     run(out, epochs, train_images, val_images)
 

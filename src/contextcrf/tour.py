@@ -1,4 +1,4 @@
-"""`contextcrf demo`: the main job from end to end on context scenes, which need no download.
+"""`contextcrf tour`: the main job from end to end on context scenes, which need no download.
 
 The trunk sees 15 x 15 pixels. A sheep and a boat, a wall and a trunk look the same through that window, so the unary
 can only guess, and what is around or above must tell: here the pairwise potentials have to win.
@@ -50,14 +50,14 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     """Draw scenes, train, tune, evaluate; everything is written below `out`.
 
     Args:
-        out: a new or empty folder, or an earlier demo's, whose results are replaced.
+        out: a new or empty folder, or an earlier tour's, whose results are replaced.
         epochs: of training.
         train_images, val_images: scenes to train and to evaluate on.
     """
-    marker = out / ".contextcrf-demo"
+    marker = out / ".contextcrf-tour"
     if out.exists() and any(out.iterdir()):
         if not marker.exists():
-            raise FileExistsError(f"{out} holds files that no demo made; choose an empty or new folder with --out")
+            raise FileExistsError(f"{out} holds files that no tour made; choose an empty or new folder with --out")
         for part in ("scenes", "fit", "model", "results"):
             shutil.rmtree(out / part, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)

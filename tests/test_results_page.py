@@ -7,8 +7,8 @@ import torch
 from contextcrf.classes import Classes
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import ConfusionMatrix, Results, Row, evaluate, systems
-from contextcrf.page import pick, render
 from contextcrf.report import write_page
+from contextcrf.results_page import pick, render
 
 
 class Page(HTMLParser):

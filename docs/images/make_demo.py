@@ -1,0 +1,79 @@
+"""The pictures of docs/demo.md: the page of a model in Chromium, with a drawn scene.
+
+contextcrf tour --out demo
+python docs/images/make_demo.py demo/model
+"""
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from contextcrf import load
+from contextcrf.data.scenes import ContextScenes
+from contextcrf.web.limits import Limits
+from contextcrf.web.server import running
+from contextcrf.web.session import Session
+
+OUT = Path(__file__).parent
+SCENE = 3
+# Row and column of the pixel that is clicked: in a white disc, a boat that the unary takes for a sheep.
+PIXEL = (130, 116)
+# What a file of some kilobytes may unpack to.
+BOMB = Image.new("1", (8000, 8000))
+
+
+def drop(page: Page, image: Image.Image) -> None:
+    """Give the page a picture."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    page.locator("#drop input[type=file]").set_input_files(
+        {"name": "picture.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    )
+
+
+def save(screenshot: bytes, name: str) -> None:
+    """With 256 colours, which is a third of the bytes."""
+    Image.open(io.BytesIO(screenshot)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
+        OUT / name, optimize=True
+    )
+
+
+def photograph(page: Page, scene: Image.Image) -> None:
+    """Drop the scene, click the pixel, take the picture; then drop a decompression bomb, and take another."""
+    drop(page, scene)
+    crf = page.locator("#crf img")
+    crf.wait_for()
+    page.wait_for_function(
+        "[...document.querySelectorAll('#refined img, #crf img, #unary img')].every(image => image.complete)"
+    )
+    box = crf.bounding_box()
+    assert box is not None
+    (row, column), (width, height) = PIXEL, scene.size
+    crf.click(position={"x": box["width"] * (column + 0.5) / width, "y": box["height"] * (row + 0.5) / height})
+    page.locator("#why img").wait_for()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1000)  # progress bars fade
+    save(page.screenshot(full_page=True), "demo.png")
+    drop(page, BOMB)
+    page.locator("#message [role=alert]").wait_for()
+    page.wait_for_timeout(1000)
+    save(page.screenshot(clip={"x": 0, "y": 0, "width": 1280, "height": 440}), "demo-refused.png")
+
+
+def main(model: str) -> None:
+    """Serve a model, photograph its page."""
+    image, _ = ContextScenes(SCENE + 1, "val").render(SCENE)
+    with running(Session(load(model), Limits()), "demo/model") as address, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        photograph(page, Image.fromarray(image))
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

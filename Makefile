@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/contextcrf tour --out demo
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: setup
 	$(BIN)/ruff check .

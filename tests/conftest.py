@@ -9,6 +9,10 @@ from hypothesis import settings
 # The model hub is never asked in tests: what depends on the network would pass or fail with it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Each of several processes takes its share of the cores.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
+
 settings.register_profile("contextcrf", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("contextcrf")
 

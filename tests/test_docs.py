@@ -242,7 +242,8 @@ def test_every_page_and_every_command_is_known(tmp_path):
 
 
 def test_the_site_is_built_without_a_warning_and_needs_no_other(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    # Not --quiet: with it warnings are not counted, and nothing could fail.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
     )

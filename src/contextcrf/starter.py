@@ -21,7 +21,8 @@ class Start:
     """What `init` found and wrote.
 
     Attributes:
-        classes, void: of the data.
+        classes: of the data.
+        void: the value of the masks that means "no label".
         found: the survey of all masks.
         images: by split.
         written: files that were not there before.

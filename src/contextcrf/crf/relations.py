@@ -134,7 +134,8 @@ class Graph:
 
     Args:
         relation: which nodes are joined.
-        height, width: of the feature map.
+        height: rows of the feature map.
+        width: columns of the feature map.
         device: where tables are made.
     """
 

@@ -88,6 +88,7 @@ class Study:
     Args:
         config, heads: recipes of networks, and of heads on the features of one.
         folds: of the cross-validation; with 1, the data's own train and val.
+        least: classes in fewer test images than this are not scored; what they add is noise.
         video: neighbours in the list of images are alike; intervals are those of blocks of VIDEO_BLOCK images.
     """
 
@@ -95,13 +96,14 @@ class Study:
     heads: Path
     folds: int
     video: bool = False
+    least: int = 0
 
 
 STUDIES = {
     "msrc": Study(CONFIGS / "msrc-context.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
     "msrc-near": Study(CONFIGS / "msrc-near.yaml", CONFIGS / "msrc-heads.yaml", folds=3),
     "camvid": Study(CONFIGS / "camvid-context.yaml", CONFIGS / "camvid-heads.yaml", folds=1, video=True),
-    "voc": Study(CONFIGS / "voc-context.yaml", CONFIGS / "msrc-heads.yaml", folds=1),
+    "voc": Study(CONFIGS / "voc-context.yaml", CONFIGS / "msrc-heads.yaml", folds=1, least=10),
 }
 
 
@@ -341,7 +343,15 @@ def halves(count: int, video: bool) -> tuple[slice, slice]:
     return (slice(count // 2), slice(count // 2, None)) if video else (slice(0, None, 2), slice(1, None, 2))
 
 
-def collect(folds: Sequence[Fold], video: bool, groups: Sequence[str]) -> dict[str, Measured]:
+def scored_classes(folds: Sequence[Fold], least: int) -> list[int]:
+    """The classes that so many of all folds' test images show."""
+    images = torch.cat([read_counts(counts_path(fold, "unaries"))[1][f"{UNARY}|0"] for fold in folds])
+    return [k for k, count in enumerate((images.sum(2) > 0).sum(0).tolist()) if count >= least]
+
+
+def collect(
+    folds: Sequence[Fold], video: bool, groups: Sequence[str], classes: Sequence[int] | None = None
+) -> dict[str, Measured]:
     """The rows of some groups; each half of a fold's test images takes the strength that is best on the other half."""
     parts = []
     for fold in folds:
@@ -365,7 +375,7 @@ def collect(folds: Sequence[Fold], video: bool, groups: Sequence[str]) -> dict[s
         names = {strength: f"{row[:-1]}{strength:g}" for strength in STRENGTHS}
         chosen = []
         for _, other in parts:
-            scores = {strength: float(mean_iou(other[name]).mean()) for strength, name in names.items()}
+            scores = {strength: float(mean_iou(other[name], classes).mean()) for strength, name in names.items()}
             chosen.append(max(scores, key=lambda strength: scores[strength]))
         counts = [half[names[strength]] for (half, _), strength in zip(parts, chosen, strict=True)]
         result[row] = Measured(torch.cat(counts, 1), chosen)
@@ -380,28 +390,35 @@ def _by_row(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return {row: torch.stack(seeds) for row, seeds in rows.items()}
 
 
-def mean_iou(counts: Tensor) -> Tensor:
-    """Of confusion matrices [seeds, images, K, K], for each seed [seeds]."""
-    return intersection_over_union(counts.sum(1)).nanmean(-1)
+def mean_iou(counts: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    """Of confusion matrices [seeds, images, K, K], for each seed [seeds], over some classes or all."""
+    iou = intersection_over_union(counts.sum(1))
+    return (iou if classes is None else iou[:, list(classes)]).nanmean(-1)
 
 
-def report(name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] = tuple(GROUPS)) -> None:
+def report(
+    name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] = tuple(GROUPS), least: int = 0
+) -> None:
     """Write the tables of some groups: mean IoU of each seed, differences to single unaries and to three; contrasts.
 
     A row with two seeds that stands on the first two unaries is compared with these. Where groups are missing, the last
     of those that are there is part of the files' names.
     """
-    rows = collect(folds, video, groups)
-    images = rows[UNARY].counts.shape[1]
-    lines = [f"| row ({images} images) | mean IoU | seeds | over one unary | over three unaries | strength |"]
+    classes = scored_classes(folds, least) if least else None
+    rows = collect(folds, video, groups, classes)
+    images = f"{rows[UNARY].counts.shape[1]} images"
+    if classes is not None:
+        names = open_dataset(folds[0].data, folds[0].test).classes.names
+        images += ", classes " + ", ".join(names[k] for k in classes)
+    lines = [f"| row ({images}) | mean IoU | seeds | over one unary | over three unaries | strength |"]
     lines.append("|---|---:|---|---|---|---|")
     found: list[dict[str, Any]] = []
     for row, measured in rows.items():
         on_two = "1unary" in row
         unaries = rows[UNARY].counts[: len(SEEDS) if on_two else None]
-        single = change_of(unaries, measured.counts, video)
-        three = change_of(rows[THREE].counts, measured.counts, video)
-        seeds = mean_iou(measured.counts).tolist()
+        single = change_of(unaries, measured.counts, video, classes)
+        three = change_of(rows[THREE].counts, measured.counts, video, classes)
+        seeds = mean_iou(measured.counts, classes).tolist()
         mean = sum(seeds) / len(seeds)
         found.append({"row": row, "mean_iou": mean, "seeds": seeds, "strengths": measured.strengths})
         found[-1] |= {"over one unary": single, "over three unaries": three}
@@ -412,7 +429,7 @@ def report(name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] 
     for without, with_labels in CONTRASTS:
         if without not in rows or with_labels not in rows:
             continue
-        change = change_of(rows[without].counts, rows[with_labels].counts, video)
+        change = change_of(rows[without].counts, rows[with_labels].counts, video, classes)
         found.append({"without": without, "with": with_labels, "difference": change})
         lines.append(f"| {without} | {with_labels} | {shown(change)} |")
     print("\n".join(lines))
@@ -422,9 +439,9 @@ def report(name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] 
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
-def change_of(first: Tensor, second: Tensor, video: bool = False) -> list[float]:
+def change_of(first: Tensor, second: Tensor, video: bool = False, classes: Sequence[int] | None = None) -> list[float]:
     """The difference of mean IoU and its interval."""
-    found = paired_bootstrap(first, second, block=VIDEO_BLOCK if video else 1)
+    found = paired_bootstrap(first, second, block=VIDEO_BLOCK if video else 1, classes=classes)
     return [found.second - found.first, found.low, found.high]
 
 
@@ -447,7 +464,7 @@ def main() -> None:
         train(study, folds, GROUPS[name].networks)
         for fold in folds:
             evaluate(fold, name)
-    report(options.study, study.video, folds, groups)
+    report(options.study, study.video, folds, groups, study.least)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,24 @@ def fold(work, number, best):
     return part
 
 
+def test_seldom_classes_are_not_scored(tmp_path):
+    part = fold(tmp_path, 0, (2.0, 2.0))
+    # Class 0 is in all four images of the fold; take class 1 out of three of them.
+    path = context.counts_path(part, "unaries")
+    names, rows = read_counts(path)
+    for counts in rows.values():
+        counts[:3, 1] = 0
+    write_counts(path, names, rows)
+    assert context.scored_classes([part, part], least=2) == [0, 1]
+    assert context.scored_classes([part, part], least=3) == [0]
+    counts = torch.stack([image(9), image(5)])[None]
+    assert context.mean_iou(counts, [1]).item() == pytest.approx(14 / 26)
+    worse = counts.clone()
+    worse[0, :, 1] = torch.tensor([10, 0])
+    assert context.change_of(counts, worse, classes=[1])[0] == pytest.approx(-14 / 26)
+    assert context.change_of(counts, worse, classes=[0])[0] != pytest.approx(-14 / 26)
+
+
 def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own(tmp_path):
     rows = context.collect([fold(tmp_path, 0, (4.0, 1.0)), fold(tmp_path, 1, (2.0, 2.0))], False, list(context.GROUPS))
     measured = rows["1unary+2pair, strength ?"]

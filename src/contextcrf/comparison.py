@@ -32,7 +32,9 @@ class Difference:
         return f"{100 * self.first:.2f} -> {100 * self.second:.2f}: {change} [{low}, {high}]"
 
 
-def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000, block: int = 1) -> Difference:
+def paired_bootstrap(
+    first: Tensor, second: Tensor, samples: int = 10_000, block: int = 1, classes: Sequence[int] | None = None
+) -> Difference:
     """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
 
     The interval is that of the percentiles 2.5 and 97.5. It tells how far another draw of images could change the
@@ -44,6 +46,7 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000, block
         samples: draws of all images.
         block: draw this many neighbouring images together, since frames of a video repeat each other and would make
             the interval too narrow (the block bootstrap, Carlstein 1986).
+        classes: whose IoU are averaged; None is all.
 
     Raises:
         ValueError: if the shapes or the truths differ, or fewer than two blocks have a known pixel.
@@ -63,6 +66,7 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000, block
             raise ValueError(f"image {image}: the truth is not the same in both: expected the same masks and classes")
     trainings = [[_blocks(counts, block) for counts in part] for part in trainings]
     known = _blocks(truth, block).sum(1) > 0
+    scored = list(range(truth.shape[1])) if classes is None else list(classes)
     total = int(known.sum())
     if total < 2:
         what = "images" if block == 1 else f"blocks of {block} images"
@@ -75,7 +79,7 @@ def paired_bootstrap(first: Tensor, second: Tensor, samples: int = 10_000, block
         """Over the classes that occur, of images that count so many times [..., images]."""
         counts = counts[known].double()
         hits = counts.diagonal(dim1=1, dim2=2)
-        return (times @ hits / (times @ (counts.sum(1) + counts.sum(2) - hits))).nanmean(-1)
+        return (times @ hits / (times @ (counts.sum(1) + counts.sum(2) - hits)))[..., scored].nanmean(-1)
 
     def averaged(times: Tensor) -> list[Tensor]:
         return [torch.stack([mean_iou(counts, times) for counts in part]).mean(0) for part in trainings]

@@ -101,6 +101,13 @@ def test_what_cannot_be_opened_is_refused_by_name(camvid, tmp_path_factory):
         open_dataset(camvid, "none")
 
 
+def test_a_loop_over_the_samples_ends(camvid):
+    data = open_dataset(camvid, "train")
+    assert len([*zip(data, range(len(data) + 2), strict=False)]) == len(data)
+    with pytest.raises(IndexError):
+        data[len(data), 0]
+
+
 def test_spread_takes_pairs_evenly():
     pairs = [(i, i) for i in range(10)]
     data = SegmentationDataset(pairs, CAMVID)

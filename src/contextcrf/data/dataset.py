@@ -133,6 +133,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     def _read(self, index: int) -> Sample:
         """A pair from disk; where broken files are skipped, the next one that can be read."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")  # it ends a loop over the samples
         for candidate in range(index, index + len(self)):
             image, mask = self.pairs[candidate % len(self)]
             try:

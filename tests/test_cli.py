@@ -105,6 +105,15 @@ def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
     assert "scenes" in stored["about"]["data"]
     with Image.open(results / "examples.png") as grid:
         assert grid.size[0] > 4 * 96
+    # New heads are not listened to with the strengths of the old ones.
+    tuned = load(model)
+    tuned.config.strengths = {"surrounding": 0.0}
+    save(tuned, model, tuned.about)
+    main(["fit-heads", str(model), "--data", str(scenes), "--out", str(tmp_path / "again"), *heads[:-2]])
+    again = load(tmp_path / "again" / "model")
+    assert again.config.strengths == {}
+    assert again.config.graph_stride == 16
+    assert set(again.about) == {"fit", "fit-heads"}
 
 
 def test_networks_trained_each_for_one_potential_are_assembled(trained, tmp_path, capsys):

@@ -66,18 +66,22 @@ def run_fit_heads(
     graph_stride: int | None = None,
     ckpt_path: str | None = None,
 ) -> Path:
-    """The command `fit-heads`, whose arguments these are; returns the model's folder."""
+    """The command `fit-heads`, whose arguments these are; returns the model's folder.
+
+    Strengths that were tuned, for other heads or another graph, are forgotten: new heads speak with one vote.
+    """
     _refuse_overwriting(out, ckpt_path)
     network = load(model).to(device())
-    if graph_stride is not None:
-        # Strengths belong to the graph they were tuned on.
-        network.config = replace(network.config, graph_stride=graph_stride, strengths={})
+    about = {key: value for key, value in network.about.items() if key != "tune"}
+    if graph_stride is not None or "tune" in network.about:
+        stride = network.config.graph_stride if graph_stride is None else graph_stride
+        network.config = replace(network.config, graph_stride=stride, strengths={})
     train = _open(data, train_split, recipe)
     same_classes(network, train)
     train = without_broken(train)
     fit_heads(network, train, recipe, out, views, ckpt_path)
     report_left_out(train.broken)
-    save(network, out / "model", {**network.about, "fit-heads": _about(data, train_split, recipe)})
+    save(network, out / "model", {**about, "fit-heads": _about(data, train_split, recipe)})
     return out / "model"
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from contextcrf.model import UNARY, ContextCRF, ModelConfig, assemble
 from contextcrf.preparation import device
 from contextcrf.recipe import Recipe
 from contextcrf.runs import train_once
-from contextcrf.storage import load, save
+from contextcrf.storage import fingerprint, load, save
 from contextcrf.tuning import adopt, best_of, tune_dense, tune_strengths
 
 STUDIES = Path(__file__).parent / "studies"
@@ -273,16 +273,7 @@ def shape_of(network: str) -> dict[str, Any]:
     return {**shape, "strengths": {}}
 
 
-def _plain(values: ModelConfig | Recipe) -> dict[str, Any]:
-    """A dataclass as YAML can hold it."""
-    return json.loads(json.dumps(asdict(values)))
-
-
 def _digest(model: ContextCRF, data: SegmentationDataset, precision: str) -> str:
     """Of weights and settings, and of the images that they meet."""
-    images = [path.name for path, _ in data.pairs]
-    meeting = [_plain(model.config), data.pairs[0][0].parent.as_posix(), images, precision]
-    digest = hashlib.sha256(json.dumps(meeting, sort_keys=True).encode())
-    for value in model.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
+    meeting = [fingerprint(model), data.pairs[0][0].parent.as_posix(), [path.name for path, _ in data.pairs], precision]
+    return hashlib.sha256(json.dumps(meeting).encode()).hexdigest()[:8]

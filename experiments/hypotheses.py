@@ -116,7 +116,6 @@ TRIALS: Mapping[str, Sequence[Trial]] = {
         Trial("and a ring", relations={**paper_relations(), "ring": RangeBox.ring()}),
         Trial("then unrolled mean field", stages=[{}, {**UNROLLED, "epochs": 2, "lr": 5e-4}]),
         Trial("pseudo-likelihood", stages=[{"max_edges": None, "objective": "pseudo-likelihood"}]),
-        Trial("unrolled mean field", stages=[UNROLLED]),
         Trial("four times the edges", stages=[{"max_edges": 4 * 8192}]),
         Trial("24 epochs", stages=[{"epochs": 24}]),
     ],

@@ -129,6 +129,22 @@ def test_a_coarser_graph_pools_features_and_labels():
     assert model.infer(maps).shape == (1, 3, 6, 9)
 
 
+def test_the_unary_s_loss_at_nodes_and_at_pixels():
+    model, masks = tiny(), torch.randint(3, (2, 48, 64))
+    masks[:, :20] = 255
+    maps = model.features(images(2).float(), ["unary"])
+    nodes, pixels = (model.nll(maps, masks, loss_at=place)["unary"] for place in ("nodes", "pixels"))
+    torch.testing.assert_close(nodes, model.unary.nll(maps["unary"], downsample(masks, (6, 8))))
+    # As prediction has it: scores are brought to the pixels, and every known one counts.
+    marginals = upsample(model.unary(maps["unary"]), (48, 64)).softmax(1)
+    truth = marginals.gather(1, masks.where(masks < 3, 0)[:, None])[:, 0]
+    torch.testing.assert_close(pixels, -truth.log()[masks < 3].mean())
+    assert abs(nodes - pixels) > 1e-4
+    weights = torch.tensor([1.0, 0.0, 0.0])
+    only = model.nll(maps, masks, class_weights=weights, loss_at="pixels")["unary"]
+    torch.testing.assert_close(only, -truth.log()[masks == 0].sum() / (masks < 3).sum())
+
+
 def test_labels_go_down_by_nearest_neighbour_and_marginals_up_bilinearly():
     masks = torch.arange(16).view(1, 4, 4)
     assert downsample(masks, (2, 2)).tolist() == [[[5, 7], [13, 15]]]

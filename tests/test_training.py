@@ -261,6 +261,16 @@ def test_coupled_objectives_refuse_what_only_pieces_have():
         quick(objective="mean-field")
     with pytest.raises(ValueError, match="class_balance"):
         quick(objective="pseudo-likelihood", max_edges=None, class_balance=0.5)
+    with pytest.raises(ValueError, match="loss_at"):
+        quick(objective="unrolled", max_edges=None, loss_at="pixels")
+
+
+def test_the_recipe_says_where_the_loss_is(tiny_model, scenes):
+    batch = torch.utils.data.default_collate([open_dataset(scenes, "train")[i] for i in range(2)])
+    found = [Piecewise(tiny_model, quick(loss_at=place), 4).losses(batch)["unary"] for place in ("nodes", "pixels")]
+    features = tiny_model.features(batch[0].float(), ["unary"])
+    expected = [tiny_model.nll(features, batch[1], loss_at=place)["unary"] for place in ("nodes", "pixels")]
+    torch.testing.assert_close(found, expected)
 
 
 def test_lightning_says_nothing_of_itself(tiny_model, train, tmp_path, caplog):

@@ -27,6 +27,7 @@ from contextcrf.crf import (
     unrolled_nll,
 )
 from contextcrf.crf.meanfield import Pair
+from contextcrf.crf.potentials import nodes_nll
 from contextcrf.crf.table import PairTable
 from contextcrf.hub import HubModel
 from contextcrf.maps import downsample, upsample
@@ -34,6 +35,7 @@ from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.multiscale import MultiScale, Upsampling
 from contextcrf.pixels import ImageLike, as_pixels
+from contextcrf.recipe import LossAt
 from contextcrf.views import ONE_VIEW, Views
 
 UNARY = "unary"
@@ -367,6 +369,7 @@ class ContextCRF(nn.Module, HubModel):
         masks: Tensor,
         max_edges: int | None = None,
         class_weights: Tensor | None = None,
+        loss_at: LossAt = "nodes",
     ) -> dict[str, Tensor]:
         """The piecewise negative log-likelihood of each potential, eq. (10)-(13), by name.
 
@@ -375,14 +378,18 @@ class ContextCRF(nn.Module, HubModel):
             masks: int64 [B, H, W] at image size, void 255; brought to each map by nearest neighbour.
             max_edges: as in `PairwisePotential.nll`.
             class_weights: as in `UnaryPotential.nll`.
+            loss_at: the unary's mean is over the nodes, or over the pixels, to which its logits are then up-sampled.
         """
         losses = {}
         for name, maps in features.items():
             labels = downsample(masks, maps.shape[-2:])
-            if name == UNARY:
-                losses[name] = self.unary.nll(maps, labels, class_weights=class_weights)
-            else:
+            if name != UNARY:
                 losses[name] = self._pairwise(name).nll(maps, labels, max_edges=max_edges)
+            elif loss_at == "pixels":
+                logits = upsample(self.unary(maps), masks.shape[-2:])
+                losses[name] = nodes_nll(logits, masks, class_weights=class_weights)
+            else:
+                losses[name] = self.unary.nll(maps, labels, class_weights=class_weights)
         return losses
 
     def coupled_nll(self, features: dict[str, Tensor], masks: Tensor, objective: str) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from contextcrf.machine import Precision, fast_precision, loading_workers, usual_batch
 
+LossAt = Literal["nodes", "pixels"]
+
 
 @dataclass
 class Recipe:
@@ -24,6 +26,9 @@ class Recipe:
         weight_decay: the paper's is 0.0005.
         max_edges: edges a step for each pairwise potential, drawn at random; None takes all.
         class_balance: exponent b of the unary loss's class weights, frequency^-b; 0 is the paper's plain sum.
+        loss_at: where the unary's loss is taken: at the "nodes" of its map, the labels brought there by nearest
+            neighbour, as in the paper; or at the "pixels" of a crop, its scores brought there bilinearly, as they are
+            for prediction: this sees what is thinner than a node.
         ema: decay per step of an average of the weights that is evaluated and kept; 0 is off.
         crop: height and width of training crops, pixels.
         scale: range of the random scale.
@@ -51,6 +56,7 @@ class Recipe:
     weight_decay: float = 5e-4
     max_edges: int | None = None
     class_balance: float = 0.0
+    loss_at: LossAt = "nodes"
     ema: float = 0.0
     crop: tuple[int, int] = (320, 320)
     scale: tuple[float, float] = (0.5, 2.0)
@@ -66,11 +72,15 @@ class Recipe:
     val_every: int = 1
 
     def __post_init__(self) -> None:
-        if self.objective != "piecewise" and (self.max_edges is not None or self.class_balance):
+        if self.objective == "piecewise":
+            return
+        if self.max_edges is not None or self.class_balance:
             raise ValueError(
                 f"objective {self.objective!r} takes all edges and no class weights: expected max_edges null and "
                 f"class_balance 0, got {self.max_edges} and {self.class_balance}"
             )
+        if self.loss_at != "nodes":
+            raise ValueError(f"loss_at {self.loss_at!r}: expected nodes with the objective {self.objective!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

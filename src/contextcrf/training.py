@@ -142,7 +142,7 @@ class Piecewise(_Objective):
             return {CRF_RNN: self.model.refined_nll(features, images, masks)}
         if self.recipe.objective != "piecewise":
             return {self.recipe.objective: self.model.coupled_nll(features, masks, self.recipe.objective)}
-        return self.model.nll(features, masks, self.recipe.max_edges, weights)
+        return self.model.nll(features, masks, self.recipe.max_edges, weights, self.recipe.loss_at)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         trunks = [self.model.trunk(name) for name in self.names]

@@ -61,14 +61,17 @@ class UnaryPotential(nn.Module):
             labels: int64 [B, H, W]; `ignore_index` marks void. With void alone the result is 0.
             class_weights: [K], weight of a node by its label (not in the paper; None is 1 for all).
         """
-        check_labels(labels, features, self.num_classes, ignore_index)
-        known = (labels != ignore_index).sum().clamp(min=1)
-        return (
-            F.cross_entropy(
-                _at_least_single(self(features)), labels, class_weights, ignore_index=ignore_index, reduction="sum"
-            )
-            / known
-        )
+        return nodes_nll(self(features), labels, ignore_index, class_weights)
+
+
+def nodes_nll(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None
+) -> Tensor:
+    """Of logits [B, K, H, W] what `UnaryPotential.nll` is of features."""
+    check_labels(labels, logits, logits.shape[1], ignore_index)
+    known = (labels != ignore_index).sum().clamp(min=1)
+    total = F.cross_entropy(_at_least_single(logits), labels, class_weights, ignore_index=ignore_index, reduction="sum")
+    return total / known
 
 
 class LabelPairs(nn.Module):

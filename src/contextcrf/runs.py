@@ -195,7 +195,12 @@ def _compare(out: Path, wanted: Mapping[str, Any], done: str) -> None:
     path = out / _SETTINGS
     if not path.exists():
         raise OtherSettingsError(f"{out}: nobody knows how this was {done}: move it away")
-    found = _flat(json.loads(path.read_text()))
+    # What was begun before a setting existed has its default.
+    settings = json.loads(path.read_text())
+    for key, group in (("model", ModelConfig()), ("recipe", Recipe())):
+        if isinstance(settings.get(key), dict):
+            settings[key] = {**json.loads(json.dumps(asdict(group))), **settings[key]}
+    found = _flat(settings)
     for key, value in _flat(wanted).items():
         if (there := found.get(key)) != value:
             raise OtherSettingsError(

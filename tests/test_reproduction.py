@@ -190,6 +190,14 @@ def test_a_stopped_training_goes_on(scenes, tmp_path, monkeypatch):
     assert not (tmp_path / "parts" / "model" / "model.safetensors").exists()
     again = load(train_once("fit", parts)).state_dict()
     assert all((again[key] == value).all() for key, value in whole.items())
+    # What was trained before there was a setting was trained with its default.
+    about = tmp_path / "parts" / "settings.json"
+    settings = json.loads(about.read_text())
+    del settings["recipe"]["loss_at"]
+    about.write_text(json.dumps(settings))
+    train_once("fit", parts)
+    with pytest.raises(OtherSettingsError, match=r"recipe\.loss_at nodes, not pixels"):
+        train_once("fit", {**parts, "recipe": replace(parts["recipe"], loss_at="pixels")})
     other = {**parts, "recipe": Recipe(**{**RECIPE, "epochs": 3})}
     shutil.rmtree(tmp_path / "parts" / "model")
     with pytest.raises(OtherSettingsError, match=r"parts: was begun with recipe\.epochs 2, not 3"):

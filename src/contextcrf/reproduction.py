@@ -42,7 +42,7 @@ class Study:
         heads: of heads on a shared trunk.
         train_split: to train on.
         val_split: to measure on.
-        tune_split: to choose strengths and dense CRFs on; strengths of the whole model that the study names are kept.
+        tune_split: to choose strengths and dense CRFs on; strengths that the study names are kept.
         tune_images: of that split, at most.
         views: augmented copies of each image whose features heads are trained on, kept in memory.
         pretrained: ImageNet weights, or a file of them.
@@ -171,9 +171,7 @@ class Workshop:
             model = self.pairwise(relations[0])
         else:
             model = assemble(self.unary(), {name: self.pairwise(name) for name in relations})
-        model.config.strengths = dict(self.study.model.strengths)
-        if not model.config.strengths:
-            model = self._tuned("1unary+2pair", model, dense=False)
+        model = self._weighted("1unary+2pair", model)
         return self._tuned("full", model, dense=True) if dense else model
 
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
@@ -188,8 +186,7 @@ class Workshop:
     def on_baseline(self, network: str) -> ContextCRF:
         """Our pairwise heads on a competitor's features."""
         self.baseline(network)
-        model = self._heads(network)
-        return self._tuned(f"{network}+2pair", model, dense=False)
+        return self._weighted(f"{network}+2pair", self._heads(network))
 
     def crf_rnn(self) -> ContextCRF:
         """FCN-8s, trained on through a dense CRF that learns: a quarter of the epochs at a tenth of the rate."""
@@ -233,6 +230,11 @@ class Workshop:
 
     def _network(self, name: str) -> Path:
         return self.out / "networks" / name
+
+    def _weighted(self, name: str, model: ContextCRF) -> ContextCRF:
+        """A model with the study's strengths, with chosen ones where it names none."""
+        model.config.strengths = dict(self.study.model.strengths)
+        return model if model.config.strengths else self._tuned(name, model, dense=False)
 
     def _tuned(self, name: str, model: ContextCRF, dense: bool) -> ContextCRF:
         """A model with the strengths or the dense CRF that do best on the tuning split; kept by its weights."""

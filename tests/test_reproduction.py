@@ -31,7 +31,8 @@ def write_study(path, shared=True, **recipe):
 
 
 def stamps(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".safetensors", ".npz")}
+    """Of networks and of what they say, one folder deeper than the tables."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*") if path.suffix in (".safetensors", ".npz")}
 
 
 def test_all_rows_of_a_study(scenes, tmp_path, capsys):
@@ -66,6 +67,9 @@ def test_all_rows_of_a_study(scenes, tmp_path, capsys):
     assert {path.name for path in out.glob("*.png")} == {"fig6.png", "fig7.png", "fig10.png"}
     with Image.open(out / "fig7.png") as shown:
         assert shown.height > 3 * 64  # all three images of the split, each once
+    capsys.readouterr()
+    main(["compare", str(out), str(out), "--first_row", "fcn-8s", "--second_row", "full"])
+    assert f"{100 * here['fcn-8s']:.2f} -> {100 * here['full']:.2f}: " in capsys.readouterr().out
     # Systems are what they are called.
     shop = Workshop(open_study(study), scenes, out)
     assert shop.unary(scales=1).config.scales == (1.0,)
@@ -162,7 +166,7 @@ def test_the_bundled_studies():
     bundled = yaml.safe_load((STUDIES / "voc.yaml").read_text())
     assert {key: bundled[key] for key in lin2015} == lin2015
     assert voc.heads.max_edges is not None
-    assert camvid.model.strengths == {}
+    assert camvid.model.strengths == {"surrounding": 0.5, "above": 0.5}  # one vote
     assert camvid.heads.lr == 0.001
     assert [path.stem for path in sorted(STUDIES.glob("*.yaml"))] == ["camvid", "voc"]
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from contextcrf.comparison import COUNTS, write_counts
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import Results, intersection_over_union, predict, systems
 from contextcrf.evaluation import Row as Measured
@@ -94,6 +95,8 @@ def write_all(shop: Workshop, rows: Sequence[Row]) -> Results:
         results.rows = [*results.rows, shop.measure(row)]
         # After each: the next may take a day.
         results.write(shop.out)
+        counts = {measured.name: torch.stack(list(measured.images)) for measured in results.rows}
+        write_counts(shop.out / COUNTS, val.names(shop.data), counts)
         write_tables(results, rows[:number], shop.out)
     draw_figures(shop, rows, results.rows, val, shop.out)
     return results

@@ -1,7 +1,6 @@
 """Measuring models."""
 
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -61,8 +60,7 @@ def evaluate(
     about["model"] = fingerprint(network)
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
-    names = [Path(os.path.relpath(path, data)).as_posix() for path, _ in dataset.pairs]
-    write_counts(out / COUNTS, names, {row.name: torch.stack(row.images) for row in measured})
+    write_counts(out / COUNTS, dataset.names(data), {row.name: torch.stack(row.images) for row in measured})
     draw(network, dataset.spread(pictures), wanted, results, out, precision, views)
     write_page(network, dataset, wanted, results, out, pictures, precision, views)
     Console().print(results.to_rich())
@@ -73,7 +71,7 @@ def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) 
     """Train and measure the paper's systems and their competitors on a data set; write its tables and figures.
 
     Give the command again to go on: what is finished is kept. OUT gets table1 to table3 as .md, .tex and .json, with
-    the paper's numbers beside those found here, fig6.png to fig10.png, and results.json.
+    the paper's numbers beside those found here, fig6.png to fig10.png, results.json, and images.npz for `compare`.
 
     Args:
         study: "camvid", "voc" (the paper's own), or a YAML file with model and recipe.

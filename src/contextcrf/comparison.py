@@ -123,8 +123,18 @@ def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     return arrays.pop(_NAMES).tolist(), {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def classes_in(counts: Tensor, least: int) -> list[int]:
+    """The classes that at least so many images show, of confusion matrices [images, K, K]."""
+    return [k for k, images in enumerate((counts.sum(2) > 0).sum(0).tolist()) if images >= least]
+
+
 def compare(
-    first: Path, second: Path, first_row: str | None = None, second_row: str | None = None, block: int = 1
+    first: Path,
+    second: Path,
+    first_row: str | None = None,
+    second_row: str | None = None,
+    block: int = 1,
+    least: int = 0,
 ) -> Difference:
     """Compare rows of two results of `contextcrf evaluate`, which may be one.
 
@@ -134,9 +144,10 @@ def compare(
         first_row: name of a row in `first`; None where there is but one.
         second_row: name of a row in `second`, likewise.
         block: as for `paired_bootstrap`.
+        least: only classes that so many images show are averaged.
 
     Raises:
-        DataError: if a row is not there, or the images are not the same.
+        DataError: if a row is not there, the images are not the same, or no class is shown by so many of them.
     """
     (images, counts), (others, other_counts) = _row(first, first_row), _row(second, second_row)
     if images != others:
@@ -147,7 +158,10 @@ def compare(
         raise DataError(
             f"{first} and {second}: {counts.shape[1]} and {other_counts.shape[1]} classes; expected the same"
         )
-    return paired_bootstrap(counts, other_counts, block=block)
+    scored = classes_in(counts, least)
+    if not scored:
+        raise DataError(f"{first}: no class is shown by {least} or more of its {len(images)} images")
+    return paired_bootstrap(counts, other_counts, block=block, classes=scored)
 
 
 def _row(folder: Path, row: str | None) -> tuple[list[str], Tensor]:

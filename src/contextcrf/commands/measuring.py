@@ -74,7 +74,7 @@ def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) 
     the paper's numbers beside those found here, fig6.png to fig10.png, results.json, and images.npz for `compare`.
 
     Args:
-        study: "camvid", "voc" (the paper's own), or a YAML file with model and recipe.
+        study: "camvid", "voc" (the paper's own), "voc-small", or a YAML file with model and recipe.
         data: folder of the data set.
         out: folder for networks and results.
         rows: of the tables, as in '[unary-3scales, full]'; all if null.
@@ -90,7 +90,12 @@ def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) 
 
 
 def compare(
-    first: Path, second: Path, first_row: str | None = None, second_row: str | None = None, block: int = 1
+    first: Path,
+    second: Path,
+    first_row: str | None = None,
+    second_row: str | None = None,
+    block: int = 1,
+    least: int = 0,
 ) -> None:
     """Say whether one row beats another on the same images: both mean IoU, the difference and its 95 % interval.
 
@@ -102,7 +107,8 @@ def compare(
         first_row: name of the row in `first`; may be left out where there is but one.
         second_row: name of the row in `second`.
         block: draw so many neighbouring images together; more than 1 for frames of a video, which repeat each other.
+        least: average over the classes alone that at least so many images show: of rare ones the mean is noise.
     """
     from contextcrf.comparison import compare as run
 
-    print(run(first, second, first_row, second_row, block))
+    print(run(first, second, first_row, second_row, block, least))

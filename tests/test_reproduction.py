@@ -169,7 +169,7 @@ def test_the_bundled_studies():
     assert camvid.model.strengths == {"surrounding": 0.5, "above": 0.5}  # one vote
     assert open_study("voc-small").model.strengths == camvid.model.strengths
     assert camvid.heads.lr == 0.001
-    assert [path.stem for path in sorted(STUDIES.glob("*.yaml"))] == ["camvid", "voc", "voc-small"]
+    assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == ["camvid", "voc", "voc-small"]
 
 
 def test_a_stopped_training_goes_on(scenes, tmp_path, monkeypatch):

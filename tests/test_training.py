@@ -1,6 +1,7 @@
 import copy
 import logging
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -263,6 +264,8 @@ def test_coupled_objectives_refuse_what_only_pieces_have():
         quick(objective="pseudo-likelihood", max_edges=None, class_balance=0.5)
     with pytest.raises(ValueError, match="loss_at"):
         quick(objective="unrolled", max_edges=None, loss_at="pixels")
+    with pytest.raises(ValueError, match="lovasz"):
+        quick(objective="mean-field", max_edges=None, lovasz=1.0)
 
 
 def test_the_recipe_says_where_the_loss_is(tiny_model, scenes):
@@ -281,3 +284,40 @@ def test_lightning_says_nothing_of_itself(tiny_model, train, tmp_path, caplog):
         assert logger.level == logging.INFO  # put back
     assert [record.message for record in caplog.records if record.name.startswith("lightning")] == []
     assert logger.level == before
+
+
+def test_lovasz_is_one_minus_the_mean_iou_of_sure_predictions(tiny_model):
+    """At the corners of the simplex the Lovász extension is the Jaccard loss itself."""
+    module = Piecewise(tiny_model, quick(lovasz=0.5), 4)
+    truth = torch.tensor([[[0, 0, 1, 1, 2, 255]]])
+    said = torch.tensor([[[0, 1, 1, 1, 2, 0]]])
+    logits = 50.0 * torch.nn.functional.one_hot(said, tiny_model.num_classes).movedim(-1, 1)
+    expected = 0.5 * (1 - (1 / 2 + 2 / 3 + 1) / 3)  # of the classes that are there
+    torch.testing.assert_close(module._lovasz(logits, truth), torch.tensor(expected))
+    logits.requires_grad_(True)
+    nothing = module._lovasz(logits, torch.full_like(truth, 255))
+    nothing.backward()
+    assert nothing == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_lovasz_is_trained(tiny_model, train, scenes, tmp_path, monkeypatch):
+    recipe = quick(epochs=24, lovasz=1.0, loss_at="pixels")
+    batch = torch.utils.data.default_collate([open_dataset(scenes, "train")[i] for i in range(6)])
+
+    def losses():
+        with torch.no_grad():
+            return Piecewise(tiny_model, recipe, 4).losses(batch)
+
+    before = losses()
+    fit(tiny_model, train, None, recipe, tmp_path, progress=False)
+    after = losses()["iou"]
+    assert after < 0.95 * before["iou"]
+    assert "train/iou" in metrics(tmp_path)[0]
+    # The same of a part of the pixels, but for chance.
+    monkeypatch.setattr("contextcrf.training.LOVASZ_PIXELS", 20_000)
+    assert losses()["iou"] == pytest.approx(float(after), rel=0.2)
+    assert losses()["iou"] != losses()["iou"]
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.losses", None)
+    with pytest.raises(ValueError, match=r"lovasz needs segmentation_models_pytorch: pip install"):
+        fit(tiny_model, train, None, recipe, tmp_path / "without", progress=False)

@@ -370,6 +370,7 @@ class ContextCRF(nn.Module, HubModel):
         max_edges: int | None = None,
         class_weights: Tensor | None = None,
         loss_at: LossAt = "nodes",
+        surrogate: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The piecewise negative log-likelihood of each potential, eq. (10)-(13), by name.
 
@@ -379,17 +380,20 @@ class ContextCRF(nn.Module, HubModel):
             max_edges: as in `PairwisePotential.nll`.
             class_weights: as in `UnaryPotential.nll`.
             loss_at: the unary's mean is over the nodes, or over the pixels, to which its logits are then up-sampled.
+            surrogate: another loss of the unary's logits [B, K, ...] and their labels; it is added as "iou".
         """
         losses = {}
         for name, maps in features.items():
             labels = downsample(masks, maps.shape[-2:])
             if name != UNARY:
                 losses[name] = self._pairwise(name).nll(maps, labels, max_edges=max_edges)
-            elif loss_at == "pixels":
-                logits = upsample(self.unary(maps), masks.shape[-2:])
-                losses[name] = nodes_nll(logits, masks, class_weights=class_weights)
-            else:
-                losses[name] = self.unary.nll(maps, labels, class_weights=class_weights)
+                continue
+            logits = self.unary(maps)
+            if loss_at == "pixels":
+                logits, labels = upsample(logits, masks.shape[-2:]), masks
+            losses[name] = nodes_nll(logits, labels, class_weights=class_weights)
+            if surrogate is not None:
+                losses["iou"] = surrogate(logits, labels)
         return losses
 
     def coupled_nll(self, features: dict[str, Tensor], masks: Tensor, objective: str) -> Tensor:

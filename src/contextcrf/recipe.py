@@ -29,6 +29,8 @@ class Recipe:
         loss_at: where the unary's loss is taken: at the "nodes" of its map, the labels brought there by nearest
             neighbour, as in the paper; or at the "pixels" of a crop, its scores brought there bilinearly, as they are
             for prediction: this sees what is thinner than a node.
+        lovasz: weight of the Lovász-Softmax loss beside the unary's; it stands for the mean IoU, so that thin and rare
+            classes count as others do (Berman, Triki, Blaschko, CVPR 2018; not in the paper).
         ema: decay per step of an average of the weights that is evaluated and kept; 0 is off.
         crop: height and width of training crops, pixels.
         scale: range of the random scale.
@@ -57,6 +59,7 @@ class Recipe:
     max_edges: int | None = None
     class_balance: float = 0.0
     loss_at: LossAt = "nodes"
+    lovasz: float = 0.0
     ema: float = 0.0
     crop: tuple[int, int] = (320, 320)
     scale: tuple[float, float] = (0.5, 2.0)
@@ -79,8 +82,11 @@ class Recipe:
                 f"objective {self.objective!r} takes all edges and no class weights: expected max_edges null and "
                 f"class_balance 0, got {self.max_edges} and {self.class_balance}"
             )
-        if self.loss_at != "nodes":
-            raise ValueError(f"loss_at {self.loss_at!r}: expected nodes with the objective {self.objective!r}")
+        if self.loss_at != "nodes" or self.lovasz:
+            raise ValueError(
+                f"loss_at {self.loss_at!r}, lovasz {self.lovasz}: expected nodes and 0 with the objective "
+                f"{self.objective!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -34,6 +34,8 @@ from contextcrf.processes import rank
 from contextcrf.recipe import Recipe
 
 CRF_RNN = "crf-rnn"
+# Sorting all pixels of a step, once for every class, would cost as much as the networks.
+LOVASZ_PIXELS = 65_536
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
@@ -124,6 +126,7 @@ class Piecewise(_Objective):
         self.model = model
         self.class_weights = class_weights
         self.names = model.select(recipe.potentials)
+        self.lovasz = _lovasz_loss() if recipe.lovasz else None
         self.matrices = {row: ConfusionMatrix(model.num_classes) for row in (UNARY, "crf", "full")}
         model.requires_grad_(False)
         if recipe.objective == CRF_RNN and model.dense is not None:
@@ -142,7 +145,18 @@ class Piecewise(_Objective):
             return {CRF_RNN: self.model.refined_nll(features, images, masks)}
         if self.recipe.objective != "piecewise":
             return {self.recipe.objective: self.model.coupled_nll(features, masks, self.recipe.objective)}
-        return self.model.nll(features, masks, self.recipe.max_edges, weights, self.recipe.loss_at)
+        surrogate = None if self.lovasz is None else self._lovasz
+        return self.model.nll(features, masks, self.recipe.max_edges, weights, self.recipe.loss_at, surrogate)
+
+    def _lovasz(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The Lovász-Softmax loss of at most `LOVASZ_PIXELS` known places, weighted."""
+        known = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
+        if len(known) == 0:
+            return 0 * logits.sum()  # of void alone the library's loss is no number
+        chosen = known[torch.randperm(len(known), device=known.device)[:LOVASZ_PIXELS]]
+        logits = logits.float().movedim(1, -1).flatten(0, -2)[chosen]
+        assert self.lovasz is not None
+        return self.recipe.lovasz * self.lovasz(logits.T[None, ..., None], labels.flatten()[None, chosen, None])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         trunks = [self.model.trunk(name) for name in self.names]
@@ -233,6 +247,16 @@ def _wake(heads: Iterable[torch.nn.Module], recipe: Recipe) -> None:
             head.requires_grad_(True)
             if isinstance(head, PairwisePotential) and head.last.silent and recipe.objective == "piecewise":
                 head.last.reset_parameters()
+
+
+def _lovasz_loss() -> torch.nn.Module:
+    try:
+        from segmentation_models_pytorch.losses import LovaszLoss
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            'lovasz needs segmentation_models_pytorch: pip install "contextcrf[baselines]", or set it to 0'
+        ) from error
+    return LovaszLoss("multiclass", ignore_index=IGNORE_INDEX)
 
 
 def augmentation(recipe: Recipe) -> Transform:

@@ -343,3 +343,20 @@ def test_the_feature_map_is_made_of_the_levels():
         )
         torch.testing.assert_close(backbone(images), backbone.block6(total))
         assert torch.equal(vgg.levels(images)[32], vgg(images))
+
+
+@pytest.mark.parametrize("size", [(48, 66), (50, 64), (41, 79)])
+def test_the_plain_backbone_continues_images_to_whole_nodes(size):
+    """Nodes at the right and lower border would see zeros that no training crop has."""
+    network, images = PlainBackbone(channels=8), torch.randn(1, 3, *size)
+    height, width = (-(-side // 8) * 8 for side in size)
+    whole = images[..., torch.arange(height).clamp(max=size[0] - 1), :]
+    whole = whole[..., torch.arange(width).clamp(max=size[1] - 1)]
+    torch.testing.assert_close(network(images), network(whole))
+    flat = network(torch.ones(1, 3, *size))
+    torch.testing.assert_close(flat[..., 2:, 2:], flat[..., 2:3, 2:3].expand_as(flat[..., 2:, 2:]))
+
+
+def test_a_wrong_name_has_near_ones():
+    with pytest.raises(ValueError, match=r"near it: .*tf_efficientnet_lite0"):
+        create_backbone("tf_efficientnet_lte0", 8, 32, 8, pretrained=False)

@@ -1,6 +1,7 @@
 """Network Part-1 for one scale: an image to a feature map."""
 
 import re
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import timm
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from contextcrf.maps import upsample
 from contextcrf.nets.base import Backbone
@@ -177,8 +179,13 @@ class PlainBackbone(Backbone):
         return []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / 8), ceil(W / 8)]."""
-        return self.layers(images)
+        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / 8), ceil(W / 8)].
+
+        Images are continued to whole nodes by their border: a node of which a part lies outside would see zeros there,
+        which training on crops of whole nodes never shows.
+        """
+        height, width = images.shape[-2:]
+        return self.layers(F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate"))
 
 
 def _norm(channels: int, local: bool) -> nn.Module:
@@ -243,6 +250,7 @@ def create_backbone(
             raise ValueError(f"output_stride={output_stride}: expected that of {name}'s only map, {stride}")
         return VGG16Backbone(stride, channels, pretrained)
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
+        found = timm.list_models(f"*{name}*")[:5] or get_close_matches(name, timm.list_models(), n=3)
+        near = ", ".join(found) or "nothing, see timm.list_models()"
         raise ValueError(f"backbone {name!r}: timm knows no such model; near it: {near}")
     return TimmBackbone(name, stride, output_stride, channels, pretrained, depth)

@@ -20,7 +20,7 @@ def solid(color, size=(40, 30)):
 def test_colorize(labels):
     picture = colorize(labels, PALETTE)
     assert (picture.mode, picture.size) == ("RGB", (2, 2))
-    assert np.asarray(picture).tolist() == [[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [0, 0, 0]]]
+    assert np.asarray(picture).tolist() == [[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [224, 224, 192]]]
 
 
 def test_index_png_keeps_the_labels(tmp_path):
@@ -31,8 +31,8 @@ def test_index_png_keeps_the_labels(tmp_path):
         np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), np.asarray(colorize(LABELS, PALETTE)))
 
 
-def test_void_is_black_with_256_colours():
-    assert colorize(LABELS, [(9, 9, 9)] * 256).getpixel((1, 1)) == (0, 0, 0)
+def test_void_has_its_colour_beside_256_others():
+    assert colorize(LABELS, [(9, 9, 9)] * 256).getpixel((1, 1)) == (224, 224, 192)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +169,12 @@ def test_save_figure(tmp_path):
     width, height = figure.get_size_inches()
     with Image.open(tmp_path / "new" / "bars.png") as picture:
         assert picture.size == (round(150 * width), round(150 * height))
+
+
+def test_the_legend_of_bars_lies_within_the_picture():
+    rows = {name: [0.5, 0.6] for name in ("unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair", "full")}
+    figure = iou_bars(["a", "b"], rows)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width

@@ -1,6 +1,6 @@
 """Pictures of labels and of results: colour maps, overlays, grids of examples, bars of the IoU per class.
 
-Labels are class indices [H, W], as a torch tensor or an array of integers; 255 is void and drawn black.
+Labels are class indices [H, W], as a torch tensor or an array of integers; 255 is void, drawn in a pale colour.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from contextcrf.classes import IGNORE_INDEX, Classes, Color
 
 Labels = torch.Tensor | npt.NDArray[np.integer]
 
-VOID_COLOR: Color = (0, 0, 0)
+# As in PASCAL VOC's pictures; black is often a class, there the background.
+VOID_COLOR: Color = (224, 224, 192)
 
 # Okabe and Ito's colours, told apart by everybody; black comes last.
 SERIES_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -29,7 +30,7 @@ _GAP = 6  # px between the pictures of a grid
 
 
 def colorize(labels: Labels, palette: Sequence[Color]) -> Image.Image:
-    """Labels [H, W] as an RGB image of W x H px, void in black.
+    """Labels [H, W] as an RGB image of W x H px, void in `VOID_COLOR`.
 
     Arguments:
         palette: (red, green, blue) of each class, 0..255.
@@ -151,7 +152,10 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=min(len(series), 3), frameon=False)
+    # In as many columns as fit: a character takes about 0.09 inches.
+    longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
+    columns = max(1, min(len(series), 3, int(figure.get_figwidth() / (0.09 * longest + 0.6))))
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 
@@ -203,7 +207,7 @@ def _indices(labels: Labels, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
 
 
 def _color_table(palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
-    """[256, 3] colours by label; the unused ones and void are black."""
+    """[256, 3] colours by label; the unused ones and void have that of void."""
     table = np.full((256, 3), VOID_COLOR, np.uint8)
     table[: len(palette)] = palette
     table[IGNORE_INDEX] = VOID_COLOR

@@ -1,5 +1,7 @@
 """The refine command: maps and images in, refined labels out."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from contextcrf.cli import main
 from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
+from contextcrf.refinement import pair_up
 
 
 @pytest.fixture
@@ -124,3 +127,20 @@ def test_pairs_are_checked_before_anything_is_done(folders, capsys):
             "--out", str(folders / "images"), "--num_classes", "2",
         ])  # fmt: skip
     assert "written over an input" in capsys.readouterr().err
+
+
+def test_labels_that_predict_wrote_are_refined_without_their_overlays(folders, capsys):
+    shutil.rmtree(folders / "maps")
+    (folders / "maps").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(folders / "maps" / f"{name}.png")
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(folders / "maps" / f"{name}_overlay.png")
+    with pytest.raises(SystemExit) as stop:
+        refine(folders)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("name --classes or --num_classes") == 1
+    pairs = pair_up(sorted((folders / "maps").iterdir()), folders / "images")
+    assert [path.name for path, _ in pairs] == ["a.png", "b.png"]
+    # A map of that name alone is a map.
+    (folders / "images" / "c_overlay.png").write_bytes((folders / "images" / "a.png").read_bytes())
+    assert len(pair_up([folders / "maps" / "a.png", folders / "maps" / "c_overlay.png"], folders / "images")) == 2

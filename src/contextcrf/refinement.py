@@ -20,6 +20,7 @@ from contextcrf.pixels import DECODING_ERRORS, read_picture
 from contextcrf.prediction import Outcome
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")
+NO_COUNT = "a label map does not say how many classes there are: name --classes or --num_classes"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Maps:
     def _read_labels(self, path: Path) -> Tensor:
         count = self._count()
         if count is None:
-            raise ValueError("a label map does not say how many classes there are: name --classes or --num_classes")
+            raise ValueError(NO_COUNT)
         with Image.open(path) as file:
             if file.mode not in ("L", "P", "1"):
                 raise ValueError(f"mode {file.mode}: expected an index mask, one number a pixel")
@@ -82,13 +83,16 @@ class Maps:
 
 
 def pair_up(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
-    """Each map with the image of the same stem in a folder.
+    """Each map with the image of the same stem in a folder; overlays that lie beside their labels are left out.
 
     Raises:
         DataError: a map without an image or with several, two maps of one stem, or an unknown kind of file; all listed.
     """
     if not images.is_dir():
         raise DataError(f"{images}: expected a folder of images")
+    # Beside its labels `predict` lays a picture to look at.
+    stems = {path.stem for path in maps}
+    maps = [path for path in maps if path.stem.removesuffix("_overlay") not in stems - {path.stem}]
     by_stem: dict[str, list[Path]] = {}
     for path in sorted(images.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES:

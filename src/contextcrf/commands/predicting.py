@@ -119,13 +119,16 @@ def refine(
     from contextcrf.classes import Classes
     from contextcrf.crf import DenseCRF
     from contextcrf.prediction import find_files
-    from contextcrf.refinement import MAP_SUFFIXES, Maps, pair_up, refine_files
+    from contextcrf.refinement import MAP_SUFFIXES, NO_COUNT, Maps, pair_up, refine_files
 
     known = None
     if classes is not None:
         known, void = Classes.from_yaml(classes)
     crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
     pairs = pair_up(find_files(maps, MAP_SUFFIXES, "maps"), images)
+    labels = [path for path, _ in pairs if path.suffix.lower() == ".png"]
+    if len(labels) == len(pairs) and known is None and num_classes is None:
+        raise ValueError(f"{labels[0]}: {NO_COUNT}")
     reading = Maps(kind, known, num_classes, confidence, void)
     outcome = refine_files(pairs, crf.to(device()), reading, out, marginals, device())
     _report(len(pairs), outcome, "maps refined", out)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from contextcrf.cli import main
-from contextcrf.comparison import COUNTS, Difference, compare, paired_bootstrap, read_counts, write_counts
+from contextcrf.comparison import COUNTS, Difference, compare, gains, paired_bootstrap, read_counts, write_counts
 from contextcrf.data.dataset import open_dataset
 from contextcrf.errors import DataError
 from contextcrf.evaluation import evaluate, systems
@@ -156,6 +156,23 @@ def test_only_classes_of_enough_images_count(tmp_path):
         compare(tmp_path, tmp_path, "first", "second", least=5)
 
 
+def test_a_table_says_what_the_pairwise_terms_and_the_dense_crf_gain():
+    names = ("unary", "1unary+2pair", "full")
+
+    def said(*shares):
+        return gains(dict(zip(names, (matrices(20, share) for share in shares), strict=False)), "unary")
+
+    better, worse = said(0.5, 0.7, 0.6)
+    assert better == f"unary -> 1unary+2pair: {paired_bootstrap(matrices(20, 0.5), matrices(20, 0.7))}"
+    assert worse.startswith("1unary+2pair -> full: ")
+    assert "the dense CRF cost here; choose its parameters: contextcrf tune --dense true, on images that" in worse
+    [same] = said(0.5, 0.5)
+    assert same.endswith("+0.00 [+0.00, +0.00]: what the pairwise terms change here cannot be told from chance")
+    assert gains({"unary": matrices(20, 0.5), "full": matrices(20, 0.9)}, "unary")[0].startswith("unary -> full: ")
+    assert gains({"unary": matrices(1, 0.5), "full": matrices(1, 0.9)}, "unary") == []
+    assert gains({"deeplab": matrices(20, 0.5)}, "unary") == []
+
+
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     for name, images, classes in (
         ("a", ["1.png", "2.png"], 2),
@@ -168,6 +185,11 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     a, b, c = (tmp_path / name for name in "abc")
     with pytest.raises(DataError, match=r"no row 'full'; expected one of unary, crf"):
         compare(a, a, "unary", "full")
+    write_counts(a / COUNTS, images, {"unary": counts, "1unary+2pair": 2 * counts})
+    assert compare(a, a, "crf", "1unary+2pair").first == compare(a, a, "crf", "crf").second
+    write_counts(
+        a / COUNTS, ["1.png", "2.png"], {"unary": torch.ones(2, 2, 2).long(), "crf": torch.ones(2, 2, 2).long()}
+    )
     with pytest.raises(DataError, match=r"several rows; name one of unary, crf"):
         compare(a, a, None, "crf")
     with pytest.raises(DataError, match=r"expected the same images, but 2\.png is in one only"):

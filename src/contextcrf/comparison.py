@@ -1,5 +1,6 @@
 """Whether one system beats another: the difference of their mean IoU over the same images, and how sure it is."""
 
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from contextcrf.errors import DataError
 
 COUNTS = "images.npz"
 _NAMES = "image names"
+# The row of all potentials, the paper's "1unary+2pair".
+_TOGETHER = re.compile(r"1unary\+\d+pair")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,34 @@ def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     return arrays.pop(_NAMES).tolist(), {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def gains(rows: Mapping[str, Tensor], unary: str) -> list[str]:
+    """Lines about what the pairwise terms gain over the unary, and the dense CRF over both, where those rows are there.
+
+    Args:
+        rows: confusion matrices [images, K, K] by the name of the row, as `contextcrf evaluate` has them.
+        unary: the name of the unary's row.
+    """
+    together = next((name for name in rows if _TOGETHER.fullmatch(name)), None)
+    lines = []
+    for first, second, what, advice in (
+        (unary, together, "the pairwise terms", "choose their strength: contextcrf tune"),
+        (together or unary, "full", "the dense CRF", "choose its parameters: contextcrf tune --dense true"),
+    ):
+        if first not in rows or second is None or second not in rows:
+            continue
+        try:
+            found = paired_bootstrap(rows[first], rows[second])
+        except ValueError:
+            continue  # a single image: there is nothing to draw from
+        verdict = ""
+        if found.high < 0:
+            verdict = f": {what} cost here; {advice}, on images that the network was not trained on"
+        elif found.low <= 0:
+            verdict = f": what {what} change here cannot be told from chance"
+        lines.append(f"{first} -> {second}: {found}{verdict}")
+    return lines
+
+
 def classes_in(counts: Tensor, least: int) -> list[int]:
     """The classes that at least so many images show, of confusion matrices [images, K, K]."""
     return [k for k, images in enumerate((counts.sum(2) > 0).sum(0).tolist()) if images >= least]
@@ -170,6 +201,9 @@ def _row(folder: Path, row: str | None) -> tuple[list[str], Tensor]:
         return images, next(iter(rows.values()))
     if row is None:
         raise DataError(f"{folder}: several rows; name one of {', '.join(rows)}")
+    if row == "crf":
+        # As `evaluate` is asked for it; its table has the paper's name, "1unary+2pair".
+        row = next((name for name in rows if _TOGETHER.fullmatch(name)), row)
     if row not in rows:
         raise DataError(f"{folder}: no row {row!r}; expected one of {', '.join(rows)}")
     return images, rows[row]

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.model import ContextCRF
+from contextcrf.model import UNARY, ContextCRF
 from contextcrf.views import ONE_VIEW, Views
 
 
@@ -167,12 +167,16 @@ def systems(model: ContextCRF, names: Sequence[str] | None = None) -> list[Syste
     - several joined by "+", for example "unary+above", also with "+dense".
 
     Args:
-        names: None is each potential alone, then "crf".
+        names: None is each potential alone that has been trained, then "crf", then "full" where the model has a dense
+            CRF of its own.
     """
-    relations = len(model.pairwise)
-    together = f"1unary+{relations}pair"
+    together = f"1unary+{len(model.pairwise)}pair"
+    if names is None:
+        relations = model.trained_relations
+        names = [UNARY, *relations, *(["crf"] if relations else [])]
+        names += ["full"] if model.config.dense or model.dense is not None else []
     result = []
-    for name in names if names is not None else (*model.potentials, *(("crf",) if relations else ())):
+    for name in names:
         if name in ("crf", "full"):
             result.append(System(together if name == "crf" else "full", model.potentials, name == "full"))
             continue

@@ -186,6 +186,11 @@ class ContextCRF(nn.Module, HubModel):
         """The names of all potentials: "unary" and the relations."""
         return (UNARY, *self.pairwise)
 
+    @property
+    def trained_relations(self) -> list[str]:
+        """The relations whose potentials have been trained; the others say nothing."""
+        return [name for name in self.pairwise if not self._pairwise(name).last.silent]
+
     def select(self, potentials: Iterable[str] | None) -> tuple[str, ...]:
         """The named potentials in the model's order, all for None. Unknown names are a ValueError."""
         if potentials is None:

@@ -30,7 +30,8 @@ def evaluate(
         out: folder for the results.
         split: any split of the data set.
         rows: what to evaluate: "unary", names of relations, "crf" (all potentials), "full" (then the dense CRF), or
-            several joined by "+". Each potential alone and "crf" if null.
+            several joined by "+". If null each potential that has been trained, "crf", and "full" where `tune --dense
+            true` has chosen a dense CRF.
         pictures: images to draw, with the truth and the first and last row.
         precision: of the networks.
         scales: average the marginals of the image at these scales.
@@ -39,10 +40,11 @@ def evaluate(
     import torch
     from rich.console import Console
 
-    from contextcrf.comparison import COUNTS, write_counts
+    from contextcrf.comparison import COUNTS, gains, write_counts
     from contextcrf.data.dataset import open_dataset
     from contextcrf.evaluation import Results, systems
     from contextcrf.evaluation import evaluate as run
+    from contextcrf.model import UNARY
     from contextcrf.report import draw, write_page
     from contextcrf.storage import fingerprint, load
     from contextcrf.views import Views
@@ -60,11 +62,12 @@ def evaluate(
     about["model"] = fingerprint(network)
     results = Results(dataset.classes.names, measured, about)
     results.write(out)
-    write_counts(out / COUNTS, dataset.names(data), {row.name: torch.stack(row.images) for row in measured})
+    counts = {row.name: torch.stack(row.images) for row in measured}
+    write_counts(out / COUNTS, dataset.names(data), counts)
     draw(network, dataset.spread(pictures), wanted, results, out, precision, views)
     write_page(network, dataset, wanted, results, out, pictures, precision, views)
     Console().print(results.to_rich())
-    print(f"written to {out}")
+    print(*gains(counts, UNARY), f"written to {out}", sep="\n")
 
 
 def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) -> None:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -166,3 +168,13 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
 def test_an_impossible_scale_range_is_refused():
     with pytest.raises(ValueError, match=r"\(2.0, 1.0\)"):
         RandomScale(2.0, 1.0)
+
+
+def test_a_split_names_stems(scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    stem = (data / "splits" / "val.txt").read_text().split()[0]
+    (data / "splits" / "named.txt").write_text(f"{stem}.png\n")
+    with pytest.raises(
+        DataError, match=rf"named\.txt: line '{stem}\.png': expected a stem, '{stem}', without the ending"
+    ):
+        open_dataset(data, "named")

@@ -1,5 +1,7 @@
 """From a folder of images and masks to a recipe."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +149,21 @@ def test_one_image_is_not_enough(tmp_path):
         start(tmp_path, tmp_path / "r.yaml", progress=False)
     write(tmp_path, "b", [[0, 1]])
     assert start(tmp_path, tmp_path / "r.yaml", progress=False).images == {"train": 1, "val": 1}
+
+
+def test_masks_that_lose_labels_are_refused_and_empty_classes_told(scenes, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    for part in ("images", "masks"):
+        shutil.copytree(scenes / part, data / part)
+    victim = sorted((data / "masks").iterdir())[0]
+    with Image.open(victim) as mask:
+        changed = np.array(mask)
+    changed[changed == 3] = 11
+    Image.fromarray(changed).save(victim)
+    monkeypatch.chdir(tmp_path)
+    main(["init", str(data)])
+    assert "no pixel at all: class 10: are these meant to be classes?" in capsys.readouterr().out
+    victim.rename(victim.with_suffix(".jpg"))
+    with pytest.raises(SystemExit):
+        main(["init", str(data), "--out", "again.yaml"])
+    assert f"{victim.with_suffix('.jpg')}: expected masks as PNG; 1 are not" in capsys.readouterr().err

@@ -10,18 +10,28 @@ def check(dataset: Any) -> None:
     check_pairs(dataset.pairs, len(dataset.classes), dataset.void)
 
 
-def without_broken(dataset: Any) -> Any:
+def without_broken(dataset: Any, val: Any = None) -> Any:
     """A data set for training, looked at as by `check`; where broken files are skipped, those are left out and listed.
 
+    Args:
+        dataset: to train on.
+        val: to measure on, if anything: looked at too. Images that are in both are counted on the terminal.
+
     Raises:
-        DataError: as `check`; or nothing is left.
+        DataError: as `check`, of both together; or nothing is left.
     """
     from contextcrf.data.checks import problems_of
     from contextcrf.errors import DataError
 
+    known = {image for image, _ in dataset.pairs}
+    measured = [] if val is None else [pair for pair in val.pairs if pair[0] not in known]
+    if val is not None and (both := len(val.pairs) - len(measured)):
+        print(f"{both} of the {len(val.pairs)} images to measure on are trained on too: what they show flatters")
     if not dataset.skip_broken:
-        check(dataset)
+        check(type(dataset)([*dataset.pairs, *measured], dataset.classes, dataset.void))
         return dataset
+    if measured:
+        check(type(dataset)(measured, dataset.classes, dataset.void))
     problems = problems_of(dataset.pairs, len(dataset.classes), dataset.void)
     report_left_out([line for lines in problems for line in lines])
     kept = [pair for pair, lines in zip(dataset.pairs, problems, strict=True) if not lines]

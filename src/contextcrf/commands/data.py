@@ -50,6 +50,8 @@ def init(data: Path, out: Path = Path("recipe.yaml"), void: int = 255, val_every
     made = start(data, out, void, val_every)
     for label, share in made.found.shares(made.void).items():
         print(f"{100 * share:6.2f} % of the pixels  {made.classes.names[label]}")
+    if absent := [name for label, name in enumerate(made.classes.names) if not made.found.pixels[label]]:
+        print(f"no pixel at all: {', '.join(absent)}: are these meant to be classes?")
     if unused := made.found.pixels[made.void]:
         print(f"{100 * unused / made.found.pixels.total():6.2f} % of all pixels are void ({made.void})")
     print(", ".join(f"{count} images in {split}" for split, count in made.images.items()))

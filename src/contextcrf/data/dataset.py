@@ -223,6 +223,11 @@ def _open_folder(root: Path, split: str, transform: Transform | None) -> Segment
     stems = _read_lines(root / "splits", split)
     images = {path.stem: path for path in sorted((root / "images").iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
     # A stem without an image keeps a path that does not exist: the check before training lists all of these at once.
+    if named := [stem for stem in stems if stem not in images and Path(stem).stem in images]:
+        raise DataError(
+            f"{root / 'splits' / f'{split}.txt'}: line {named[0]!r}: expected a stem, {Path(named[0]).stem!r}, "
+            "without the ending"
+        )
     pairs = [(images.get(stem, root / "images" / f"{stem}.png"), root / "masks" / f"{stem}.png") for stem in stems]
     return SegmentationDataset(pairs, classes, void, transform)
 

@@ -54,6 +54,10 @@ def pair_up(images: Path, masks: Path) -> list[tuple[Path, Path]]:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise DataError(f"{folder}: no {what}; expected files {', '.join(IMAGE_SUFFIXES)}")
+        if what == "masks" and (other := [path for path in paths if path.suffix.lower() != ".png"]):
+            raise DataError(
+                f"{other[0]}: expected masks as PNG; {len(other)} are not (JPEG changes labels when it compresses them)"
+            )
         if repeated := [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]:
             raise DataError(f"{folder}: {', '.join(repeated[:_LISTED])} occurs twice; expected one file of each name")
         found.append({path.stem: path for path in paths})

@@ -7,12 +7,19 @@ import torch
 import yaml
 from PIL import Image
 
+import contextcrf
 from contextcrf import RangeBox, tour
 from contextcrf.cli import build_parser, main
+from contextcrf.evaluation import systems
 from contextcrf.storage import load, save
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
 FIT += ["--model.scales", "[1.0]", "--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64"]
+
+
+@pytest.fixture
+def data(scenes, tmp_path):
+    return shutil.copytree(scenes, tmp_path / "data")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,75 @@ def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(tmp_path / "c.yaml"), "--data", "d", "--out", "o"])
     assert "epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("recipe: {epoch: 7}", ["does not accept option 'recipe.epoch'. Did you mean recipe.epochs?"]),
+        ("recipe: {crop: 192}", ['"recipe.crop"', "several values, as in [1, 2]", "192"]),
+        ("recipe:\n  crop: [1,\n", ["no YAML", "c.yaml", "line 3"]),
+        ("recipe: {epochs: 0}", ["epochs 0: expected more than 0"]),
+        ("recipe: {lr: -1.0}", ["lr -1.0: expected more than 0"]),
+        ("recipe: {crop: [0, 9]}", ["crop [0, 9]: expected height and width"]),
+    ],
+)
+def test_errors_of_a_recipe_are_short_and_help(tmp_path, capsys, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(tmp_path / "c.yaml"), "--data", "d", "--out", "o"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert all(word in said for word in words)
+    assert len(said.splitlines()) < 6
+
+
+def test_options_are_written_out(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", "d", "--out", "o", "--recipe.epoch", "3"])
+    assert "unrecognized arguments: --recipe.epoch 3. Did you mean recipe.epochs?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"contextcrf {contextcrf.__version__}\n"
+
+
+def test_a_table_has_the_rows_that_say_something_and_a_verdict(trained, scenes, tmp_path, capsys):
+    """What `fit` with the unary alone leaves: heads that are untrained have no row."""
+    network = load(trained / "model")
+    assert systems(network)[-1].name == "1unary+2pair"
+    network.pairwise["above"].last.silence()
+    assert [row.name for row in systems(network)] == ["unary", "pairwise-surrounding", "1unary+2pair"]
+    network.pairwise["surrounding"].last.silence()
+    assert [row.name for row in systems(network)] == ["unary"]
+    network.config.dense = {"bilateral_compat": 2}
+    assert [row.name for row in systems(network)] == ["unary", "full"]
+    save(network, tmp_path / "model")
+    main(
+        ["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--out", str(tmp_path / "out"), "--pictures", "0"]
+    )
+    said = capsys.readouterr().out
+    assert "unary -> full: " in said
+    assert "pairwise" not in said
+
+
+def test_what_is_measured_on_training_images_is_said_to_flatter(data, tmp_path, capsys):
+    train = (data / "splits" / "train.txt").read_text().split()
+    with (data / "splits" / "val.txt").open("a") as file:
+        file.write(f"{train[0]}\n{train[1]}\n")
+    main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
+    said = capsys.readouterr().out
+    assert "2 of the 5 images to measure on are trained on too" in said
+    main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
+    assert "trained before; nothing was left to do" in capsys.readouterr().out
+
+
+def test_mistakes_in_both_splits_are_listed_together(data, tmp_path, capsys):
+    for split in ("train", "val"):
+        stem = (data / "splits" / f"{split}.txt").read_text().split()[0]
+        (data / "masks" / f"{stem}.png").unlink()
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
+    assert "2 problems in 9 pairs of image and mask" in capsys.readouterr().err
 
 
 def test_the_configs_of_the_project_fit_the_command_line():

@@ -1,6 +1,7 @@
 """Whatever stops a training, the same command goes on and ends with the weights of one that nothing stopped."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -56,12 +57,15 @@ def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path
         process = start(scenes, tmp_path)
         wait_for(process, tmp_path / file)
         process.send_signal(ends)
-        process.communicate()
-        assert process.returncode != 0
+        said, _ = process.communicate()
+        assert process.returncode == (130 if ends == signal.SIGINT else -9)
+        assert ("contextcrf: stopped; the same command goes on" in said) == (ends == signal.SIGINT)
+        assert "Traceback" not in said
         assert not (tmp_path / "model" / "model.safetensors").exists()
     process = start(scenes, tmp_path)
     said, _ = process.communicate()
     assert process.returncode == 0, said
+    assert re.search(r"begun before; going on from epoch=\d\.ckpt", said)
     found = load(tmp_path / "model").state_dict()
     assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
 

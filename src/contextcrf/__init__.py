@@ -1,6 +1,7 @@
 """Semantic segmentation with deep structured models: CNN unary and pairwise CRF potentials, trained piecewise."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("contextcrf")
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'contextcrf' has no attribute {name!r}")

@@ -2,12 +2,17 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import docstring_parser
+import yaml
 from jsonargparse import ArgumentParser
 
 from contextcrf.commands import data, measuring, predicting, sharing, training
@@ -36,15 +41,47 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 }
 
 
+# Given again after Ctrl-C, they go on where they were.
+GO_ON = ("fit", "fit-heads", "reproduce")
+
+
+class Parser(ArgumentParser):
+    """Options are written out in full; an error is told without the dozens of lines of all options."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **options)
+
+    def print_usage(self, file: Any = None) -> None:
+        if file is not sys.stderr:
+            super().print_usage(file)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """As the library's, with what an unknown option may have been meant to be."""
+        if unknown := re.search(r"option '([\w.]+)'|arguments?: --([\w.]+)", message):
+            word = unknown[1] or unknown[2]
+            if near := get_close_matches(word, _options(self), n=1):
+                message += f". Did you mean {near[0]}?"
+        message = message.replace("a <class 'tuple'>", "several values, as in [1, 2]")
+        super().error(message, ex)
+
+
+def _options(parser: ArgumentParser) -> set[str]:
+    """The names of all options of a parser and of its commands."""
+    known = {action.dest for action in parser._actions}
+    commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return known.union(*(_options(command) for choices in commands for command in choices.values()))
+
+
 def build_parser() -> ArgumentParser:
     """The parser of the whole command line, made from the signatures and docstrings of the commands."""
-    parser = ArgumentParser(prog="contextcrf", description="Semantic segmentation with deep structured models.")
+    parser = Parser(prog="contextcrf", description="Semantic segmentation with deep structured models.")
+    parser.add_argument("--version", action="version", version=f"contextcrf {version('contextcrf')}")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, (function, positional) in COMMANDS.items():
         documentation = docstring_parser.parse(function.__doc__ or "")
         parameters = inspect.signature(function).parameters
         help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
-        command = ArgumentParser(description=documentation.short_description)
+        command = Parser(description=documentation.short_description)
         command.add_argument("--config", action="config", help="YAML file with any of the options below")
         for argument in positional:
             kind = function.__annotations__[argument]
@@ -60,9 +97,21 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _check_yaml(file: TextIO) -> None:
+    """Whether it can be read at all; the parser's own error does not name the file."""
+    try:
+        yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"no YAML: {error}") from error
+
+
 def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The name of a command and the arguments of its function, as `COMMANDS` has it."""
     parser = build_parser()
+    for option, path in pairwise(arguments):
+        if option == "--config":
+            with Path(path).open() as file:
+                _check_yaml(file)
     options = parser.parse_args(list(arguments))
     values = parser.instantiate(options)[options.command].as_dict()
     values.pop("config")
@@ -71,6 +120,7 @@ def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `contextcrf`. An error of the user's is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
+    name = ""
     try:
         name, values = read_command(sys.argv[1:] if arguments is None else arguments)
         COMMANDS[name][0](**values)
@@ -79,3 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"contextcrf: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print("contextcrf: stopped" + ("; the same command goes on" if name in GO_ON else ""), file=sys.stderr)
+        raise SystemExit(130) from error

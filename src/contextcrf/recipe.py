@@ -75,6 +75,11 @@ class Recipe:
     val_every: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "val_every", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)}: expected more than 0")
+        if min(self.crop) < 1:
+            raise ValueError(f"crop {list(self.crop)}: expected height and width in pixels")
         if self.objective == "piecewise":
             return
         if self.max_edges is not None or self.class_balance:

@@ -14,7 +14,7 @@ from contextcrf.checkpoints import newest
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.locks import claim
 from contextcrf.model import ContextCRF, ModelConfig
-from contextcrf.preparation import check, device, report_left_out, same_classes, without_broken
+from contextcrf.preparation import device, report_left_out, same_classes, without_broken
 from contextcrf.processes import rank
 from contextcrf.recipe import Recipe
 from contextcrf.storage import WEIGHTS, folder_of, load, save
@@ -40,9 +40,7 @@ def run_fit(
     _refuse_overwriting(out, ckpt_path)
     train = _open(data, train_split, recipe)
     val = open_dataset(data, val_split) if val_split else None
-    train = without_broken(train)
-    if val:
-        check(val)
+    train = without_broken(train, val)
     torch.manual_seed(recipe.seed)
     network = load(init) if init else ContextCRF(model, train.classes, pretrained)
     if model.learned_dense and network.dense is None:
@@ -101,10 +99,15 @@ def train(name: str, arguments: Mapping[str, Any]) -> Path:
 
     Args, returns and raises as `train_once`.
     """
+    out = Path(arguments["out"])
     if not arguments["ckpt_path"]:
-        return train_once(name, arguments)
+        done = (out / "model" / WEIGHTS).exists()
+        model = train_once(name, arguments)
+        if done and rank() == 0:
+            print(f"{out}: trained before; nothing was left to do")
+        return model
     if rank() == 0:
-        _note(Path(arguments["out"]), settings_of(name, arguments))
+        _note(out, settings_of(name, arguments))
     return TRAINING[name](**arguments)
 
 
@@ -156,9 +159,10 @@ def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
     with claim(model / WEIGHTS) as mine:
         if mine:
             resume = None
-            if newest(out / "checkpoints") is not None:
+            if (found := newest(out / "checkpoints")) is not None:
                 _compare(out, settings, "begun")
                 resume = "last"
+                print(f"{out}: begun before; going on from {found.name}")
             elif (out / "checkpoints").exists():
                 # Stopped before its first epoch had ended.
                 shutil.rmtree(out / "checkpoints")

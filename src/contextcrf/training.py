@@ -5,6 +5,7 @@ are independent, so the trunk's features are computed once and kept, and the pai
 """
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -395,7 +396,14 @@ def _run(
     module.train()
     with _quiet():
         trainer = _trainer(module.recipe, out, progress, validation is not None, devices, nodes)
-        trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as end:
+            if not trainer.interrupted:
+                raise
+            # What Lightning makes of Ctrl-C; it ignores all further ones, also those meant for what comes later.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from end
     if module.recipe.ema and checkpoint and not module.trained:
         # Nothing was left to do, and so Lightning has not exchanged the last weights for their average.
         module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])

@@ -142,3 +142,7 @@ def tune(
     about = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
     save(network, folder, {**network.about, "tune-dense" if dense else "tune": about})
     print(f"model written to {folder}")
+    if split == network.about.get("fit", {}).get("split"):
+        print(f"the network was trained on {split}: its unary is too sure of that, and strengths come out too low")
+    elif not dense and not any(best.settings.get(name, 1.0) != 0 for name in network.pairwise):
+        print("strength 0: the neighbours are of no use here, the unary speaks alone")

@@ -45,7 +45,8 @@ def test_a_data_set_split_by_split(scenes, tmp_path):
     (tmp_path / "splits" / "empty.txt").write_text("")
     assert known_splits(tmp_path) == ["empty", "test"]
     found = dict(doctor.examine(tmp_path))
-    assert found["data, test"].endswith(", 1 without a file")
+    missing = [tmp_path / part / "nothing.png" for part in ("images", "masks")]
+    assert found["data, test"].endswith(f"; not there: {missing[0]} and 1 more")
     assert "the split is empty" in found["data, empty"]
     assert "no known layout" in dict(doctor.examine(tmp_path / "splits"))["data"]
     with pytest.raises(DataError, match="no such folder"):

@@ -65,8 +65,6 @@ def _data(data: Path) -> Iterator[tuple[str, str]]:
         except DataError as error:
             yield f"data, {split}", str(error)
             continue
-        missing = sum(not (image.is_file() and mask.is_file()) for image, mask in found.pairs)
-        yield (
-            f"data, {split}",
-            f"{len(found)} images, {len(found.classes)} classes" + (f", {missing} without a file" if missing else ""),
-        )
+        missing = [path for pair in found.pairs for path in pair if not path.is_file()]
+        lost = f"; not there: {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "") if missing else ""
+        yield f"data, {split}", f"{len(found)} images, {len(found.classes)} classes{lost}"

@@ -66,5 +66,6 @@ def _data(data: Path) -> Iterator[tuple[str, str]]:
             yield f"data, {split}", str(error)
             continue
         missing = [path for pair in found.pairs for path in pair if not path.is_file()]
-        lost = f"; not there: {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "") if missing else ""
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        lost = f"; not there: {missing[0]}{more}" if missing else ""
         yield f"data, {split}", f"{len(found)} images, {len(found.classes)} classes{lost}"

@@ -271,7 +271,7 @@ def shape_of(network: str) -> dict[str, Any]:
     """What a competitor changes in the study's model."""
     kind = BASELINES[network]
     shape: dict[str, Any] = {"network": network, "stride": kind.stride, "output_stride": None, "graph_stride": None}
-    shape |= {"scales": (1.0,), "shared_trunk": True, "block6_per_scale": False, "pyramid": ()}
+    shape |= {"channels": kind.width, "scales": (1.0,), "shared_trunk": True, "block6_per_scale": False, "pyramid": ()}
     return {**shape, "strengths": {}}
 
 

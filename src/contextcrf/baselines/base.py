@@ -15,10 +15,12 @@ class Baseline(Backbone):
     Attributes:
         stride: pixels per node of the feature map.
         output_stride: of the backbone's last map.
+        width: `channels` in a comparison; those of the other networks may be too few for this one.
     """
 
     stride: int
     output_stride: int
+    width: int
 
     def __init__(self, backbone: Backbone, channels: int) -> None:
         super().__init__()
@@ -60,12 +62,15 @@ class Baseline(Backbone):
 
 
 def deep_layers(width: int, channels: int, size: int, dilation: int = 1) -> nn.Sequential:
-    """Two layers behind a backbone's last map, VGG's "fc6" and "fc7" as convolutions: size x size, then 1 x 1."""
+    """Two layers behind a backbone's last map, VGG's "fc6" and "fc7" as convolutions: size x size, then 1 x 1.
+
+    Single numbers are dropped, as there, not whole channels.
+    """
     return nn.Sequential(
         nn.Conv2d(width, channels, size, padding=dilation * (size // 2), dilation=dilation),
         nn.ReLU(),
-        nn.Dropout2d(),
+        nn.Dropout(),
         nn.Conv2d(channels, channels, 1),
         nn.ReLU(),
-        nn.Dropout2d(),
+        nn.Dropout(),
     )

@@ -15,7 +15,7 @@ class LargeFOV(Baseline):
     Connected CRFs", ICLR 2015; `channels` are 1024 there.
     """
 
-    stride, output_stride = 8, 8
+    stride, output_stride, width = 8, 8, 512
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)
@@ -56,7 +56,7 @@ class DeepLabV3Plus(Baseline):
     those of `segmentation_models_pytorch`.
     """
 
-    stride, output_stride = 4, 16
+    stride, output_stride, width = 4, 16, 256
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)

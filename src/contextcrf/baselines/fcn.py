@@ -16,7 +16,7 @@ class FCN8s(Baseline):
     convolution as there, of `channels` in place of 4096.
     """
 
-    stride, output_stride = 8, 32
+    stride, output_stride, width = 8, 32, 512
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)

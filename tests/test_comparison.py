@@ -166,6 +166,8 @@ def test_a_table_says_what_the_pairwise_terms_and_the_dense_crf_gain():
     assert better == f"unary -> 1unary+2pair: {paired_bootstrap(matrices(20, 0.5), matrices(20, 0.7))}"
     assert worse.startswith("1unary+2pair -> full: ")
     assert "the dense CRF cost here; choose its parameters: contextcrf tune --dense true, on images that" in worse
+    hardly = gains({"unary": matrices(20, 0.5), "full": matrices(20, 0.5, seed=1)}, "unary")[0]
+    assert hardly.endswith("the dense CRF change here cannot be told from chance")
     [same] = said(0.5, 0.5)
     assert same.endswith("+0.00 [+0.00, +0.00]: what the pairwise terms change here cannot be told from chance")
     assert gains({"unary": matrices(20, 0.5), "full": matrices(20, 0.9)}, "unary")[0].startswith("unary -> full: ")

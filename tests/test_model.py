@@ -131,6 +131,7 @@ def test_a_coarser_graph_pools_features_and_labels():
 
 def test_the_unary_s_loss_at_nodes_and_at_pixels():
     model, masks = tiny(), torch.randint(3, (2, 48, 64))
+    model.unary.last.weight.data *= 100  # so that it matters which label belongs where
     masks[:, :20] = 255
     maps = model.features(images(2).float(), ["unary"])
     nodes, pixels = (model.nll(maps, masks, loss_at=place)["unary"] for place in ("nodes", "pixels"))

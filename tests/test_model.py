@@ -337,7 +337,10 @@ def test_the_bundled_model_labels_a_picture_right_after_installation():
 
 
 def drawn_street(height=240, width=320):
-    """A street in a few colours: pale sky, two houses with windows, pavements and a road that narrows."""
+    """A street in a few colours: pale sky, two houses with windows, pavements and a road that narrows.
+
+    The ground has the grain of asphalt: what is quite smooth is sky to the bundled model.
+    """
     picture = np.empty((height, width, 3), np.uint8)
     picture[:] = (190, 205, 225)
     middle, ground = height // 2, height * 11 // 20
@@ -350,4 +353,6 @@ def drawn_street(height=240, width=320):
     picture[ground:] = (85, 85, 88)
     y, x = np.mgrid[:height, :width]
     picture[(y >= ground) & (abs(x - width / 2) > 1.1 * (y - middle) + 10)] = (130, 125, 120)
+    grain = np.random.default_rng(0).normal(0, 5, (height - ground, width, 1))
+    picture[ground:] = (picture[ground:] + grain).clip(0, 255)
     return picture

@@ -17,7 +17,7 @@ from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.figures import save_figure
 from contextcrf.maps import upsample
-from contextcrf.model import UNARY
+from contextcrf.model_config import UNARY
 from contextcrf.recipe import Recipe
 from contextcrf.training import CachedFeatures, CachedHeads, SeededSampler, augmentation, cache_features
 from measure import FIGURES, bfloat16_products, interleaved, store

@@ -15,7 +15,8 @@ import torch
 
 from contextcrf.classes import Classes
 from contextcrf.data.dataset import CAMVID, VOC
-from contextcrf.model import UNARY, ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import UNARY, ModelConfig
 from contextcrf.recipe import Recipe
 from contextcrf.reproduction import Study, open_study, shape_of
 from contextcrf.training import CachedHeads, Piecewise

@@ -34,8 +34,8 @@ from contextcrf.data.folds import write_folds
 from contextcrf.evaluation import confusion, intersection_over_union
 from contextcrf.locks import claim
 from contextcrf.maps import upsample
-from contextcrf.model import UNARY
-from contextcrf.runs import BusyError, check_trained, train_once
+from contextcrf.model_config import UNARY
+from contextcrf.training.runs import BusyError, check_trained, train_once
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "context"

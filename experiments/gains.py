@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from context import RESULTS, STUDIES, THREE
 from contextcrf.figures import save_figure
-from contextcrf.model import UNARY
+from contextcrf.model_config import UNARY
 
 CRF = "1unary+2pair, strength ?"
 

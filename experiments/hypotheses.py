@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, change_of, deal, halves, mean_iou, shown
 from contextcrf import ContextCRF, PairwisePotential, RangeBox, load, mean_field
+from contextcrf.assembly import assemble
 from contextcrf.cli import read_command
 from contextcrf.crf import Relation
 from contextcrf.crf.potentials import IGNORE_INDEX
@@ -31,7 +32,7 @@ from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import confusion
 from contextcrf.locks import claim
 from contextcrf.maps import downsample, upsample
-from contextcrf.model import UNARY, assemble, paper_relations
+from contextcrf.model_config import UNARY, paper_relations
 from contextcrf.recipe import Recipe
 from contextcrf.training import CachedFeatures, augmentation, cache_features, fit_heads
 

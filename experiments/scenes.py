@@ -23,7 +23,7 @@ from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import confusion
 from contextcrf.figures import save_figure
 from contextcrf.locks import claim
-from contextcrf.model import UNARY
+from contextcrf.model_config import UNARY
 from contextcrf.recipe import Recipe
 from contextcrf.tour import CONFIG, RECIPE
 from contextcrf.training import augmentation, fit

@@ -34,7 +34,8 @@ def scenes(tmp_path_factory):
 def tiny_model(scenes):
     """A ContextCRF of the scenes' classes that trains in no time."""
     from contextcrf.data.dataset import open_dataset
-    from contextcrf.model import ContextCRF, ModelConfig
+    from contextcrf.model import ContextCRF
+    from contextcrf.model_config import ModelConfig
 
     config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
     model = ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False)

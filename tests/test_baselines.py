@@ -11,7 +11,7 @@ from contextcrf import ContextCRF, load
 from contextcrf.baselines import BASELINES
 from contextcrf.cli import main
 from contextcrf.data.dataset import VOC
-from contextcrf.model import ModelConfig
+from contextcrf.model_config import ModelConfig
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.storage import save
 

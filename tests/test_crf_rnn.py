@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from contextcrf import ContextCRF, load
+from contextcrf.assembly import assemble
 from contextcrf.cli import main
 from contextcrf.data.dataset import open_dataset
-from contextcrf.model import assemble
 from contextcrf.recipe import Recipe
 from contextcrf.storage import save
 from contextcrf.training import Piecewise, augmentation, fit, fit_heads

@@ -15,6 +15,7 @@ import gains
 import hypotheses
 import scenes as curve
 from contextcrf import PairwisePotential, RangeBox
+from contextcrf.assembly import assemble
 from contextcrf.comparison import read_counts, write_counts
 from contextcrf.crf import mean_field
 from contextcrf.crf.meanfield import enlarge
@@ -24,10 +25,9 @@ from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import confusion
 from contextcrf.locks import claim
 from contextcrf.maps import downsample, upsample
-from contextcrf.model import assemble
 from contextcrf.recipe import Recipe
-from contextcrf.runs import OtherSettingsError
 from contextcrf.storage import load, save
+from contextcrf.training.runs import OtherSettingsError
 
 
 def image(hits: int) -> torch.Tensor:

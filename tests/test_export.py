@@ -9,7 +9,8 @@ import torch
 from contextcrf.classes import Classes
 from contextcrf.cli import main
 from contextcrf.export import save_onnx, save_program, trace
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 from contextcrf.storage import save
 
 

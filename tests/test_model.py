@@ -7,9 +7,9 @@ from PIL import Image
 
 import contextcrf
 from contextcrf import ContextCRF, ModelConfig, RangeBox, load, mean_field
+from contextcrf.assembly import assemble
 from contextcrf.classes import Classes
 from contextcrf.maps import downsample, upsample
-from contextcrf.model import assemble
 from contextcrf.storage import BUNDLED, ModelError, save
 
 CLASSES = Classes(("sky", "sea", "sand"), ((0, 0, 255), (0, 128, 128), (200, 200, 0)))

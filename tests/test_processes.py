@@ -7,11 +7,10 @@ import sys
 import pytest
 import torch
 
-from contextcrf import processes
 from contextcrf.data.dataset import open_dataset
 from contextcrf.recipe import Recipe
 from contextcrf.storage import load
-from contextcrf.training import SeededSampler, augmentation, fit
+from contextcrf.training import SeededSampler, augmentation, fit, processes
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
 FIT += ["--model.scales", "[1.0]", "--recipe.epochs", "2", "--recipe.crop", "[64,96]", "--recipe.scale", "[1.0,1.0]"]

@@ -12,12 +12,12 @@ from PIL import Image
 
 from contextcrf import load
 from contextcrf.cli import main
-from contextcrf.model import ModelConfig
+from contextcrf.model_config import ModelConfig
 from contextcrf.recipe import Recipe
 from contextcrf.reproduction import ROWS, STUDIES, Workshop, open_study, rows_of
-from contextcrf.runs import OtherSettingsError, train_once
 from contextcrf.tables import CITED_TEST, CITED_VAL, write_all
 from contextcrf.training import Piecewise
+from contextcrf.training.runs import OtherSettingsError, train_once
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPE = {"epochs": 1, "crop": [64, 96], "batch_size": 3, "max_edges": 64}

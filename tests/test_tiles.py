@@ -8,7 +8,8 @@ from PIL import Image
 
 from contextcrf.data.dataset import open_dataset
 from contextcrf.errors import DataError
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 from contextcrf.prediction import Look, predict_files
 from contextcrf.storage import load, save
 from contextcrf.tiles import Tiles, label

@@ -9,10 +9,10 @@ import torch
 
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.transforms import training_transform
-from contextcrf.estimate import duration
 from contextcrf.maps import downsample
 from contextcrf.recipe import Recipe
 from contextcrf.training import CachedHeads, Piecewise, SeededSampler, cache_features, class_weights, fit, fit_heads
+from contextcrf.training.estimate import duration
 
 QUICK = Recipe(epochs=3, batch_size=2, crop=(64, 96), scale=(0.8, 1.2), lr=0.01, max_edges=64, val_every=3)
 
@@ -205,7 +205,8 @@ def test_the_second_stage_needs_a_shared_trunk_and_a_relation(tiny_model, train,
 
 
 def test_pretrained_layers_take_a_tenth_of_the_rate(train):
-    from contextcrf.model import ContextCRF, ModelConfig
+    from contextcrf.model import ContextCRF
+    from contextcrf.model_config import ModelConfig
 
     config = ModelConfig(backbone="mobilenetv3_small_050", stride=32, channels=32, hidden=8, scales=(1.0,))
     model = ContextCRF(config, train.classes, pretrained=False)
@@ -315,7 +316,7 @@ def test_lovasz_is_trained(tiny_model, train, scenes, tmp_path, monkeypatch):
     assert after < 0.95 * before["iou"]
     assert "train/iou" in metrics(tmp_path)[0]
     # The same of a part of the pixels, but for chance.
-    monkeypatch.setattr("contextcrf.training.LOVASZ_PIXELS", 20_000)
+    monkeypatch.setattr("contextcrf.training.objectives.LOVASZ_PIXELS", 20_000)
     assert losses()["iou"] == pytest.approx(float(after), rel=0.2)
     assert losses()["iou"] != losses()["iou"]
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.losses", None)

@@ -6,7 +6,8 @@ from torch import nn
 from torchvision.models import VGG16_Weights
 
 from contextcrf.classes import Classes
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.vgg import VGG16Backbone
 from contextcrf.nets.weights import WeightsNotFoundError

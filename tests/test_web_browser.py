@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from contextcrf.data.scenes import ContextScenes
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 from contextcrf.storage import save
 from pictures import bomb, encoded
 from serving import served

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 from contextcrf.pixels import as_pixels
 from contextcrf.web.limits import Limits, Refusal
 from contextcrf.web.session import Session

@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
-    from contextcrf.model import ContextCRF, ModelConfig, Segmentation
+    from contextcrf.model import ContextCRF
+    from contextcrf.model_config import ModelConfig
+    from contextcrf.segmentation import Segmentation
     from contextcrf.storage import load
 
 # Public names by module. They are imported when first used, so that `import contextcrf.crf` needs torch alone.
 _MODULES = {
     "ContextCRF": "contextcrf.model",
     "DenseCRF": "contextcrf.crf",
-    "ModelConfig": "contextcrf.model",
+    "ModelConfig": "contextcrf.model_config",
     "PairwisePotential": "contextcrf.crf",
     "RangeBox": "contextcrf.crf",
-    "Segmentation": "contextcrf.model",
+    "Segmentation": "contextcrf.segmentation",
     "UnaryPotential": "contextcrf.crf",
     "load": "contextcrf.storage",
     "mean_field": "contextcrf.crf",

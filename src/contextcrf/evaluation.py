@@ -16,7 +16,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.model import UNARY, ContextCRF
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import UNARY
 from contextcrf.views import ONE_VIEW, Views
 
 

@@ -1,12 +1,11 @@
 """ContextCRF: Network Part-1 and the CRF's potentials put together (Fig. 2 of the paper)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +15,6 @@ from contextcrf.crf import (
     DenseCRF,
     Explanation,
     PairwisePotential,
-    RangeBox,
-    Relation,
     UnaryPotential,
     explain,
     logits_from_probabilities,
@@ -31,14 +28,14 @@ from contextcrf.crf.potentials import nodes_nll
 from contextcrf.crf.table import PairTable
 from contextcrf.hub import HubModel
 from contextcrf.maps import downsample, upsample
+from contextcrf.model_config import UNARY, ModelConfig
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.base import Backbone
-from contextcrf.nets.multiscale import MultiScale, Upsampling
+from contextcrf.nets.multiscale import MultiScale
 from contextcrf.pixels import ImageLike, as_pixels
 from contextcrf.recipe import LossAt
+from contextcrf.segmentation import Segmentation
 from contextcrf.views import ONE_VIEW, Views
-
-UNARY = "unary"
 
 # Objectives that couple the potentials, by the name of a recipe's `objective`.
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
@@ -46,91 +43,6 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "mean-field": mean_field_nll,
     "unrolled": unrolled_nll,
 }
-
-
-def paper_relations() -> dict[str, Relation]:
-    """The paper's two relations, "Pairwise-1" and "Pairwise-2"."""
-    return {"surrounding": RangeBox.surrounding(), "above": RangeBox.above()}
-
-
-@dataclass
-class ModelConfig:
-    """The shape of a ContextCRF.
-
-    Args:
-        backbone: a timm model; "vgg16-fc6", the paper's, of stride 32, 16 or 8; or "plain", small, random and with a
-            receptive field of 15 pixels, "plain-31" with one of 31, and so on in steps of 16.
-        stride: pixels per node of the feature map: 4, 8, 16 or 32.
-        output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
-            `stride` if None.
-        depth: the first stages of the backbone that are used, which see less of the image; all of them if None.
-        network: what stands on the backbone: "context" is the paper's, the others are its competitors, whose unary is a
-            linear layer: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8), "deeplabv3plus"
-            (stride 4).
-        channels: channels of the feature map of one scale.
-        scales: scales of the input image.
-        block6_per_scale: a sixth block of its own for each scale, as in the authors' later work.
-        pyramid: odd window sizes, in nodes: beside the map of each scale stand its maxima in them, as in the authors'
-            later work.
-        upsampling: of the smaller scales' maps: "nearest", the paper's, or "bilinear".
-        hidden: units of the hidden layer of each potential.
-        relations: the pairwise potentials, by name: each a box, or several together.
-        graph_stride: pixels per node of the pairwise graphs, a multiple of `stride`; `stride` if None.
-        shared_trunk: one Network Part-1 for all potentials, or one for each as in the paper.
-        iterations: mean-field iterations.
-        strengths: weight of each relation's messages, as the number of unary votes that a node's neighbours have
-            together (divided by the mean number of neighbours it becomes the weight of `mean_field`). Relations that
-            are not named share one vote; None is the plain sum of the paper, every edge one vote.
-        dense: arguments of the `DenseCRF` of the row "full"; those not named keep its defaults.
-        learned_dense: that CRF is a part of the network, with standard deviations and K x K compatibilities that are
-            learned from `dense` on, by the objective "crf-rnn" (Zheng et al., "Conditional Random Fields as Recurrent
-            Neural Networks", ICCV 2015).
-    """
-
-    backbone: str = "tf_efficientnet_lite0"
-    stride: int = 8
-    output_stride: int | None = None
-    depth: int | None = None
-    network: str = "context"
-    channels: int = 256
-    scales: Sequence[float] = (1.2, 0.8, 0.4)
-    block6_per_scale: bool = False
-    pyramid: Sequence[int] = ()
-    upsampling: Upsampling = "nearest"
-    hidden: int = 512
-    relations: dict[str, Relation] = field(default_factory=paper_relations)
-    graph_stride: int | None = None
-    shared_trunk: bool = True
-    iterations: int = 2
-    strengths: dict[str, float | None] = field(default_factory=dict)
-    dense: dict[str, int | float] = field(default_factory=dict)
-    learned_dense: bool = False
-
-    def __post_init__(self) -> None:
-        self.scales, self.pyramid = tuple(self.scales), tuple(self.pyramid)
-        if self.network != "context":
-            self._check_baseline()
-        if UNARY in self.relations:
-            raise ValueError(f"relations: {UNARY!r} is the name of the unary potential; choose another")
-        if unknown := sorted(set(self.strengths) - set(self.relations)):
-            raise ValueError(f"strengths: {unknown} name no relation; relations: {sorted(self.relations)}")
-        try:
-            with torch.device("cpu"):  # its values are looked at, also where a model without any is made ("meta")
-                DenseCRF(**self.dense)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
-        if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
-            raise ValueError(f"graph_stride={self.graph_stride}: expected a multiple of stride={self.stride}")
-
-    def _check_baseline(self) -> None:
-        if self.network not in BASELINES:
-            raise ValueError(f"network {self.network!r}: expected context, {', '.join(BASELINES)}")
-        kind = BASELINES[self.network]
-        if self.stride != kind.stride or self.output_stride not in (None, kind.output_stride) or self.depth is not None:
-            raise ValueError(
-                f"stride={self.stride}, output_stride={self.output_stride}, depth={self.depth}: {self.network} has "
-                f"{kind.stride}, {kind.output_stride} and all stages"
-            )
 
 
 class ContextCRF(nn.Module, HubModel):
@@ -282,7 +194,7 @@ class ContextCRF(nn.Module, HubModel):
         potentials: Iterable[str] | None = None,
         dense: bool = False,
         views: Views = ONE_VIEW,
-    ) -> "Segmentation":
+    ) -> Segmentation:
         """Label one image.
 
         Args:
@@ -389,13 +301,15 @@ class ContextCRF(nn.Module, HubModel):
         """
         losses = {}
         for name, maps in features.items():
-            labels = downsample(masks, maps.shape[-2:])
             if name != UNARY:
+                labels = downsample(masks, maps.shape[-2:])
                 losses[name] = self._pairwise(name).nll(maps, labels, max_edges=max_edges)
                 continue
             logits = self.unary(maps)
             if loss_at == "pixels":
                 logits, labels = upsample(logits, masks.shape[-2:]), masks
+            else:
+                labels = downsample(masks, maps.shape[-2:])
             losses[name] = nodes_nll(logits, labels, class_weights=class_weights)
             if surrogate is not None:
                 losses["iou"] = surrogate(logits, labels)
@@ -496,83 +410,3 @@ def _backbone(config: ModelConfig, pretrained: bool | Path) -> Backbone:
         )
     kind = BASELINES[config.network]
     return kind(create_backbone(config.backbone, kind.output_stride, None, None, pretrained), config.channels)
-
-
-def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
-    """One model of networks that were trained each for one potential, the paper's way.
-
-    Args:
-        unary: whose network and unary potential are taken.
-        pairwise: by the name of a relation, the model whose network and potential of that name are taken.
-
-    Returns:
-        A model with a trunk for each potential, without strengths.
-
-    Raises:
-        ValueError: the models do not fit together, or one has no such relation or has not learned it.
-    """
-    for name, part in pairwise.items():
-        if name not in part.pairwise:
-            raise ValueError(f"relation {name!r}: its model has {sorted(part.pairwise)}; expected that name among them")
-        if part._pairwise(name).last.silent:
-            raise ValueError(f"relation {name!r}: its model was not trained for it (recipe.potentials [{name}])")
-        if part.classes != unary.classes:
-            raise ValueError(f"relation {name!r}: its model knows other classes than the unary's")
-        for key, ours in _shape(unary.config).items():
-            if ours != (theirs := _shape(part.config)[key]):
-                raise ValueError(f"relation {name!r}: {key}={theirs}, the unary has {ours}; expected the same")
-    relations = {name: part.config.relations[name] for name, part in pairwise.items()}
-    config = replace(unary.config, relations=relations, shared_trunk=False, strengths={})
-    model = ContextCRF(config, unary.classes, pretrained=False)
-    for name, part in {UNARY: unary, **pairwise}.items():
-        model.trunk(name).load_state_dict(part.trunk(name).state_dict())
-        model.trunk(name).backbone.pretrained = True
-        model.potential(name).load_state_dict(part.potential(name).state_dict())
-    if model.dense is not None and unary.dense is not None:
-        model.dense.load_state_dict(unary.dense.state_dict())
-    return model.eval()
-
-
-def _shape(config: ModelConfig) -> dict[str, Any]:
-    """What must be the same in models that are put together."""
-    keys = (
-        "backbone",
-        "stride",
-        "depth",
-        "network",
-        "channels",
-        "scales",
-        "block6_per_scale",
-        "pyramid",
-        "upsampling",
-        "hidden",
-    )
-    strides = {key: getattr(config, key) or config.stride for key in ("output_stride", "graph_stride")}
-    return {**{key: getattr(config, key) for key in keys}, **strides}
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A labelled image.
-
-    Attributes:
-        image: uint8 [3, H, W].
-        probabilities: marginals [K, H, W].
-        classes: names and colours.
-    """
-
-    image: Tensor
-    probabilities: Tensor
-    classes: Classes
-
-    @property
-    def labels(self) -> Tensor:
-        """The most probable class of every pixel, int64 [H, W]."""
-        return self.probabilities.argmax(0)
-
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image with the labels' colours laid over it."""
-        # Only pictures need the drawing library.
-        from contextcrf.figures import overlay
-
-        return overlay(Image.fromarray(self.image.permute(1, 2, 0).numpy()), self.labels, self.classes.palette, opacity)

@@ -10,9 +10,10 @@ from contextcrf.crf import Explanation
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import Results, System, intersection_over_union, predict
 from contextcrf.figures import colorize, iou_bars, push_picture, qualitative_grid, save_figure
-from contextcrf.model import ContextCRF, Segmentation
+from contextcrf.model import ContextCRF
 from contextcrf.pixels import ImageLike
 from contextcrf.results_page import Example, pick, render
+from contextcrf.segmentation import Segmentation
 from contextcrf.views import ONE_VIEW, Views
 
 

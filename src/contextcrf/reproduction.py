@@ -16,16 +16,18 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from contextcrf.assembly import assemble
 from contextcrf.baselines import BASELINES
 from contextcrf.comparison import read_counts, write_counts
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.evaluation import ConfusionMatrix, evaluate, systems
 from contextcrf.evaluation import Row as Measured
-from contextcrf.model import UNARY, ContextCRF, ModelConfig, assemble
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import UNARY, ModelConfig
 from contextcrf.preparation import device
 from contextcrf.recipe import Recipe
-from contextcrf.runs import train_once
 from contextcrf.storage import fingerprint, load, save
+from contextcrf.training.runs import train_once
 from contextcrf.tuning import adopt, best_of, tune_dense, tune_strengths
 
 STUDIES = Path(__file__).parent / "studies"

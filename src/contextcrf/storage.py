@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from contextcrf.classes import Classes
 from contextcrf.crf import RangeBox, Relation
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"

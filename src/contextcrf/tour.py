@@ -14,7 +14,8 @@ from rich.console import Console
 from contextcrf.data.dataset import open_dataset
 from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import Results, evaluate, systems
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 from contextcrf.recipe import Recipe
 from contextcrf.report import draw
 from contextcrf.storage import save

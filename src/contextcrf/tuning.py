@@ -16,7 +16,8 @@ from torch import Tensor
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation import ConfusionMatrix
 from contextcrf.maps import upsample
-from contextcrf.model import UNARY, ContextCRF
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import UNARY
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # The first value of each is where the search begins: a mild refinement.

@@ -44,7 +44,7 @@ def evaluate(
     from contextcrf.data.dataset import open_dataset
     from contextcrf.evaluation import Results, systems
     from contextcrf.evaluation import evaluate as run
-    from contextcrf.model import UNARY
+    from contextcrf.model_config import UNARY
     from contextcrf.report import draw, write_page
     from contextcrf.storage import fingerprint, load
     from contextcrf.views import Views

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from contextcrf.model import ModelConfig
+from contextcrf.model_config import ModelConfig
 from contextcrf.preparation import check, device, same_classes
 from contextcrf.recipe import Precision, Recipe
 
@@ -39,7 +39,7 @@ def fit(
         devices: that share a step's images, on this machine; a process each.
         nodes: machines, with so many devices each; started by torchrun or SLURM.
     """
-    from contextcrf.runs import train
+    from contextcrf.training.runs import train
 
     arguments = {"data": data, "out": out, "model": model, "recipe": recipe, "train_split": train_split}
     arguments |= {"val_split": val_split, "pretrained": pretrained, "init": init, "ckpt_path": ckpt_path}
@@ -71,7 +71,7 @@ def fit_heads(
         graph_stride: pixels per node of the pairwise graphs; the model's own if null.
         ckpt_path: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
     """
-    from contextcrf.runs import train
+    from contextcrf.training.runs import train
 
     arguments = {"model": model, "data": data, "out": out, "recipe": recipe, "train_split": train_split}
     arguments |= {"views": views, "graph_stride": graph_stride, "ckpt_path": ckpt_path}
@@ -86,7 +86,7 @@ def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
         pairwise: the model of each relation, by its name, as in '{"above": "runs/above/model"}'.
         out: folder for the model.
     """
-    from contextcrf.model import assemble as run
+    from contextcrf.assembly import assemble as run
     from contextcrf.storage import load, save
 
     parts = {name: load(path) for name, path in pairwise.items()}

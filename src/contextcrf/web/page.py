@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from contextcrf.classes import Classes
-from contextcrf.model import Segmentation
+from contextcrf.segmentation import Segmentation
 from contextcrf.web.limits import Limits, Refusal
 from contextcrf.web.session import DENSE, Picture, Results, Session, Settings
 

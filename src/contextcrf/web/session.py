@@ -9,8 +9,10 @@ from torch import Tensor
 
 from contextcrf.crf import DenseCRF
 from contextcrf.maps import upsample
-from contextcrf.model import UNARY, ContextCRF, Segmentation
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import UNARY
 from contextcrf.report import draw_pushes
+from contextcrf.segmentation import Segmentation
 from contextcrf.web.limits import Deadline, Limits
 from contextcrf.web.uploads import read_upload
 from contextcrf.web.words import describe

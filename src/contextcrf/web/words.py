@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from contextcrf.crf import Explanation
-from contextcrf.model import Segmentation
+from contextcrf.segmentation import Segmentation
 
 # Neighbours' classes that are named on each side; more would not be read.
 NAMED = 3

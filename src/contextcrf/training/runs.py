@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from contextcrf.checkpoints import newest
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
 from contextcrf.locks import claim
-from contextcrf.model import ContextCRF, ModelConfig
+from contextcrf.model import ContextCRF
+from contextcrf.model_config import ModelConfig
 from contextcrf.preparation import device, report_left_out, same_classes, without_broken
-from contextcrf.processes import rank
 from contextcrf.recipe import Recipe
 from contextcrf.storage import WEIGHTS, folder_of, load, save
 from contextcrf.training import augmentation, fit, fit_heads
+from contextcrf.training.checkpoints import newest
+from contextcrf.training.processes import rank
 
 _SETTINGS = "settings.json"
 

@@ -93,10 +93,11 @@ def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
         ("recipe: {crop: [0, 9]}", ["crop [0, 9]: expected height and width"]),
     ],
 )
-def test_errors_of_a_recipe_are_short_and_help(tmp_path, capsys, text, words):
+@pytest.mark.parametrize("given", ["--config {}", "--config={}"])
+def test_errors_of_a_recipe_are_short_and_help(tmp_path, capsys, given, text, words):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(tmp_path / "c.yaml"), "--data", "d", "--out", "o"])
+        main(["fit", *given.format(tmp_path / "c.yaml").split(" "), "--data", "d", "--out", "o"])
     said = capsys.readouterr().err
     assert stop.value.code == 2
     assert all(word in said for word in words)
@@ -166,7 +167,8 @@ def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
     main(["fit-heads", str(trained / "model"), "--data", str(scenes), "--out", str(tmp_path / "heads"), *heads])
     model = tmp_path / "heads" / "model"
     assert load(model).config.graph_stride == 16
-    main(["tune", str(model), "--data", str(scenes), "--split", "train", "--limit", "3"])
+    # The folder of a training stands for the model in it.
+    main(["tune", str(tmp_path / "heads"), "--data", str(scenes), "--split", "train", "--limit", "3"])
     printed = capsys.readouterr().out
     assert "plain sum" in printed
     assert "<- chosen" in printed

@@ -108,8 +108,9 @@ def _check_yaml(file: TextIO) -> None:
 def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The name of a command and the arguments of its function, as `COMMANDS` has it."""
     parser = build_parser()
-    for option, path in pairwise(arguments):
-        if option == "--config":
+    for option, following in pairwise([*arguments, ""]):
+        name, _, value = option.partition("=")
+        if name == "--config" and (path := value or following):
             with Path(path).open() as file:
                 _check_yaml(file)
     options = parser.parse_args(list(arguments))

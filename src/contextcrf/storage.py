@@ -58,21 +58,27 @@ def save(model: ContextCRF, folder: str | Path, about: dict[str, Any] | None = N
 
 
 def folder_of(name_or_path: str | Path) -> Path:
-    """The folder of a model, or of a bundled one by its name; ModelError if there is no such model."""
+    """The folder with a model's files: of the folder itself, of a training's, or of a bundled model by its name.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     folder = Path(name_or_path)
     if not folder.is_dir():
         folder = BUNDLED / str(name_or_path)
-    if not (folder / "config.json").is_file():
-        bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))) or "none"
-        raise ModelError(
-            f"model {str(name_or_path)!r}: neither a folder with config.json and {WEIGHTS}, "
-            f"nor the name of a bundled model (those are: {bundled})"
-        )
-    return folder
+    # A training keeps its model beside its checkpoints.
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return place
+    bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))) or "none"
+    raise ModelError(
+        f"model {str(name_or_path)!r}: neither a folder with config.json and {WEIGHTS}, or of a training that has "
+        f"ended, nor the name of a bundled model (those are: {bundled})"
+    )
 
 
 def load(name_or_path: str | Path) -> ContextCRF:
-    """Load a model: a folder that `save` wrote, or the name of a bundled model such as "camvid".
+    """Load a model: a folder that `save` or a training wrote, or the name of a bundled model such as "camvid".
 
     Returns:
         The model in evaluation mode on the CPU, with its classes and preprocessing.

@@ -116,12 +116,12 @@ def tune(
         out: folder for the tuned model; the model's own folder if null.
     """
     from contextcrf.data.dataset import open_dataset
-    from contextcrf.storage import load, save
+    from contextcrf.storage import folder_of, load, save
     from contextcrf.tuning import adopt, best_of, tune_dense, tune_strengths
 
-    folder = out or Path(model)
-    if out is None and not folder.is_dir():
+    if out is None and not Path(model).is_dir():
         raise ValueError(f"{model} is a bundled model and stays as it is; name a folder with --out")
+    folder = out or folder_of(model)
     network = load(model).to(device())
     if dense and network.dense is not None:
         raise ValueError(f"{model}: its dense CRF is learned; it is trained, with recipe.objective crf-rnn, not tuned")

@@ -9,6 +9,7 @@ import contextcrf
 from contextcrf import ContextCRF, ModelConfig, RangeBox, load, mean_field
 from contextcrf.assembly import assemble
 from contextcrf.classes import Classes
+from contextcrf.crf import PairwisePotential
 from contextcrf.maps import downsample, upsample
 from contextcrf.storage import BUNDLED, ModelError, save
 
@@ -93,6 +94,22 @@ def test_an_untrained_head_says_nothing():
     with torch.inference_mode():
         maps = model.features(images().float())
         torch.testing.assert_close(model.infer(maps), model.infer(maps, ["unary"]))
+
+
+def test_untrained_heads_cost_nothing_but_can_learn(monkeypatch):
+    model = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), CLASSES, pretrained=False).eval()
+    maps = model.features(images().float())
+    (model.infer(maps) ** 2).sum().backward()
+    gradient = model.pairwise["above"].last.interaction.weight.grad
+    assert gradient is not None
+    assert gradient.any()
+    model.pairwise["above"].last.reset_parameters()
+    asked = []
+    prepare = PairwisePotential.prepare
+    monkeypatch.setattr(PairwisePotential, "prepare", lambda self, maps: asked.append(self) or prepare(self, maps))
+    with torch.no_grad():
+        model.infer(maps)
+    assert asked == [model.pairwise["above"]]
 
 
 def test_strengths_are_relative_to_the_unary_and_do_not_apply_without_it():

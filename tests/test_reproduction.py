@@ -73,7 +73,10 @@ def test_all_rows_of_a_study(scenes, tmp_path, capsys):
     # Systems are what they are called.
     shop = Workshop(open_study(study), scenes, out)
     assert shop.unary(scales=1).config.scales == (1.0,)
-    assert shop.crf_rnn().about["fit"]["recipe"]["objective"] == "crf-rnn"
+    rnn, tuned = shop.crf_rnn(), shop.baseline("fcn-8s", dense=True).about["tuned"]
+    assert rnn.about["fit"]["recipe"]["objective"] == "crf-rnn"
+    assert rnn.config.dense == {**tuned["settings"], "iterations": 5}
+    assert set(tuned["settings"]) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
     assert shop.baseline("deeplab-largefov", dense=True).about["tuned"]["split"] == "train"
     assert shop.on_baseline("deeplabv3plus").config.network == "deeplabv3plus"
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from contextcrf.maps import upsample
 from contextcrf.model import ContextCRF
+from contextcrf.model_config import UNARY
 
 INPUT, OUTPUT = "image", "marginals"
 ONNX_NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -20,16 +21,17 @@ ONNX_NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class Predictor(nn.Module):
     """A model as one function: image float [1, 3, H, W], RGB in 0..255, to marginals [1, K, H, W].
 
-    It is `ContextCRF.forward` with the pair logits of the image held in a table, which can be traced.
+    It is `ContextCRF.forward` with the pair logits of the image held in a table, which can be traced. Potentials that
+    have not been trained say nothing and are left out.
     """
 
     def __init__(self, model: ContextCRF) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.names = model, (UNARY, *model.trained_relations)
 
     def forward(self, image: Tensor) -> Tensor:
-        features = self.model.features(image)
-        return upsample(self.model.infer(features, tabulate=True), image.shape[-2:])
+        features = self.model.features(image, self.names)
+        return upsample(self.model.infer(features, self.names, tabulate=True), image.shape[-2:])
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ class ContextCRF(nn.Module, HubModel):
         """
         names = self.select(potentials)
         strengths = self.config.strengths if strengths is None else strengths
-        relations = [name for name in names if name != UNARY]
+        relations = [name for name in names if name != UNARY and (UNARY not in names or self._speaks(name))]
         pairs: list[Pair] = [(self._pairwise(name), features[name]) for name in relations]
         if UNARY in names:
             unary, start = self.unary(features[UNARY]), None
@@ -373,6 +373,11 @@ class ContextCRF(nn.Module, HubModel):
         potential = self.pairwise[name]
         assert isinstance(potential, PairwisePotential)
         return potential
+
+    def _speaks(self, name: str) -> bool:
+        """Whether a pairwise potential can send anything, or is learning to; a traced graph cannot branch on that."""
+        asked = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        return not asked or name in self.trained_relations
 
     def _weight(self, name: str, maps: Tensor, strengths: Mapping[str, float | None]) -> float:
         strength = strengths.get(name, 1 / len(self.pairwise))

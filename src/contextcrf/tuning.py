@@ -119,7 +119,8 @@ def tune_dense(
     """
     model.eval()
     samples = track(data.without_transform(), "marginals", total=len(data), disable=not progress)
-    cache = [_Cached(model, image, mask, precision) for image, mask in samples]
+    # On the unary's grid: a hundred images at full size would fill the memory.
+    cache = [(image, mask, _marginals(model, image, precision)) for image, mask in samples]
     trials: list[Trial] = []
 
     def attempt(settings: dict[str, float]) -> None:
@@ -127,8 +128,9 @@ def tune_dense(
             return
         matrix = ConfusionMatrix(model.num_classes)
         shown = " ".join(f"{value:g}" for value in settings.values())
-        for item in track(cache, f"{len(trials)}: {shown}", disable=not progress):
-            matrix.update(item.refined(model, settings), item.mask[None])
+        for image, mask, maps in track(cache, f"{len(trials)}: {shown}", disable=not progress):
+            marginals = upsample(maps, mask.shape)
+            matrix.update(model.refine(marginals, image[None].to(maps.device), settings).argmax(1).cpu(), mask[None])
         trials.append(Trial(settings, matrix.mean_iou()))
 
     current = {name: values[0] for name, values in grid.items()}
@@ -146,22 +148,25 @@ class _Cached:
     """One image on the way to inference: what does not depend on the strengths, in half precision."""
 
     def __init__(self, model: ContextCRF, image: Tensor, mask: Tensor, precision: str) -> None:
-        device = model.mean.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            features = model.features(image[None].to(device).float())
-        # Potentials of one trunk share one map; so do their copies.
+        features = _features(model, image, precision)
+        # The copies share one map where the maps do.
         halves = {id(maps): maps.half() for maps in features.values()}
         self.features = {name: halves[id(maps)] for name, maps in features.items()}
-        self.image, self.mask = image, mask
-
-    def refined(self, model: ContextCRF, settings: dict[str, float]) -> Tensor:
-        """Labels [1, H, W] that the dense CRF makes of the model's marginals."""
-        features = {name: maps.float() for name, maps in self.features.items()}
-        marginals = upsample(model.infer(features), self.mask.shape)
-        return model.refine(marginals, self.image[None].to(marginals.device), settings).argmax(1).cpu()
+        self.mask = mask
 
     def labels(self, model: ContextCRF, strengths: Mapping[str, float | None]) -> Tensor:
         active = [name for name in model.pairwise if strengths.get(name, 1.0) != 0]
         features = {name: self.features[name].float() for name in (UNARY, *active)}
         marginals = model.infer(features, (UNARY, *active), strengths=strengths)
         return upsample(marginals, self.mask.shape).argmax(1).cpu()
+
+
+def _features(model: ContextCRF, image: Tensor, precision: str) -> dict[str, Tensor]:
+    """Of one image [3, H, W]; potentials of one trunk and grid share one map."""
+    device = model.mean.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        return model.features(image[None].to(device).float())
+
+
+def _marginals(model: ContextCRF, image: Tensor, precision: str) -> Tensor:
+    return model.infer({name: maps.float() for name, maps in _features(model, image, precision).items()})

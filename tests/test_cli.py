@@ -204,6 +204,21 @@ def test_networks_trained_each_for_one_potential_are_assembled(trained, tmp_path
     assert together.about["above"]["fit"]["recipe"]["epochs"] == 1
 
 
+def test_models_that_were_trained_on_are_averaged(trained, tmp_path, capsys):
+    other = load(trained)
+    with torch.no_grad():
+        other.unary.last.bias.add_(2.0)
+    other.config.strengths = {"above": 0.0}
+    save(other, tmp_path / "other", {"data": "elsewhere"})
+    main(["average", str(trained), str(tmp_path / "other"), "--out", str(tmp_path / "mean")])
+    assert str(tmp_path / "mean") in capsys.readouterr().out
+    first, mean = load(trained), load(tmp_path / "mean")
+    torch.testing.assert_close(mean.unary.last.bias, first.unary.last.bias + 1.0)
+    torch.testing.assert_close(mean.unary.first.weight, first.unary.first.weight)
+    assert mean.config == first.config
+    assert mean.about == {**first.about, "averaged with 1": {"data": "elsewhere"}}
+
+
 def test_predict_goes_on_past_broken_files_and_says_which(tiny_model, tmp_path, capsys):
     save(tiny_model, tmp_path / "model")
     pictures = tmp_path / "pictures"

@@ -7,7 +7,7 @@ from PIL import Image
 
 import contextcrf
 from contextcrf import ContextCRF, ModelConfig, RangeBox, load, mean_field
-from contextcrf.assembly import assemble
+from contextcrf.assembly import assemble, average
 from contextcrf.classes import Classes
 from contextcrf.crf import PairwisePotential
 from contextcrf.maps import downsample, upsample
@@ -373,3 +373,23 @@ def drawn_street(height=240, width=320):
     grain = np.random.default_rng(0).normal(0, 5, (height - ground, width, 1))
     picture[ground:] = (picture[ground:] + grain).clip(0, 255)
     return picture
+
+
+def test_models_that_do_not_correspond_are_not_averaged():
+    with pytest.raises(ValueError, match="1 models: expected two or more"):
+        average([tiny()])
+    with pytest.raises(ValueError, match=r"model 2 has hidden=16, the first 8; expected the same"):
+        average([tiny(), tiny(hidden=16)])
+    # Weights would fit, but mean other scales.
+    with pytest.raises(ValueError, match=r"model 3 has scales=\(1\.0, 0\.25\)"):
+        average([tiny(), tiny(), tiny(scales=(1.0, 0.25))])
+    others = Classes(("sky", "sea", "land"), CLASSES.palette)
+    with pytest.raises(ValueError, match="model 2 knows other classes"):
+        average([tiny(), tiny(classes=others)])
+
+
+def test_counts_of_batches_are_not_averaged():
+    first, second = (tiny(backbone="resnet10t", stride=16) for _ in range(2))
+    for model, count in ((first, 3), (second, 8)):
+        model.trunk("unary").backbone.body.bn1.num_batches_tracked.fill_(count)
+    assert average([first, second]).trunk("unary").backbone.body.bn1.num_batches_tracked == 8

@@ -1,8 +1,11 @@
-"""Networks that were trained each for one potential, the paper's way, put together."""
+"""Several models made one: a potential from each, the paper's way, or the mean of their weights."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY, ModelConfig
@@ -41,6 +44,48 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
     if model.dense is not None and unary.dense is not None:
         model.dense.load_state_dict(unary.dense.state_dict())
     return model.eval()
+
+
+def average(models: Sequence[ContextCRF]) -> ContextCRF:
+    """The model whose weights are the mean of those of several, trained on from a common beginning.
+
+    It often does better than each of them, at the price of one (Wortsman et al., "Model soups", ICML 2022). Of models
+    with different beginnings nothing comes of it: their units do not correspond.
+
+    Args:
+        models: of one shape and with the same classes. Strengths and the dense CRF are the first one's.
+
+    Raises:
+        ValueError: there are fewer than two, or they differ in shape or classes.
+    """
+    if len(models) < 2:
+        raise ValueError(f"{len(models)} models: expected two or more to average")
+    first = models[0]
+    states = [model.state_dict() for model in models]
+    for number, model in enumerate(models[1:], 2):
+        if model.classes != first.classes:
+            raise ValueError(f"model {number} knows other classes than the first")
+        ours, theirs = _weighed(first.config), _weighed(model.config)
+        for key, value in ours.items():
+            if theirs[key] != value:
+                raise ValueError(f"model {number} has {key}={theirs[key]}, the first {value}; expected the same")
+    result = ContextCRF(first.config, first.classes, pretrained=False)
+    result.load_state_dict({key: _mean([state[key] for state in states]) for key in states[0]})
+    for name in result.potentials:
+        result.trunk(name).backbone.pretrained = True
+    return result.eval()
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """Of counts, such as those of batches, the largest."""
+    stack = torch.stack(list(values))
+    return stack.mean(0) if stack.is_floating_point() else stack.amax(0)
+
+
+def _weighed(config: ModelConfig) -> dict[str, Any]:
+    """What decides the meaning of the weights."""
+    used = ("strengths", "iterations", "dense")
+    return {key: value for key, value in asdict(config).items() if key not in used}
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, get_args, get_origin
 
 import docstring_parser
 import yaml
@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "voc": (data.voc, ("root",)),
     "voc-submission": (predicting.voc_submission, ("model", "root")),
     "assemble": (training.assemble, ()),
+    "average": (training.average, ("models",)),
     "tune": (training.tune, ("model",)),
     "evaluate": (measuring.evaluate, ("model",)),
     "reproduce": (measuring.reproduce, ("study",)),
@@ -85,8 +86,8 @@ def build_parser() -> ArgumentParser:
         command.add_argument("--config", action="config", help="YAML file with any of the options below")
         for argument in positional:
             kind = function.__annotations__[argument]
-            if kind == list[Path]:
-                command.add_argument(argument, type=Path, nargs="+", help=help_of[argument])
+            if get_origin(kind) is list:
+                command.add_argument(argument, type=get_args(kind)[0], nargs="+", help=help_of[argument])
             elif parameters[argument].default is not inspect.Parameter.empty:
                 default = parameters[argument].default
                 command.add_argument(argument, type=kind, nargs="?", default=default, help=help_of[argument])

@@ -200,8 +200,8 @@ class Workshop:
         before, last = "crf-rnn-before", max(1, self.study.recipe.epochs // 4)
         recipe = replace(self.study.recipe, epochs=max(1, self.study.recipe.epochs - last))
         tuned = self._tuned(f"{before}+dense", self._fit(before, shape_of("fcn-8s"), [UNARY], recipe), dense=True)
-        free = {"class_balance": 0.0, "max_edges": None, "loss_at": "nodes", "lovasz": 0.0}
-        recipe = replace(recipe, objective="crf-rnn", epochs=last, lr=recipe.lr / 10, **free)
+        recipe = replace(recipe, class_balance=0.0, max_edges=None, loss_at="nodes", lovasz=0.0)
+        recipe = replace(recipe, objective="crf-rnn", epochs=last, lr=recipe.lr / 10)
         shape = {**shape_of("fcn-8s"), "learned_dense": True, "dense": {**tuned.config.dense, "iterations": 5}}
         return self._fit("crf-rnn", shape, [UNARY], recipe, self._network(before) / "model")
 

@@ -95,6 +95,22 @@ def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
     print(f"model written to {out}")
 
 
+def average(models: list[str], out: Path) -> None:
+    """Average the weights of models that were trained on from a common beginning; often better than each of them.
+
+    Args:
+        models: two or more trained models: folders, or names of bundled ones.
+        out: folder for the model, with the first one's strengths and dense CRF.
+    """
+    from contextcrf.assembly import average as run
+    from contextcrf.storage import load, save
+
+    parts = [load(model) for model in models]
+    others = {f"averaged with {number}": part.about for number, part in enumerate(parts[1:], 1)}
+    save(run(parts), out, {**parts[0].about, **others})
+    print(f"model written to {out}")
+
+
 def tune(
     model: str,
     data: Path,

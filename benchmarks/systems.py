@@ -18,7 +18,7 @@ from contextcrf.data.dataset import CAMVID, VOC
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY, ModelConfig
 from contextcrf.recipe import Recipe
-from contextcrf.reproduction import Study, open_study, shape_of
+from contextcrf.reproduction import Study, open_study, shape_of, through_dense
 from contextcrf.training import CachedHeads, Piecewise
 from measure import apart, interleaved, run_parts, store
 
@@ -146,8 +146,7 @@ def _training_steps(study: Study) -> Iterator[tuple[str, Callable[[], None]]]:
         config = replace(study.model, **shape_of(name))
         yield name, networks(config, replace(recipe, potentials=[UNARY]))
     config = replace(study.model, **shape_of("fcn-8s"), learned_dense=True, dense={"iterations": 5})
-    coupled = replace(recipe, potentials=[UNARY], objective="crf-rnn", max_edges=None)
-    yield "crf-rnn", networks(config, coupled)
+    yield "crf-rnn", networks(config, replace(through_dense(recipe), potentials=[UNARY]))
     yield "heads on cached features", _heads(study)
 
 

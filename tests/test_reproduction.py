@@ -14,7 +14,7 @@ from contextcrf import load
 from contextcrf.cli import main
 from contextcrf.model_config import ModelConfig
 from contextcrf.recipe import Recipe
-from contextcrf.reproduction import ROWS, STUDIES, Workshop, open_study, rows_of
+from contextcrf.reproduction import ROWS, STUDIES, Workshop, open_study, rows_of, through_dense
 from contextcrf.tables import CITED_TEST, CITED_VAL, write_all
 from contextcrf.training import Piecewise
 from contextcrf.training.runs import OtherSettingsError, train_once
@@ -100,6 +100,13 @@ def test_networks_of_their_own_and_strengths_that_the_study_names(scenes, tmp_pa
     assert not model.config.shared_trunk
     assert model.config.strengths == {"surrounding": None, "above": None}
     assert not (tmp_path / "out" / "tuned").exists()
+
+
+def test_the_bundled_studies_can_be_trained_through_the_dense_crf():
+    for path in STUDIES.glob("*.yaml"):
+        recipe = open_study(path.stem).recipe
+        coupled = through_dense(recipe)
+        assert (coupled.objective, coupled.crop, coupled.precision) == ("crf-rnn", recipe.crop, recipe.precision)
 
 
 def test_a_changed_study_is_not_mixed_with_the_old_one(scenes, tmp_path):

@@ -200,8 +200,7 @@ class Workshop:
         before, last = "crf-rnn-before", max(1, self.study.recipe.epochs // 4)
         recipe = replace(self.study.recipe, epochs=max(1, self.study.recipe.epochs - last))
         tuned = self._tuned(f"{before}+dense", self._fit(before, shape_of("fcn-8s"), [UNARY], recipe), dense=True)
-        recipe = replace(recipe, class_balance=0.0, max_edges=None, loss_at="nodes", lovasz=0.0)
-        recipe = replace(recipe, objective="crf-rnn", epochs=last, lr=recipe.lr / 10)
+        recipe = replace(through_dense(recipe), epochs=last, lr=recipe.lr / 10)
         shape = {**shape_of("fcn-8s"), "learned_dense": True, "dense": {**tuned.config.dense, "iterations": 5}}
         return self._fit("crf-rnn", shape, [UNARY], recipe, self._network(before) / "model")
 
@@ -282,6 +281,12 @@ def shape_of(network: str) -> dict[str, Any]:
     shape: dict[str, Any] = {"network": network, "stride": kind.stride, "output_stride": None, "graph_stride": None}
     shape |= {"channels": kind.width, "scales": (1.0,), "shared_trunk": True, "block6_per_scale": False, "pyramid": ()}
     return {**shape, "strengths": {}}
+
+
+def through_dense(recipe: Recipe) -> Recipe:
+    """A recipe with the objective "crf-rnn", which takes nothing that shapes the loss of a unary."""
+    plain = replace(recipe, class_balance=0.0, max_edges=None, loss_at="nodes", lovasz=0.0)
+    return replace(plain, objective="crf-rnn")
 
 
 def _digest(model: ContextCRF, data: SegmentationDataset, precision: str) -> str:

@@ -1,5 +1,6 @@
 """Several models made one: a potential from each, the paper's way, or the mean of their weights."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -69,10 +70,8 @@ def average(models: Sequence[ContextCRF]) -> ContextCRF:
         for key, value in ours.items():
             if theirs[key] != value:
                 raise ValueError(f"model {number} has {key}={theirs[key]}, the first {value}; expected the same")
-    result = ContextCRF(first.config, first.classes, pretrained=False)
+    result = copy.deepcopy(first)
     result.load_state_dict({key: _mean([state[key] for state in states]) for key in states[0]})
-    for name in result.potentials:
-        result.trunk(name).backbone.pretrained = True
     return result.eval()
 
 

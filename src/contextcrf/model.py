@@ -377,7 +377,7 @@ class ContextCRF(nn.Module, HubModel):
     def _speaks(self, name: str) -> bool:
         """Whether a pairwise potential can send anything, or is learning to; a traced graph cannot branch on that."""
         asked = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        return not asked or name in self.trained_relations
+        return not asked or not self._pairwise(name).last.silent
 
     def _weight(self, name: str, maps: Tensor, strengths: Mapping[str, float | None]) -> float:
         strength = strengths.get(name, 1 / len(self.pairwise))

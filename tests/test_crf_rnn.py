@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from contextcrf import ContextCRF, load
+from contextcrf import ContextCRF, PairwisePotential, load
 from contextcrf.assembly import assemble
 from contextcrf.cli import main
+from contextcrf.crf import table
+from contextcrf.crf.table import PairTable
 from contextcrf.data.dataset import open_dataset
 from contextcrf.recipe import Recipe
 from contextcrf.storage import save
@@ -52,6 +54,28 @@ def test_the_loss_is_the_likelihood_of_the_pixels_behind_it_and_reaches_everythi
     loss.backward()
     trained = [*model.dense.parameters(), *model.trunks.parameters(), *model.unary.parameters()]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+
+
+def test_it_trains_all_potentials_with_or_without_their_tables(model, scenes, monkeypatch):
+    images, masks = sample(scenes)
+    images, masks = torch.cat([images, images.flip(3)]), torch.cat([masks, masks.flip(2)])
+
+    def gradients():
+        model.zero_grad()
+        loss = model.refined_nll(model.features(images), images, masks)
+        loss.backward()
+        return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairwisePotential, "messages", None)
+        patch.setattr(PairwisePotential, "prepare", None)
+        held, with_tables = gradients()
+    monkeypatch.setattr(table, "TRAINING_ELEMENTS", 0)
+    monkeypatch.setattr(PairTable, "messages", None)
+    streamed, without = gradients()
+    torch.testing.assert_close(held, streamed)
+    torch.testing.assert_close(with_tables, without, atol=1e-5, rtol=1e-3)
+    assert all(with_tables[f"pairwise.{name}.last.interaction.weight"].abs().sum() > 0 for name in model.pairwise)
 
 
 def test_the_recipe_trains_it_with_the_network(model, scenes, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -78,6 +79,15 @@ def test_all_rows_of_a_study(scenes, tmp_path, capsys):
     chosen = load(tuned).about["tuned"]["settings"]
     assert rnn.config.dense == {**chosen, "iterations": 5}
     assert set(chosen) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
+    whole, [tuned] = shop.end_to_end(), (out / "tuned").glob("end-to-end-before+full-*")
+    assert (whole.config.network, whole.trained_relations) == ("context", ["surrounding", "above"])
+    assert whole.about["fit"]["recipe"]["potentials"] == ["unary", "surrounding", "above"]
+    start = load(tuned)
+    assert whole.config.strengths == start.config.strengths
+    heard = [f"pairwise.{name}" for name, strength in start.config.strengths.items() if strength]
+    for name in ("unary", *heard):
+        head, before = whole.get_submodule(name), start.get_submodule(name)
+        assert not torch.equal(head.last.weight, before.last.weight), name
     assert shop.baseline("deeplab-largefov", dense=True).about["tuned"]["split"] == "train"
     assert shop.on_baseline("deeplabv3plus").config.network == "deeplabv3plus"
 
@@ -100,6 +110,9 @@ def test_networks_of_their_own_and_strengths_that_the_study_names(scenes, tmp_pa
     assert not model.config.shared_trunk
     assert model.config.strengths == {"surrounding": None, "above": None}
     assert not (tmp_path / "out" / "tuned").exists()
+    whole = shop.end_to_end()
+    assert set(whole.trunks) == {"unary", "surrounding", "above"}
+    assert whole.config.strengths == model.config.strengths
 
 
 def test_the_bundled_studies_can_be_trained_through_the_dense_crf():

@@ -42,6 +42,17 @@ def test_a_node_without_edges_has_no_opinion():
     assert not held.messages(torch.ones(1, 4, 1, 1, dtype=torch.float64)).any()
 
 
+def test_a_table_in_mixed_precision():
+    """Autocast makes every product one of half precision, while messages are summed in single."""
+    potential, features = PairwisePotential(3, 4, RangeBox.surrounding(), hidden=5), torch.randn(1, 3, 5, 6)
+    marginals = torch.randn(1, 4, 5, 6).softmax(1)
+    expected = potential.messages(features, marginals)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = PairTable(potential, features).messages(marginals)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
+
+
 def test_a_table_serves_one_image():
     head, features = potential(BOXES[0]), torch.randn(2, 3, 4, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\).*one image"):

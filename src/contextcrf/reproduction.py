@@ -106,6 +106,7 @@ ROWS = (
     Row("pairwise-above", lambda shop: (shop.pairwise("above"), "above"), val=66.4),
     Row("1unary+2pair", lambda shop: (shop.together(), "crf"), val=67.8),
     Row("full", lambda shop: (shop.together(dense=True), "full"), val=70.3, test=70.7),
+    Row("full-end-to-end", lambda shop: (shop.end_to_end(), "full")),
     Row("fcn-8s", _baseline("fcn-8s"), test=62.2),
     Row("fcn-8s+dense", _baseline("fcn-8s", dense=True)),
     Row("crf-rnn", lambda shop: (shop.crf_rnn(), f"{UNARY}+dense"), test=65.2),
@@ -168,14 +169,8 @@ class Workshop:
 
     def together(self, dense: bool = False) -> ContextCRF:
         """All potentials, with strengths that are chosen on the tuning split unless the study names them."""
-        relations = list(self.study.model.relations)
-        if self.study.model.shared_trunk:
-            # One model has the heads of all relations.
-            model = self.pairwise(relations[0])
-        else:
-            model = assemble(self.unary(), {name: self.pairwise(name) for name in relations})
-        model = self._weighted("1unary+2pair", model)
-        return self._tuned("full", model, dense=True) if dense else model
+        model = self._weighted("1unary+2pair", self._joined("unary-3scales", self.unary()))
+        return load_here(self._tuned("full", model, dense=True)) if dense else model
 
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
         """A competitor, on the same backbone and by the same recipe; two images a step where that has one.
@@ -184,7 +179,7 @@ class Workshop:
         """
         recipe = replace(self.study.recipe, batch_size=max(2, self.study.recipe.batch_size))
         model = self._fit(network, shape_of(network), [UNARY], recipe)
-        return self._tuned(f"{network}+dense", model, dense=True) if dense else model
+        return load_here(self._tuned(f"{network}+dense", model, dense=True)) if dense else model
 
     def on_baseline(self, network: str) -> ContextCRF:
         """Our pairwise heads on a competitor's features."""
@@ -192,17 +187,44 @@ class Workshop:
         return self._weighted(f"{network}+2pair", self._heads(network))
 
     def crf_rnn(self) -> ContextCRF:
-        """FCN-8s, the last quarter of the epochs through its dense CRF, which learns, at a tenth of the rate.
+        """FCN-8s, its last epochs through its dense CRF."""
+        shape = shape_of("fcn-8s")
+        model = self._fit("crf-rnn-before", shape, [UNARY], self._first())
+        return self._through("crf-rnn", shape, [UNARY], self._tuned("crf-rnn-before+dense", model, dense=True))
+
+    def end_to_end(self) -> ContextCRF:
+        """All potentials, the last epochs of all together through mean field and the dense CRF.
+
+        The pairwise potentials are trained first, as those of "1unary+2pair" are.
+        """
+        before = "end-to-end-before"
+        model = self._joined(before, self._fit(before, {}, [UNARY], self._first()))
+        tuned = self._tuned(f"{before}+full", self._weighted(f"{before}+2pair", model), dense=True)
+        return self._through("end-to-end", {}, model.potentials, tuned)
+
+    def _joined(self, name: str, unary: ContextCRF) -> ContextCRF:
+        """A unary, by its network's name too, with all pairwise potentials: heads on its trunk, or their networks."""
+        if self.study.model.shared_trunk:
+            return self._heads(name)
+        return assemble(unary, {relation: self.pairwise(relation) for relation in self.study.model.relations})
+
+    def _first(self) -> Recipe:
+        """The first three quarters of the epochs, of what sees the others through its dense CRF."""
+        return replace(self.study.recipe, epochs=max(1, self.study.recipe.epochs - self._last))
+
+    @property
+    def _last(self) -> int:
+        return max(1, self.study.recipe.epochs // 4)
+
+    def _through(self, name: str, shape: Mapping[str, Any], potentials: Sequence[str], tuned: Path) -> ContextCRF:
+        """A model trained on through its dense CRF, which learns too, in the last epochs, at a tenth of the rate.
 
         So it sees as many images as the others. The dense CRF begins with tuned parameters, as there, and has five
         iterations.
         """
-        before, last = "crf-rnn-before", max(1, self.study.recipe.epochs // 4)
-        recipe = replace(self.study.recipe, epochs=max(1, self.study.recipe.epochs - last))
-        tuned = self._tuned(f"{before}+dense", self._fit(before, shape_of("fcn-8s"), [UNARY], recipe), dense=True)
-        recipe = replace(through_dense(recipe), epochs=last, lr=recipe.lr / 10)
-        shape = {**shape_of("fcn-8s"), "learned_dense": True, "dense": {**tuned.config.dense, "iterations": 5}}
-        return self._fit("crf-rnn", shape, [UNARY], recipe, self._network(before) / "model")
+        recipe = replace(through_dense(self.study.recipe), epochs=self._last, lr=self.study.recipe.lr / 10)
+        shape = {**shape, "learned_dense": True, "dense": {**load(tuned).config.dense, "iterations": 5}}
+        return self._fit(name, shape, potentials, recipe, tuned)
 
     def _fit(
         self,
@@ -234,7 +256,7 @@ class Workshop:
 
     def _train(self, kind: str, name: str, arguments: Mapping[str, Any]) -> ContextCRF:
         places = {"data": self.data, "train_split": self.study.train_split, "out": self._network(name)}
-        return load(train_once(kind, {**arguments, **places})).to(device())
+        return load_here(train_once(kind, {**arguments, **places}))
 
     def _network(self, name: str) -> Path:
         return self.out / "networks" / name
@@ -242,10 +264,10 @@ class Workshop:
     def _weighted(self, name: str, model: ContextCRF) -> ContextCRF:
         """A model with the study's strengths, with chosen ones where it names none."""
         model.config.strengths = dict(self.study.model.strengths)
-        return model if model.config.strengths else self._tuned(name, model, dense=False)
+        return model if model.config.strengths else load_here(self._tuned(name, model, dense=False))
 
-    def _tuned(self, name: str, model: ContextCRF, dense: bool) -> ContextCRF:
-        """A model with the strengths or the dense CRF that do best on the tuning split; kept by its weights."""
+    def _tuned(self, name: str, model: ContextCRF, dense: bool) -> Path:
+        """The folder of a model with the strengths or the dense CRF that do best on the tuning split."""
         study, precision = self.study, self.study.recipe.precision
         data = open_dataset(self.data, study.tune_split).spread(study.tune_images)
         folder = self.out / "tuned" / f"{name}-{_digest(model, data, precision)}"
@@ -255,7 +277,7 @@ class Workshop:
             adopt(model, best, dense)
             about = {"split": study.tune_split, "images": len(data), "settings": dict(best.settings)}
             save(model, folder, {**model.about, "tuned": about})
-        return load(folder).to(device())
+        return folder
 
     def measure(self, row: Row) -> Measured:
         """A row on the validation split, from its file if these weights have been measured on these images."""
@@ -273,6 +295,11 @@ class Workshop:
         matrix = ConfusionMatrix(model.num_classes)
         matrix.metric.confmat = counts.sum(0)
         return Measured(row.name, matrix, json.loads(about.read_text())["seconds"], list(counts))
+
+
+def load_here(model: Path) -> ContextCRF:
+    """A model on the device of this machine."""
+    return load(model).to(device())
 
 
 def shape_of(network: str) -> dict[str, Any]:

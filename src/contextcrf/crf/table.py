@@ -10,6 +10,8 @@ from contextcrf.crf.relations import Graph
 
 # Edges of a block; its temporaries are a small part of the table.
 _BLOCK = 8192
+# Pair logits and hidden units, with their gradients, that a table may take in training: 512 MiB of float32.
+TRAINING_ELEMENTS = 1 << 27
 
 
 class PairTable:
@@ -41,6 +43,14 @@ class PairTable:
         self.edges, logits = potential.pair_logits(features)
         self.logits = logits[0]
 
+    @staticmethod
+    def fits(potential: PairwisePotential, features: Tensor) -> bool:
+        """Whether a table of one image of such features, and what its gradients need, is small enough for training."""
+        graph = potential.graph(features)
+        return len(graph.offsets) * graph.nodes * 2 * (potential.last.in_features + potential.num_classes**2) <= (
+            TRAINING_ELEMENTS
+        )
+
     @property
     def pair(self) -> tuple["PairTable", Tensor]:
         """What stands among the potentials of `mean_field`."""
@@ -61,8 +71,8 @@ class PairTable:
         beliefs = marginals.flatten(2).permute(2, 1, 0).contiguous()
         total = torch.zeros_like(beliefs)
         for p, q, logits in self._blocks():
-            total.index_add_(0, p, logits @ beliefs[q])
-            total.index_add_(0, q, logits.mT @ beliefs[p])
+            total.index_add_(0, p, (logits @ beliefs[q]).to(total.dtype))
+            total.index_add_(0, q, (logits.mT @ beliefs[p]).to(total.dtype))
         return total.permute(2, 1, 0).unflatten(2, marginals.shape[-2:])
 
     def edge_marginals(self) -> Tensor:

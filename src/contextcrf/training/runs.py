@@ -126,7 +126,8 @@ def settings_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     result["images"] = f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
     if name == "fit":
         shape = asdict(arguments["model"])
-        idle = {"strengths", "iterations", *(() if shape["learned_dense"] else ("dense",))}
+        # Through its dense CRF a network meets all of its inference in training.
+        idle = () if shape["learned_dense"] else ("strengths", "iterations", "dense")
         result["model"] = {key: value for key, value in shape.items() if key not in idle}
     for key in ("init",) if name == "fit" else ("model",):
         if result.get(key) is not None:

@@ -78,6 +78,20 @@ def test_it_trains_all_potentials_with_or_without_their_tables(model, scenes, mo
     assert all(with_tables[f"pairwise.{name}.last.interaction.weight"].abs().sum() > 0 for name in model.pairwise)
 
 
+@pytest.mark.parametrize("gap", [5.0, 12.0, 40.0])
+def test_what_is_quite_wrong_has_a_gradient(model, scenes, gap):
+    images, masks = sample(scenes)
+    torch.nn.init.zeros_(model.unary.last.weight)
+    with torch.no_grad():
+        model.unary.last.bias.copy_(gap * F.one_hot(torch.tensor(3), model.num_classes))
+    loss = model.refined_nll(model.features(images, ["unary"]), images, torch.ones_like(masks))
+    loss.backward()
+    # Whatever the messages add, the wrong label wins everywhere: its logit's gradient is 1 and more.
+    assert loss > gap
+    assert model.unary.last.bias.grad[3] > 0.9
+    assert model.unary.last.bias.grad[1] < -0.9
+
+
 def test_the_recipe_trains_it_with_the_network(model, scenes, tmp_path):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     train = open_dataset(scenes, "train", augmentation(RECIPE))

@@ -96,30 +96,30 @@ def test_a_batch_is_its_images_one_by_one():
     torch.testing.assert_close(together, alone)
 
 
-def test_coarse_features_join_every_pair_of_nodes_of_two_cells_with_a_share_of_the_weight():
-    coarse = torch.randn(1, 4, 1, 2, dtype=torch.float64)
-    unary = torch.randn(1, K, 2, 4, dtype=torch.float64)
+@pytest.mark.parametrize(("height", "width"), [(2, 4), (2, 3), (1, 3), (3, 3)])
+def test_coarse_features_join_every_pair_of_nodes_of_two_cells_with_a_share_of_the_weight(height, width):
+    """Also where the border cuts a cell."""
+    coarse = torch.randn(1, 4, -(-height // 2), -(-width // 2), dtype=torch.float64)
+    unary = torch.randn(1, K, height, width, dtype=torch.float64)
     potential = PairwisePotential(4, K, RangeBox.surrounding(2.0), 6).double()
     edges, logits = potential.pair_logits(coarse)
-    assert edges.T.tolist() == [[0, 1], [1, 0]]
-    cells = [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert edges.shape[1] > 0
+    cells = [[] for _ in range(coarse.shape[2] * coarse.shape[3])]
+    for node in range(height * width):
+        cells[node // width // 2 * coarse.shape[3] + node % width // 2].append(node)
     fine, tables = [], []
     for (p, q), table in zip(edges.T.tolist(), logits[0].detach(), strict=True):
         for a in cells[p]:
             for b in cells[q]:
                 fine.append((a, b))
                 tables.append(table / 4)
-    relation = (torch.tensor(fine).T, torch.stack(tables))
+    relation, pairs = (torch.tensor(fine).T, torch.stack(tables)), [(potential, coarse)]
     expected = exact.mean_field_update(flat(unary).softmax(1), flat(unary), [relation])
-    torch.testing.assert_close(flat(mean_field(unary, [(potential, coarse)], 1)), expected)
-
-
-def test_maps_that_a_cell_does_not_divide_are_cut_at_the_border():
-    unary = torch.randn(1, K, 5, 7)
-    potential = PairwisePotential(4, K, RangeBox.surrounding(1.0), 6)
-    result = mean_field(unary, [(potential, torch.randn(1, 4, 3, 4))])
-    assert result.shape == unary.shape
-    torch.testing.assert_close(result.sum(1), torch.ones(1, 5, 7))
+    torch.testing.assert_close(flat(mean_field(unary, pairs, 1)), expected)
+    every = exact.labellings(height * width, K)[:: max(1, K ** (height * width) // 50)]
+    scores = exact.scores(flat(unary), [relation])[:: max(1, K ** (height * width) // 50)]
+    for labels, score in zip(every, scores, strict=True):
+        torch.testing.assert_close(energy(unary, pairs, labels.view(1, height, width))[0], -score.detach())
 
 
 def test_the_width_of_a_cell_may_be_said_where_sizes_leave_a_doubt():

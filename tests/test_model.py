@@ -10,6 +10,7 @@ from contextcrf import ContextCRF, ModelConfig, RangeBox, load, mean_field
 from contextcrf.assembly import assemble, average
 from contextcrf.classes import Classes
 from contextcrf.crf import PairwisePotential
+from contextcrf.crf.meanfield import shrink
 from contextcrf.maps import downsample, upsample
 from contextcrf.storage import BUNDLED, ModelError, save
 
@@ -214,7 +215,7 @@ def test_an_explanation_adds_up_to_what_inference_adds_to_the_unary():
     assert set(found) == {"surrounding", "above"}
     with torch.no_grad():
         features = model.features(image[None].float())
-        cells = model.pool(model.infer(features))
+        cells = shrink(model.infer(features), model.cell)
         for name, explanation in found.items():
             maps = features[name]
             weight = 2.0 / model.pairwise[name].graph(maps).mean_degree() if name == "surrounding" else 1.0

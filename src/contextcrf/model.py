@@ -23,7 +23,7 @@ from contextcrf.crf import (
     pseudo_likelihood_nll,
     unrolled_nll,
 )
-from contextcrf.crf.meanfield import Pair
+from contextcrf.crf.meanfield import Pair, shrink
 from contextcrf.crf.potentials import nodes_nll
 from contextcrf.crf.table import PairTable
 from contextcrf.hub import HubModel
@@ -272,7 +272,7 @@ class ContextCRF(nn.Module, HubModel):
         (row, column), (height, width) = pixel, size
         rows, columns = marginals.shape[-2:]
         node = (row * rows // height // self.cell, column * columns // width // self.cell)
-        cells = self.pool(marginals)
+        cells = shrink(marginals, self.cell)
         result = {}
         for name in self.pairwise:
             found = explain(self._pairwise(name), features[name], cells, node)
@@ -358,9 +358,10 @@ class ContextCRF(nn.Module, HubModel):
             marginals = torch.cat([self.infer(single, single, tabulate=True) for single in singles])
         else:
             marginals = self.infer(features, features)
-        marginals = self.refine(upsample(marginals.float(), masks.shape[-2:]), images)
-        # A label that is set aside has probability 0.
-        logs = marginals.clamp(min=1e-6).log()
+        # Prediction takes what is improbable for 1e-5; here that would hide the gradient of what is quite wrong.
+        marginals = upsample(marginals.float(), masks.shape[-2:])
+        logits = logits_from_probabilities(marginals, floor=torch.finfo(marginals.dtype).tiny)
+        logs = self.dense.log_marginals(logits, images)
         known = (masks != IGNORE_INDEX).sum().clamp(min=1)
         return F.nll_loss(logs, masks, ignore_index=IGNORE_INDEX, reduction="sum") / known
 

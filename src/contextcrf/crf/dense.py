@@ -4,7 +4,7 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 refinement step of Lin et al. 2015 (their reference [21]). Conventions and results are those of pydensecrf.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -134,13 +134,35 @@ class DenseCRF(nn.Module):
             ValueError: naming what is wrong with the shapes, dtypes, devices or values of the arguments, among them
                 images in 0..1 (allowed only where harmless, in images without contrast).
         """
+        return self._run(logits, images, extra, self._mean_field)
+
+    def log_marginals(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
+        """The logarithms of the marginals, for a likelihood: exact also where the marginals are 0 in single precision.
+
+        Arguments and errors as for `forward`. No labels are set aside.
+        """
+        return self._run(logits, images, extra, self._log_mean_field)
+
+    def _run(
+        self,
+        logits: Tensor,
+        images: Tensor,
+        extra: Tensor | None,
+        infer: Callable[[Tensor, Sequence["_Kernel"]], Tensor],
+    ) -> Tensor:
         _check_inputs(logits, images, extra)
         self._check_parameters(logits.shape[1], images.shape[1], logits.ndim - 2)
         # Sums over a hundred pixels lose their digits in half precision.
         with torch.autocast(logits.device.type, enabled=False):
-            return self._refine(logits, images, extra)
+            return self._refine(logits, images, extra, infer)
 
-    def _refine(self, logits: Tensor, images: Tensor, extra: Tensor | None) -> Tensor:
+    def _refine(
+        self,
+        logits: Tensor,
+        images: Tensor,
+        extra: Tensor | None,
+        infer: Callable[[Tensor, Sequence["_Kernel"]], Tensor],
+    ) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         size = logits.shape[2:]
         guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
@@ -158,7 +180,7 @@ class DenseCRF(nn.Module):
             bilateral = self._kernels(self.bilateral_compat, torch.cat([near, guide], 1))
             # [N, K]: the lattice filters rows of pixels.
             unary = bounded(image.to(dtype)).T.contiguous()
-            marginals.append(self._mean_field(unary, [*bilateral, *spatial]))
+            marginals.append(infer(unary, [*bilateral, *spatial]))
         return torch.stack(marginals).view(logits.shape) if len(marginals) > 1 else marginals[0].view(logits.shape)
 
     def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
@@ -169,16 +191,22 @@ class DenseCRF(nn.Module):
             active[q.argmax(1)] = True
             if not active.all():
                 few = unary[:, active]
-                q = _softmax(few)
-                q = self._iterate(q, few, kernels)
+                q = self._iterate(_softmax(few), few, kernels, self.iterations)
                 return unary.new_zeros(unary.shape[::-1]).index_copy(0, active.nonzero().flatten(), q.T)
-        return self._iterate(q, unary, kernels).T.contiguous()
+        return self._iterate(q, unary, kernels, self.iterations).T.contiguous()
 
-    def _iterate(self, q: Tensor, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+    def _log_mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Logarithms of the marginals [K, N] of one image with logits [N, K]."""
+        if kernels and self.iterations:
+            q = self._iterate(_softmax(unary), unary, kernels, self.iterations - 1)
+            unary = unary + _Messages(kernels)(q)
+        return unary.log_softmax(1).T.contiguous()
+
+    def _iterate(self, q: Tensor, unary: Tensor, kernels: Sequence["_Kernel"], iterations: int) -> Tensor:
         """Marginals [N, K], from the first ones on, whose memory they may take."""
         messages = _Messages(kernels)
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
-        for _ in range(self.iterations if kernels else 0):
+        for _ in range(iterations if kernels else 0):
             if in_place:
                 messages.update(q, unary)
             else:

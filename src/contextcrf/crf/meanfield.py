@@ -44,7 +44,8 @@ def mean_field(
 
     A potential's features may be coarser than the unary logits by a whole factor r, each cell of theirs covering
     r x r nodes (fewer at the right and lower border): then every pair of nodes in two joined cells is an edge of
-    weight 1 / r^2 whose logits are the cells'. Marginals are averaged over cells, messages copied to their nodes.
+    weight 1 / r^2 whose logits are the cells'. Marginals go to the cells by `shrink`, messages to their nodes by
+    `enlarge`.
 
     Args:
         unary_logits: [B, K, H, W]; infinite ones are taken as very large.
@@ -160,6 +161,15 @@ def icm(
     return labels
 
 
+def shrink(fine: Tensor, cell: int) -> Tensor:
+    """Maps [B, C, H, W] of the unary's grid, summed over the nodes of each cell and divided by cell^2.
+
+    That is their mean, but in a cell that the border cuts: what has fewer nodes says less.
+    """
+    height, width = fine.shape[-2:]
+    return F.avg_pool2d(F.pad(fine, (0, -width % cell, 0, -height % cell)), cell)
+
+
 def enlarge(coarse: Tensor, cell: int, size: Sequence[int]) -> Tensor:
     """Maps [B, C, h, w] of the pairwise graph on the unary's grid of that size: every node has its cell's value."""
     return coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[..., : size[0], : size[1]]
@@ -236,7 +246,7 @@ def _listen(
                 total = total + factor * messages(marginals)
                 continue
             # From the grid of the marginals to that of the features, and back.
-            coarse = messages(F.avg_pool2d(marginals, ratio, ceil_mode=True))
+            coarse = messages(shrink(marginals, ratio))
             total = total + factor * enlarge(coarse, ratio, marginals.shape[-2:])
         return total
 

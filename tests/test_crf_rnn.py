@@ -154,3 +154,9 @@ def test_void_alone_has_no_loss(model, scenes):
     loss = model.refined_nll(features, images, torch.full_like(masks, 255))
     assert loss.item() == 0
     assert "spatial_compat=[10, 10]" in repr(model.dense)
+
+
+def test_it_can_be_made_without_any_values(model):
+    with torch.device("meta"):
+        shape = ContextCRF(model.config, model.classes, pretrained=False)
+    assert shape.dense.spatial_compat.is_meta

@@ -497,6 +497,15 @@ def test_logarithms_of_marginals_are_those_of_the_marginals_and_go_on_where_thes
     assert (sure.grad[:, 1] > 0.9).all()
 
 
+def test_what_is_learned_is_not_the_callers_tensor() -> None:
+    matrix = torch.eye(3)
+    first, second = (DenseCRF(bilateral_compat=matrix, learnable=True) for _ in range(2))
+    with torch.no_grad():
+        first.bilateral_compat.add_(1)
+    assert torch.equal(matrix, torch.eye(3))
+    assert torch.equal(second.bilateral_compat, torch.eye(3))
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_cpu() -> None:

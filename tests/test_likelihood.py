@@ -129,3 +129,16 @@ def test_void_alone_is_a_loss_of_zero_and_strange_labels_are_refused(objective):
     assert objective(unary, pairs, torch.full((2, 2, 2), 255)).abs() < 1e-12
     with pytest.raises(ValueError, match="label 7"):
         objective(unary, pairs, torch.full((2, 2, 2), 7))
+
+
+@pytest.mark.parametrize("objective", [pseudo_likelihood_nll, mean_field_nll, unrolled_nll])
+def test_infinite_logits_are_very_large_ones(objective):
+    labels = torch.zeros(1, 2, 2, dtype=torch.int64)
+    unary = torch.zeros(1, 2, 2, 2)
+    unary[:, 0] = torch.inf
+    assert objective(unary, [], labels) == 0
+
+
+def test_an_unrolled_objective_needs_an_iteration():
+    with pytest.raises(ValueError, match="iterations=0: expected 1 or more"):
+        unrolled_nll(torch.zeros(1, 2, 2, 2), [], torch.zeros(1, 2, 2, dtype=torch.int64), iterations=0)

@@ -253,3 +253,9 @@ def test_features_of_another_size_are_refused():
     unary, pairs, _ = crf()
     with pytest.raises(ValueError, match="do not fit"):
         mean_field(unary, [(pairs[0][0], torch.randn(1, 4, 2, 2, dtype=torch.float64))])
+
+
+def test_features_of_fewer_images_than_logits_are_refused():
+    unary, pairs, _ = crf()
+    with pytest.raises(ValueError, match=r"expected \[B, K, H, W\] of the same B"):
+        mean_field(unary.expand(2, -1, -1, -1), pairs)

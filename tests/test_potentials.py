@@ -298,3 +298,15 @@ def test_messages_without_gradients_are_those_with_them(classes, box):
     assert recorded.requires_grad
     with torch.inference_mode():
         torch.testing.assert_close(head.messages(features, marginals), recorded.detach())
+
+
+def test_what_is_handed_out_or_loaded_is_its_owners_alone():
+    potential, features = PairwisePotential(2, 3, RangeBox.surrounding(1.0), 4), torch.randn(1, 2, 3, 3)
+    edges, _ = potential.pair_logits(features)
+    before = edges.clone()
+    edges.add_(1)
+    assert torch.equal(potential.pair_logits(features)[0], before)
+    old = {k: v for k, v in potential.state_dict().items() if not k.startswith("last.")}
+    old |= {"last.weight": torch.randn(9, 4), "last.bias": torch.randn(9)}
+    potential.load_state_dict(old, assign=True)
+    assert potential.last.owner.weight.data_ptr() != potential.last.neighbour.weight.data_ptr()

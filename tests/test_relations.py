@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextcrf import RangeBox
-from contextcrf.crf.relations import Graph
+from contextcrf.crf.relations import Graph, _mean_degree, _offsets
 
 CPU = torch.device("cpu")
 extents = st.floats(0, 1)
@@ -130,3 +130,11 @@ def test_several_boxes_join_what_any_of_them_joins_and_no_pair_twice():
 def test_a_map_of_one_node_has_no_edges():
     assert Graph(RangeBox.surrounding(1.0), 1, 1, CPU).edges().shape == (2, 0)
     assert Graph(RangeBox.above(1.0, 1.0), 1, 9, CPU).edges().shape == (2, 0)
+
+
+def test_sizes_are_counted_whatever_the_default_device():
+    expected = Graph(RangeBox.surrounding(0.7), 9, 5, torch.device("cpu")).mean_degree()
+    _mean_degree.cache_clear()
+    _offsets.cache_clear()
+    with torch.device("meta"):
+        assert Graph(RangeBox.surrounding(0.7), 9, 5, torch.device("cpu")).mean_degree() == expected

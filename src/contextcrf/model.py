@@ -411,9 +411,12 @@ def _check_pixel(pixel: tuple[int, int], size: Sequence[int]) -> None:
 
 def _learned_dense(config: ModelConfig, num_classes: int) -> DenseCRF:
     """With every weight of the configuration as the matrix of the Potts model, from which labels learn to differ."""
-    fixed = DenseCRF(**config.dense)  # type: ignore[arg-type]
-    potts = {name: -getattr(fixed, name) * torch.eye(num_classes) for name in ("spatial_compat", "bilateral_compat")}
-    return DenseCRF(**{**config.dense, **potts}, learnable=True)
+    with torch.device("cpu"):  # its values are looked at, also where a model without any is made ("meta")
+        fixed = DenseCRF(**config.dense)  # type: ignore[arg-type]
+        names = ("spatial_compat", "bilateral_compat")
+        potts = {name: -getattr(fixed, name) * torch.eye(num_classes) for name in names}
+        learned = DenseCRF(**{**config.dense, **potts}, learnable=True)
+    return learned.to(torch.get_default_device())
 
 
 def _backbone(config: ModelConfig, pretrained: bool | Path) -> Backbone:

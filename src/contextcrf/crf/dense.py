@@ -336,15 +336,20 @@ def _softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.softmax(logits.T, 0, out=None if out is None else out.T).T.contiguous()
 
 
+def _own(value: Sigma | Compat) -> Tensor:
+    """A copy: what is learned here must not change the caller's tensor."""
+    return torch.as_tensor(value, dtype=torch.float32).detach().clone()
+
+
 def _checked_sigma(name: str, value: Sigma) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=torch.float32)
+    tensor = _own(value)
     if tensor.ndim > 1 or not bool((tensor.isfinite() & (tensor > 0)).all()):
         raise ValueError(f"{name} is a standard deviation and must be positive and finite, got {value}")
     return tensor
 
 
 def _checked_compat(name: str, value: Compat) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=torch.float32)
+    tensor = _own(value)
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} must be finite, got {value}")
     if tensor.ndim > 2 or (tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextcrf.crf.meanfield import Pair, elbo, mean_field, one_hot, pairwise_logits
+from contextcrf.crf.meanfield import Pair, elbo, finite, mean_field, one_hot, pairwise_logits
 from contextcrf.crf.potentials import IGNORE_INDEX, check_labels
 
 
@@ -90,6 +90,8 @@ def unrolled_nll(
         cell: as for `mean_field`.
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
+    if iterations < 1:
+        raise ValueError(f"iterations={iterations}: expected 1 or more")
     marginals = mean_field(unary_logits, pairwise, iterations - 1, cell=cell)
     # The last update's marginals, as logits.
     return _given_others(unary_logits, pairwise, marginals, labels, ignore_index, cell)
@@ -105,5 +107,5 @@ def _given_others(
 ) -> Tensor:
     """Mean over known nodes of the cross-entropy of each, its neighbours having the marginals `others` [B, K, H, W]."""
     known = (labels != ignore_index).sum().clamp(min=1)
-    logits = unary_logits + pairwise_logits(pairwise, others, cell=cell)
+    logits = finite(unary_logits) + pairwise_logits(pairwise, others, cell=cell)
     return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / known

@@ -69,7 +69,7 @@ def mean_field(
         raise ValueError(f"damping={damping}: expected 0 <= damping < 1")
     if iterations < 0:
         raise ValueError(f"iterations={iterations}: expected 0 or more")
-    unary_logits = _finite(unary_logits)
+    unary_logits = finite(unary_logits)
     marginals = unary_logits.softmax(1) if start is None else start
     if marginals.shape != unary_logits.shape:
         raise ValueError(f"start {tuple(marginals.shape)}: expected the shape of the unary logits")
@@ -107,7 +107,7 @@ def elbo(
 
     For one-hot marginals it is the score of the labelling they pick. Arguments as for `mean_field`.
     """
-    return _bound(_finite(unary_logits), pairwise_logits(pairwise, marginals, weights, cell), marginals)
+    return _bound(finite(unary_logits), pairwise_logits(pairwise, marginals, weights, cell), marginals)
 
 
 def energy(
@@ -145,7 +145,7 @@ def icm(
     Returns:
         Labels int64 [B, H, W].
     """
-    unary_logits = _finite(unary_logits)
+    unary_logits = finite(unary_logits)
     labels = unary_logits.argmax(1) if labels is None else labels
     groups = independent_groups(unary_logits, pairwise, cell)
     received_from = _listen(pairwise, unary_logits, weights, cell)
@@ -205,7 +205,7 @@ def _bound(unary_logits: Tensor, received: Tensor, marginals: Tensor) -> Tensor:
     return (marginals * (unary_logits + received / 2 - marginals.clamp(min=tiny).log())).sum((1, 2, 3))
 
 
-def _finite(unary_logits: Tensor) -> Tensor:
+def finite(unary_logits: Tensor) -> Tensor:
     """At least single precision, in which the sums keep their digits; infinite values as large as sums can bear."""
     logits = unary_logits.to(torch.promote_types(unary_logits.dtype, torch.float32))
     # A graph that is traced cannot branch on values.

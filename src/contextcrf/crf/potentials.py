@@ -129,8 +129,8 @@ class LabelPairs(nn.Module):
             # The first models had one plain layer here.
             if (whole := state.pop(f"{prefix}{name}", None)) is not None:
                 state[f"{prefix}interaction.{name}"] = whole
-                none = whole.new_zeros(self.num_classes, *whole.shape[1:])
-                state[f"{prefix}owner.{name}"] = state[f"{prefix}neighbour.{name}"] = none
+                for effect in ("owner", "neighbour"):
+                    state[f"{prefix}{effect}.{name}"] = whole.new_zeros(self.num_classes, *whole.shape[1:])
         super()._load_from_state_dict(state, prefix, *rest)
 
 
@@ -171,7 +171,7 @@ class PairwisePotential(nn.Module):
         Returns:
             edges int64 [2, E], node indices (p, q); logits [B, E, K, K], entry (k, j) for y_p = k, y_q = j.
         """
-        edges = self.graph(features).edges()
+        edges = self.graph(features).edges().clone()  # those of the graph are shared by all maps of a size
         owner, neighbour = self.project(features)
         logits = self.last(F.relu(owner[:, edges[0]] + neighbour[:, edges[1]]))
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
@@ -235,10 +235,11 @@ class PairwisePotential(nn.Module):
         to_owners = weight.transpose(0, 1), bias.T, window.reversed(), scratch
 
         def messages(marginals: Tensor) -> Tensor:
-            if marginals.shape[1] != self.num_classes or marginals.shape[-2:] != features.shape[-2:]:
+            expected = (len(features), self.num_classes, *features.shape[-2:])
+            if marginals.shape != expected:
                 raise ValueError(
                     f"marginals {tuple(marginals.shape)} do not fit features {tuple(features.shape)} "
-                    f"and {self.num_classes} classes; expected [B, K, H, W] of the same H, W"
+                    f"and {self.num_classes} classes; expected [B, K, H, W] of the same B, H, W, {expected}"
                 )
             beliefs = marginals.movedim(1, -1)
             # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it is in.

@@ -22,7 +22,8 @@ class RangeBox:
         bottom: extent downwards, >= 0.
         left: extent to the left, >= 0.
         right: extent to the right, >= 0.
-        hole: a box around the same node whose nodes do not belong ("above" leaves out p's own row, a ring its middle).
+        hole: a box around the same node whose nodes do not belong ("above" leaves out p's own row, a ring its middle);
+            of it the four extents count.
         grid: only displacements on a grid of this many rows and columns, spread evenly over the box; with 5 a square
             has the 24 neighbours of the authors' later work. None takes all.
     """
@@ -86,7 +87,7 @@ class RangeBox:
         if self.hole is not None:
             above, below, before, after = self.hole._extents(height, width)
             pairs = [(y, x) for y, x in pairs if not (-above <= y <= below and -before <= x <= after)]
-        return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        return torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
 
     def _extents(self, height: int, width: int) -> tuple[int, ...]:
         a = min(height, width)
@@ -190,7 +191,8 @@ def _offsets(relation: Relation, height: int, width: int, device: torch.device) 
 
 @lru_cache(maxsize=64)
 def _mean_degree(relation: Relation, height: int, width: int) -> float:
-    reach = torch.tensor([height, width]) - _offsets(relation, height, width, torch.device("cpu")).abs()
+    size = torch.tensor([height, width], device="cpu")
+    reach = size - _offsets(relation, height, width, torch.device("cpu")).abs()
     return 2 * int(reach.clamp(min=0).prod(1).sum()) / (height * width)
 
 

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from contextcrf.data.checks import check_pairs
+from contextcrf.data.dataset import read_image
 from contextcrf.errors import DataError
+from contextcrf.pixels import read_picture
 
 
 def write_pair(folder, stem, labels=None, size=(16, 12)):
@@ -135,3 +138,20 @@ def test_long_lists_are_cut(tmp_path):
     lines = str(caught.value).splitlines()
     assert len(lines) == 1 + 50 + 1
     assert lines[-1].strip() == "... and 23 more"
+
+
+def test_a_picture_from_a_phone_is_upright_for_all(tmp_path):
+    """Training and prediction see it as it was taken, and so must its mask lie."""
+    stored = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    path, mask = tmp_path / "phone.png", tmp_path / "mask.png"
+    Image.fromarray(stored).save(path, exif=exif)
+    Image.fromarray(np.zeros((16, 12), np.uint8)).save(mask)
+    check_pairs([(path, mask)], 3, 255, progress=False)
+    upright = torch.from_numpy(np.rot90(stored, -1).copy()).permute(2, 0, 1)
+    assert torch.equal(read_image(path), upright)
+    assert torch.equal(read_picture(path), upright)
+    Image.fromarray(np.zeros((12, 16), np.uint8)).save(mask)
+    [line] = problems_of([(path, mask)])
+    assert line.endswith("EXIF data turn the image, and its mask must lie as the upright image does")

@@ -179,4 +179,6 @@ def test_checkpoints(damage, tmp_path):
         torch.save({"weights": torch.arange(100.0)}, tmp_path / f"epoch={epoch}.ckpt")
     last = tmp_path / "epoch=2.ckpt"
     last.write_bytes(damage(last.read_bytes()))
-    assert newest(tmp_path) in (tmp_path / "epoch=1.ckpt", last)
+    found = newest(tmp_path)
+    assert found in (tmp_path / "epoch=1.ckpt", last)
+    assert torch.equal(torch.load(found, weights_only=True)["weights"], torch.arange(100.0))

@@ -83,7 +83,7 @@ def test_a_full_disk_ends_clearly_and_loses_nothing(scenes, tmp_path, undisturbe
     process = start(scenes, tmp_path, preexec_fn=small)
     said, _ = process.communicate()
     assert process.returncode == 2
-    assert "contextcrf: error: [Errno 27] File too large" in said
+    assert "contextcrf: error: a file of fit: it grew larger than the file system" in said
     process = start(scenes, tmp_path)
     said, _ = process.communicate()
     assert process.returncode == 0, said
@@ -117,6 +117,30 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(checkpoints, 
     (checkpoints / "epoch=10.ckpt").unlink()
     shutil.move(checkpoints / "epoch=2.ckpt", checkpoints / "epoch=0.ckpt")
     assert newest(checkpoints) is None
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(checkpoints, capsys):
+    path = checkpoints / "epoch=10.ckpt"
+    whole = bytearray(path.read_bytes())
+    whole[whole.find(b"\x00\x00\x80\x3f" * 100) + 202] ^= 1  # in a weight, whose file can be read all the same
+    path.write_bytes(whole)
+    assert not torch.equal(torch.load(path, weights_only=True)["weights"], torch.ones(1000))
+    assert newest(checkpoints) == checkpoints / "epoch=2.ckpt"
+    assert "epoch=10.ckpt: damaged: the checksum of" in capsys.readouterr().out
+
+
+def test_a_training_leaves_a_second_checkpoint_should_its_last_be_damaged(scenes, tmp_path, undisturbed):
+    process = start(scenes, tmp_path)
+    wait_for(process, tmp_path / "checkpoints" / "epoch=3.ckpt")
+    process.kill()
+    process.communicate()
+    last = newest(tmp_path / "checkpoints")
+    last.write_bytes(last.read_bytes()[:1000])
+    said, _ = (process := start(scenes, tmp_path)).communicate()
+    assert process.returncode == 0, said
+    assert f"{last.name}: damaged" in said
+    found = load(tmp_path / "model").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
 
 
 def breaks_in_the_third_epoch(monkeypatch, data):

@@ -394,3 +394,29 @@ def test_counts_of_batches_are_not_averaged():
     for model, count in ((first, 3), (second, 8)):
         model.trunk("unary").backbone.body.bn1.num_batches_tracked.fill_(count)
     assert average([first, second]).trunk("unary").backbone.body.bn1.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("relations", []), ("hidden", -1), ("upsampling", "x"), ("iterations", -1), ("strengths", {"above": "much"})],
+)
+def test_a_configuration_that_is_none_is_named(tmp_path, key, value):
+    save(tiny(), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["model"][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"config\.json: not the configuration of a model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.b", "keys", "crf", "iou", "a+b", "unary", ""])
+def test_relations_have_names_that_rows_and_parts_can_have(name):
+    with pytest.raises(ValueError, match=r"relations: .*expected a word"):
+        ModelConfig(relations={name: RangeBox.above()})
+
+
+def test_weights_that_cannot_be_written_say_where(tmp_path):
+    (tmp_path / "model.safetensors.part").mkdir()
+    with pytest.raises(OSError, match=r"model\.safetensors\.part: the weights cannot be written"):
+        save(tiny(), tmp_path)

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
+from contextcrf.cli import main
 from contextcrf.data.dataset import open_dataset
 from contextcrf.recipe import Recipe
 from contextcrf.storage import load
-from contextcrf.training import SeededSampler, augmentation, fit, processes
+from contextcrf.training import SeededSampler, augmentation, fit, processes, runs
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
 FIT += ["--model.scales", "[1.0]", "--recipe.epochs", "2", "--recipe.crop", "[64,96]", "--recipe.scale", "[1.0,1.0]"]
@@ -47,7 +48,8 @@ def test_the_rank_is_what_the_launcher_says(environment, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes.rank() == expected
+    assert processes.rank(2) == expected
+    assert processes.rank(1) == 0
 
 
 def test_another_machines_first_process_is_not_the_first(monkeypatch):
@@ -55,7 +57,30 @@ def test_another_machines_first_process_is_not_the_first(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NODE_RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert processes.rank() > 0
+    assert processes.rank(2) > 0
+
+
+def test_a_training_of_one_process_is_its_own_first_wherever_it_is_started(scenes, tmp_path, monkeypatch, capsys):
+    """Under one `srun`, say, that starts many of them."""
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    main(["fit", "--data", str(scenes), "--out", str(tmp_path), *FIT, "--recipe.epochs", "1"])
+    load(tmp_path / "model")
+    main(["fit", "--data", str(scenes), "--out", str(tmp_path), *FIT, "--recipe.epochs", "1"])
+    assert "nothing was left to do" in capsys.readouterr().out
+
+
+def test_other_processes_have_nothing_to_do_where_a_training_has_ended(scenes, tmp_path, monkeypatch):
+    main(["fit", "--data", str(scenes), "--out", str(tmp_path), *FIT, "--recipe.epochs", "1"])
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setitem(runs.TRAINING, "fit", None)
+    main(["fit", "--data", str(scenes), "--out", str(tmp_path), *FIT, "--recipe.epochs", "1", "--devices", "2"])
+
+
+def test_every_process_needs_an_image(tiny_model, scenes, tmp_path):
+    recipe = Recipe(batch_size=2)
+    data = open_dataset(scenes, "train", augmentation(recipe)).spread(1)
+    with pytest.raises(ValueError, match="1 images for 2 processes"):
+        fit(tiny_model, data, None, recipe, tmp_path, devices=2)
 
 
 def test_two_processes_train_to_the_loss_of_one(scenes, tmp_path):

@@ -79,15 +79,16 @@ def test_what_does_not_fit_is_listed_and_the_rest_done(folders, capsys):
     np.save(folders / "maps" / "nan.npy", np.where(maps > 0.5, np.nan, maps))
     np.savez(folders / "maps" / "two.npz", maps, maps)
     np.save(folders / "maps" / "pickled.npy", np.array([{}]), allow_pickle=True)
+    (folders / "maps" / "zip.npz").write_bytes((folders / "maps" / "b.npz").read_bytes()[:-40])
     (folders / "maps" / "cut.npy").write_bytes((folders / "maps" / "a.npy").read_bytes()[:300])
     Image.fromarray(maps.argmax(0).astype(np.uint8)).save(folders / "maps" / "label.png")
-    for name in ("last", "turned", "whole", "nan", "two", "pickled", "cut", "label"):
+    for name in ("last", "turned", "whole", "nan", "two", "pickled", "cut", "zip", "label"):
         (folders / "images" / f"{name}.png").write_bytes((folders / "images" / "a.png").read_bytes())
     with pytest.raises(SystemExit) as stop:
         refine(folders)
     assert stop.value.code == 1
     captured = capsys.readouterr()
-    assert "2 of 10 maps refined" in captured.out
+    assert "2 of 11 maps refined" in captured.out
     for name, reason in {
         "last.npy": "expected the classes on axis 1",
         "turned.npy": "expected [K, H, W] of the image's height and width",
@@ -96,6 +97,7 @@ def test_what_does_not_fit_is_listed_and_the_rest_done(folders, capsys):
         "two.npz": "expected one",
         "pickled.npy": "allow_pickle",
         "cut.npy": "",
+        "zip.npz": "not a zip file",
         "label.png": "--num_classes",
     }.items():
         [line] = [line for line in captured.err.splitlines() if name in line]

@@ -167,3 +167,12 @@ def test_masks_that_lose_labels_are_refused_and_empty_classes_told(scenes, tmp_p
     with pytest.raises(SystemExit):
         main(["init", str(data), "--out", "again.yaml"])
     assert f"{victim.with_suffix('.jpg')}: expected masks as PNG; 1 are not" in capsys.readouterr().err
+
+
+def test_names_with_spaces_count_once_and_all_images_cannot_be_held_out(folder, tmp_path):
+    with pytest.raises(ValueError, match="val_every 1: expected 2 or more"):
+        start(folder, tmp_path / "a.yaml", 9, val_every=1, progress=False)
+    assert not (folder / "splits").exists()
+    for part, suffix in (("images", ".jpg"), ("masks", ".png")):
+        (folder / part / f"p0{suffix}").rename(folder / part / f"a b c{suffix}")
+    assert start(folder, tmp_path / "a.yaml", 9, progress=False).images == {"train": 8, "val": 2}

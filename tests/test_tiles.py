@@ -6,10 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from contextcrf import prediction
 from contextcrf.data.dataset import open_dataset
 from contextcrf.errors import DataError
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import ModelConfig
+from contextcrf.pixels import read_picture
 from contextcrf.prediction import Look, predict_files
 from contextcrf.storage import load, save
 from contextcrf.tiles import Tiles, label
@@ -104,6 +106,27 @@ def test_results_of_another_model_or_other_settings_are_not_gone_on_with(tiny_mo
     (out / "predict.json").unlink()
     with pytest.raises(DataError, match="made with model None"):
         predict_files(tiny_model, pictures, out, flipped, resume=True, progress=False)
+
+
+def test_labels_of_an_earlier_model_do_not_survive_a_run_that_is_stopped(tiny_model, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict_files(tiny_model, pictures, out, progress=False)
+    with torch.no_grad():
+        tiny_model.unary.last.bias += torch.arange(tiny_model.num_classes)
+
+    def stop(path):
+        if path == pictures[2]:
+            raise KeyboardInterrupt
+        return read_picture(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "read_picture", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(tiny_model, pictures, out, progress=False)
+    predict_files(tiny_model, pictures, out, resume=True, progress=False)
+    found = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    predict_files(tiny_model, pictures, tmp_path / "fresh", progress=False)
+    assert found == {path.name: path.read_bytes() for path in (tmp_path / "fresh").glob("*.png")}
 
 
 def work(model, pictures, out, barrier, written):

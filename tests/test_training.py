@@ -69,7 +69,7 @@ def test_silent_heads_start_at_random_only_where_potentials_are_trained_apart(ti
 
 def test_logs_and_a_checkpoint_every_epoch(tiny_model, train, scenes, tmp_path):
     fit(tiny_model, train, open_dataset(scenes, "val"), QUICK, tmp_path, progress=False)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch=2.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch=1.ckpt", "epoch=2.ckpt", "last.ckpt"]
     assert list((tmp_path / "tensorboard").glob("events*"))
     rows = metrics(tmp_path)
     assert {"val/unary", "val/crf"} <= set(rows[0])
@@ -322,3 +322,26 @@ def test_lovasz_is_trained(tiny_model, train, scenes, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.losses", None)
     with pytest.raises(ValueError, match=r"lovasz needs segmentation_models_pytorch: pip install"):
         fit(tiny_model, train, None, recipe, tmp_path / "without", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "SGD"}, "optimizer 'SGD': expected one of adamw, sgd"),
+        ({"loss_at": "pixel"}, "loss_at 'pixel'"),
+        ({"broken_images": "skp"}, "broken_images 'skp'"),
+        ({"precision": "bf16"}, "precision 'bf16'"),
+        ({"max_edges": 0}, "max_edges 0: expected 1 or more"),
+        ({"ema": 1.0}, "ema 1.0"),
+        ({"colour": -1}, "colour -1"),
+        ({"scale": (2.0, 1.0)}, "scale"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**change)
+
+
+def test_features_without_a_view_are_refused(tiny_model, train, tmp_path):
+    with pytest.raises(ValueError, match="views 0: expected 1 or more"):
+        fit_heads(tiny_model, train, QUICK, tmp_path, views=0, progress=False)

@@ -1,7 +1,9 @@
 """The shape of a ContextCRF, as plain values."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 
@@ -11,6 +13,8 @@ from contextcrf.nets.multiscale import Upsampling
 
 # The name of the unary potential; the others have those of their relations.
 UNARY = "unary"
+# What no relation can be called: rows of tables and parts of the loss have these names.
+RESERVED = (UNARY, "crf", "full", "dense", "iou")
 
 
 def paper_relations() -> dict[str, Relation]:
@@ -75,8 +79,22 @@ class ModelConfig:
         self.scales, self.pyramid = tuple(self.scales), tuple(self.pyramid)
         if self.network != "context":
             self._check_baseline()
-        if UNARY in self.relations:
-            raise ValueError(f"relations: {UNARY!r} is the name of the unary potential; choose another")
+        for name in self.relations:
+            if not name.isidentifier() or name in RESERVED or hasattr(torch.nn.ModuleDict, name):
+                raise ValueError(
+                    f"relations: {name!r}: expected a word of letters, digits and _ that is not {', '.join(RESERVED)} "
+                    "or a method of torch.nn.ModuleDict"
+                )
+        for name in ("channels", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")
+        if self.iterations < 0:
+            raise ValueError(f"iterations {self.iterations}: expected 0 or more")
+        if self.upsampling not in get_args(Upsampling):
+            raise ValueError(f"upsampling {self.upsampling!r}: expected one of {', '.join(get_args(Upsampling))}")
+        for name, strength in self.strengths.items():
+            if strength is not None and not math.isfinite(strength):
+                raise ValueError(f"strengths: {name} {strength}: expected a finite number, or null for the plain sum")
         if unknown := sorted(set(self.strengths) - set(self.relations)):
             raise ValueError(f"strengths: {unknown} name no relation; relations: {sorted(self.relations)}")
         try:

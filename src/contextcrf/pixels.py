@@ -2,19 +2,22 @@
 
 import struct
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
 
 # What Pillow raises for a file that is no image, is cut short or is damaged, depending on the format and the place.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# What numpy raises for a damaged array file beside these.
+ARRAY_ERRORS = (*DECODING_ERRORS, zipfile.BadZipFile)
 
 # More than eight bits a channel: turned into RGB these would be cut off at 255, not scaled.
 DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
@@ -48,4 +51,15 @@ def read_picture(path: Path) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path) as file:
-            return as_pixels(ImageOps.exif_transpose(file))
+            return as_pixels(upright(file))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as it was taken; the orientation that its EXIF data name is carried out."""
+    return ImageOps.exif_transpose(image)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a picture's EXIF data say that it does not lie upright in its file."""
+    with Image.open(path) as file:
+        return file.getexif().get(ExifTags.Base.Orientation, 1) != 1

@@ -115,7 +115,11 @@ def predict_files(
     """
     look = look or Look()
     planned = plan_outputs(files, out)
-    _same_way(out, _way(model, look), [labels for labels, _ in planned] if resume else [])
+    if not resume:
+        # What is left of them must not be taken for this model's, should this run be stopped and resumed.
+        for labels, _ in planned:
+            labels.unlink(missing_ok=True)
+    _same_way(out, _way(model, look), [labels for labels, _ in planned])
     outcome = Outcome()
     for path, (labels, drawn) in track(list(zip(files, planned, strict=True)), "predict", disable=not progress):
         with claim(labels) if resume else nullcontext(True) as mine:

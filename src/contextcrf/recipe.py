@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from contextcrf.machine import Precision, fast_precision, loading_workers, usual_batch
 
@@ -75,9 +75,21 @@ class Recipe:
     val_every: int = 1
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
         for name in ("epochs", "batch_size", "val_every", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: expected more than 0")
+        for name in ("weight_decay", "class_balance", "lovasz", "colour", "frozen_stages", "workers"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} {getattr(self, name)}: expected 0 or more")
+        if self.max_edges is not None and self.max_edges < 1:
+            raise ValueError(f"max_edges {self.max_edges}: expected 1 or more, or null for all edges")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema {self.ema}: expected a decay per step of 0 (off) to below 1")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)}: expected a smallest and a largest factor, above 0")
         if min(self.crop) < 1:
             raise ValueError(f"crop {list(self.crop)}: expected height and width in pixels")
         if self.objective == "piecewise":

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from rich.progress import track
@@ -16,7 +17,7 @@ from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabiliti
 from contextcrf.data.dataset import IMAGE_SUFFIXES
 from contextcrf.errors import DataError
 from contextcrf.figures import index_png
-from contextcrf.pixels import DECODING_ERRORS, read_picture
+from contextcrf.pixels import ARRAY_ERRORS, read_picture
 from contextcrf.prediction import Outcome
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")
@@ -53,12 +54,7 @@ class Maps:
         """
         if path.suffix.lower() == ".png":
             return self._read_labels(path)
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.ndarray):
-            names = list(content)
-            if len(names) != 1:
-                raise ValueError(f"arrays {names}: expected one")
-            content = content[names[0]]
+        content = _array(path)
         if content.ndim != 3 or not np.issubdtype(content.dtype, np.floating):
             raise ValueError(f"{content.dtype} {list(content.shape)}: expected floating [K, H, W]")
         wanted = self._count()
@@ -80,6 +76,17 @@ class Maps:
                 raise ValueError(f"mode {file.mode}: expected an index mask, one number a pixel")
             labels = torch.from_numpy(np.array(file, dtype=np.int64))[None]
         return logits_from_labels(labels, count, self.confidence, self.void)
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    """The one array of a .npy or .npz file."""
+    with path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        if len(names := list(content)) != 1:
+            raise ValueError(f"arrays {names}: expected one")
+        return content[names[0]]
 
 
 def pair_up(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
@@ -147,7 +154,7 @@ def refine_files(
             if logits.shape[1] > 256:
                 raise ValueError(f"{logits.shape[1]} classes: expected at most 256, which is what a label PNG can hold")
             refined = crf(logits.to(device), pixels[None].to(device))[0].cpu()
-        except DECODING_ERRORS as error:
+        except ARRAY_ERRORS as error:
             outcome.failed.append((path, str(error)))
             continue
         labels = out / f"{path.stem}.png"

@@ -52,7 +52,10 @@ def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5
     Raises:
         DataError: what `pair_up`, `survey` and `guess_classes` find.
         FileExistsError: the recipe is there.
+        ValueError: no image would be left to train on.
     """
+    if val_every < 2:
+        raise ValueError(f"val_every {val_every}: expected 2 or more, since one image of so many is not trained on")
     for path in (recipe, heads_path(recipe)):
         if path.exists():
             raise FileExistsError(f"{path} is there already; move it away or name another --out")
@@ -79,7 +82,10 @@ def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5
         for split, chosen in (("train", [stem for stem in stems if stem not in set(val)]), ("val", val)):
             (splits / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in chosen))
             written.append(splits / f"{split}.txt")
-    images = {path.stem: len(path.read_text().split()) for path in sorted(splits.glob("*.txt"))}
+    images = {
+        path.stem: sum(map(bool, map(str.strip, path.read_text().splitlines())))
+        for path in sorted(splits.glob("*.txt"))
+    }
     if not images.get("train"):
         raise DataError(f"{splits / 'train.txt'}: expected the names of the images to train on")
     text = recipe_for(classes, void, found, images["train"])

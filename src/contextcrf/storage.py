@@ -42,7 +42,10 @@ def save(model: ContextCRF, folder: str | Path, about: dict[str, Any] | None = N
     }
     # Each file is written whole before it takes its name: a full disk leaves the old model as it was.
     tensors = folder / f"{WEIGHTS}.part"
-    save_file(state, tensors)
+    try:
+        save_file(state, tensors)
+    except SafetensorError as error:
+        raise OSError(f"{tensors}: the weights cannot be written: {error}; is there space?") from error
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
@@ -98,7 +101,7 @@ def load(name_or_path: str | Path) -> ContextCRF:
         shape = dict(config["model"])
         shape["relations"] = {name: _relation(value) for name, value in shape["relations"].items()}
         model = ContextCRF(ModelConfig(**shape), Classes.from_dict(config["classes"]), pretrained=False)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{path}: not the configuration of a model: {error!r}") from error
     model.about = config.get("about", {})
     path = folder / WEIGHTS

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.progress import track
 
 from contextcrf.errors import DataError
-from contextcrf.pixels import DECODING_ERRORS, DEEP_IMAGE_MODES
+from contextcrf.pixels import DECODING_ERRORS, DEEP_IMAGE_MODES, is_turned, upright
 
 # One number per pixel. In every other mode (RGB, a grey image with alpha, ...) a value is not a class index.
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
@@ -70,7 +70,11 @@ def _pair_problems(image_path: Path, mask_path: Path, num_classes: int, void: in
     if isinstance(mask, Image.Image):
         if isinstance(image, Image.Image) and image.size != mask.size:
             found, expected = (f"{item.width} x {item.height}" for item in (mask, image))
-            problems.append(f"{mask_path}: the mask is {found} px; expected {expected} px as its image {image_path}")
+            turned = image.size == mask.size[::-1] and is_turned(image_path)
+            hint = "; EXIF data turn the image, and its mask must lie as the upright image does" if turned else ""
+            problems.append(
+                f"{mask_path}: the mask is {found} px; expected {expected} px as its image {image_path}{hint}"
+            )
         problems += _mask_problems(mask, mask_path, num_classes, void)
     return problems
 
@@ -82,7 +86,7 @@ def _decode(path: Path, kind: str) -> Image.Image | str:
     try:
         with Image.open(path) as image:
             image.load()  # opening reads the header only
-            return image
+            return image if kind == "mask" else upright(image)
     except DECODING_ERRORS as error:
         return f"{path}: the {kind} cannot be decoded ({error}); expected a complete image file"
 

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 
 from contextcrf.classes import IGNORE_INDEX, Classes, voc_palette
 from contextcrf.errors import DataError
-from contextcrf.pixels import DECODING_ERRORS
+from contextcrf.pixels import DECODING_ERRORS, upright
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], Sample]
@@ -163,10 +163,11 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 def read_image(path: Path) -> tv_tensors.Image:
-    """An image file as uint8 RGB [3, H, W]; DataError names one that cannot be read."""
+    """An image file as uint8 RGB [3, H, W], upright; DataError names one that cannot be read."""
     try:
         with Image.open(path) as file:
-            return tv_tensors.Image(torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous())
+            pixels = np.array(upright(file).convert("RGB"))
+            return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     except DECODING_ERRORS as error:
         raise DataError(f"{path}: the image cannot be read: {error}") from error
 

@@ -205,11 +205,11 @@ def _create(name: str, output_stride: int, pretrained: bool | str | Path, depth:
     body: Any
     try:
         body = timm.create_model(name, features_only=True, output_stride=output_stride, **options)
-    except IndexError as error:
-        raise ValueError(f"depth={depth}: {name} has not so many stages") from error
-    except (AssertionError, TypeError, RuntimeError) as error:
-        # timm's words for networks that cannot be dilated, or have no feature maps at all.
-        raise ValueError(f"backbone {name!r} has no feature maps of stride {output_stride}: {error}") from error
+    except (AssertionError, IndexError, TypeError, RuntimeError) as error:
+        if depth is not None and isinstance(error, IndexError):
+            raise ValueError(f"depth={depth}: {name} has not so many stages") from error
+        # timm's words for networks that cannot be dilated or have no feature maps at all, and torch's for weights.
+        raise ValueError(f"backbone {name!r} with feature maps of stride {output_stride}: {error}") from error
     if depth is not None and hasattr(body, "blocks"):
         # timm would run the stages behind the last map that is asked for, for nothing.
         last = body.feature_info.module_name(depth - 1)  # as in "blocks.3.2", or the stem's "bn1"

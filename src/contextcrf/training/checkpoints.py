@@ -1,6 +1,8 @@
 """Which checkpoint a stopped training goes on from, whatever stopped it, and when."""
 
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -10,7 +12,7 @@ from contextcrf.errors import DataError
 
 _EPOCH = re.compile(r"epoch=(\d+)")
 # What torch raises for a file that is cut short or damaged, depending on the place.
-_DAMAGED = (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError)
+_DAMAGED = (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 def newest(folder: Path) -> Path | None:
@@ -26,6 +28,9 @@ def newest(folder: Path) -> Path | None:
     damaged: list[str] = []
     for _, path in sorted(numbered, reverse=True):
         try:
+            with zipfile.ZipFile(path) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {part} is another")
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _DAMAGED as error:
             damaged.append(f"{path}: damaged: {error}".splitlines()[0])

@@ -67,14 +67,16 @@ def fit(
     if recipe.batch_size % world:
         raise ValueError(f"batch_size {recipe.batch_size}: expected a multiple of the {world} processes")
     model.to(memory_format=torch.channels_last)
-    sampler = SeededSampler(len(train), recipe.seed, rank() if world > 1 else 0, world)
+    sampler = SeededSampler(len(train), recipe.seed, rank(world), world)
     batch = recipe.batch_size // world
     loader = DataLoader(
         train, batch, sampler=sampler, num_workers=recipe.workers, drop_last=len(train) >= recipe.batch_size
     )
+    if len(loader) == 0:
+        raise ValueError(f"{len(train)} images for {world} processes: expected one for each, or more")
     weights = class_weights(train, recipe.class_balance) if recipe.class_balance else None
     if recipe.max_edges is not None:
-        recipe = replace(recipe, max_edges=recipe.max_edges // world)
+        recipe = replace(recipe, max_edges=max(1, recipe.max_edges // world))
     module = Piecewise(model, recipe, recipe.epochs * len(loader), weights)
     validation = DataLoader(val, 1, num_workers=recipe.workers) if val is not None else None
     _run(module, loader, validation, out, ckpt_path, progress, devices, nodes)
@@ -107,6 +109,8 @@ def fit_heads(
     if recipe.objective == CRF_RNN:
         raise ValueError(f"objective {CRF_RNN!r} needs images, not features alone: train it with fit")
     names = [name for name in model.select(recipe.potentials) if name != UNARY]
+    if views < 1:
+        raise ValueError(f"views {views}: expected 1 or more")
     if not names:
         raise ValueError(
             f"potentials {recipe.potentials}: expected at least one relation; the unary is not trained here"
@@ -140,6 +144,7 @@ def _run(
     nodes: int = 1,
 ) -> None:
     checkpoint = _checkpoint(out, ckpt_path)
+    device = next(module.parameters()).device
     # Whether BatchNorm learns is decided by now: bring every module into its mode.
     module.train()
     with _quiet():
@@ -155,11 +160,21 @@ def _run(
     if module.recipe.ema and checkpoint and not module.trained:
         # Nothing was left to do, and so Lightning has not exchanged the last weights for their average.
         module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    module.to(device)  # Lightning leaves it on the CPU; heads belong where their trunk is
 
 
 def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool, devices: int, nodes: int) -> L.Trainer:
     callbacks: list[Callback] = [
-        ModelCheckpoint(out / "checkpoints", "{epoch}", save_last="link", save_on_train_epoch_end=True),
+        # The last two: should one be damaged, one epoch is lost.
+        ModelCheckpoint(
+            out / "checkpoints",
+            "{epoch}",
+            monitor="epoch",
+            mode="max",
+            save_top_k=2,
+            save_last="link",
+            save_on_train_epoch_end=True,
+        ),
         LearningRateMonitor("epoch"),
     ]
     if progress:

@@ -22,6 +22,8 @@ from contextcrf.training.checkpoints import newest
 from contextcrf.training.processes import rank
 
 _SETTINGS = "settings.json"
+# What is noted of strengths that were tuned, by the command and in a study.
+_TUNED = ("tune", "tuned")
 
 
 def run_fit(
@@ -38,7 +40,9 @@ def run_fit(
     nodes: int = 1,
 ) -> Path:
     """The command `fit`, whose arguments these are; returns the model's folder."""
-    _refuse_overwriting(out, ckpt_path)
+    first = rank(devices * nodes) == 0
+    if first:
+        _refuse_overwriting(out, ckpt_path)
     train = _open(data, train_split, recipe)
     val = open_dataset(data, val_split) if val_split else None
     train = without_broken(train, val)
@@ -48,7 +52,7 @@ def run_fit(
         network.learn_dense(model.dense)
     same_classes(network, train)
     fit(network, train, val, recipe, out, ckpt_path, devices=devices, nodes=nodes)
-    if rank() > 0:
+    if not first:
         return out / "model"
     report_left_out(train.broken)
     save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
@@ -71,8 +75,8 @@ def run_fit_heads(
     """
     _refuse_overwriting(out, ckpt_path)
     network = load(model).to(device())
-    about = {key: value for key, value in network.about.items() if key != "tune"}
-    if graph_stride is not None or "tune" in network.about:
+    about = {key: value for key, value in network.about.items() if key not in _TUNED}
+    if graph_stride is not None or about != network.about:
         stride = network.config.graph_stride if graph_stride is None else graph_stride
         network.config = replace(network.config, graph_stride=stride, strengths={})
     train = _open(data, train_split, recipe)
@@ -104,10 +108,10 @@ def train(name: str, arguments: Mapping[str, Any]) -> Path:
     if not arguments["ckpt_path"]:
         done = (out / "model" / WEIGHTS).exists()
         model = train_once(name, arguments)
-        if done and rank() == 0:
+        if done and _rank(arguments) == 0:
             print(f"{out}: trained before; nothing was left to do")
         return model
-    if rank() == 0:
+    if _rank(arguments) == 0:
         _note(out, settings_of(name, arguments))
     return TRAINING[name](**arguments)
 
@@ -154,7 +158,9 @@ def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
     """
     out = Path(arguments["out"])
     model, settings = out / "model", settings_of(name, arguments)
-    if rank() > 0:
+    if _rank(arguments) > 0:
+        if (model / WEIGHTS).exists():
+            return model  # trained before; the first process says so
         # The first process has claimed it for all.
         begun = newest(out / "checkpoints") is not None
         return TRAINING[name](**{**arguments, "ckpt_path": "last" if begun else None})
@@ -172,6 +178,10 @@ def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
             TRAINING[name](**{**arguments, "ckpt_path": resume})
     _check(out, settings)
     return model
+
+
+def _rank(arguments: Mapping[str, Any]) -> int:
+    return rank(arguments.get("devices", 1) * arguments.get("nodes", 1))
 
 
 def check_trained(name: str, arguments: Mapping[str, Any]) -> None:
@@ -229,7 +239,7 @@ def _open(data: Path, split: str, recipe: Recipe) -> SegmentationDataset:
 
 
 def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
-    if (out / "checkpoints").exists() and ckpt_path is None and rank() == 0:
+    if (out / "checkpoints").exists() and ckpt_path is None:
         raise FileExistsError(f"{out} holds checkpoints: go on with ckpt_path last, or choose another folder")
 
 

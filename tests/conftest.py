@@ -17,6 +17,14 @@ settings.register_profile("contextcrf", max_examples=40, deadline=None, derandom
 settings.load_profile("contextcrf")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that are marked `cuda` need a GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

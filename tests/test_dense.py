@@ -507,7 +507,6 @@ def test_what_is_learned_is_not_the_callers_tensor() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_cpu() -> None:
     logits, image = scene(24, 32)
     found = DenseCRF()(logits.cuda(), image.cuda())

@@ -1,4 +1,6 @@
+import errno
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 import contextcrf
 from contextcrf import RangeBox, tour
-from contextcrf.cli import build_parser, main
+from contextcrf.cli import COMMANDS, SAVING, build_parser, main
 from contextcrf.evaluation import systems
 from contextcrf.storage import load, save
 
@@ -91,6 +93,12 @@ def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
         ("recipe: {epochs: 0}", ["epochs 0: expected more than 0"]),
         ("recipe: {lr: -1.0}", ["lr -1.0: expected more than 0"]),
         ("recipe: {crop: [0, 9]}", ["crop [0, 9]: expected height and width"]),
+        ("model: [1]", ["model [1]: expected settings by their names"]),
+        ("devices: x", ["Expected a whole number. Got value: x"]),
+        ("recipe: {lr: x}", ["Expected a number. Got value: x"]),
+        ("recipe: {flip: 3}", ["Expected a value true or false. Got value: 3"]),
+        ("recipe: {optimizer: adam}", ["Expected one of adamw, sgd. Got value: adam"]),
+        ("recipe: {max_edges: x}", ["Expected one of: whole number, null. Got value: x"]),
     ],
 )
 @pytest.mark.parametrize("given", ["--config {}", "--config={}"])
@@ -101,6 +109,8 @@ def test_errors_of_a_recipe_are_short_and_help(tmp_path, capsys, given, text, wo
     said = capsys.readouterr().err
     assert stop.value.code == 2
     assert all(word in said for word in words)
+    assert "class '" not in said
+    assert "typing" not in said
     assert len(said.splitlines()) < 6
 
 
@@ -111,6 +121,100 @@ def test_options_are_written_out(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"contextcrf {contextcrf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(["fit"], "--data, --out"), (["evaluate"], "MODEL, --data, --out"), (["predict", "model"], "IMAGES, --out")],
+)
+def test_what_is_missing_is_named_as_it_is_written(capsys, arguments, missing):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert f"arguments are required: {missing}\n" in capsys.readouterr().err
+
+
+def fails_with(monkeypatch, command, error):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, command, (fail, ()))
+    monkeypatch.setattr("contextcrf.cli.read_command", lambda arguments: (command, {}))
+
+
+@pytest.mark.parametrize("command", ["fit", "fit-heads", "predict", "evaluate", "export", "demo", "compare"])
+@pytest.mark.parametrize("of", ["accelerator", "machine", "array"])
+def test_too_little_memory_is_one_line_that_says_what_to_lower(monkeypatch, capsys, command, of):
+    error = {
+        "accelerator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "machine": None,
+        "array": MemoryError(),
+    }[of]
+    if error is None:
+        with pytest.raises(RuntimeError) as found:
+            torch.empty(10**15)
+        error = found.value
+    fails_with(monkeypatch, command, error)
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert ("accelerator" in line) is (of == "accelerator")
+    assert line.endswith(SAVING.get(command, "use smaller pictures"))
+
+
+def test_the_options_that_save_memory_exist():
+    [commands] = [action.choices for action in build_parser()._actions if isinstance(action.choices, dict)]
+    for name, advice in SAVING.items():
+        known = {option for action in commands[name]._actions for option in action.option_strings}
+        known |= {f"--{action.dest}" for action in commands[name]._actions}
+        assert set(re.findall(r"--[\w.]+", advice)) <= known
+
+
+def test_another_runtime_error_keeps_its_traceback(monkeypatch):
+    fails_with(monkeypatch, "fit", RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        main([])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "x: no permission to read or write it; change"),
+        (OSError(errno.EFBIG, "File too large"), "a file of fit: it grew larger than the file system"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: the disk is full; make room"),
+        (OSError(errno.ENOENT, "No such file or directory", "x", None, "y"), "x and y: no such file or folder"),
+        (FileExistsError("o holds checkpoints"), "o holds checkpoints"),
+        (OSError(errno.EADDRINUSE, "Address in use"), f"[Errno {errno.EADDRINUSE}] Address in use"),
+    ],
+)
+def test_errors_of_the_system_are_in_words(monkeypatch, capsys, error, said):
+    fails_with(monkeypatch, "fit", error)
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"contextcrf: error: {said}")
+
+
+def test_a_file_in_the_way_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for path, said in (("file/c.yaml", "a part of this path is a file"), ("c.yaml", "no such file or folder")):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", str(tmp_path / path)])
+        assert f"{tmp_path / path}: {said}" in capsys.readouterr().err
+
+
+def test_two_words_for_void_are_refused(scenes, tmp_path, capsys):
+    (tmp_path / "maps").mkdir()
+    path = next((scenes / "masks").iterdir())
+    shutil.copy(path, tmp_path / "maps")
+    command = ["refine", str(tmp_path / "maps"), "--images", str(scenes / "images"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*command, "--classes", str(scenes / "classes.yaml"), "--void", "0"])
+    assert f"--void 0: {scenes / 'classes.yaml'} has ignore_index 255" in capsys.readouterr().err
+    main([*command, "--classes", str(scenes / "classes.yaml"), "--void", "255"])
+    main([*command, "--num_classes", "10", "--void", "0"])
+    assert capsys.readouterr().out.count("1 of 1 maps refined") == 2
 
 
 def test_a_table_has_the_rows_that_say_something_and_a_verdict(trained, scenes, tmp_path, capsys):
@@ -316,7 +420,9 @@ def test_the_dense_crf_is_tuned_into_the_model_and_used_by_predict(tiny_model, s
     save(tiny_model, tmp_path / "model")
     options = ["--data", str(scenes), "--split", "val", "--limit", "2", "--dense", "true"]
     main(["tune", str(tmp_path / "model"), *options])
-    assert "<- chosen" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "<- chosen" in said
+    assert said.count("<- before") == 1
     tuned = load(tmp_path / "model")
     assert set(tuned.config.dense) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
     assert tuned.about["tune-dense"]["images"] == 2

@@ -1,60 +1,112 @@
 """What the documentation shows runs: the Python, the commands and the configurations of its pages, and its notebooks.
 
 Pages run from top to bottom: Python is executed, `contextcrf` commands are given to the command line, a YAML block that
-begins with the comment `# NAME.yaml` is saved under that name. What is not run stands in `NOT_RUN` or `PATTERNS`.
+begins with the comment `# NAME.yaml` is saved under that name. What is not run stands in `NOT_RUN` or `PARSED`. The
+reference has an entry for every public name.
 """
 
+import ast
+import importlib
+import inspect
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import typing
+import warnings
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from PIL import Image
 
-from contextcrf import ModelConfig, PairwisePotential, RangeBox, mean_field
-from contextcrf.cli import build_parser, main
+from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, RangeBox, mean_field
+from contextcrf.cli import COMMANDS, build_parser, main
+from contextcrf.data.dataset import CAMVID
+from contextcrf.data.scenes import write_scenes
 from contextcrf.storage import save
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")))
+# Pages whose commands are not run but parsed, and why: those of the results, and these.
+PARSED = {
+    **{
+        path.relative_to(ROOT).as_posix(): "days of training and measuring, on data sets that are not here"
+        for path in sorted((ROOT / "results").glob("*.md"))
+    },
+    "CONTRIBUTING.md": "they run these tests",
+}
+PAGES = ("README.md", *PARSED, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")))
 
 # How many blocks of Python and how many commands of a page are run.
 RUN = {
-    "README.md": (2, 0),
+    "README.md": (2, 12),
     "docs/any-network.md": (6, 0),
     "docs/crf.md": (3, 0),
     "docs/demo.md": (0, 0),
     "docs/dense.md": (2, 0),
-    "docs/faq.md": (9, 0),
+    "docs/faq.md": (10, 2),
     "docs/mathematics.md": (16, 0),
-    "docs/models.md": (2, 0),
-    "docs/training.md": (0, 0),
+    "docs/models.md": (2, 3),
+    "docs/training.md": (0, 9),
     "docs/tutorials/developer.md": (7, 0),
     "docs/tutorials/practitioner.md": (3, 9),
     "docs/tutorials/pydensecrf.md": (6, 1),
     "docs/tutorials/researcher.md": (2, 4),
 }
-# Pages whose commands are patterns, since data and models are the reader's. They are parsed.
-PATTERNS = ("README.md", "docs/demo.md", "docs/training.md", "docs/models.md")
-# Commands of the other pages that are not run, and why. They are parsed too.
+# Beginnings of commands of these pages that are not run, and why. They are parsed too.
 NOT_RUN = {
-    'python3 -m pip install ".[offline]"': "installs what is installed",
-    "python3 -m pip install .": "installs what is installed",
-    "contextcrf voc VOC --sbd SBD --download true": "fetches 3.4 GB",
-    "contextcrf reproduce voc --data VOC --out runs/voc": "trains VGG-16 on them",
-    "contextcrf voc-submission runs/voc/tuned/full-0123abcd VOC --out results.tgz --dense true": "takes what that made",
+    "make demo": "the tour, which tests/test_cli.py runs",
+    "make test": "runs these tests",
+    "python3 -m pip install": "installs what is installed",
+    "contextcrf demo": "serves until it is stopped; tests/test_web_server.py does that",
+    "contextcrf reproduce camvid": "trains a dozen networks; the tutorial of the researcher has a small study",
+    "contextcrf reproduce voc": "trains VGG-16 for days",
+    "contextcrf voc": "fetches 3.4 GB",
+    "contextcrf voc-submission": "takes what these made; tests/test_submission.py has it",
+    "srun": "needs SLURM",
+    "torchrun": "needs two machines; tests/test_processes.py trains with two processes",
+}
+# Appended to the commands of pages whose data and models are the reader's: here they are drawn, and small.
+_RECIPE = (
+    "--recipe.epochs 1 --recipe.batch_size 3 --recipe.crop '[64,96]' --recipe.scale '[1,1]' --recipe.precision 32-true"
+)
+_SHAPE = (
+    "--model.backbone plain --model.output_stride null --model.channels 8 --model.hidden 8 --model.scales '[1.0]' "
+    "--model.graph_stride null --recipe.frozen_stages 0 --recipe.frozen_filters false --pretrained false"
+)
+SMALL = {
+    "fit": shlex.split(f"{_SHAPE} {_RECIPE}"),
+    "fit-heads": shlex.split(f"{_RECIPE} --recipe.max_edges 256 --views 1"),
+    "tune": ["--limit", "1"],
+    "export": ["--height", "64", "--width", "96"],
+}
+# What users of CRFs for segmentation ask for in public issue trackers, by the question that answers it.
+WISHES = {
+    "an install that works": "Does it need a compiler?",
+    "GPU and speed": "Does it run on a GPU?",
+    "batches larger than one": "Batches of more than one?",
+    "learning the parameters": "Can I learn the parameters of the dense CRF?",
+    "numbers with and without the CRF": "How much does the dense CRF bring?",
+    "it made things worse": "The CRF made it worse. Why?",
+    "traps of layout": "Height and width, classes, types: what goes where?",
+    "channels other than three, 3-D": "Grey images, five channels, volumes?",
+    "NaN from zeros": "My probabilities have exact zeros.",
+    "void": "Some pixels have no label.",
+    "memory of large pictures": "How large may a picture be?",
+    "scripting, export": "Can it be scripted, traced or exported?",
+    "VOC without SBD by mistake": "PASCAL VOC without SBD by mistake?",
 }
 
 
 def blocks(page):
-    """The fenced blocks of a page: language and text, in order."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    """The fenced blocks of a page: language, or nothing, and text, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def normal(command):
@@ -67,8 +119,13 @@ def commands(text):
     return [command for line in text.replace("\\\n", "").splitlines() if (command := normal(line))]
 
 
-def run(page, names):
-    """Run a page from top to bottom, its names in and out of `names`."""
+def not_run(command):
+    """What of `NOT_RUN` a command begins with, if anything."""
+    return next((start for start in NOT_RUN if f"{command} ".startswith(f"{normal(start)} ")), None)
+
+
+def run(page, names, small=False):
+    """Run a page from top to bottom, its names in and out of `names`; with the options of `SMALL` if so asked."""
     done = [0, 0]
     for language, text in blocks(page):
         if language == "python":
@@ -76,12 +133,12 @@ def run(page, names):
             done[0] += 1
         elif language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", text)):
             Path(name[1]).write_text(text)
-        elif language == "sh" and page not in PATTERNS:
+        elif language == "sh":
             for command in commands(text):
-                if command not in map(normal, NOT_RUN):
+                if not_run(command) is None:
                     program, *arguments = shlex.split(command)
                     assert program == "contextcrf", command
-                    main(arguments)
+                    main(arguments + (SMALL.get(arguments[0], []) if small else []))
                     done[1] += 1
     assert tuple(done) == RUN[page]
     return names
@@ -110,12 +167,45 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def write_data(model):
+    """DATA, MODEL and pictures, as pages call what is the reader's own."""
+    write_scenes("DATA", train=6, val=3, height=64, width=96)
+    Path("DATA/splits/SPLIT.txt").write_text(Path("DATA/splits/val.txt").read_text())
+    save(model, "MODEL")
+    Path("folder").mkdir()
+    for name, height, width in (("photo.jpg", 128, 320), ("folder/other.png", 40, 56), ("folder/third.png", 30, 30)):
+        pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(name)
+
+
 def test_the_readme(tiny_model, tmp_path):
-    save(tiny_model, "runs/mine/model")
-    names = run("README.md", {"image": torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)})
-    assert (tmp_path / "overlay.png").exists()
+    write_data(tiny_model)
+    # What it compares with, and maps of another network.
+    main(["evaluate", "MODEL", "--data", "DATA", "--out", "runs/other/val"])
+    for folder in ("maps", "photos"):
+        Path(folder).mkdir()
+    np.save("maps/other.npy", torch.rand(3, 40, 56).softmax(0).numpy())
+    Path("photos/other.png").write_bytes(Path("folder/other.png").read_bytes())
+    names = run("README.md", {"image": torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)}, small=True)
     assert names["loss"].isfinite()
     torch.testing.assert_close(names["refined"].sum(1), torch.ones(2, 28, 38))
+    made = ("overlay.png", "recipe-heads.yaml", "runs/heads/val/report.html", "why.png", "refined/other.png")
+    for name in (*made, "labels/photo.png", "labels/third_overlay.png"):
+        assert (tmp_path / name).exists(), name
+
+
+def test_the_page_on_training(tiny_model, tmp_path):
+    write_data(tiny_model)
+    save(tiny_model, "runs/first/model")
+    run("docs/training.md", {}, small=True)
+    assert {path.parent.name for path in tmp_path.glob("runs/*/config.json")} == {"mean", "all"}
+    assert {path.name for path in tmp_path.glob("labels/*.png")} == {
+        f"{stem}{end}.png" for stem in ("other", "third") for end in ("", "_overlay")
+    }
+
+
+def test_the_page_on_the_page():
+    run("docs/demo.md", {})
 
 
 def test_the_page_on_the_crf():
@@ -131,9 +221,21 @@ def test_the_page_on_the_dense_crf():
     assert all(parameter.grad is not None for parameter in names["crf"].parameters())
 
 
-def test_the_page_on_models():
-    names = run("docs/models.md", {})
+def test_the_page_on_models(tmp_path, monkeypatch):
+    write_scenes("DATA", train=1, val=2, height=64, width=96)  # with names of CamVid
+    CAMVID.to_yaml(Path("DATA/classes.yaml"))
+    pushed = []
+
+    def push_to_hub(model, repo, private):
+        pushed.append((model.about["measured"][0]["data"], repo, private))
+        return repo
+
+    monkeypatch.setattr(ContextCRF, "push_to_hub", push_to_hub)
+    names = run("docs/models.md", {}, small=True)
     torch.testing.assert_close(names["marginals"].sum(1), torch.ones(1, 96, 128))
+    assert pushed == [("DATA val, 2 images", "owner/name", True)]
+    assert (tmp_path / "camvid.onnx").exists()
+    assert "DATA val" in (tmp_path / "shared" / "README.md").read_text()
 
 
 def test_the_page_on_networks_of_ones_own():
@@ -201,9 +303,27 @@ def test_the_tutorial_of_the_researcher(tmp_path):
     torch.testing.assert_close(names["marginals"].sum(1), torch.ones(1, 12, 18))
 
 
-def test_the_questions():
-    names = run("docs/faq.md", {})
+def test_the_questions(tiny_model):
+    write_data(tiny_model)
+    names = run("docs/faq.md", {}, small=True)
     assert len(names["wrong"]) == 6
+    asked = set(re.findall(r"^\*\*(.+?)\*\*", (ROOT / "docs/faq.md").read_text(), re.MULTILINE))
+    assert set(WISHES.values()) <= asked
+
+
+def test_what_the_questions_say_of_scripts_and_traces():
+    crf = DenseCRF(bilateral_sxy=5, bilateral_srgb=30, bilateral_compat=2, iterations=2)
+    logits, images = torch.randn(3, 1, 4, 12, 16), torch.randint(0, 256, (3, 1, 3, 12, 16)).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all of it is deprecated, and warns of branches
+        with pytest.raises(RuntimeError, match="Unknown type name"):
+            torch.jit.script(crf)
+        traced = torch.jit.trace(crf, (logits[0], images[0]))
+        torch.testing.assert_close(traced(logits[0], images[0]), crf(logits[0], images[0]))
+        with pytest.raises(RuntimeError, match="size"):
+            traced(logits[1], images[1])
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda scores: crf(scores, images[0]).amax())(logits[0])
 
 
 def test_the_notebook_on_pictures_of_ones_own():
@@ -219,36 +339,123 @@ def test_the_notebook_on_any_features():
     assert (torch.cat(names["trace"]).diff() > 0).all()
 
 
+def check_command(program, arguments, parser):
+    """Whether there is such a command, with such options, files of the repository among them."""
+    if program == "contextcrf":
+        for config in re.findall(r"--config (\S+)", shlex.join(arguments)):
+            if not config.startswith("configs/"):
+                Path(config).write_text("{}\n")
+        parser.parse_args(arguments)
+    elif program == "make":
+        assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text()
+    elif program == "python" and arguments[0] == "-c":
+        compile(arguments[1], "-c", "exec")
+    elif program == "python" and arguments[0] != "-m":
+        assert (ROOT / arguments[0]).is_file(), arguments[0]
+    else:
+        assert program in ("python", "python3", ".venv/bin/pre-commit"), program
+
+
 def test_every_page_and_every_command_is_known(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     parser, seen = build_parser(), set()
     for page in PAGES:
         texts = [text for language, text in blocks(page) if language == "sh"]
-        assert page in RUN or not (texts or "```python" in (ROOT / page).read_text()), f"{page} is not run"
+        runs = texts or any(language == "python" for language, _ in blocks(page))
+        assert page in RUN or page in PARSED or not runs, f"{page} is not run"
         for command in (command for text in texts for command in commands(text)):
-            seen.add(command)
+            if page not in PARSED:
+                seen.add(not_run(command))
             program, *arguments = shlex.split(command)
             if program in ("torchrun", "srun"):  # they start ours
                 program, *arguments = arguments[arguments.index("contextcrf") :]
-            assert program in ("contextcrf", "make", "python3"), command
-            if program == "contextcrf":
-                for config in re.findall(r"--config (\S+)", command):
-                    (tmp_path / config).write_text("{}\n")
-                parser.parse_args(arguments)
-    assert set(map(normal, NOT_RUN)) <= seen
+            check_command(program, arguments, parser)
+    assert seen >= set(NOT_RUN)
     assert {f"{path.stem}.ipynb" for path in (ROOT / "docs" / "notebooks").iterdir()} == {
         "own-pictures.ipynb",
         "any-features.ipynb",
     }
 
 
-def test_the_site_is_built_without_a_warning_and_needs_no_other(tmp_path):
+def test_commands_stand_in_shell_blocks():
+    for page in PAGES:
+        for language, text in blocks(page):
+            if language != "sh":
+                assert not re.search(r"^(\$ )?(contextcrf|make|python3?) ", text, re.MULTILINE), f"{page}:\n{text}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation as a site, built without a warning."""
+    folder = tmp_path_factory.mktemp("built") / "site"
     # Not --quiet: with it warnings are not counted, and nothing could fail.
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    pages = {path.name: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    return folder, done.stderr
+
+
+def test_the_site_needs_no_other_and_leads_to_every_page(site):
+    folder, said = site
+    pages = {path.name: path.read_text() for path in folder.rglob("*.html")}
     assert "<math" in pages["mathematics.html"]
     assert not [name for name, text in pages.items() if 'src="http' in text or "arithmatex" in text]
-    assert 'href="../results/context.html"' in (tmp_path / "site/tutorials/practitioner.html").read_text()
+    assert 'href="../results/context.html"' in (folder / "tutorials/practitioner.html").read_text()
+    # Tables below the results are no pages of their own.
+    assert not re.findall(r"^  - (?!results/\w+/).*\.md$", said, re.MULTILINE), said
+
+
+def public_names():
+    """Every name that must have an entry: those of `__all__`, the commands, and what pages and notebooks import."""
+    names = {f"{function.__module__}.{function.__name__}" for function, _ in COMMANDS.values()}
+    for path in (ROOT / "src").rglob("*.py"):
+        if "__all__" in path.read_text():
+            module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+            names |= {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+    texts = [text for page in PAGES for language, text in blocks(page) if language == "python"]
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        texts += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "contextcrf":
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names | {f"contextcrf.ContextCRF.{name}" for name in ("from_pretrained", "save_pretrained", "push_to_hub")}
+
+
+def found(name):
+    """The object of a dotted name."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            thing = inspect.getattr_static(thing, part, None)
+        return thing
+    raise AssertionError(name)
+
+
+def mentioned(thing):
+    """The library's own classes in the signature, and its errors in the docstring, of a function or a class."""
+    thing = getattr(thing, "__func__", getattr(thing, "fget", thing))
+    if not callable(thing):
+        return set()
+    kinds = list(typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing).values())
+    for kind in kinds:
+        kinds += kind if isinstance(kind, list) else typing.get_args(kind)
+    names = {kind.__name__ for kind in kinds if getattr(kind, "__module__", "").startswith("contextcrf")}
+    return names | set(re.findall(r"\b(DataError|ModelError|WeightsNotFoundError)\b", inspect.getdoc(thing) or ""))
+
+
+def test_the_reference_has_every_public_name(site):
+    inventory = (site[0] / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    entries = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    assert public_names() <= entries
+    # And the types and errors of what is there.
+    last = {name.split(".")[-1] for name in entries}
+    for name in entries:
+        if name.startswith("contextcrf."):
+            assert mentioned(found(name)) <= last, name

@@ -9,7 +9,7 @@ from rich.console import Console
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import ConfusionMatrix, Results, Row, System, evaluate, predict, systems
 from contextcrf.report import draw
-from contextcrf.tuning import best_of, tune_dense, tune_strengths
+from contextcrf.tuning import adopt, best_of, tune_dense, tune_strengths
 
 
 def test_iou_is_intersection_over_union_of_sets_of_pixels():
@@ -152,3 +152,60 @@ def test_tuning_the_dense_crf_goes_on_from_the_best_so_far(tiny_model, scenes, m
     trials = tune_dense(tiny_model, data, grid, rounds=1, progress=False)
     assert best_of(trials).settings == {"spatial_compat": 1.0, "bilateral_sxy": 10.0, "bilateral_compat": 8.0}
     assert len(trials) == 5
+
+
+def test_a_relation_is_moved_from_what_it_has_where_it_is_not_named(tiny_model, scenes, monkeypatch):
+    data = open_dataset(scenes, "val").spread(1)
+    monkeypatch.setattr(ConfusionMatrix, "mean_iou", lambda matrix: 0.5)  # the first trial stays the best
+    moved = [trial.settings for trial in tune_strengths(tiny_model, data, grid=(), progress=False)[2:]]
+    assert moved == [
+        {"surrounding": 0.0, "above": 0.5},
+        {"surrounding": 0.25, "above": 0.5},
+        {"surrounding": 1.0, "above": 0.5},
+        {"surrounding": 0.5, "above": 0.0},
+        {"surrounding": 0.5, "above": 0.25},
+        {"surrounding": 0.5, "above": 1.0},
+    ]
+    tiny_model.config.strengths = {"surrounding": None, "above": 3.0}
+    moved = [trial.settings for trial in tune_strengths(tiny_model, data, grid=(), progress=False)[2:]]
+    assert moved[:2] == [{"surrounding": 0.0, "above": 3.0}, {"surrounding": 0.5, "above": 3.0}]
+    assert moved[3] == {"surrounding": 1.0, "above": 0.0}
+
+
+def test_the_models_own_dense_crf_is_tried_and_kept_where_nothing_is_better(tiny_model, scenes, monkeypatch):
+    data = open_dataset(scenes, "val").spread(1)
+    own = {"bilateral_sxy": 33.0, "spatial_compat": 7.0, "iterations": 1}
+    tiny_model.config.dense = dict(own)
+    [as_it_is] = evaluate(tiny_model, data, systems(tiny_model, ["full"]), progress=False)
+    grid = {"spatial_compat": (1.0,), "bilateral_sxy": (20.0, 10.0), "bilateral_compat": (2.0,)}
+    trials = tune_dense(tiny_model, data, grid, rounds=1, progress=False)
+    assert trials[0].settings == {"spatial_compat": 7.0, "bilateral_sxy": 33.0, "bilateral_compat": 10}
+    assert trials[0].mean_iou == as_it_is.matrix.mean_iou()
+    monkeypatch.setattr(ConfusionMatrix, "mean_iou", lambda matrix: 0.5)
+    trials = tune_dense(tiny_model, data, grid, rounds=1, progress=False)
+    assert {"spatial_compat": 7.0, "bilateral_sxy": 20.0, "bilateral_compat": 10} in [t.settings for t in trials]
+    adopt(tiny_model, best_of(trials), dense=True)
+    assert tiny_model.config.dense == {**own, "bilateral_compat": 10}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+def test_an_unknown_precision_is_refused(tiny_model, scenes, precision):
+    data = open_dataset(scenes, "val").spread(1)
+    image, wanted = data[0][0], systems(tiny_model, ["unary"])
+    message = f"precision '{precision}': expected bf16-mixed or 32-true"
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny_model, data, wanted, precision, progress=False)
+    with pytest.raises(ValueError, match=message):
+        predict(tiny_model, torch.as_tensor(image), wanted, precision)
+    with pytest.raises(ValueError, match=message):
+        tune_strengths(tiny_model, data, precision=precision, progress=False)
+
+
+def test_what_is_drawn_and_measured_is_of_a_model_in_evaluation_mode(tiny_model, scenes, tmp_path):
+    data, wanted = open_dataset(scenes, "val").spread(1), systems(tiny_model, ["unary"])
+    results = Results(data.classes.names, evaluate(tiny_model.train(), data, wanted, progress=False), {})
+    assert not tiny_model.training
+    draw(tiny_model.train(), data, wanted, results, tmp_path, progress=False)
+    assert not tiny_model.training
+    predict(tiny_model.train(), torch.as_tensor(data[0][0]), wanted)
+    assert not tiny_model.training

@@ -1,17 +1,82 @@
+"""What imports what."""
+
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+SOURCE = Path(__file__).parent.parent / "src"
+# Imported inside functions, against the order of all other imports: a model writes itself and draws itself.
+BACK = {
+    ("contextcrf.hub", "contextcrf.card"),
+    ("contextcrf.hub", "contextcrf.model"),
+    ("contextcrf.hub", "contextcrf.storage"),
+}
+# What packages of the library may import of it, beside themselves.
+ALLOWED = {
+    "crf": set(),
+    "nets": {"maps"},
+    "baselines": {"nets", "maps"},
+    "data": {"classes", "errors", "pixels"},
+}
+
+
+def imports():
+    """For each module of the library those that it imports, anywhere in its text."""
+    paths = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found = {}
+    for module, path in paths.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = [(node.module, f"{node.module}.{alias.name}") for node in nodes for alias in node.names]
+        assert all(not node.level for node in nodes), f"{module}: a relative import"
+        found[module] = {part if part in paths else whole for whole, part in names if whole in paths} - {module}
+    # The names that it hands on are imported when they are used.
+    return {**found, "contextcrf": set()}
 
 
 def test_the_probabilistic_core_needs_torch_alone():
-    """Every module of `contextcrf.crf` loads with the other dependencies out of reach."""
+    """`contextcrf.crf` loads, and its dense CRF runs, where nothing but torch and what torch requires can be found."""
     program = """
+import re
 import sys
-for name in ("torchvision", "timm", "lightning", "torchmetrics", "jsonargparse", "PIL", "matplotlib", "yaml", "rich"):
-    sys.modules[name] = None
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+def needed(name, known):
+    # The distributions that `name` requires, without extras, and theirs.
+    if name not in known:
+        known.add(name)
+        try:
+            for line in requires(name) or []:
+                if "extra ==" not in line:
+                    needed(re.match(r"[\\w.-]+", line)[0].lower().replace("_", "-"), known)
+        except PackageNotFoundError:
+            pass
+    return known
+
+allowed = needed("torch", {"contextcrf"})
+for name, distributions in packages_distributions().items():
+    if name not in sys.stdlib_module_names and not allowed & {d.lower().replace("_", "-") for d in distributions}:
+        sys.modules[name] = None
+assert {"PIL", "matplotlib", "torchvision", "timm", "lightning", "numpy", "yaml", "pytest"} <= {
+    name for name, module in sys.modules.items() if module is None
+}
+
 import contextcrf.crf
 from contextcrf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
+import torch
+
+crf = DenseCRF(bilateral_sxy=5, bilateral_srgb=30, bilateral_compat=2, iterations=2)
+marginals = crf(torch.randn(1, 3, 8, 10), torch.randint(0, 256, (1, 3, 8, 10)))
+torch.testing.assert_close(marginals.sum(1), torch.ones(1, 8, 10))
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    # torch warns where NumPy, which it does not require, is missing.
+    subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore:Failed to initialize NumPy", "-c", program], check=True
+    )
 
 
 def test_the_page_loads_gradio_alone():
@@ -25,3 +90,21 @@ import contextcrf.web.session
 from contextcrf import ContextCRF, load
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_imports_point_one_way():
+    edges = {(module, used) for module, uses in imports().items() for used in uses}
+    assert edges >= BACK
+    graph = {}
+    for module, used in edges - BACK:
+        graph.setdefault(module, set()).add(used)
+    list(TopologicalSorter(graph).static_order())  # CycleError shows a circle
+    for module, used in edges:
+        _, package, *_ = module.split(".")
+        if package in ALLOWED:
+            assert used.split(".")[1] in {package, *ALLOWED[package]}, f"{module} imports {used}"
+    # Nobody imports the command line, which imports everybody.
+    assert {module for module, used in edges if used.startswith(("contextcrf.cli", "contextcrf.commands"))} == {
+        "contextcrf.__main__",
+        "contextcrf.cli",
+    }

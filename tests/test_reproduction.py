@@ -12,7 +12,9 @@ import yaml
 from PIL import Image
 
 from contextcrf import load
+from contextcrf.baselines import BASELINES
 from contextcrf.cli import main
+from contextcrf.errors import DataError
 from contextcrf.model_config import ModelConfig
 from contextcrf.recipe import Recipe
 from contextcrf.reproduction import ROWS, STUDIES, Workshop, open_study, rows_of, through_dense
@@ -40,10 +42,17 @@ def test_all_rows_of_a_study(scenes, tmp_path, capsys):
     study, out = write_study(tmp_path / "study.yaml"), tmp_path / "out"
     command = ["reproduce", study, "--data", str(scenes), "--out", str(out)]
     main([*command, "--rows", "[unary-3scales, pairwise-above]"])
+    said = capsys.readouterr().out
+    steps = ["row 1 of 2: unary-3scales", "training network unary-3scales", "row 2 of 2: pairwise-above"]
+    places = [said.index(f"{step}\n") for step in [*steps, "  training network unary-3scales-heads"]]
+    assert places == sorted(places)
     done = stamps(out)
     assert {path.name for path in (out / "networks").iterdir()} == {"unary-3scales", "unary-3scales-heads"}
     main(command)
-    assert f"written to {out}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"written to {out}" in said
+    assert "  training network unary-3scales\n" not in said  # it is there
+    assert "  choosing the dense CRF of full\n" in said
     # What was there is there as it was; what is measured fits the model.
     assert {path: stamp for path, stamp in stamps(out).items() if path in done} == done
     results = json.loads((out / "results.json").read_text())
@@ -170,6 +179,70 @@ def test_what_cannot_be_made_is_told_before_anything_is_trained(scenes, tmp_path
             write_all(shop, rows_of([name]))
     shop.check(rows_of(["unary-1scale", "fcn-8s", "crf-rnn"]))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("row", ["fcn-8s", "fcn-8s+dense", "crf-rnn"])
+def test_a_shape_that_cannot_be_is_told_before_anything_is_trained(scenes, tmp_path, row, monkeypatch):
+    shop = Workshop(open_study(write_study(tmp_path / "study.yaml")), scenes, tmp_path / "out")
+
+    def refuse(self, backbone, channels):
+        raise ValueError("no such shape")
+
+    monkeypatch.setattr(BASELINES["fcn-8s"], "__init__", refuse)
+    with pytest.raises(ValueError, match="no such shape"):
+        shop.check(rows_of([row]))
+    shop.check(rows_of(["deeplab-largefov"]))
+
+
+def test_a_relation_that_a_row_needs_is_asked_for_before_anything_is_trained(scenes, tmp_path):
+    study = open_study(write_study(tmp_path / "study.yaml"))
+    left = replace(study, model=replace(study.model, relations={"left": study.model.relations["above"]}))
+    shop = Workshop(left, scenes, tmp_path / "out")
+    shop.check(rows_of(["unary-3scales", "1unary+2pair", "full"]))
+    for name in ("above", "surrounding"):
+        with pytest.raises(ValueError, match=rf"row pairwise-{name}: expected \['{name}'\] in .* \['left'\]"):
+            shop.check(rows_of([f"pairwise-{name}"]))
+    alone = Workshop(replace(study, model=replace(study.model, relations={})), scenes, tmp_path / "out")
+    alone.check(rows_of(["unary-3scales", "fcn-8s+dense"]))
+    for name in ("1unary+2pair", "full-end-to-end", "deeplabv3plus+2pair"):
+        with pytest.raises(ValueError, match="expected a relation in the study's model"):
+            alone.check(rows_of([name]))
+
+
+def test_broken_images_to_measure_or_choose_on_are_told_before_anything_is_trained(scenes, tmp_path):
+    data, out = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "out"
+    study = open_study(write_study(tmp_path / "study.yaml"))
+    shop = Workshop(study, data, out)
+    for image in ("val_0001", "train_0003"):  # the second of those that are chosen on
+        path = data / "images" / f"{image}.png"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200])
+        # A network whose training skips broken images needs no tuning.
+        refused = ["unary-3scales", "full", "crf-rnn"] if image.startswith("val") else ["full", "crf-rnn"]
+        for row in refused:
+            with pytest.raises(DataError, match=f"{image}.png: the image cannot be decoded"):
+                write_all(shop, rows_of([row]))
+        path.write_bytes(whole)
+    path.write_bytes(whole[:200])
+    shop.check(rows_of(["unary-3scales", "pairwise-above", "fcn-8s"]))
+    named = replace(study, model=replace(study.model, strengths={"above": 1.0}))
+    Workshop(named, data, out).check(rows_of(["1unary+2pair"]))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: [1]", r"under model names with values, as in 'stride: 8', not \[1\]"),
+        ("model: {}\nrecipe:\n", "under recipe names with values, as in 'stride: 8', not None"),
+        ("[1, 2]", r"the keys model and recipe, not \[1, 2\]"),
+        ("model: {}\nrecipe: {epochs: 0}", "epochs 0: expected more than 0"),
+    ],
+)
+def test_the_error_of_a_study_says_what_was_expected(tmp_path, text, said):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"study\.yaml: expected the settings of a study: {said}"):
+        open_study(str(tmp_path / "study.yaml"))
 
 
 def test_the_papers_numbers():

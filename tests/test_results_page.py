@@ -1,14 +1,17 @@
+import base64
 import re
 from html.parser import HTMLParser
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 
 from contextcrf.classes import Classes
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import ConfusionMatrix, Results, Row, evaluate, systems
 from contextcrf.report import write_page
-from contextcrf.results_page import pick, render
+from contextcrf.results_page import Example, pick, render
 
 
 class Page(HTMLParser):
@@ -79,3 +82,20 @@ def test_a_class_that_never_occurs_has_a_dash(known):
     classes = Classes(["a", "b"], [(0, 0, 0), (1, 2, 3)])
     page = render(Results(classes.names, [row_of("r", [[5, 0], [0, 5 * known]])], {}), classes, {})
     assert ("<td>-</td>" in page) is not known
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(900, 1600, (800, 450)), (2000, 50, (20, 800)), (60, 80, (80, 60))]
+)
+def test_large_pictures_are_embedded_small(height, width, size):
+    classes = Classes(["a", "b"], [(10, 20, 30), (200, 100, 0)])
+    left = (torch.arange(width) < width // 2).long().expand(height, width)
+    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    example = Example("x.png", 0.5, pixels, left, {"unary": 1 - left, "crf": left})
+    page = Page(render(Results(classes.names, [row_of("crf", [[5, 0], [0, 5]])], {}), classes, {"Best": [example]}))
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    pictures = [Image.open(BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources]
+    assert {picture.size for picture in pictures} == {size}
+    # No label is mixed with its neighbour.
+    covers = [picture for picture in pictures if picture.format == "PNG"]
+    assert [len(cover.getcolors()) for cover in covers] == [2, 2, 2, 1]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.progress import track
@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.machine import Precision
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY
 from contextcrf.views import ONE_VIEW, Views
@@ -188,20 +189,35 @@ def systems(model: ContextCRF, names: Sequence[str] | None = None) -> list[Syste
     return result
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks compute in a precision: "32-true" or "bf16-mixed".
+
+    Raises:
+        ValueError: another precision.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r}: expected {' or '.join(get_args(Precision))}")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
 @torch.inference_mode()
 def predict(
     model: ContextCRF, image: Tensor, wanted: Sequence[System], precision: str = "32-true", views: Views = ONE_VIEW
 ) -> list[tuple[Tensor, float]]:
     """Marginals [K, H, W] of one image uint8 [3, H, W] for every system, and the seconds each takes on its own.
 
-    The trunk runs once a view for all of them; its time counts for each.
+    The trunk runs once a view for all of them; its time counts for each. The model is put into evaluation mode.
+
+    Raises:
+        ValueError: a precision other than "32-true" and "bf16-mixed".
     """
+    model.eval()
     device = model.mean.device
     pixels = image[None].to(device)
     names = model.select({name for system in wanted for name in system.potentials})
     totals = [torch.zeros(()) for _ in wanted]
     seconds = [0.0 for _ in wanted]
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    with autocast(device, precision):
         for view, back in views.of(pixels.float()):
             start = _clock(device)
             features = model.features(view, names)
@@ -235,7 +251,7 @@ def evaluate(
     progress: bool = True,
     views: Views = ONE_VIEW,
 ) -> list[Row]:
-    """Evaluate systems at the images' full resolution.
+    """Evaluate systems at the images' full resolution. The model is put into evaluation mode.
 
     Args:
         data: images and masks, without augmentation.
@@ -243,8 +259,10 @@ def evaluate(
         precision: "32-true" or "bf16-mixed".
         progress: show a progress bar.
         views: whose marginals are averaged.
+
+    Raises:
+        ValueError: another precision.
     """
-    model.eval()
     rows = [Row(system.name, ConfusionMatrix(len(data.classes)), 0.0) for system in wanted]
     for image, mask in track(data.without_transform(), "evaluate", total=len(data), disable=not progress):
         for row, (marginals, seconds) in zip(rows, predict(model, image, wanted, precision, views), strict=True):

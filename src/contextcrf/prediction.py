@@ -121,7 +121,8 @@ def predict_files(
             labels.unlink(missing_ok=True)
     _same_way(out, _way(model, look), [labels for labels, _ in planned])
     outcome = Outcome()
-    for path, (labels, drawn) in track(list(zip(files, planned, strict=True)), "predict", disable=not progress):
+    todo = [(path, outputs) for path, outputs in zip(files, planned, strict=True) if not outputs[0].exists()]
+    for path, (labels, drawn) in track(todo, "predict", disable=not progress):
         with claim(labels) if resume else nullcontext(True) as mine:
             if not mine:
                 continue
@@ -130,7 +131,7 @@ def predict_files(
             except DECODING_ERRORS as error:
                 outcome.failed.append((path, str(error)))
                 continue
-            found = label(model, image, look.dense, look.views, look.tiles)
+            found = label(model, image, look.dense, look.views, look.tiles, progress)
             _write(_overlay(image, found, model, look.opacity), drawn)
             _write(index_png(found, model.classes.palette), labels)  # last: it says that the picture is done
             outcome.written += [labels, drawn]

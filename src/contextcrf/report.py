@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.progress import track
 
 from contextcrf.crf import Explanation
 from contextcrf.data.dataset import SegmentationDataset
@@ -25,11 +26,15 @@ def draw(
     out: Path,
     precision: str = "32-true",
     views: Views = ONE_VIEW,
+    progress: bool = True,
 ) -> None:
     """Write OUT/examples.png (image, truth, first and last system) and OUT/iou.png.
 
+    The model is put into evaluation mode.
+
     Args:
         examples: the images to show; with none, only the bars are drawn.
+        progress: show a progress bar.
     """
     out.mkdir(parents=True, exist_ok=True)
     series = {row.name: row.matrix.iou().tolist() for row in results.rows}
@@ -39,7 +44,8 @@ def draw(
     shown = list(dict.fromkeys((wanted[0], wanted[-1])))
     palette = model.classes.palette
     rows = []
-    for image, mask in examples.without_transform():
+    samples = track(examples.without_transform(), "examples", total=len(examples), disable=not progress)
+    for image, mask in samples:
         drawn = [Image.fromarray(image.permute(1, 2, 0).numpy()), colorize(mask, palette)]
         drawn += [
             colorize(marginals.argmax(0), palette) for marginals, _ in predict(model, image, shown, precision, views)
@@ -58,24 +64,31 @@ def write_page(
     pictures: int = 6,
     precision: str = "32-true",
     views: Views = ONE_VIEW,
+    progress: bool = True,
 ) -> None:
     """Write OUT/report.html: tables, confusions, and about so many pictures, a third each best, middle and worst.
+
+    The model is put into evaluation mode.
 
     Args:
         data: what was evaluated; `results` has the confusion matrices of its images, in their order.
         wanted: the systems of the rows; the first and the last are drawn.
+        progress: show a progress bar.
     """
     shown = list(dict.fromkeys((wanted[0], wanted[-1])))
     names = [system.name for system in shown]
     examples: dict[str, list[Example]] = {}
-    for heading, numbers in pick(results.rows[-1], -(-pictures // 3)).items() if pictures else ():
-        chosen = SegmentationDataset([data.pairs[i] for i in numbers], data.classes, data.void)
-        for number, (image, mask) in zip(numbers, chosen.without_transform(), strict=True):
-            labels = [marginals.argmax(0) for marginals, _ in predict(model, image, shown, precision, views)]
-            score = intersection_over_union(results.rows[-1].images[number]).nanmean().item()
-            name = data.pairs[number][0].name
-            found = Example(name, score, torch.as_tensor(image), mask, dict(zip(names, labels, strict=True)))
-            examples.setdefault(heading, []).append(found)
+    picked = pick(results.rows[-1], -(-pictures // 3)) if pictures else {}
+    chosen = [(heading, number) for heading, numbers in picked.items() for number in numbers]
+    samples = SegmentationDataset([data.pairs[number] for _, number in chosen], data.classes, data.void)
+    pairs = zip(chosen, samples.without_transform(), strict=True)
+    shown_bar = progress and bool(chosen)
+    for (heading, number), (image, mask) in track(pairs, "report", total=len(chosen), disable=not shown_bar):
+        labels = [marginals.argmax(0) for marginals, _ in predict(model, image, shown, precision, views)]
+        score = intersection_over_union(results.rows[-1].images[number]).nanmean().item()
+        name = data.pairs[number][0].name
+        found = Example(name, score, torch.as_tensor(image), mask, dict(zip(names, labels, strict=True)))
+        examples.setdefault(heading, []).append(found)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(render(results, data.classes, examples), encoding="utf-8")
 

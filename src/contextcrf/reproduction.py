@@ -24,9 +24,9 @@ from contextcrf.evaluation import ConfusionMatrix, evaluate, systems
 from contextcrf.evaluation import Row as Measured
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY, ModelConfig
-from contextcrf.preparation import device
+from contextcrf.preparation import check, device
 from contextcrf.recipe import Recipe
-from contextcrf.storage import fingerprint, load, save
+from contextcrf.storage import WEIGHTS, fingerprint, load, save
 from contextcrf.training.runs import train_once
 from contextcrf.tuning import adopt, best_of, tune_dense, tune_strengths
 
@@ -74,49 +74,71 @@ def open_study(name: str) -> Study:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=Study)
     try:
-        return parser.instantiate(parser.parse_object({"study": yaml.safe_load(path.read_text())})).study
-    except (ArgumentError, TypeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text())
+        _check_groups(content)
+        return parser.instantiate(parser.parse_object({"study": content})).study
+    except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: expected the settings of a study: {error}") from error
+
+
+def _check_groups(content: Any) -> None:
+    """Whether what holds settings holds them by their names."""
+    if not isinstance(content, dict):
+        raise ValueError(f"the keys model and recipe, not {content!r}")
+    for key in ("model", "recipe", "heads"):
+        if key in content and not isinstance(content[key], dict):
+            raise ValueError(f"under {key} names with values, as in 'stride: 8', not {content[key]!r}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A system of the tables.
+    """A system of the tables, and what it needs, which is looked at before anything is trained.
 
     Args:
         name: of the row.
         make: the system from the workshop: a model, and what of it is evaluated, as `systems` has it.
+        networks: competitors it stands on, by their names in `BASELINES`.
+        relations: of the study that it needs; None is all there are, at least one.
+        dense: whether a dense CRF is chosen for it on the tuning split.
         val, test: the paper's mean IoU on PASCAL VOC 2012, in percent, where it has one.
     """
 
     name: str
     make: "Callable[[Workshop], tuple[ContextCRF, str]]"
+    networks: Sequence[str] = ()
+    relations: Sequence[str] | None = ()
+    dense: bool = False
     val: float | None = None
     test: float | None = None
 
 
-def _baseline(network: str, dense: bool = False) -> "Callable[[Workshop], tuple[ContextCRF, str]]":
-    return lambda shop: (shop.baseline(network, dense), f"{UNARY}+dense" if dense else UNARY)
+def _competitor(network: str, dense: bool = False, val: float | None = None, test: float | None = None) -> Row:
+    what, name = (f"{UNARY}+dense", f"{network}+dense") if dense else (UNARY, network)
+    return Row(name, lambda shop: (shop.baseline(network, dense), what), [network], dense=dense, val=val, test=test)
+
+
+def _relation(name: str, val: float) -> Row:
+    return Row(f"pairwise-{name}", lambda shop: (shop.pairwise(name), name), relations=[name], val=val)
 
 
 ROWS = (
     Row("unary-1scale", lambda shop: (shop.unary(scales=1), UNARY), val=58.3),
     Row("unary-3scales", lambda shop: (shop.unary(), UNARY), val=65.5),
-    Row("pairwise-surrounding", lambda shop: (shop.pairwise("surrounding"), "surrounding"), val=66.7),
-    Row("pairwise-above", lambda shop: (shop.pairwise("above"), "above"), val=66.4),
-    Row("1unary+2pair", lambda shop: (shop.together(), "crf"), val=67.8),
-    Row("full", lambda shop: (shop.together(dense=True), "full"), val=70.3, test=70.7),
-    Row("full-end-to-end", lambda shop: (shop.end_to_end(), "full")),
-    Row("fcn-8s", _baseline("fcn-8s"), test=62.2),
-    Row("fcn-8s+dense", _baseline("fcn-8s", dense=True)),
-    Row("crf-rnn", lambda shop: (shop.crf_rnn(), f"{UNARY}+dense"), test=65.2),
-    Row("deeplab-largefov", _baseline("deeplab-largefov")),
-    Row("deeplab-largefov+dense", _baseline("deeplab-largefov", dense=True)),
-    Row("deeplab-msc-largefov", _baseline("deeplab-msc-largefov")),
+    _relation("surrounding", val=66.7),
+    _relation("above", val=66.4),
+    Row("1unary+2pair", lambda shop: (shop.together(), "crf"), relations=None, val=67.8),
+    Row("full", lambda shop: (shop.together(dense=True), "full"), relations=None, dense=True, val=70.3, test=70.7),
+    Row("full-end-to-end", lambda shop: (shop.end_to_end(), "full"), relations=None, dense=True),
+    _competitor("fcn-8s", test=62.2),
+    _competitor("fcn-8s", dense=True),
+    Row("crf-rnn", lambda shop: (shop.crf_rnn(), f"{UNARY}+dense"), ["fcn-8s"], dense=True, test=65.2),
+    _competitor("deeplab-largefov"),
+    _competitor("deeplab-largefov", dense=True),
+    _competitor("deeplab-msc-largefov"),
     # The paper's "DeepLab-M-C-L".
-    Row("deeplab-msc-largefov+dense", _baseline("deeplab-msc-largefov", dense=True), val=68.7, test=71.6),
-    Row("deeplabv3plus", _baseline("deeplabv3plus")),
-    Row("deeplabv3plus+2pair", lambda shop: (shop.on_baseline("deeplabv3plus"), "crf")),
+    _competitor("deeplab-msc-largefov", dense=True, val=68.7, test=71.6),
+    _competitor("deeplabv3plus"),
+    Row("deeplabv3plus+2pair", lambda shop: (shop.on_baseline("deeplabv3plus"), "crf"), ["deeplabv3plus"], None),
 )
 
 
@@ -145,14 +167,30 @@ class Workshop:
         self.study, self.data, self.out = study, data, out
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Whether the networks of some rows can be made at all, before hours go into the first of them."""
-        classes = open_dataset(self.data, self.study.val_split).classes
-        names = {name for row in rows for name in BASELINES if row.name.removesuffix("+dense") == name}
-        names |= {"deeplabv3plus"} & {row.name.removesuffix("+2pair") for row in rows}
-        shapes = [{}, *(shape_of(name) for name in sorted(names))]
-        for shape in shapes:
+        """Whether the networks of some rows can be made at all, before hours go into the first of them.
+
+        Raises:
+            ValueError: the study has not the relations that a row needs, or a shape that cannot be.
+            DataError: an image that is measured, or chosen on, is broken.
+        """
+        study, measured = self.study, open_dataset(self.data, self.study.val_split)
+        for row in rows:
+            self._check_relations(row)
+        networks = sorted({name for row in rows for name in row.networks})
+        for shape in ({}, *(shape_of(name) for name in networks)):
             with torch.device("meta"):
-                ContextCRF(replace(self.study.model, **shape), classes, pretrained=False)
+                ContextCRF(replace(study.model, **shape), measured.classes, pretrained=False)
+        pairs = list(measured.pairs)
+        if any(row.dense or (row.relations is None and not study.model.strengths) for row in rows):
+            pairs += self._tuning_images().pairs
+        check(SegmentationDataset(list(dict.fromkeys(pairs)), measured.classes, measured.void))
+
+    def _check_relations(self, row: Row) -> None:
+        known = list(self.study.model.relations)
+        if row.relations is None and not known:
+            raise ValueError(f"row {row.name}: expected a relation in the study's model.relations; there is none")
+        if missing := [name for name in row.relations or () if name not in known]:
+            raise ValueError(f"row {row.name}: expected {missing} in the study's model.relations, which are {known}")
 
     def unary(self, scales: int = 3) -> ContextCRF:
         """The unary network, of all scales or of the image alone."""
@@ -255,6 +293,8 @@ class Workshop:
         return self._train("fit-heads", f"{name}-heads", arguments)
 
     def _train(self, kind: str, name: str, arguments: Mapping[str, Any]) -> ContextCRF:
+        if not (self._network(name) / "model" / WEIGHTS).exists():
+            print(f"  training network {name}")
         places = {"data": self.data, "train_split": self.study.train_split, "out": self._network(name)}
         return load_here(train_once(kind, {**arguments, **places}))
 
@@ -269,15 +309,19 @@ class Workshop:
     def _tuned(self, name: str, model: ContextCRF, dense: bool) -> Path:
         """The folder of a model with the strengths or the dense CRF that do best on the tuning split."""
         study, precision = self.study, self.study.recipe.precision
-        data = open_dataset(self.data, study.tune_split).spread(study.tune_images)
+        data = self._tuning_images()
         folder = self.out / "tuned" / f"{name}-{_digest(model, data, precision)}"
-        if not (folder / "model.safetensors").exists():
+        if not (folder / WEIGHTS).exists():
+            print(f"  choosing {'the dense CRF' if dense else 'strengths'} of {name}")
             trials = (tune_dense if dense else tune_strengths)(model, data, precision=precision)
             best = best_of(trials)
             adopt(model, best, dense)
             about = {"split": study.tune_split, "images": len(data), "settings": dict(best.settings)}
             save(model, folder, {**model.about, "tuned": about})
         return folder
+
+    def _tuning_images(self) -> SegmentationDataset:
+        return open_dataset(self.data, self.study.tune_split).spread(self.study.tune_images)
 
     def measure(self, row: Row) -> Measured:
         """A row on the validation split, from its file if these weights have been measured on these images."""

@@ -17,6 +17,8 @@ from contextcrf.evaluation import Results, Row, intersection_over_union
 from contextcrf.figures import SERIES_COLORS, colorize
 
 MISTAKES = 8
+# Longer side of the pictures in the page, px.
+SIDE = 800
 # Green: the last row mends what the first had wrong; red: it spoils what the first had right.
 MENDED, SPOILED = (26, 127, 55), (207, 34, 46)
 
@@ -148,12 +150,12 @@ def _layers(example: Example, palette: Sequence[Color]) -> dict[str, Any]:
         picture = np.zeros((*example.truth.shape, 4), np.uint8)
         picture[(right_now & ~right_before & known).numpy()] = (*MENDED, 255)
         picture[(right_before & ~right_now & known).numpy()] = (*SPOILED, 255)
-        layers.append(("change", _embedded(Image.fromarray(picture))))
+        layers.append(("change", _embedded(Image.fromarray(picture), Image.Resampling.NEAREST)))
     photo = Image.fromarray(example.image.permute(1, 2, 0).contiguous().numpy())
     return {
         "name": example.name,
         "score": _percent(example.score),
-        "photo": _embedded(photo, "JPEG", quality=85),
+        "photo": _embedded(photo, Image.Resampling.LANCZOS, "JPEG", quality=85),
         "layers": layers,
     }
 
@@ -162,11 +164,12 @@ def _cover(labels: Tensor, palette: Sequence[Color]) -> str:
     """Colours of labels; the void lets the photograph through."""
     colours = colorize(labels, palette).convert("RGBA")
     colours.putalpha(Image.fromarray((labels != IGNORE_INDEX).numpy().astype(np.uint8) * 255))
-    return _embedded(colours)
+    return _embedded(colours, Image.Resampling.NEAREST)
 
 
-def _embedded(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
-    """An image as a data URL."""
+def _embedded(image: Image.Image, resample: Image.Resampling, kind: str = "PNG", **options: Any) -> str:
+    """An image as a data URL, shrunk to a longer side of `SIDE`."""
     buffer = BytesIO()
+    image.thumbnail((SIDE, SIDE), resample)
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

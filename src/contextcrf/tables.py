@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 
 from contextcrf.comparison import COUNTS, write_counts
@@ -92,6 +93,7 @@ def write_all(shop: Workshop, rows: Sequence[Row]) -> Results:
     }
     results = Results(val.classes.names, [], about)
     for number, row in enumerate(rows, 1):
+        print(f"row {number} of {len(rows)}: {row.name}")
         results.rows = [*results.rows, shop.measure(row)]
         # After each: the next may take a day.
         results.write(shop.out)
@@ -205,7 +207,8 @@ def _draw(
     """Some images with their truth and what rows make of them: each a name, its model, and what of it is drawn."""
     palette = val.classes.palette
     pictures = []
-    for image, mask in SegmentationDataset([val.pairs[i] for i in numbers], val.classes, val.void).without_transform():
+    chosen = SegmentationDataset([val.pairs[i] for i in numbers], val.classes, val.void)
+    for image, mask in track(chosen.without_transform(), path.name, total=len(chosen)):
         drawn = [Image.fromarray(image.permute(1, 2, 0).numpy()), colorize(mask, palette)]
         for _, model, what in made:
             [(marginals, _)] = predict(model, image, systems(model, [what]), precision)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from contextcrf.model import ContextCRF
@@ -47,19 +48,26 @@ class Tiles:
 
 
 def label(
-    model: ContextCRF, pixels: Tensor, dense: bool = False, views: Views = ONE_VIEW, tiles: Tiles | None = None
+    model: ContextCRF,
+    pixels: Tensor,
+    dense: bool = False,
+    views: Views = ONE_VIEW,
+    tiles: Tiles | None = None,
+    progress: bool = True,
 ) -> Tensor:
     """Labels uint8 [H, W] of a picture uint8 [3, H, W]; in tiles if it is large.
 
     Args:
         dense, views: as for `ContextCRF.segment`.
         tiles: how; None is never.
+        progress: show a bar over the tiles where there are several; beside that of the pictures it goes when it ends.
     """
     height, width = pixels.shape[1:]
     if tiles is None or height * width <= tiles.above:
         return model.segment(pixels, dense=dense, views=views).labels.byte()
     labels = torch.empty(height, width, dtype=torch.uint8)
-    for seen, core in tiles.of(height, width):
+    cuts = list(tiles.of(height, width))
+    for seen, core in track(cuts, "tiles", transient=True, disable=not progress or len(cuts) == 1):
         found = model.segment(pixels[:, *seen], dense=dense, views=views).labels
         rows, columns = (slice(o.start - s.start, o.stop - s.start) for o, s in zip(core, seen, strict=True))
         labels[core] = found[rows, columns].byte()

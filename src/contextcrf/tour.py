@@ -65,7 +65,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     marker.touch()
     console = Console()
     console.print(f"[bold]1/4[/] drawing {train_images} + {val_images} scenes into {out / 'scenes'}")
-    scenes = write_scenes(out / "scenes", train_images, val_images)
+    scenes = write_scenes(out / "scenes", train_images, val_images, progress=True)
 
     recipe = replace(RECIPE, epochs=epochs)
     console.print("[bold]2/4[/] training the unary and both pairwise potentials, jointly and piecewise")

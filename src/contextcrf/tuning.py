@@ -5,21 +5,24 @@ contains what the features say of p alone. The paper is silent on weights. Here 
 number of unary votes a node's neighbours have together, and it is chosen by the mean IoU on images.
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
 
+from contextcrf.crf import DenseCRF
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.evaluation import ConfusionMatrix
+from contextcrf.evaluation import ConfusionMatrix, autocast
 from contextcrf.maps import upsample
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+FACTORS = (0.0, 0.5, 2.0)
 # The first value of each is where the search begins: a mild refinement.
 DENSE: Mapping[str, Sequence[float]] = {
     "spatial_compat": (1, 0, 3),
@@ -73,27 +76,25 @@ def tune_strengths(
     samples = track(data.without_transform(), "features", total=len(data), disable=not progress)
     cache = [_Cached(model, image, mask, precision) for image, mask in samples]
     relations = list(model.pairwise)
-    trials: list[Trial] = []
+    moved = relations if len(relations) > 1 else []
+    with Progress(disable=not progress) as bar:
+        search = _Search(bar, model.num_classes, len(cache), 2 + len(grid) + len(FACTORS) * len(moved))
 
-    def attempt(strengths: Mapping[str, float | None], label: str) -> None:
-        if any(trial.settings == strengths for trial in trials):
-            return
-        matrix = ConfusionMatrix(model.num_classes)
-        for item in track(cache, label, disable=not progress):
-            matrix.update(item.labels(model, strengths), item.mask[None])
-        trials.append(Trial(strengths, matrix.mean_iou()))
+        def attempt(strengths: Mapping[str, float | None], label: str) -> None:
+            search.attempt(strengths, label, ((item.labels(model, strengths), item.mask) for item in cache))
 
-    attempt(model.config.strengths, "as it is")
-    attempt(dict.fromkeys(relations), "plain sum")
-    for strength in grid:
-        attempt(dict.fromkeys(relations, strength), f"strength {strength:g}")
-    for relation in relations if len(relations) > 1 else []:
-        found = best_of(trials).settings
-        # A plain sum is no number that could be moved by a factor.
-        best = {name: 1.0 if found.get(name) is None else found[name] for name in relations}
-        for factor in (0.0, 0.5, 2.0):
-            attempt({**best, relation: best[relation] * factor}, f"{relation} x {factor:g}")
-    return trials
+        attempt(dict(model.config.strengths), "as it is")
+        attempt(dict.fromkeys(relations), "plain sum")
+        for strength in grid:
+            attempt(dict.fromkeys(relations, strength), f"strength {strength:g}")
+        for relation in moved:
+            found = best_of(search.trials).settings
+            # What is not named has its share of one vote; a plain sum is no number that a factor could move.
+            named = {name: found.get(name, 1 / len(relations)) for name in relations}
+            best = {name: 1.0 if strength is None else strength for name, strength in named.items()}
+            for factor in FACTORS:
+                attempt({**best, relation: best[relation] * factor}, f"{relation} x {factor:g}")
+    return search.trials
 
 
 @torch.inference_mode()
@@ -115,33 +116,70 @@ def tune_dense(
         rounds: how often all parameters are gone through.
 
     Returns:
-        All trials, the first of them without a dense CRF.
+        All trials, the first of them the model as it is: with its own dense CRF, or without where it has none.
     """
     model.eval()
     samples = track(data.without_transform(), "marginals", total=len(data), disable=not progress)
     # On the unary's grid: a hundred images at full size would fill the memory.
     cache = [(image, mask, _marginals(model, image, precision)) for image, mask in samples]
-    trials: list[Trial] = []
+    first = {name: values[0] for name, values in grid.items()}
+    without = {**first, "spatial_compat": 0, "bilateral_compat": 0}
+    most = 2 + bool(model.config.dense) + rounds * sum(len(values) for values in grid.values())
+    with Progress(disable=not progress) as bar:
+        search = _Search(bar, model.num_classes, len(cache), most)
 
-    def attempt(settings: dict[str, float]) -> None:
-        if any(trial.settings == settings for trial in trials):
+        def refined(settings: Mapping[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
+            for image, mask, maps in cache:
+                marginals = upsample(maps, mask.shape)
+                labels = model.refine(marginals, image[None].to(maps.device), dict(settings)).argmax(1)
+                yield labels.cpu(), mask
+
+        def attempt(settings: Mapping[str, Any], label: str) -> None:
+            search.attempt(settings, label, refined(settings))
+
+        if model.config.dense:
+            attempt(_own_dense(model, list(grid)), "as it is")
+        attempt(without, "without")
+        attempt(first, _shown(first))
+        for _ in range(rounds):
+            for name, values in grid.items():
+                best = best_of([trial for trial in search.trials if trial.settings != without]).settings
+                for value in values:
+                    attempt({**best, name: value}, _shown({**best, name: value}))
+    return search.trials
+
+
+class _Search:
+    """Trials, none of them twice, under one bar that counts them against the most that there can be."""
+
+    def __init__(self, bar: Progress, num_classes: int, images: int, most: int) -> None:
+        self.trials: list[Trial] = []
+        self.bar, self.num_classes, self.images, self.most = bar, num_classes, images, most
+        self.task = bar.add_task("trials", total=images * most)
+
+    def attempt(self, settings: Mapping[str, Any], label: str, found: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Measure settings by the labels [1, H, W] and the truth [H, W] of every image, unless they were tried."""
+        if any(trial.settings == settings for trial in self.trials):
+            self.most -= 1
+            self.bar.update(self.task, total=self.images * self.most)
             return
-        matrix = ConfusionMatrix(model.num_classes)
-        shown = " ".join(f"{value:g}" for value in settings.values())
-        for image, mask, maps in track(cache, f"{len(trials)}: {shown}", disable=not progress):
-            marginals = upsample(maps, mask.shape)
-            matrix.update(model.refine(marginals, image[None].to(maps.device), settings).argmax(1).cpu(), mask[None])
-        trials.append(Trial(settings, matrix.mean_iou()))
+        number = f"trial {len(self.trials) + 1} of at most {self.most}"
+        self.bar.update(self.task, description=f"{number}: {label}", refresh=True)
+        matrix = ConfusionMatrix(self.num_classes)
+        for labels, truth in found:
+            matrix.update(labels, truth[None])
+            self.bar.advance(self.task)
+        self.trials.append(Trial(settings, matrix.mean_iou()))
 
-    current = {name: values[0] for name, values in grid.items()}
-    attempt({**current, "spatial_compat": 0, "bilateral_compat": 0})
-    attempt(current)
-    for _ in range(rounds):
-        for name, values in grid.items():
-            best = best_of(trials[1:]).settings
-            for value in values:
-                attempt({**best, name: value})
-    return trials
+
+def _own_dense(model: ContextCRF, names: Sequence[str]) -> dict[str, Any]:
+    """What a model's own dense CRF has for some parameters."""
+    parameters = inspect.signature(DenseCRF).parameters
+    return {name: model.config.dense.get(name, parameters[name].default) for name in names}
+
+
+def _shown(settings: Mapping[str, float]) -> str:
+    return " ".join(f"{value:g}" for value in settings.values())
 
 
 class _Cached:
@@ -164,7 +202,7 @@ class _Cached:
 def _features(model: ContextCRF, image: Tensor, precision: str) -> dict[str, Tensor]:
     """Of one image [3, H, W]; potentials of one trunk and grid share one map."""
     device = model.mean.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    with autocast(device, precision):
         return model.features(image[None].to(device).float())
 
 

@@ -62,12 +62,18 @@ def init(data: Path, out: Path = Path("recipe.yaml"), void: int = 255, val_every
 
 
 def doctor(data: Path | None = None) -> None:
-    """Say what this machine has: versions, devices, weights, and the splits of a data set.
+    """Say what this machine has: system, versions, devices, memory, disk, weights, and the splits of a data set.
+
+    The exit status is 1 if the data set, or a file of it, is missing or cannot be read.
 
     Args:
         data: a data set to look at.
     """
     from contextcrf.doctor import examine
 
-    for name, found in examine(data):
-        print(f"{name:28} {found}")
+    wrong = False
+    for finding in examine(data):
+        print(f"{finding.name:28} {finding.text}")
+        wrong |= finding.wrong
+    if wrong:
+        raise SystemExit(1)

@@ -88,7 +88,7 @@ def refine(
     classes: Path | None = None,
     num_classes: int | None = None,
     confidence: float = 0.7,
-    void: int = 255,
+    void: int | None = None,
     spatial_sxy: float = 3,
     spatial_compat: float = 3,
     bilateral_sxy: float = 80,
@@ -107,7 +107,7 @@ def refine(
         classes: a classes.yaml with names and colours.
         num_classes: K of label maps, where there is no classes.yaml.
         confidence: the probability that a label of a label map is right.
-        void: the value of a label map that means "unknown".
+        void: the value of a label map that means "unknown"; if null that of classes.yaml, 255 without one.
         spatial_sxy: standard deviation of the spatial kernel, pixels.
         spatial_compat: its weight.
         bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels.
@@ -116,20 +116,23 @@ def refine(
         iterations: of mean field.
         marginals: also write OUT/STEM.npy, float32 [K, H, W].
     """
-    from contextcrf.classes import Classes
+    from contextcrf.classes import IGNORE_INDEX, Classes
     from contextcrf.crf import DenseCRF
     from contextcrf.prediction import find_files
     from contextcrf.refinement import MAP_SUFFIXES, NO_COUNT, Maps, pair_up, refine_files
 
     known = None
     if classes is not None:
-        known, void = Classes.from_yaml(classes)
+        known, stored = Classes.from_yaml(classes)
+        if void not in (None, stored):
+            raise ValueError(f"--void {void}: {classes} has ignore_index {stored}; expected one of the two")
+        void = stored
     crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
     pairs = pair_up(find_files(maps, MAP_SUFFIXES, "maps"), images)
     labels = [path for path, _ in pairs if path.suffix.lower() == ".png"]
     if len(labels) == len(pairs) and known is None and num_classes is None:
         raise ValueError(f"{labels[0]}: {NO_COUNT}")
-    reading = Maps(kind, known, num_classes, confidence, void)
+    reading = Maps(kind, known, num_classes, confidence, IGNORE_INDEX if void is None else void)
     outcome = refine_files(pairs, crf.to(device()), reading, out, marginals, device())
     _report(len(pairs), outcome, "maps refined", out)
 

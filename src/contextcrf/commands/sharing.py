@@ -51,8 +51,10 @@ def export(model: str, height: int, width: int, onnx: Path | None = None, progra
     if not wanted:
         raise ValueError("expected --onnx FILE, --program FILE, or both")
     network = load(model)
+    print(f"tracing {model} for images of {height} x {width}")
     traced = trace(network, height, width)
     for path, write in wanted:
+        print(f"writing and checking {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         difference = write(traced, network, path)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, marginals within {difference:.1g} of the model's")

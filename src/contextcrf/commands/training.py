@@ -89,6 +89,7 @@ def assemble(unary: str, pairwise: dict[str, str], out: Path) -> None:
     from contextcrf.assembly import assemble as run
     from contextcrf.storage import load, save
 
+    print("putting together", ", ".join(f"{name} of {path}" for name, path in {"unary": unary, **pairwise}.items()))
     parts = {name: load(path) for name, path in pairwise.items()}
     first = load(unary)
     save(run(first, parts), out, {"unary": first.about, **{name: part.about for name, part in parts.items()}})
@@ -105,6 +106,7 @@ def average(models: list[str], out: Path) -> None:
     from contextcrf.assembly import average as run
     from contextcrf.storage import load, save
 
+    print(f"averaging the weights of {len(models)} models")
     parts = [load(model) for model in models]
     others = {f"averaged with {number}": part.about for number, part in enumerate(parts[1:], 1)}
     save(run(parts), out, {**parts[0].about, **others})
@@ -151,7 +153,8 @@ def tune(
     for trial in trials:
         values = {key: "plain sum" if value is None else f"{value:g}" for key, value in trial.settings.items()}
         name = ", ".join(f"{key} {value}" for key, value in values.items()) or "one vote together"
-        print(f"{100 * trial.mean_iou:6.2f}  {name}{'  <- chosen' if trial is best else ''}")
+        marks = ("  <- before" if trial is trials[0] else "") + ("  <- chosen" if trial is best else "")
+        print(f"{100 * trial.mean_iou:6.2f}  {name}{marks}")
     before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
     print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
     adopt(network, best, dense)

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from rich.progress import track
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -141,6 +142,7 @@ def write_scenes(
     width: int = 240,
     seed: int = 0,
     ambiguity: float = 1.0,
+    progress: bool = False,
 ) -> Path:
     """Write scenes as a folder data set, to see how one looks or to try the commands that read one.
 
@@ -158,7 +160,7 @@ def write_scenes(
     for split, size in sizes.items():
         scenes = ContextScenes(size, split, height, width, seed, ambiguity)
         stems = [f"{split}_{index:04d}" for index in range(size)]
-        for index, stem in enumerate(stems):
+        for index, stem in track(list(enumerate(stems)), f"drawing scenes, {split}", disable=not progress):
             image, labels = scenes.render(index)
             Image.fromarray(image).save(root / "images" / f"{stem}.png")
             mask = Image.fromarray(labels)

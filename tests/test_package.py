@@ -1,0 +1,79 @@
+"""What is handed out, the wheel and the sdist: that both can be built, are whole, and work where they are installed."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Beside the modules.
+DATA = {
+    "py.typed",
+    "models/camvid/config.json",
+    "models/camvid/model.safetensors",
+    "studies/camvid.yaml",
+    "studies/voc-small.yaml",
+    "studies/voc.yaml",
+    "templates/report.html",
+}
+
+
+def call(*command, **options):
+    """What a Python with these arguments prints; it has no network to ask."""
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **options.pop("env", {})}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def files(folder):
+    """The files of the library below a folder of sources, without what Python leaves there."""
+    return {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The sdist, and the wheel that was built from it."""
+    out = tmp_path_factory.mktemp("dist")
+    call("-m", "build", "--no-isolation", "--outdir", out, ROOT)
+    [sdist], [wheel] = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+def test_the_wheel_is_whole(built):
+    with ZipFile(built[1]) as wheel:
+        names = set(wheel.namelist())
+        [licence] = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+        assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+    library = {name.removeprefix("contextcrf/") for name in names if name.startswith("contextcrf/")}
+    assert files(ROOT / "src" / "contextcrf") == library >= DATA
+    assert all(name.startswith(("contextcrf/", "contextcrf-")) for name in names)
+
+
+def test_the_sdist_is_whole(built):
+    with tarfile.open(built[0]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert names >= {f"src/contextcrf/{name}" for name in files(ROOT / "src" / "contextcrf")}
+    assert names >= {"LICENSE", "README.md", "pyproject.toml", "Makefile", "mkdocs.yml", "tests/test_package.py"}
+    assert not [name for name in names if name.startswith((".venv", "shared", "site/", "runs/", "demo/"))]
+
+
+def test_the_installed_wheel_works(built, tmp_path):
+    target = tmp_path / "installed"
+    call("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", target, built[1])
+    here = {"cwd": tmp_path, "env": {"PYTHONPATH": str(target)}}
+    assert call("-m", "contextcrf", "--version", **here) == f"contextcrf {version('contextcrf')}\n"
+    assert (target / "bin" / "contextcrf").is_file()
+    program = "import contextcrf as c; print(c.__file__, c.load('camvid').classes.names[0])"
+    place, name = call("-c", program, **here).split()
+    assert Path(place) == target / "contextcrf" / "__init__.py"
+    assert name == "sky"

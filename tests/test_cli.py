@@ -11,7 +11,8 @@ from PIL import Image
 
 import contextcrf
 from contextcrf import RangeBox, tour
-from contextcrf.cli import COMMANDS, SAVING, build_parser, main
+from contextcrf.cli import COMMANDS, build_parser, main
+from contextcrf.complaints import SAVING
 from contextcrf.evaluation import systems
 from contextcrf.storage import load, save
 

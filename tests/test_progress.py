@@ -11,6 +11,7 @@ from rich.console import Console
 from contextcrf import reproduction, tiles
 from contextcrf.cli import main
 from contextcrf.data.dataset import open_dataset
+from contextcrf.reproduction import workshop
 from contextcrf.storage import save
 from contextcrf.tiles import Tiles, label
 from contextcrf.tuning import tune_dense, tune_strengths
@@ -85,8 +86,8 @@ def test_reproduce_names_rows_and_networks(scenes, tmp_path, monkeypatch, capsys
         "model: {backbone: plain, channels: 8, hidden: 8, scales: [1.0]}\n"
         "recipe: {epochs: 1, crop: [64, 96]}\npretrained: false\n"
     )
-    monkeypatch.setattr(reproduction, "train_once", lambda kind, arguments: trained.append(arguments["out"].name))
-    monkeypatch.setattr(reproduction, "load_here", lambda path: None)
+    monkeypatch.setattr(workshop, "train_once", lambda kind, arguments: trained.append(arguments["out"].name))
+    monkeypatch.setattr(workshop, "load_here", lambda path: None)
     trained = []
     shop = reproduction.Workshop(reproduction.open_study(str(tmp_path / "study.yaml")), scenes, tmp_path / "out")
     shop.unary()

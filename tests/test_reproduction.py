@@ -17,8 +17,18 @@ from contextcrf.cli import main
 from contextcrf.errors import DataError
 from contextcrf.model_config import ModelConfig
 from contextcrf.recipe import Recipe
-from contextcrf.reproduction import ROWS, STUDIES, Workshop, open_study, rows_of, through_dense
-from contextcrf.tables import CITED_TEST, CITED_VAL, write_all
+from contextcrf.reproduction import (
+    ROWS,
+    STUDIES,
+    Workshop,
+    check,
+    measure,
+    open_study,
+    rows_of,
+    through_dense,
+    write_all,
+)
+from contextcrf.reproduction.tables import CITED_TEST, CITED_VAL
 from contextcrf.training import Piecewise
 from contextcrf.training.runs import OtherSettingsError, train_once
 
@@ -108,7 +118,7 @@ def test_networks_of_their_own_and_strengths_that_the_study_names(scenes, tmp_pa
     study["model"]["strengths"] = {"surrounding": None, "above": None}
     path.write_text(yaml.safe_dump(study))
     shop = Workshop(open_study(str(path)), scenes, tmp_path / "out")
-    row = shop.measure(rows_of(["1unary+2pair"])[0])
+    row = measure(shop, rows_of(["1unary+2pair"])[0])
     assert row.name == "1unary+2pair"
     assert {part.name for part in (tmp_path / "out" / "networks").iterdir()} == {
         "unary-3scales",
@@ -158,8 +168,8 @@ def test_another_split_or_trunk_is_not_taken_for_the_old_one(scenes, tmp_path):
     write_study(path)
     study, out = open_study(str(path)), tmp_path / "out"
     [row] = rows_of(["unary-3scales"])
-    on_val = Workshop(study, scenes, out).measure(row)
-    on_train = Workshop(replace(study, val_split="train"), scenes, out).measure(row)
+    on_val = measure(Workshop(study, scenes, out), row)
+    on_train = measure(Workshop(replace(study, val_split="train"), scenes, out), row)
     assert (len(on_val.images), len(on_train.images)) == (3, 6)
     Workshop(study, scenes, out).pairwise("above")
     # The unary is trained anew: heads on the old one do not fit it any more.
@@ -177,7 +187,7 @@ def test_what_cannot_be_made_is_told_before_anything_is_trained(scenes, tmp_path
     for name in ("deeplabv3plus", "deeplabv3plus+2pair"):
         with pytest.raises(ValueError, match=r"contextcrf\[baselines\]"):
             write_all(shop, rows_of([name]))
-    shop.check(rows_of(["unary-1scale", "fcn-8s", "crf-rnn"]))
+    check(shop, rows_of(["unary-1scale", "fcn-8s", "crf-rnn"]))
     assert not (tmp_path / "out").exists()
 
 
@@ -190,23 +200,23 @@ def test_a_shape_that_cannot_be_is_told_before_anything_is_trained(scenes, tmp_p
 
     monkeypatch.setattr(BASELINES["fcn-8s"], "__init__", refuse)
     with pytest.raises(ValueError, match="no such shape"):
-        shop.check(rows_of([row]))
-    shop.check(rows_of(["deeplab-largefov"]))
+        check(shop, rows_of([row]))
+    check(shop, rows_of(["deeplab-largefov"]))
 
 
 def test_a_relation_that_a_row_needs_is_asked_for_before_anything_is_trained(scenes, tmp_path):
     study = open_study(write_study(tmp_path / "study.yaml"))
     left = replace(study, model=replace(study.model, relations={"left": study.model.relations["above"]}))
     shop = Workshop(left, scenes, tmp_path / "out")
-    shop.check(rows_of(["unary-3scales", "1unary+2pair", "full"]))
+    check(shop, rows_of(["unary-3scales", "1unary+2pair", "full"]))
     for name in ("above", "surrounding"):
         with pytest.raises(ValueError, match=rf"row pairwise-{name}: expected \['{name}'\] in .* \['left'\]"):
-            shop.check(rows_of([f"pairwise-{name}"]))
+            check(shop, rows_of([f"pairwise-{name}"]))
     alone = Workshop(replace(study, model=replace(study.model, relations={})), scenes, tmp_path / "out")
-    alone.check(rows_of(["unary-3scales", "fcn-8s+dense"]))
+    check(alone, rows_of(["unary-3scales", "fcn-8s+dense"]))
     for name in ("1unary+2pair", "full-end-to-end", "deeplabv3plus+2pair"):
         with pytest.raises(ValueError, match="expected a relation in the study's model"):
-            alone.check(rows_of([name]))
+            check(alone, rows_of([name]))
 
 
 def test_broken_images_to_measure_or_choose_on_are_told_before_anything_is_trained(scenes, tmp_path):
@@ -224,9 +234,9 @@ def test_broken_images_to_measure_or_choose_on_are_told_before_anything_is_train
                 write_all(shop, rows_of([row]))
         path.write_bytes(whole)
     path.write_bytes(whole[:200])
-    shop.check(rows_of(["unary-3scales", "pairwise-above", "fcn-8s"]))
+    check(shop, rows_of(["unary-3scales", "pairwise-above", "fcn-8s"]))
     named = replace(study, model=replace(study.model, strengths={"above": 1.0}))
-    Workshop(named, data, out).check(rows_of(["1unary+2pair"]))
+    check(Workshop(named, data, out), rows_of(["1unary+2pair"]))
     assert not out.exists()
 
 

@@ -1,6 +1,5 @@
 """The command line. `contextcrf COMMAND --help` tells what each takes; every option may stand in a YAML file."""
 
-import errno
 import inspect
 import os
 import re
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args, get_origin
 
 import docstring_parser
-import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from contextcrf.commands import data, measuring, predicting, sharing, training
+from contextcrf.complaints import complaint, in_plain_words
 
 # Each command with the arguments that stand without a name in front.
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
@@ -47,48 +46,6 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 
 # Given again after Ctrl-C, they go on where they were.
 GO_ON = ("fit", "fit-heads", "reproduce")
-# What takes less memory where it is smaller.
-SAVING = {
-    "fit": "lower --recipe.batch_size, --recipe.crop or --recipe.max_edges",
-    "fit-heads": "lower --recipe.batch_size, --recipe.crop, --recipe.max_edges or --views",
-    "tune": "lower --limit",
-    "evaluate": "give fewer or smaller --scales, or --precision bf16-mixed",
-    "reproduce": "lower batch_size, crop or max_edges of the study's recipe or heads, its views or tune_images",
-    "predict": "lower --tile (of pictures above 16 megapixels), or give fewer or smaller --scales",
-    "voc-submission": "give fewer or smaller --scales",
-    "export": "lower --height and --width",
-    "demo": "lower --side",
-}
-# What the system's error numbers mean for a path that was named,
-PATH_ERRORS = {
-    errno.EACCES: "no permission to read or write it; change its permissions, or name another place",
-    errno.EPERM: "no permission to read or write it; change its permissions, or name another place",
-    errno.ENOENT: "no such file or folder; is the name right?",
-    errno.ENOTDIR: "a part of this path is a file; expected folders down to the last part",
-    errno.EISDIR: "is a folder; expected a file",
-    errno.EEXIST: "is there already, and is no folder; name another place, or move it away",
-    errno.EROFS: "lies on what can only be read; name another place",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-}
-# and for any file at all: often the system does not say which.
-DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; make room, or name another place",
-    errno.EDQUOT: "your quota of the disk is used up; make room, or name another place",
-    errno.EFBIG: "it grew larger than the file system, or the shell (ulimit -f), lets a file be; raise that limit",
-    errno.EMFILE: "too many files are open; allow more (ulimit -n)",
-}
-# The parser's names of what a value should be.
-KINDS = {
-    "a <class 'tuple'>": "several values, as in [1, 2]",
-    "a <class 'NoneType'>": "null",
-    "<class 'int'>": "whole number",
-    "<class 'float'>": "number",
-    "<class 'bool'>": "value true or false",
-    "<class 'str'>": "text",
-    "<class 'NoneType'>": "null",
-    "<class 'dict'>": "value such as {name: 1}",
-    "<class 'list'>": "list, as in [1, 2]",
-}
 
 
 class Parser(ArgumentParser):
@@ -107,19 +64,10 @@ class Parser(ArgumentParser):
             word = unknown[1] or unknown[2]
             if near := get_close_matches(word, _options(self), n=1):
                 message += f". Did you mean {near[0]}?"
-        super().error(_in_plain_words(message), ex)
-
-
-def _in_plain_words(message: str) -> str:
-    """The parser's message with options as they are written, and without the names of Python's types."""
-    if (required := "arguments are required: ") in message:
-        before, _, keys = message.partition(required)
-        return before + required + ", ".join(_as_written(key) for key in keys.split(", "))
-    for kind, words in KINDS.items():
-        message = message.replace(kind, words)
-    several = r"Does not validate against any of the Union subtypes\n *Subtypes: \[(.*)\]\n(?s:.*)Given value: "
-    message = re.sub(several, lambda found: f"Expected one of: {found[1]}. Got value: ", message)
-    return re.sub(r"(?:a )?typing\.Literal\[([^]]*)\]", lambda found: "one of " + found[1].replace("'", ""), message)
+        if (required := "arguments are required: ") in message:
+            before, _, keys = message.partition(required)
+            message = before + required + ", ".join(_as_written(key) for key in keys.split(", "))
+        super().error(in_plain_words(message), ex)
 
 
 def _as_written(key: str) -> str:
@@ -185,40 +133,17 @@ def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return options.command, values
 
 
-def _told(error: ValueError | OSError, command: str) -> str:
-    """An error in words; the system's own have a number, and a path at most."""
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and error.filename is not None and number in PATH_ERRORS | DISK_ERRORS:
-        paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
-        return f"{' and '.join(paths)}: {(PATH_ERRORS | DISK_ERRORS)[number]}"
-    return f"a file of {command}: {DISK_ERRORS[number]}" if number in DISK_ERRORS else str(error)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Of an accelerator or of the machine; the latter's allocator has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _whose(error: BaseException) -> str:
-    return "the accelerator" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `contextcrf`. An error of the user's is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
     name = ""
     try:
         name, values = read_command(sys.argv[1:] if arguments is None else arguments)
         COMMANDS[name][0](**values)
-    except (ValueError, OSError) as error:
-        if os.environ.get("CONTEXTCRF_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        said = complaint(error, name)
+        if said is None or os.environ.get("CONTEXTCRF_TRACEBACK"):
             raise
-        print(f"contextcrf: error: {_told(error, name)}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except (RuntimeError, MemoryError) as error:
-        if os.environ.get("CONTEXTCRF_TRACEBACK") or not _out_of_memory(error):
-            raise
-        advice = SAVING.get(name, "free some of it, or use smaller pictures")
-        print(f"contextcrf: error: the memory of {_whose(error)} is not enough: {advice}", file=sys.stderr)
+        print(f"contextcrf: error: {said}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print("contextcrf: stopped" + ("; the same command goes on" if name in GO_ON else ""), file=sys.stderr)

@@ -84,8 +84,7 @@ def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) 
     """
     from rich.console import Console
 
-    from contextcrf.reproduction import Workshop, open_study, rows_of
-    from contextcrf.tables import write_all
+    from contextcrf.reproduction import Workshop, open_study, rows_of, write_all
 
     wanted, shop = rows_of(rows), Workshop(open_study(study), data, out)
     Console().print(write_all(shop, wanted).to_rich())

@@ -16,7 +16,8 @@ from contextcrf.evaluation import Results, intersection_over_union, predict, sys
 from contextcrf.evaluation import Row as Measured
 from contextcrf.figures import colorize, qualitative_grid
 from contextcrf.model import ContextCRF
-from contextcrf.reproduction import Row, Workshop
+from contextcrf.reproduction.rows import Row, check, measure
+from contextcrf.reproduction.workshop import Workshop
 
 # Other systems' mean IoU in Table I (VOC 2012 val) and Table III (test), as the paper cites them, in percent.
 CITED_VAL = {
@@ -85,7 +86,7 @@ def _escaped(text: str) -> str:
 
 def write_all(shop: Workshop, rows: Sequence[Row]) -> Results:
     """Make and measure rows, and write tables and figures of them into the workshop's folder."""
-    shop.check(rows)
+    check(shop, rows)
     val = open_dataset(shop.data, shop.study.val_split)
     about = {
         "data": f"{shop.data.name} {shop.study.val_split}, {len(val)} images",
@@ -94,7 +95,7 @@ def write_all(shop: Workshop, rows: Sequence[Row]) -> Results:
     results = Results(val.classes.names, [], about)
     for number, row in enumerate(rows, 1):
         print(f"row {number} of {len(rows)}: {row.name}")
-        results.rows = [*results.rows, shop.measure(row)]
+        results.rows = [*results.rows, measure(shop, row)]
         # After each: the next may take a day.
         results.write(shop.out)
         counts = {measured.name: torch.stack(list(measured.images)) for measured in results.rows}

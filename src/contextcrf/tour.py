@@ -16,6 +16,7 @@ from contextcrf.data.scenes import write_scenes
 from contextcrf.evaluation import Results, evaluate, systems
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import ModelConfig
+from contextcrf.preparation import device
 from contextcrf.recipe import Recipe
 from contextcrf.report import draw
 from contextcrf.storage import save
@@ -72,7 +73,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
     torch.manual_seed(recipe.seed)
     train = open_dataset(scenes, "train", augmentation(recipe))
     val = open_dataset(scenes, "val")
-    model = ContextCRF(CONFIG, train.classes, pretrained=False)
+    model = ContextCRF(CONFIG, train.classes, pretrained=False).to(device())
     fit(model, train, val, recipe, out / "fit")
 
     console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from contextcrf import ContextCRF, hub, load
+from contextcrf.card import model_card
 from contextcrf.cli import main
 from contextcrf.storage import ModelError, fingerprint, save
 
@@ -50,6 +51,12 @@ def test_what_is_not_known_is_not_made_up(tiny_model, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "What it was trained on was not noted." in card
     assert "What they were trained on was not noted: the terms" in card
+
+
+def test_the_bundled_model_says_what_was_measured_with_it():
+    card = model_card(load("camvid"))
+    assert "On CamVid val, 101 images:" in card
+    assert "| full | 75.1 | 94.7 |" in card  # as results/camvid.md
 
 
 def test_bundled_models_have_their_names():

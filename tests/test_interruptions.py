@@ -75,6 +75,28 @@ def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path
     assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
 
 
+def test_kills_at_any_time_change_nothing(scenes, tmp_path, undisturbed):
+    """Also while a checkpoint or the model is written: each one comes a little later than the last."""
+    process, tries = start(scenes, tmp_path), 0
+    wait_for(process, tmp_path / "checkpoints" / "epoch=0.ckpt")
+    while process.poll() is None:
+        time.sleep(0.05 * tries)
+        process.kill()
+        process.communicate()
+        tries += 1
+        process = start(scenes, tmp_path)
+        end = time.monotonic() + 120
+        files = set(tmp_path.glob("checkpoints/epoch=*.ckpt"))
+        while process.poll() is None and set(tmp_path.glob("checkpoints/epoch=*.ckpt")) == files:
+            assert time.monotonic() < end
+            time.sleep(0.002)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert tries >= 3
+    found = load(tmp_path / "model").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
+
+
 def test_a_full_disk_ends_clearly_and_loses_nothing(scenes, tmp_path, undisturbed):
     def small():
         # No file may be larger: what a full disk does to a checkpoint.

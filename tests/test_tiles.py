@@ -1,5 +1,7 @@
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -127,6 +129,30 @@ def test_labels_of_an_earlier_model_do_not_survive_a_run_that_is_stopped(tiny_mo
     found = {path.name: path.read_bytes() for path in out.glob("*.png")}
     predict_files(tiny_model, pictures, tmp_path / "fresh", progress=False)
     assert found == {path.name: path.read_bytes() for path in (tmp_path / "fresh").glob("*.png")}
+
+
+MEMORY = """
+import resource, sys
+import numpy as np, torch
+from contextcrf import load
+from contextcrf.tiles import Tiles, label
+torch.set_num_threads(1)
+model, tiles = load(sys.argv[1]), Tiles(side=128, margin=32, above=0)
+peaks = []
+for count in (3, 8):
+    picture = torch.arange(256, dtype=torch.uint8).repeat(3, 128 * count, count // 2 + 1)[..., :128 * count]
+    label(model, picture, dense=True, tiles=tiles, progress=False)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(*peaks)
+"""
+
+
+def test_seven_times_the_tiles_take_no_more_memory(tiny_model, tmp_path):
+    save(tiny_model, tmp_path)
+    run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, check=True)
+    few, many = map(float, run.stdout.split())
+    # MiB. The marginals of the larger picture alone would take 40 more, a dense CRF of it several times that.
+    assert many < few + 15
 
 
 def work(model, pictures, out, barrier, written):

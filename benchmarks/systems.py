@@ -2,7 +2,8 @@
 
 `paper`: the paper's networks at full size, one training step and one picture of 500 x 375 with 21 classes, each in a
 process of its own. `training`: images a second of every system that `contextcrf reproduce camvid` trains, as ratios of
-one run. Figures go to results/systems/figures.json.
+one run. `pictures`: seconds of an image of 480 x 360 through each of them, as ratios of one run. Figures go to
+results/systems/figures.json.
 """
 
 import argparse
@@ -131,6 +132,40 @@ def training(options: argparse.Namespace) -> None:
     store({"training": rates}, FIGURES)
 
 
+def pictures(options: argparse.Namespace) -> None:
+    """Seconds of an image of CamVid's size through each system that `contextcrf reproduce camvid` measures."""
+    study = open_study("camvid")
+    image = batch_of(1, 360, 480, len(CAMVID))[0][0]
+
+    def through(changes: dict[str, Any], potentials: list[str] | None, dense: bool) -> Callable[[], None]:
+        tuned = {"spatial_compat": 0, "bilateral_sxy": 20, "bilateral_srgb": 3, "bilateral_compat": 4}
+        model = model_of(replace(study.model, dense=tuned, **changes), CAMVID).eval()
+
+        def look() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=study.recipe.precision == "bf16-mixed"):
+                model.segment(image, potentials, dense)
+
+        return look
+
+    functions = {
+        "unary-1scale": through({"scales": (1.0,)}, [UNARY], False),
+        "unary-3scales": through({}, [UNARY], False),
+        "1unary+2pair": through({}, None, False),
+        "full": through({}, None, True),
+    }
+    for name in ("fcn-8s", "deeplab-largefov", "deeplab-msc-largefov", "deeplabv3plus"):
+        functions[name] = through(shape_of(name), [UNARY], False)
+    for name in ("fcn-8s", "deeplab-largefov", "deeplab-msc-largefov"):
+        functions[f"{name}+dense"] = through(shape_of(name), [UNARY], True)
+    graph = {"graph_stride": study.model.graph_stride, "strengths": study.model.strengths}
+    functions["deeplabv3plus+2pair"] = through({**shape_of("deeplabv3plus"), **graph}, None, False)
+    seconds = interleaved(functions, options.repeats)
+    print("| system | s | of unary-3scales |\n|---|---:|---:|")
+    for name, value in seconds.items():
+        print(f"| {name} | {value:.2f} | {value / seconds['unary-3scales']:.2f} |")
+    store({"pictures": seconds}, FIGURES)
+
+
 def _training_steps(study: Study) -> Iterator[tuple[str, Callable[[], None]]]:
     recipe, size = study.recipe, study.recipe.crop
 
@@ -170,4 +205,4 @@ def _heads(study: Study) -> Callable[[], None]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run_parts(parser, {"paper": paper, "training": training}, needy=set())
+    run_parts(parser, {"paper": paper, "training": training, "pictures": pictures}, needy=set())

@@ -27,7 +27,8 @@ class Row:
         networks: competitors it stands on, by their names in `BASELINES`.
         relations: of the study that it needs; None is all there are, at least one.
         dense: whether a dense CRF is chosen for it on the tuning split.
-        val, test: the paper's mean IoU on PASCAL VOC 2012, in percent, where it has one.
+        val: the paper's mean IoU on PASCAL VOC 2012 val, in percent, where it has one.
+        test: likewise on VOC 2012 test.
     """
 
     name: str

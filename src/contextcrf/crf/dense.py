@@ -134,54 +134,40 @@ class DenseCRF(nn.Module):
             ValueError: naming what is wrong with the shapes, dtypes, devices or values of the arguments, among them
                 images in 0..1 (allowed only where harmless, in images without contrast).
         """
-        return self._run(logits, images, extra, self._mean_field)
+        return self._refine(logits, images, extra, self._mean_field)
 
     def log_marginals(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
         """The logarithms of the marginals, for a likelihood: exact also where the marginals are 0 in single precision.
 
         Arguments and errors as for `forward`. No labels are set aside.
         """
-        return self._run(logits, images, extra, self._log_mean_field)
+        return self._refine(logits, images, extra, self._log_mean_field)
 
-    def _run(
-        self,
-        logits: Tensor,
-        images: Tensor,
-        extra: Tensor | None,
-        infer: Callable[[Tensor, Sequence["_Kernel"]], Tensor],
-    ) -> Tensor:
+    def _refine(self, logits: Tensor, images: Tensor, extra: Tensor | None, infer: "_Infer") -> Tensor:
+        """What `infer` makes of the logits and kernels of each image."""
         _check_inputs(logits, images, extra)
         self._check_parameters(logits.shape[1], images.shape[1], logits.ndim - 2)
         # Sums over a hundred pixels lose their digits in half precision.
         with torch.autocast(logits.device.type, enabled=False):
-            return self._refine(logits, images, extra, infer)
+            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            size = logits.shape[2:]
+            guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
+            if extra is not None:
+                guides = torch.cat([guides, extra.to(dtype).flatten(2).mT], 2)
+            axes = [torch.arange(n, dtype=dtype, device=logits.device) for n in size]
+            # x first: the last axis runs along a row.
+            place = torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))], 1)
 
-    def _refine(
-        self,
-        logits: Tensor,
-        images: Tensor,
-        extra: Tensor | None,
-        infer: Callable[[Tensor, Sequence["_Kernel"]], Tensor],
-    ) -> Tensor:
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        size = logits.shape[2:]
-        guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
-        if extra is not None:
-            guides = torch.cat([guides, extra.to(dtype).flatten(2).mT], 2)
-        axes = [torch.arange(n, dtype=dtype, device=logits.device) for n in size]
-        # x first: the last axis runs along a row.
-        place = torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))], 1)
-
-        spatial = self._kernels(self.spatial_compat, place / self.spatial_sxy.to(dtype))
-        near = place / self.bilateral_sxy.to(dtype)
-        marginals = []
-        for image, guide in zip(logits.flatten(2), guides, strict=True):
-            # First, because its blur takes twice the memory of its many vertices.
-            bilateral = self._kernels(self.bilateral_compat, torch.cat([near, guide], 1))
-            # [N, K]: the lattice filters rows of pixels.
-            unary = bounded(image.to(dtype)).T.contiguous()
-            marginals.append(infer(unary, [*bilateral, *spatial]))
-        return torch.stack(marginals).view(logits.shape) if len(marginals) > 1 else marginals[0].view(logits.shape)
+            spatial = self._kernels(self.spatial_compat, place / self.spatial_sxy.to(dtype))
+            near = place / self.bilateral_sxy.to(dtype)
+            found = []
+            for image, guide in zip(logits.flatten(2), guides, strict=True):
+                # First, because its blur takes twice the memory of its many vertices.
+                bilateral = self._kernels(self.bilateral_compat, torch.cat([near, guide], 1))
+                # [N, K]: the lattice filters rows of pixels.
+                unary = bounded(image.to(dtype)).T.contiguous()
+                found.append(infer(unary, [*bilateral, *spatial]))
+            return torch.stack(found).view(logits.shape) if len(found) > 1 else found[0].view(logits.shape)
 
     def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
         """Marginals [K, N] of one image with logits [N, K]."""
@@ -269,6 +255,10 @@ class _Kernel:
         if self.compat.ndim == 2:
             return -values @ (self.compat if transpose else self.compat.T)
         return values * (self.compat if self.compat.ndim == 0 else -self.compat)
+
+
+# Logits [N, K] of an image and its kernels to marginals [K, N], or their logarithms.
+_Infer = Callable[[Tensor, Sequence[_Kernel]], Tensor]
 
 
 class _Messages:

@@ -486,7 +486,8 @@ def test_repr_shows_the_documented_defaults() -> None:
 def test_logarithms_of_marginals_are_those_of_the_marginals_and_go_on_where_these_are_zero() -> None:
     logits, images = 3 * torch.randn(2, 4, 6, 7), 255 * torch.rand(2, 3, 6, 7)
     nothing = DenseCRF(spatial_compat=0, bilateral_compat=0, tolerance=0)
-    for crf in (DenseCRF(tolerance=0), DenseCRF(iterations=0, tolerance=0), nothing):
+    some = [DenseCRF(iterations=count, tolerance=0) for count in (0, 1, 2, 10)]
+    for crf in (*some, nothing):
         torch.testing.assert_close(crf.log_marginals(logits, images), crf(logits, images).log())
     sure = 500 * torch.nn.functional.one_hot(torch.zeros(1, 6, 7, dtype=torch.int64), 4).movedim(-1, 1).float()
     sure.requires_grad_()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from contextcrf import tuning
 from contextcrf.data.dataset import open_dataset
 from contextcrf.evaluation import ConfusionMatrix, Results, Row, System, evaluate, predict, systems
 from contextcrf.report import draw
@@ -118,6 +119,16 @@ def test_tuning_measures_what_evaluation_measures(tiny_model, scenes):
     assert trials[0].mean_iou == pytest.approx(crf.matrix.mean_iou(), abs=2e-3)
     assert trials[2].mean_iou == pytest.approx(unary.matrix.mean_iou(), abs=2e-3)
     assert len({str(trial.settings) for trial in trials}) == len(trials)
+
+
+def test_strengths_are_moved_from_where_they_are(tiny_model, scenes, monkeypatch):
+    """Relations that are not named share one vote; a plain sum is no number that a factor could move."""
+    data = open_dataset(scenes, "val").spread(1)
+    for number, begin in ((0, 0.5), (1, 1.0)):
+        monkeypatch.setattr(tuning, "best_of", lambda trials, number=number: trials[number])
+        trials = tune_strengths(tiny_model, data, grid=(), progress=False)
+        moved = [trial.settings for trial in trials[2 : 2 + len(tuning.FACTORS)]]
+        assert moved == [{"surrounding": factor * begin, "above": begin} for factor in tuning.FACTORS]
 
 
 def test_tuning_the_dense_crf_finds_what_helps(tiny_model, scenes):

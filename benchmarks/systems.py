@@ -16,6 +16,7 @@ import torch
 
 from contextcrf.classes import Classes
 from contextcrf.data.dataset import CAMVID, VOC
+from contextcrf.machine import autocast
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY, ModelConfig
 from contextcrf.recipe import Recipe
@@ -57,7 +58,7 @@ def step_of(module: Piecewise | CachedHeads, batch: tuple[torch.Tensor, ...], pr
 
     def step() -> None:
         optimiser.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with autocast(torch.device("cpu"), precision):
             losses = module.losses(batch)
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()
@@ -142,7 +143,7 @@ def pictures(options: argparse.Namespace) -> None:
         model = model_of(replace(study.model, dense=tuned, **changes), CAMVID).eval()
 
         def look() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=study.recipe.precision == "bf16-mixed"):
+            with autocast(torch.device("cpu"), study.recipe.precision):
                 model.segment(image, potentials, dense)
 
         return look

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from contextcrf.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.machine import Precision
+from contextcrf.machine import autocast
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY
 from contextcrf.views import ONE_VIEW, Views
@@ -187,17 +187,6 @@ def systems(model: ContextCRF, names: Sequence[str] | None = None) -> list[Syste
         title = f"pairwise-{name}" if name in model.pairwise else name
         result.append(System(title, potentials, "dense" in parts))
     return result
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which networks compute in a precision: "32-true" or "bf16-mixed".
-
-    Raises:
-        ValueError: another precision.
-    """
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision {precision!r}: expected {' or '.join(get_args(Precision))}")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 @torch.inference_mode()

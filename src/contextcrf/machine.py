@@ -1,7 +1,7 @@
-"""What suits the machine at hand: the defaults of a recipe that depend on it."""
+"""What suits the machine at hand: the defaults of a recipe that depend on it, and precisions."""
 
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -30,3 +30,14 @@ def usual_batch() -> int:
 def loading_workers() -> int:
     """Processes that load data: none on a CPU, whose cores are busy with the network."""
     return min(8, max(1, (os.cpu_count() or 1) // 2)) if torch.accelerator.is_available() else 0
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks compute in a precision: "32-true" or "bf16-mixed".
+
+    Raises:
+        ValueError: another precision.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r}: expected {' or '.join(get_args(Precision))}")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")

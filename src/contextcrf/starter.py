@@ -83,7 +83,7 @@ def start(data: Path, recipe: Path, void: int = IGNORE_INDEX, val_every: int = 5
             (splits / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in chosen))
             written.append(splits / f"{split}.txt")
     images = {
-        path.stem: sum(map(bool, map(str.strip, path.read_text().splitlines())))
+        path.stem: sum(1 for line in path.read_text().splitlines() if line.strip())
         for path in sorted(splits.glob("*.txt"))
     }
     if not images.get("train"):

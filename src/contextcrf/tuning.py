@@ -16,7 +16,8 @@ from torch import Tensor
 
 from contextcrf.crf import DenseCRF
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.evaluation import ConfusionMatrix, autocast
+from contextcrf.evaluation import ConfusionMatrix
+from contextcrf.machine import autocast
 from contextcrf.maps import upsample
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY

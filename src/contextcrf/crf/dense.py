@@ -177,22 +177,21 @@ class DenseCRF(nn.Module):
             active[q.argmax(1)] = True
             if not active.all():
                 few = unary[:, active]
-                q = self._iterate(_softmax(few), few, kernels, self.iterations)
+                q = self._iterate(_softmax(few), few, _Messages(kernels), self.iterations)
                 return unary.new_zeros(unary.shape[::-1]).index_copy(0, active.nonzero().flatten(), q.T)
-        return self._iterate(q, unary, kernels, self.iterations).T.contiguous()
+        return self._iterate(q, unary, _Messages(kernels), self.iterations).T.contiguous()
 
     def _log_mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
         """Logarithms of the marginals [K, N] of one image with logits [N, K]."""
         if kernels and self.iterations:
-            q = self._iterate(_softmax(unary), unary, kernels, self.iterations - 1)
-            unary = unary + _Messages(kernels)(q)
+            messages = _Messages(kernels)
+            unary = unary + messages(self._iterate(_softmax(unary), unary, messages, self.iterations - 1))
         return unary.log_softmax(1).T.contiguous()
 
-    def _iterate(self, q: Tensor, unary: Tensor, kernels: Sequence["_Kernel"], iterations: int) -> Tensor:
+    def _iterate(self, q: Tensor, unary: Tensor, messages: "_Messages", iterations: int) -> Tensor:
         """Marginals [N, K], from the first ones on, whose memory they may take."""
-        messages = _Messages(kernels)
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
-        for _ in range(iterations if kernels else 0):
+        for _ in range(iterations if messages.kernels else 0):
             if in_place:
                 messages.update(q, unary)
             else:

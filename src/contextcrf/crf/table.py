@@ -47,9 +47,8 @@ class PairTable:
     def fits(potential: PairwisePotential, features: Tensor) -> bool:
         """Whether a table of one image of such features, and what its gradients need, is small enough for training."""
         graph = potential.graph(features)
-        return len(graph.offsets) * graph.nodes * 2 * (potential.last.in_features + potential.num_classes**2) <= (
-            TRAINING_ELEMENTS
-        )
+        edges = len(graph.offsets) * graph.nodes  # at most
+        return 2 * edges * (potential.last.in_features + potential.num_classes**2) <= TRAINING_ELEMENTS
 
     @property
     def pair(self) -> tuple["PairTable", Tensor]:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.machine import autocast
 from contextcrf.maps import channels_last, downsample
 from contextcrf.model import ContextCRF
 from contextcrf.model_config import UNARY
@@ -45,7 +46,7 @@ def cache_features(
         sampler.set_epoch(epoch)
         loader = DataLoader(data, recipe.batch_size, sampler=sampler, num_workers=recipe.workers)
         for images, masks in track(loader, f"features, view {epoch + 1} of {views}", disable=not progress):
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
+            with autocast(device, recipe.precision):
                 both = model.features(channels_last(images.to(device)), [UNARY, name])
                 logits = model.pool(model.unary(both[UNARY]).float())
             maps = both[name]

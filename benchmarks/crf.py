@@ -17,7 +17,7 @@ import street
 from contextcrf import PairwisePotential, RangeBox, mean_field
 from contextcrf.crf import elbo, mean_field_nll, pseudo_likelihood_nll
 from contextcrf.crf.meanfield import independent_groups, pairwise_logits
-from contextcrf.figures import save_figure
+from contextcrf.evaluation.figures import save_figure
 from explicit import Explicit, Pairs, naive_nll
 from measure import FIGURES, bfloat16_products, interleaved, matmul_rate, peak_memory, run_parts, store
 
@@ -186,7 +186,7 @@ def draw_growth(curves: dict[str, dict[str, Any]]) -> None:
         for axes, values, (what, power) in zip(column, measured, curve["exponents"].items(), strict=True):
             axes.loglog(counts, values, "o")
             x, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (counts, values))
-            axes.plot(counts, (y.mean() + power * (x - x.mean())).exp().tolist(), "-", color="grey")
+            axes.plot(counts, (y.mean() + power * (x - x.mean())).exp().tolist(), "-", color="gray")
             axes.set_xticks(counts, [str(count) for count in counts])
             axes.minorticks_off()
             axes.set(title=f"{name}: exponent {power:.2f}", xlabel=curve["unit"], ylabel=f"{what}, two iterations")

@@ -28,8 +28,8 @@ class Explicit:
             return self.kept[relation, start]
         potential = self.pairs[relation][0]
         p, q = self.edges[relation][:, start : start + self.chunk]
-        owner, neighbour = self.halves[relation]
-        table = potential.last(F.relu(owner[p] + neighbour[q])).unflatten(-1, (potential.num_classes,) * 2)
+        owner, neighbor = self.halves[relation]
+        table = potential.last(F.relu(owner[p] + neighbor[q])).unflatten(-1, (potential.num_classes,) * 2)
         if self.kept is not None:
             self.kept[relation, start] = table
         return table

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 
 from contextcrf import ContextCRF, DenseCRF, PairwisePotential, load
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.evaluation import ConfusionMatrix
-from contextcrf.figures import save_figure
-from contextcrf.maps import upsample
-from contextcrf.model_config import UNARY
-from contextcrf.recipe import Recipe
+from contextcrf.evaluation.evaluate import ConfusionMatrix
+from contextcrf.evaluation.figures import save_figure
+from contextcrf.modeling.config import UNARY
 from contextcrf.training import CachedFeatures, CachedHeads, SeededSampler, augmentation, cache_features
+from contextcrf.training.config import Recipe
+from contextcrf.utils.resizing import upsample
 from measure import FIGURES, bfloat16_products, interleaved, store
 
 Strengths = Mapping[str, float | None]
@@ -116,7 +116,7 @@ def batches(cached: CachedFeatures, recipe: Recipe) -> Iterator[list[Tensor]]:
 def reset(head: PairwisePotential) -> None:
     """As a new model has it: random, and silent."""
     head.owner.reset_parameters()
-    head.neighbour.reset_parameters()
+    head.neighbor.reset_parameters()
     head.last.silence()
 
 
@@ -129,7 +129,7 @@ def objectives(data: Path, minutes: float) -> None:
     curves: dict[str, list[list[float]]] = {}
     alone = mean_iou(model, known, dict.fromkeys(ONES, 0.0))
     print(f"unary {alone:.2f}\n\n| objective | s | steps | plain sum | strength 1 |\n|---|" + "---:|" * 4)
-    recipe = Recipe(crop=(360, 480), scale=(0.8, 1.5), colour=0.3, precision="bf16-mixed")
+    recipe = Recipe(crop=(360, 480), scale=(0.8, 1.5), color=0.3, precision="bf16-mixed")
     cached = cache_features(model, open_dataset(data, "train", augmentation(recipe)), "surrounding", 1, recipe)
     for objective, rate in RATES.items():
         torch.manual_seed(0)
@@ -137,14 +137,14 @@ def objectives(data: Path, minutes: float) -> None:
             reset(head)
         recipe = replace(recipe, objective=objective, max_edges=8192 if objective == "piecewise" else None)
         module = CachedHeads(model, list(ONES), recipe, 0)
-        optimiser = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05)
         spent, mark, points = 0.0, minutes * 60 / 64, []
         for steps, batch in enumerate(batches(cached, recipe), 1):
             begun = time.perf_counter()
             loss = torch.stack(list(module.losses(batch).values())).sum()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             spent += time.perf_counter() - begun
             if spent >= mark:
                 both = [mean_iou(model, known, strengths) for strengths in (PLAIN, ONES)]
@@ -164,7 +164,7 @@ def plot(curves: dict[str, list[list[float]]], alone: float) -> None:
     for axes, column, title in zip(figure.subplots(1, 2), (1, 2), ("plain sum", "strength 1"), strict=True):
         for objective, points in curves.items():
             axes.semilogx([point[0] for point in points], [point[column] for point in points], "o-", label=objective)
-        axes.axhline(alone, color="grey", linestyle=":", label="unary")
+        axes.axhline(alone, color="gray", linestyle=":", label="unary")
         axes.set(title=title, xlabel="s of training steps", ylabel="CamVid val, mean IoU, %")
         axes.legend()
     save_figure(figure, FIGURES.parent / "objectives.png")

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from contextcrf.classes import Classes
+from contextcrf.data.classes import Classes
 from contextcrf.data.dataset import CAMVID, VOC
-from contextcrf.machine import autocast
-from contextcrf.model import ContextCRF
-from contextcrf.model_config import UNARY, ModelConfig
-from contextcrf.recipe import Recipe
+from contextcrf.modeling.config import UNARY, ModelConfig
+from contextcrf.modeling.model import ContextCRF
 from contextcrf.reproduction import Study, open_study, shape_of, through_dense
 from contextcrf.training import CachedHeads, Piecewise
+from contextcrf.training.config import Recipe
+from contextcrf.utils.runtime import autocast
 from measure import apart, interleaved, run_parts, store
 
 FIGURES = Path(__file__).parent.parent / "results" / "systems" / "figures.json"
@@ -52,22 +52,22 @@ def batch_of(count: int, height: int, width: int, classes: int) -> tuple[torch.T
 
 
 def step_of(module: Piecewise | CachedHeads, batch: tuple[torch.Tensor, ...], precision: str) -> Callable[[], None]:
-    """A training step: forward, backward, the optimiser."""
+    """A training step: forward, backward, the optimizer."""
     module.train()
-    [optimiser], _ = module.configure_optimizers()
+    [optimizer], _ = module.configure_optimizers()
 
     def step() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with autocast(torch.device("cpu"), precision):
             losses = module.losses(batch)
         torch.stack(list(losses.values())).sum().backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 
 
 def paper_step(potential: str, scales: tuple[float, ...]) -> Iterator[None]:
-    """The second training step of one of the paper's networks, when the optimiser's memory is there."""
+    """The second training step of one of the paper's networks, when the optimizer's memory is there."""
     study = open_study("voc")
     model = model_of(replace(study.model, scales=scales))
     for name in model.potentials:

@@ -2,7 +2,7 @@
 
     python benchmarks/tiles.py --data DATA/CamVid
 
-A frame of CamVid, enlarged, is labelled at once and in tiles; then a picture of 12,000 x 9,000 pixels in tiles alone.
+A frame of CamVid, enlarged, is labeled at once and in tiles; then a picture of 12,000 x 9,000 pixels in tiles alone.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from PIL import Image
 
 from contextcrf import load
 from contextcrf.data.dataset import open_dataset, read_image
-from contextcrf.maps import upsample
-from contextcrf.tiles import Tiles, label
+from contextcrf.inference.tiling import Tiles, label
+from contextcrf.utils.resizing import upsample
 
 
 def main() -> None:

@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from contextcrf import ContextCRF, PairwisePotential, load, mean_field
-from contextcrf.cli import read_command
-from contextcrf.comparison import classes_in, paired_bootstrap, read_counts, write_counts
+from contextcrf.cli.main import read_command
 from contextcrf.crf.meanfield import Pair, enlarge, pairwise_logits
-from contextcrf.crf.table import PairTable
+from contextcrf.crf.pair_table import PairTable
+from contextcrf.data.cross_validation import write_folds
 from contextcrf.data.dataset import open_dataset
-from contextcrf.data.folds import write_folds
-from contextcrf.evaluation import confusion, intersection_over_union
-from contextcrf.locks import claim
-from contextcrf.maps import upsample
-from contextcrf.model_config import UNARY
-from contextcrf.training.runs import BusyError, check_trained, train_once
+from contextcrf.evaluation.comparison import classes_in, paired_bootstrap, read_counts, write_counts
+from contextcrf.evaluation.evaluate import confusion, intersection_over_union
+from contextcrf.modeling.config import UNARY
+from contextcrf.training.jobs import BusyError, check_trained, train_once
+from contextcrf.utils.locks import claim
+from contextcrf.utils.resizing import upsample
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "context"
@@ -73,7 +73,7 @@ ROWS = (
     f"{SHARED}1unary+above, strength ?",
     f"{SHARED}1unary + edge marginals, strength ?",
 )
-# What the neighbours' labels are worth: rows with them, against the same networks without.
+# What the neighbors' labels are worth: rows with them, against the same networks without.
 CONTRASTS = (
     ("1unary + edge marginals, strength ?", "1unary+2pair, strength ?"),
     (THREE, "three unaries+2pair, strength ?"),
@@ -89,7 +89,7 @@ class Study:
         config, heads: recipes of networks, and of heads on the features of one.
         folds: of the cross-validation; with 1, the data's own train and val.
         least: classes in fewer test images than this are not scored; what they add is noise.
-        video: neighbours in the list of images are alike; intervals are those of blocks of VIDEO_BLOCK images.
+        video: neighbors in the list of images are alike; intervals are those of blocks of VIDEO_BLOCK images.
     """
 
     config: Path
@@ -263,7 +263,7 @@ def combinations(
     """Marginals by row of pairwise potentials, by name, alone and with each of the unaries, at all strengths.
 
     With "edge marginals" the pairwise networks are as many more classifiers: what they say without the labels of the
-    neighbours.
+    neighbors.
     """
     tables = {name: PairTable(head, maps) for name, (head, maps) in heads.items()}
     both = [table.pair for table in tables.values()]
@@ -425,7 +425,7 @@ def report(
         each = ", ".join(f"{100 * seed:.1f}" for seed in seeds)
         chosen = ", ".join(f"{strength:g}" for strength in measured.strengths)
         lines.append(f"| {row} | {100 * mean:.1f} | {each} | {shown(single)} | {shown(three)} | {chosen} |")
-    lines += ["", "| without the neighbours' labels | with them | difference |", "|---|---|---|"]
+    lines += ["", "| without the neighbors' labels | with them | difference |", "|---|---|---|"]
     for without, with_labels in CONTRASTS:
         if without not in rows or with_labels not in rows:
             continue

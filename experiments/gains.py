@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from context import RESULTS, STUDIES, THREE
-from contextcrf.figures import save_figure
-from contextcrf.model_config import UNARY
+from contextcrf.evaluation.figures import save_figure
+from contextcrf.modeling.config import UNARY
 
 CRF = "1unary+2pair, strength ?"
 
@@ -63,8 +63,8 @@ def plot(found: list[Gain]) -> Figure:
         for gain in found:
             scene = gain.name.startswith("scenes")
             value, low, high = getattr(gain, key)
-            colour = "#56B4E9" if scene else "#D55E00"
-            ax.errorbar(gain.unary, value, [[value - low], [high - value]], fmt="o", color=colour, capsize=3)
+            color = "#56B4E9" if scene else "#D55E00"
+            ax.errorbar(gain.unary, value, [[value - low], [high - value]], fmt="o", color=color, capsize=3)
             if not scene:
                 ax.annotate(gain.name, (gain.unary, value), xytext=(6, 6), textcoords="offset points")
         ax.axhline(0, color="black", linewidth=0.8)

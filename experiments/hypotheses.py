@@ -23,18 +23,18 @@ from torch.nn import functional as F
 
 from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, change_of, deal, halves, mean_iou, shown
 from contextcrf import ContextCRF, PairwisePotential, RangeBox, load, mean_field
-from contextcrf.assembly import assemble
-from contextcrf.cli import read_command
+from contextcrf.cli.main import read_command
 from contextcrf.crf import Relation
+from contextcrf.crf.pair_table import PairTable
 from contextcrf.crf.potentials import IGNORE_INDEX
-from contextcrf.crf.table import PairTable
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.evaluation import confusion
-from contextcrf.locks import claim
-from contextcrf.maps import downsample, upsample
-from contextcrf.model_config import UNARY, paper_relations
-from contextcrf.recipe import Recipe
+from contextcrf.evaluation.evaluate import confusion
+from contextcrf.modeling.config import UNARY, paper_relations
+from contextcrf.modeling.merging import assemble
 from contextcrf.training import CachedFeatures, augmentation, cache_features, fit_heads
+from contextcrf.training.config import Recipe
+from contextcrf.utils.locks import claim
+from contextcrf.utils.resizing import downsample, upsample
 
 VIEWS = 2
 # Rows whose strength is chosen, by how the pairwise potentials speak: with "edge marginals", without the labels.
@@ -179,8 +179,8 @@ class Evidence:
 def sum_product(table: PairTable, marginals: Tensor) -> Tensor:
     """Mean log-messages [1, K, h, w] of sum-product in place of mean field: log sum_j P(k, j | x) Q(j) for each edge.
 
-    Mean field averages the logarithms, sum_j Q(j) log P(k, j | x), so that a neighbour's doubt forbids what any of its
-    labels forbids; here what the edge itself knows of the neighbour's label counts too.
+    Mean field averages the logarithms, sum_j Q(j) log P(k, j | x), so that a neighbor's doubt forbids what any of its
+    labels forbids; here what the edge itself knows of the neighbor's label counts too.
 
     Args:
         table: of a potential, whose edges have the joint P_V(y_p, y_q | x) of eq. (11).
@@ -232,16 +232,16 @@ def learn(images: Sequence[Evidence], names: Sequence[str], decay: float = 1e-3)
     start = torch.zeros(evidence.shape[:2])
     start[names.index(UNARY)] = 1
     weights = start.clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits = (weights[..., None] * evidence).sum(0).T
         value = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX) + decay * ((weights - start) ** 2).sum()
         value.backward()
         return value
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     return weights.detach()
 
 

@@ -17,17 +17,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from contextcrf import ContextCRF
-from contextcrf.comparison import paired_bootstrap
+from contextcrf.cli.quickstart import CONFIG, RECIPE
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.data.scenes import write_scenes
-from contextcrf.evaluation import confusion
-from contextcrf.figures import save_figure
-from contextcrf.locks import claim
-from contextcrf.model_config import UNARY
-from contextcrf.recipe import Recipe
-from contextcrf.tour import CONFIG, RECIPE
+from contextcrf.data.synthetic import write_scenes
+from contextcrf.evaluation.comparison import paired_bootstrap
+from contextcrf.evaluation.evaluate import confusion
+from contextcrf.evaluation.figures import save_figure
+from contextcrf.evaluation.tuning import best_of, tune_strengths
+from contextcrf.modeling.config import UNARY
 from contextcrf.training import augmentation, fit
-from contextcrf.tuning import best_of, tune_strengths
+from contextcrf.training.config import Recipe
+from contextcrf.utils.locks import claim
 
 RESULTS = Path(__file__).parent.parent / "results" / "context"
 TRAIN, VAL, TUNING = 160, 60, 12
@@ -113,13 +113,13 @@ def plot(found: dict[str, dict[str, float]]) -> Figure:
         (right, "receptive field of the networks, px", [p for p in POINTS if p.ambiguity == 1.0], "receptive_field"),
     )
     for axes, label, points, key in settings:
-        for row, colour in (("unary", "#0072B2"), ("three unaries", "#56B4E9"), ("crf", "#D55E00")):
+        for row, color in (("unary", "#0072B2"), ("three unaries", "#56B4E9"), ("crf", "#D55E00")):
             values: dict[float, list[float]] = {}
             for point in points:
                 values.setdefault(getattr(point, key), []).append(100 * found[point.name][row])
             places = sorted(values)
-            axes.plot(places, [sum(values[x]) / len(values[x]) for x in places], color=colour, label=row)
-            axes.plot(*zip(*((x, value) for x in places for value in values[x]), strict=True), ".", color=colour)
+            axes.plot(places, [sum(values[x]) / len(values[x]) for x in places], color=color, label=row)
+            axes.plot(*zip(*((x, value) for x in places for value in values[x]), strict=True), ".", color=color)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     left.set_ylabel("mean IoU, %")

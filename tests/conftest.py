@@ -33,7 +33,7 @@ def _seed():
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A folder data set of a few small context scenes."""
-    from contextcrf.data.scenes import write_scenes
+    from contextcrf.data.synthetic import write_scenes
 
     return write_scenes(tmp_path_factory.mktemp("scenes"), train=6, val=3, height=64, width=96)
 
@@ -42,8 +42,8 @@ def scenes(tmp_path_factory):
 def tiny_model(scenes):
     """A ContextCRF of the scenes' classes that trains in no time."""
     from contextcrf.data.dataset import open_dataset
-    from contextcrf.model import ContextCRF
-    from contextcrf.model_config import ModelConfig
+    from contextcrf.modeling.config import ModelConfig
+    from contextcrf.modeling.model import ContextCRF
 
     config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
     model = ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False)

@@ -30,7 +30,7 @@ def watch(event, args):
     os.write(log, line.encode() + b"\\n")
 
 sys.addaudithook(watch)
-from contextcrf.cli import main
+from contextcrf.cli.main import main
 main()
 """
 

@@ -5,10 +5,10 @@ import torch
 
 from contextcrf.crf import DenseCRF
 from contextcrf.data.dataset import open_dataset
-from contextcrf.evaluation import evaluate, systems
-from contextcrf.recipe import Recipe
+from contextcrf.evaluation.evaluate import evaluate, systems
+from contextcrf.evaluation.tuning import tune_dense, tune_strengths
 from contextcrf.training import augmentation, fit, fit_heads
-from contextcrf.tuning import tune_dense, tune_strengths
+from contextcrf.training.config import Recipe
 
 RECIPE = Recipe(epochs=1, batch_size=3, crop=(64, 96), max_edges=64, precision="32-true", workers=0)
 

@@ -27,10 +27,10 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, RangeBox, mean_field
-from contextcrf.cli import COMMANDS, build_parser, main
+from contextcrf.cli.main import COMMANDS, build_parser, main
 from contextcrf.data.dataset import CAMVID
-from contextcrf.data.scenes import write_scenes
-from contextcrf.storage import save
+from contextcrf.data.synthetic import write_scenes
+from contextcrf.modeling.serialization import save
 
 ROOT = Path(__file__).parent.parent
 # Pages whose commands are not run but parsed, and why: those of the results, and these.
@@ -95,7 +95,7 @@ WISHES = {
     "numbers with and without the CRF": "How much does the dense CRF bring?",
     "it made things worse": "The CRF made it worse. Why?",
     "traps of layout": "Height and width, classes, types: what goes where?",
-    "channels other than three, 3-D": "Grey images, five channels, volumes?",
+    "channels other than three, 3-D": "Gray images, five channels, volumes?",
     "NaN from zeros": "My probabilities have exact zeros.",
     "void": "Some pixels have no label.",
     "memory of large pictures": "How large may a picture be?",
@@ -265,7 +265,7 @@ def test_the_relations_of_the_page_on_the_crf_are_a_configuration():
 
 
 def test_the_mathematics():
-    # Its blocks compare the code with sums over all labellings.
+    # Its blocks compare the code with sums over all labelings.
     names = run("docs/mathematics.md", {})
     assert len(names["energies"]) == 3**6
 

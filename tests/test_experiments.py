@@ -15,19 +15,19 @@ import gains
 import hypotheses
 import scenes as curve
 from contextcrf import PairwisePotential, RangeBox
-from contextcrf.assembly import assemble
-from contextcrf.comparison import read_counts, write_counts
 from contextcrf.crf import mean_field
 from contextcrf.crf.meanfield import enlarge
-from contextcrf.crf.table import PairTable
+from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.dataset import open_dataset
-from contextcrf.data.scenes import write_scenes
-from contextcrf.evaluation import confusion
-from contextcrf.locks import claim
-from contextcrf.maps import downsample, upsample
-from contextcrf.recipe import Recipe
-from contextcrf.storage import load, save
-from contextcrf.training.runs import OtherSettingsError
+from contextcrf.data.synthetic import write_scenes
+from contextcrf.evaluation.comparison import read_counts, write_counts
+from contextcrf.evaluation.evaluate import confusion
+from contextcrf.modeling.merging import assemble
+from contextcrf.modeling.serialization import load, save
+from contextcrf.training.config import Recipe
+from contextcrf.training.jobs import OtherSettingsError
+from contextcrf.utils.locks import claim
+from contextcrf.utils.resizing import downsample, upsample
 
 
 def image(hits: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_each_half_takes_the_strength_that_is_best_on_the_other_half_not_its_own
     assert context.mean_iou(rows[context.UNARY].counts)[:2].tolist() == pytest.approx([5 / 15] * 2)
 
 
-def test_halves_of_photographs_hold_all_subjects_and_halves_of_a_video_hold_no_neighbours():
+def test_halves_of_photographs_hold_all_subjects_and_halves_of_a_video_hold_no_neighbors():
     images = list(range(7))
     assert [images[part] for part in context.halves(7, video=False)] == [[0, 2, 4, 6], [1, 3, 5]]
     assert [images[part] for part in context.halves(7, video=True)] == [[0, 1, 2], [3, 4, 5, 6]]
@@ -453,6 +453,6 @@ def test_gains_are_drawn_where_the_results_put_them(tmp_path, monkeypatch):
     assert scene.over_three == pytest.approx((10, 0, 20))
     left, right = gains.plot([study, scene]).axes
     for axes, key in ((left, "over_one"), (right, "over_three")):
-        centres = [bars[0].get_xydata()[0].tolist() for bars in axes.containers]
-        assert centres == [[gain.unary, getattr(gain, key)[0]] for gain in (study, scene)]
+        centers = [bars[0].get_xydata()[0].tolist() for bars in axes.containers]
+        assert centers == [[gain.unary, getattr(gain, key)[0]] for gain in (study, scene)]
         assert [text.get_text() for text in axes.texts] == ["msrc"]

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from contextcrf.classes import Classes
-from contextcrf.cli import main
-from contextcrf.data.checks import check_pairs
+from contextcrf.cli.main import main
+from contextcrf.data.classes import Classes
 from contextcrf.data.dataset import read_image, read_mask
-from contextcrf.errors import DataError
-from contextcrf.pixels import DECODING_ERRORS, read_picture
-from contextcrf.storage import ModelError, load, save
+from contextcrf.data.images import DECODING_ERRORS, read_picture
+from contextcrf.data.validation import check_pairs
+from contextcrf.modeling.serialization import ModelError, load, save
 from contextcrf.training.checkpoints import newest
+from contextcrf.utils.errors import DataError
 
 # The folder of a test is one for all its examples.
 fuzzed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -138,8 +138,8 @@ def test_configurations_end_with_a_message(damage, tmp_path_factory, capsys):
 @pytest.fixture(scope="module")
 def stored(scenes, tmp_path_factory):
     from contextcrf.data.dataset import open_dataset
-    from contextcrf.model import ContextCRF
-    from contextcrf.model_config import ModelConfig
+    from contextcrf.modeling.config import ModelConfig
+    from contextcrf.modeling.model import ContextCRF
 
     config = ModelConfig("plain", channels=4, hidden=4, scales=(1.0,))
     model = ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False)

@@ -12,12 +12,12 @@ import time
 import pytest
 import torch
 
-from contextcrf.cli import main
+from contextcrf.cli.main import main
 from contextcrf.data import dataset
-from contextcrf.errors import DataError
-from contextcrf.preparation import without_broken
-from contextcrf.storage import load
+from contextcrf.data.preparation import without_broken
+from contextcrf.modeling.serialization import load
 from contextcrf.training.checkpoints import newest
+from contextcrf.utils.errors import DataError
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
 FIT += ["--model.scales", "[1.0]", "--recipe.epochs", "6", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64"]

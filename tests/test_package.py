@@ -52,8 +52,8 @@ def built(tmp_path_factory):
 def test_the_wheel_is_whole(built):
     with ZipFile(built[1]) as wheel:
         names = set(wheel.namelist())
-        [licence] = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
-        assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+        [license] = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+        assert wheel.read(license) == (ROOT / "LICENSE").read_bytes()
     library = {name.removeprefix("contextcrf/") for name in names if name.startswith("contextcrf/")}
     assert files(ROOT / "src" / "contextcrf") == library >= DATA
     assert all(name.startswith(("contextcrf/", "contextcrf-")) for name in names)

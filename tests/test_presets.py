@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contextcrf import ContextCRF, RangeBox
-from contextcrf.cli import build_parser
+from contextcrf.cli.main import build_parser
 from contextcrf.data.dataset import VOC
 from contextcrf.training import Piecewise
 
@@ -55,12 +55,12 @@ def test_rates(preset):
     module = Piecewise(model, recipe, 10)
     for trunk in model.trunks.values():
         trunk.backbone.pretrained = True
-    [optimiser], [schedule] = module.configure_optimizers()
-    sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in optimiser.param_groups}
-    assert {group["name"]: group["lr"] for group in optimiser.param_groups} == {"new": 1e-3, "pretrained": 1e-4}
+    [optimizer], [schedule] = module.configure_optimizers()
+    sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in optimizer.param_groups}
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"new": 1e-3, "pretrained": 1e-4}
     fc6 = 4096 * (512 * 49 + 1)
     assert sizes["pretrained"] == (3 * (14_714_688 + fc6) if name == "lin2015" else 14_714_688 + 3 * fc6)
-    assert all((group["momentum"], group["weight_decay"]) == (0.9, 5e-4) for group in optimiser.param_groups)
+    assert all((group["momentum"], group["weight_decay"]) == (0.9, 5e-4) for group in optimizer.param_groups)
     assert schedule["interval"] == "epoch"
     assert schedule["scheduler"].gamma == 0.97
 
@@ -69,5 +69,5 @@ def test_augmentation(preset):
     name, _, recipe = preset
     assert recipe.scale == ((1, 1) if name == "lin2015" else (0.7, 1.2))
     assert recipe.flip == (name != "lin2015")
-    assert recipe.colour == recipe.class_balance == recipe.ema == 0
+    assert recipe.color == recipe.class_balance == recipe.ema == 0
     assert recipe.objective == "piecewise"

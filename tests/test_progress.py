@@ -8,13 +8,14 @@ import rich
 from PIL import Image
 from rich.console import Console
 
-from contextcrf import reproduction, tiles
-from contextcrf.cli import main
+from contextcrf import reproduction
+from contextcrf.cli.main import main
 from contextcrf.data.dataset import open_dataset
+from contextcrf.evaluation.tuning import tune_dense, tune_strengths
+from contextcrf.inference import tiling as tiles
+from contextcrf.inference.tiling import Tiles, label
+from contextcrf.modeling.serialization import save
 from contextcrf.reproduction import workshop
-from contextcrf.storage import save
-from contextcrf.tiles import Tiles, label
-from contextcrf.tuning import tune_dense, tune_strengths
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from contextcrf import load
-from contextcrf.data.scenes import ContextScenes
-from contextcrf.web.limits import Limits
-from contextcrf.web.server import running
-from contextcrf.web.session import Session
+from contextcrf.data.synthetic import ContextScenes
+from contextcrf.webapp.limits import Limits
+from contextcrf.webapp.server import running
+from contextcrf.webapp.session import Session
 
 OUT = Path(__file__).parent
 SCENE = 3
@@ -36,7 +36,7 @@ def drop(page: Page, image: Image.Image) -> None:
 
 
 def save(screenshot: bytes, name: str) -> None:
-    """With 256 colours, which is a third of the bytes."""
+    """With 256 colors, which is a third of the bytes."""
     Image.open(io.BytesIO(screenshot)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
         OUT / name, optimize=True
     )

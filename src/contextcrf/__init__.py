@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
-    from contextcrf.model import ContextCRF
-    from contextcrf.model_config import ModelConfig
-    from contextcrf.segmentation import Segmentation
-    from contextcrf.storage import load
+    from contextcrf.inference.segmentation import Segmentation
+    from contextcrf.modeling.config import ModelConfig
+    from contextcrf.modeling.model import ContextCRF
+    from contextcrf.modeling.serialization import load
 
 # Public names by module. They are imported when first used, so that `import contextcrf.crf` needs torch alone.
 _MODULES = {
-    "ContextCRF": "contextcrf.model",
+    "ContextCRF": "contextcrf.modeling.model",
     "DenseCRF": "contextcrf.crf",
-    "ModelConfig": "contextcrf.model_config",
+    "ModelConfig": "contextcrf.modeling.config",
     "PairwisePotential": "contextcrf.crf",
     "RangeBox": "contextcrf.crf",
-    "Segmentation": "contextcrf.segmentation",
+    "Segmentation": "contextcrf.inference.segmentation",
     "UnaryPotential": "contextcrf.crf",
-    "load": "contextcrf.storage",
+    "load": "contextcrf.modeling.serialization",
     "mean_field": "contextcrf.crf",
 }
 

@@ -1,6 +1,6 @@
 """`python -m contextcrf`, the command line."""
 
-from contextcrf.cli import main
+from contextcrf.cli.main import main
 
 if __name__ == "__main__":
     main()

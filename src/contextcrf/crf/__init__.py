@@ -2,7 +2,7 @@
 
 from contextcrf.crf.dense import DenseCRF
 from contextcrf.crf.explanation import Explanation, explain
-from contextcrf.crf.likelihood import mean_field_nll, pseudo_likelihood_nll, unrolled_nll
+from contextcrf.crf.likelihoods import mean_field_nll, pseudo_likelihood_nll, unrolled_nll
 from contextcrf.crf.meanfield import elbo, energy, icm, mean_field
 from contextcrf.crf.potentials import PairwisePotential, UnaryPotential
 from contextcrf.crf.relations import RangeBox, Relation

@@ -18,7 +18,7 @@ Sigma = float | Sequence[float]
 Compat = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
-# Numbers that are sliced, added up and normalised at once: a few MiB.
+# Numbers that are sliced, added up and normalized at once: a few MiB.
 _PIECE_ELEMENTS = 1 << 19
 # Rows with fewer numbers than a vector register take torch's softmax ten times as long as columns do.
 _SHORT = 16
@@ -28,8 +28,8 @@ class DenseCRF(nn.Module):
     """Refine the logits of a segmentation network with a fully connected CRF guided by the image.
 
     Two pixels p, q with different labels pay w1 k1(p, q) + w2 k2(p, q), where k = exp(-|f_p - f_q|^2 / 2) with f =
-    (x / sxy, y / sxy) for the spatial kernel and f = (x / sxy, y / sxy, colour / srgb) for the bilateral one, each
-    kernel matrix normalised. Inference is parallel mean field, started at softmax(logits):
+    (x / sxy, y / sxy) for the spatial kernel and f = (x / sxy, y / sxy, color / srgb) for the bilateral one, each
+    kernel matrix normalized. Inference is parallel mean field, started at softmax(logits):
 
         Q_p = softmax(logits_p + sum over kernels m of w_m sum over q of k_m(p, q) Q_q)
 
@@ -40,10 +40,10 @@ class DenseCRF(nn.Module):
     Args:
         spatial_sxy: standard deviation of the spatial kernel, pixels; or one for each axis, x first: (x, y), (x, y, z).
         spatial_compat: weight w1 of the spatial kernel, of the Potts model. Or, as in pydensecrf, an energy of the
-            labels: [K] that label k pays for a neighbour of its own kind, or [K, K] that label k pays for a neighbour
+            labels: [K] that label k pays for a neighbor of its own kind, or [K, K] that label k pays for a neighbor
             j. A number w is the matrix -w I. (pydensecrf makes matrices symmetric first, here they stay as they are.)
         bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels, like ``spatial_sxy``.
-        bilateral_srgb: standard deviation of the bilateral kernel in colour, in units of 0..255; or one a channel.
+        bilateral_srgb: standard deviation of the bilateral kernel in color, in units of 0..255; or one a channel.
         bilateral_compat: weight w2 of the bilateral kernel, like ``spatial_compat``.
         iterations: mean-field iterations, >= 0.
         normalization: of the kernel matrices K with row sums D: "symmetric" D^-1/2 K D^-1/2, "before" K D^-1, "after"
@@ -51,7 +51,7 @@ class DenseCRF(nn.Module):
         learnable: make standard deviations (by their logarithm) and compatibilities parameters.
         tolerance: labels whose probability is below this at every pixel of an image, and the best at none, are set
             aside: their marginals are 0. With weights w >= 0 they would stay below about ``tolerance``, and no other
-            marginal changes by more than about K (1 + w1 + w2) ``tolerance`` (where kernels are normalised). Labels are
+            marginal changes by more than about K (1 + w1 + w2) ``tolerance`` (where kernels are normalized). Labels are
             never set aside for matrices or negative weights; 0 keeps all.
 
     Raises:
@@ -113,7 +113,7 @@ class DenseCRF(nn.Module):
 
     @property
     def bilateral_srgb(self) -> Tensor:
-        """Standard deviation of the bilateral kernel in colour, a number or one for each channel."""
+        """Standard deviation of the bilateral kernel in color, a number or one for each channel."""
         return self._sigma("bilateral_srgb")
 
     def forward(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
@@ -223,7 +223,7 @@ class DenseCRF(nn.Module):
 
 
 class _Kernel:
-    """The normalised Gaussian kernel matrix of ``features`` [N, d] with a compatibility of labels."""
+    """The normalized Gaussian kernel matrix of ``features`` [N, d] with a compatibility of labels."""
 
     def __init__(self, features: Tensor, compat: Tensor, normalization: Normalization) -> None:
         self.lattice = Lattice(features)
@@ -245,7 +245,7 @@ class _Kernel:
         return self.mixed(filtered if self.after is None else self.after * filtered)
 
     def weights(self, transpose: bool) -> tuple[Tensor, Tensor]:
-        """With which the lattice splats and slices, the normalisation among them."""
+        """With which the lattice splats and slices, the normalization among them."""
         ends = (self.after, self.before) if transpose else (self.before, self.after)
         return self.lattice.splat_weights(ends[0]), self.lattice.slice_weights(ends[1])
 
@@ -263,7 +263,7 @@ _Infer = Callable[[Tensor, Sequence[_Kernel]], Tensor]
 class _Messages:
     """The sum of the kernels' messages, a linear map of the marginals [N, K].
 
-    If the marginals alone want a gradient the factors of the normalisation are merged into the weights of the lattice,
+    If the marginals alone want a gradient the factors of the normalization are merged into the weights of the lattice,
     and the labels are mixed at its vertices, of which there are far fewer than pixels.
     """
 
@@ -381,9 +381,9 @@ def _check_inputs(logits: Tensor, images: Tensor, extra: Tensor | None) -> None:
     # Written so that NaN fails too.
     if not bool((low >= 0).all() and (high <= 255).all()):
         raise ValueError(
-            f"images must be in 0..255, got {images.min():.4g} to {images.max():.4g}; undo any mean/std normalisation"
+            f"images must be in 0..255, got {images.min():.4g} to {images.max():.4g}; undo any mean/std normalization"
         )
     # Values in 0..1 would pass silently as an almost black image. One without contrast, say a black one, is harmless:
-    # the kernels see differences of colours only.
+    # the kernels see differences of colors only.
     if images.is_floating_point() and bool((high <= 1).all()) and bool((high > low).any()):
-        raise ValueError("images seem to be in 0..1, but the colour units are 0..255: multiply them by 255")
+        raise ValueError("images seem to be in 0..1, but the color units are 0..255: multiply them by 255")

@@ -81,8 +81,8 @@ class Lattice:
     def splat(self, values: Tensor, weights: Tensor, reverse: bool = False) -> Tensor:
         """Values of vertices: those of the points with some `splat_weights`, blurred along the axes (or in reverse)."""
         nodes = weighted_sums(values.contiguous(), self._splat_points, weights, self._splat_starts)
-        for neighbours, shares in reversed(self._axes) if reverse else self._axes:
-            nodes = weighted_sums(nodes, neighbours, shares)
+        for neighbors, shares in reversed(self._axes) if reverse else self._axes:
+            nodes = weighted_sums(nodes, neighbors, shares)
         return nodes
 
     def sums(self) -> Tensor:
@@ -93,7 +93,7 @@ class Lattice:
     def filter(self, values: Tensor) -> Tensor:
         """Return out_p ~ c sum_q exp(-|f_p - f_q|^2 / 2) values_q, the term q = p included.
 
-        Nothing is normalised: divide by the filtered ones to get weighted means. The constant c, which cancels then, is
+        Nothing is normalized: divide by the filtered ones to get weighted means. The constant c, which cancels then, is
         2^(d+1) (3/2)^(d/2) / ((1 + 2^-d) sqrt(d+1) (2 pi)^(d/2)): 0.92, 0.88, 0.83 and 0.71 for d = 1, 2, 3 and 5.
         Linear in ``values`` and differentiable with respect to them, any number of times, and once with respect to the
         features. The operator is nearly, not exactly, symmetric.
@@ -244,7 +244,7 @@ def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
         keys, and what a quotient of each axis is worth in them.
     """
     d = len(cells) - 1
-    # Vertices lie up to 1 below their simplex's first, and their neighbours 1 to either side.
+    # Vertices lie up to 1 below their simplex's first, and their neighbors 1 to either side.
     first, digits = _packed(cells[:d], 2, d + 1)
     digits = [*digits, 0]
     # From vertex to vertex all coordinates rise by 1, but the one of the highest rank so far untouched falls by d: its
@@ -283,18 +283,18 @@ def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
     return keys, digits
 
 
-def _blur_axis(vertex_keys: Tensor, neighbours: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows and weights [M, 3] of the blur along one axis: each vertex and its neighbours, weight 0 where absent.
+def _blur_axis(vertex_keys: Tensor, neighbors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows and weights [M, 3] of the blur along one axis: each vertex and its neighbors, weight 0 where absent.
 
     Args:
         vertex_keys: ascending, [M].
-        neighbours: the keys of each vertex's neighbour on one side, [M].
+        neighbors: the keys of each vertex's neighbor on one side, [M].
     """
     count = len(vertex_keys)
     vertices = torch.arange(count, device=vertex_keys.device)
-    after = torch.searchsorted(vertex_keys, neighbours).clamp_(max=count - 1)
-    exists = vertex_keys[after] == neighbours
-    # Whoever has a neighbour is its neighbour on the other side; place `count` is for those without.
+    after = torch.searchsorted(vertex_keys, neighbors).clamp_(max=count - 1)
+    exists = vertex_keys[after] == neighbors
+    # Whoever has a neighbor is its neighbor on the other side; place `count` is for those without.
     before = vertices.new_full((count + 1,), -1).scatter_(0, torch.where(exists, after, count), vertices)[:count]
     rows = torch.stack([vertices, after, before.clamp(min=0)], 1).int()
     weights = torch.stack([torch.ones_like(exists, dtype=dtype), 0.5 * exists, 0.5 * (before >= 0)], 1)

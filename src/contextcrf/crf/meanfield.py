@@ -105,7 +105,7 @@ def elbo(
 ) -> Tensor:
     """E_Q[score] + H(Q) of independent nodes with these marginals, [B]: log Z less KL(Q || P).
 
-    For one-hot marginals it is the score of the labelling they pick. Arguments as for `mean_field`.
+    For one-hot marginals it is the score of the labeling they pick. Arguments as for `mean_field`.
     """
     return _bound(finite(unary_logits), pairwise_logits(pairwise, marginals, weights, cell), marginals)
 
@@ -117,7 +117,7 @@ def energy(
     weights: Sequence[float] | None = None,
     cell: int | None = None,
 ) -> Tensor:
-    """The energy of a labelling int64 [B, H, W] up to log Z, [B]: less is more probable; eq. (2) of the paper."""
+    """The energy of a labeling int64 [B, H, W] up to log Z, [B]: less is more probable; eq. (2) of the paper."""
     return -elbo(unary_logits, pairwise, one_hot(labels, unary_logits), weights, cell)
 
 

@@ -34,7 +34,7 @@ class Scratch:
         self.kept: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """Uninitialised numbers of some shape; a name's earlier ones are lost."""
+        """Uninitialized numbers of some shape; a name's earlier ones are lost."""
         size = torch.Size(shape).numel()
         if name not in self.kept or self.kept[name].numel() < size:
             self.kept[name] = self.like.new_empty(size)

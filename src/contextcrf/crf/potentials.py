@@ -90,24 +90,24 @@ class LabelPairs(nn.Module):
         super().__init__()
         self.in_features, self.num_classes = in_features, num_classes
         self.owner = nn.Linear(in_features, num_classes)
-        self.neighbour = nn.Linear(in_features, num_classes)
+        self.neighbor = nn.Linear(in_features, num_classes)
         self.interaction = nn.Linear(in_features, num_classes**2)
 
     @property
     def weight(self) -> Tensor:
         """Of the whole layer, [K^2, D], the owner's label first."""
         interaction = self.interaction.weight.unflatten(0, (self.num_classes, self.num_classes))
-        return (interaction + self.owner.weight[:, None] + self.neighbour.weight).flatten(0, 1)
+        return (interaction + self.owner.weight[:, None] + self.neighbor.weight).flatten(0, 1)
 
     @property
     def bias(self) -> Tensor:
         """Of the whole layer, [K^2]."""
         interaction = self.interaction.bias.unflatten(0, (self.num_classes, self.num_classes))
-        return (interaction + self.owner.bias[:, None] + self.neighbour.bias).flatten()
+        return (interaction + self.owner.bias[:, None] + self.neighbor.bias).flatten()
 
     def reset_parameters(self) -> None:
         """New random parameters."""
-        for layer in (self.owner, self.neighbour, self.interaction):
+        for layer in (self.owner, self.neighbor, self.interaction):
             layer.reset_parameters()
 
     def silence(self) -> None:
@@ -129,7 +129,7 @@ class LabelPairs(nn.Module):
             # The first models had one plain layer here.
             if (whole := state.pop(f"{prefix}{name}", None)) is not None:
                 state[f"{prefix}interaction.{name}"] = whole
-                for effect in ("owner", "neighbour"):
+                for effect in ("owner", "neighbor"):
                     state[f"{prefix}{effect}.{name}"] = whole.new_zeros(self.num_classes, *whole.shape[1:])
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -151,11 +151,11 @@ class PairwisePotential(nn.Module):
         self.num_classes = num_classes
         self.box = box
         self.owner = nn.Linear(in_channels, hidden)
-        self.neighbour = nn.Linear(in_channels, hidden, bias=False)
+        self.neighbor = nn.Linear(in_channels, hidden, bias=False)
         self.last = LabelPairs(hidden, num_classes)
-        # The two halves are one layer over 2C inputs; each alone would be initialised as if it had C.
+        # The two halves are one layer over 2C inputs; each alone would be initialized as if it had C.
         bound = (2 * in_channels) ** -0.5
-        for parameter in (self.owner.weight, self.owner.bias, self.neighbour.weight):
+        for parameter in (self.owner.weight, self.owner.bias, self.neighbor.weight):
             nn.init.uniform_(parameter, -bound, bound)
 
     def graph(self, features: Tensor) -> Graph:
@@ -172,8 +172,8 @@ class PairwisePotential(nn.Module):
             edges int64 [2, E], node indices (p, q); logits [B, E, K, K], entry (k, j) for y_p = k, y_q = j.
         """
         edges = self.graph(features).edges().clone()  # those of the graph are shared by all maps of a size
-        owner, neighbour = self.project(features)
-        logits = self.last(F.relu(owner[:, edges[0]] + neighbour[:, edges[1]]))
+        owner, neighbor = self.project(features)
+        logits = self.last(F.relu(owner[:, edges[0]] + neighbor[:, edges[1]]))
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
 
     def nll(
@@ -200,10 +200,10 @@ class PairwisePotential(nn.Module):
         p, q = image * nodes + p, image * nodes + q
         target = labels[p] * self.num_classes + labels[q]
         # In single precision, so that the gradients of a node's hundred edges are added up in it.
-        owner, neighbour = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
+        owner, neighbor = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
         block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
         losses = [
-            checkpoint(self._edge_loss, owner, neighbour, *part, use_reentrant=False)
+            checkpoint(self._edge_loss, owner, neighbor, *part, use_reentrant=False)
             for part in zip(p.split(block), q.split(block), target.split(block), strict=True)
         ]
         return torch.stack(losses).sum() / max(1, len(p))
@@ -226,12 +226,12 @@ class PairwisePotential(nn.Module):
     def prepare(self, features: Tensor) -> Callable[[Tensor], Tensor]:
         """`messages` as a function of the marginals: what the iterations of mean field share is computed once."""
         window = self.graph(features).window()
-        owner, neighbour = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
+        owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         # The sender's label comes first.
         scratch = Scratch(owner)
-        to_neighbours = weight, bias, window, scratch
+        to_neighbors = weight, bias, window, scratch
         to_owners = weight.transpose(0, 1), bias.T, window.reversed(), scratch
 
         def messages(marginals: Tensor) -> Tensor:
@@ -243,8 +243,8 @@ class PairwisePotential(nn.Module):
                 )
             beliefs = marginals.movedim(1, -1)
             # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it is in.
-            total = send(owner, neighbour, beliefs, *to_neighbours)
-            total = total + send(neighbour, owner, beliefs, *to_owners)
+            total = send(owner, neighbor, beliefs, *to_neighbors)
+            total = total + send(neighbor, owner, beliefs, *to_owners)
             return total.movedim(-1, 1)
 
         return messages
@@ -262,13 +262,13 @@ class PairwisePotential(nn.Module):
             Marginals [B, K, H, W]; uniform at a node without edges.
         """
         graph = self.graph(features)
-        owner, neighbour = self.project(features)
+        owner, neighbor = self.project(features)
         batch = len(owner)
         total = accumulator(owner, batch, graph.nodes, self.num_classes)
         per_node = max(1, len(graph.offsets)) * (self.num_classes**2 + self.last.in_features) * batch
         for rows in _blocks(graph.nodes, per_node):
-            table, inside = graph.neighbours(rows)
-            joint = _at_least_single(self.last(F.relu(owner[:, rows, None] + neighbour[:, table]))).softmax(-1)
+            table, inside = graph.neighbors(rows)
+            joint = _at_least_single(self.last(F.relu(owner[:, rows, None] + neighbor[:, table]))).softmax(-1)
             joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
             total[:, rows] += joint.sum((2, 4))
             total.index_add_(1, table.flatten(), joint.sum(3).flatten(1, 2))
@@ -281,7 +281,7 @@ class PairwisePotential(nn.Module):
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The two halves of the first layer, A f_p + bias and B f_q, each [B, N, D]."""
         nodes = features.flatten(2).transpose(1, 2)
-        return self.owner(nodes), self.neighbour(nodes)
+        return self.owner(nodes), self.neighbor(nodes)
 
     def _known_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Image, p and q of every edge of the batch whose two labels are known."""
@@ -290,8 +290,8 @@ class PairwisePotential(nn.Module):
         image, edge = known.nonzero(as_tuple=True)
         return image, edges[0, edge], edges[1, edge]
 
-    def _edge_loss(self, owner: Tensor, neighbour: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
-        logits = self.last(F.relu(owner[p] + neighbour[q]))
+    def _edge_loss(self, owner: Tensor, neighbor: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
+        logits = self.last(F.relu(owner[p] + neighbor[q]))
         return F.cross_entropy(_at_least_single(logits), target, reduction="sum")
 
 

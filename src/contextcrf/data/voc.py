@@ -11,7 +11,7 @@ from rich.progress import track
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from contextcrf.data.dataset import SBD_MASKS, VOC_SPLITS, check_train_aug, voc_kit
-from contextcrf.errors import DataError
+from contextcrf.utils.errors import DataError
 
 
 def prepare_voc(root: Path, sbd: Path | None = None, download: bool = False, progress: bool = True) -> Path:

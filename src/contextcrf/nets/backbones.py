@@ -11,11 +11,11 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextcrf.maps import upsample
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.depthwise import float32_depthwise
 from contextcrf.nets.vgg import VGG16Backbone
 from contextcrf.nets.weights import hub_arguments, load_package_weights
+from contextcrf.utils.resizing import upsample
 
 VGG16 = "vgg16-fc6"
 
@@ -36,7 +36,7 @@ class TimmBackbone(Backbone):
         pretrained: ImageNet weights, those in a file of timm's, or random ones. Weights that cannot be had are an
             error, never random instead.
         depth: use the first `depth` stages of the backbone alone, which see less of the image; None is all. Block 6
-            then normalises each node by itself, since the statistics of a map tell every node of the whole image.
+            then normalizes each node by itself, since the statistics of a map tell every node of the whole image.
 
     Attributes:
         pretrained: whether the body has been trained; a loaded model sets it.
@@ -126,7 +126,7 @@ class TimmBackbone(Backbone):
         return dict(zip(self.body.feature_info.reduction(), self.body(images), strict=True))
 
     def maps(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to what block 6 takes, of the size of the feature map."""
+        """Normalized images [B, 3, H, W] to what block 6 takes, of the size of the feature map."""
         maps = self.levels(images)
         total = self.lateral[0](maps[self.taps[0]])
         for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
@@ -134,7 +134,7 @@ class TimmBackbone(Backbone):
         return total
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
+        """Normalized images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
         return self.block6(self.maps(images))
 
 
@@ -179,7 +179,7 @@ class PlainBackbone(Backbone):
         return []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / 8), ceil(W / 8)].
+        """Normalized images [B, 3, H, W] to a feature map [B, channels, ceil(H / 8), ceil(W / 8)].
 
         Images are continued to whole nodes by their border: a node of which a part lies outside would see zeros there,
         which training on crops of whole nodes never shows.

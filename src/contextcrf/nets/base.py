@@ -24,11 +24,11 @@ class Backbone(nn.Module):
     block6: nn.Sequential
 
     def levels(self, images: Tensor) -> dict[int, Tensor]:
-        """Normalised images [B, 3, H, W] to the body's last map of each stride, by stride, the finest first."""
+        """Normalized images [B, 3, H, W] to the body's last map of each stride, by stride, the finest first."""
         raise NotImplementedError
 
     def maps(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to what block 6 takes."""
+        """Normalized images [B, 3, H, W] to what block 6 takes."""
         raise NotImplementedError
 
     def freeze(self, stages: int, filters: bool = False) -> None:

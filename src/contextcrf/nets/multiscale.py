@@ -61,7 +61,7 @@ class MultiScale(nn.Module):
         return old
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to features [B, out_channels, h, w] of the largest scale's size."""
+        """Normalized images [B, 3, H, W] to features [B, out_channels, h, w] of the largest scale's size."""
         maps = [self._pyramid(self._scale(number, images)) for number in range(len(self.scales))]
         size = maps[0].shape[-2:]
         return torch.cat([maps[0], *(F.interpolate(m, size, mode=self.upsampling) for m in maps[1:])], dim=1)

@@ -16,7 +16,7 @@ class VGG16Backbone(Backbone):
 
     Block 6 is "7 x 7 conv 4096, 3 x 3 conv 512, 3 x 3 conv 512". Below a stride of 32 the last poolings keep the map's
     size, and what follows of VGG-16 is dilated: it sees of the image what it saw in training. The two new layers see
-    neighbours on the finer map.
+    neighbors on the finer map.
 
     Args:
         stride: pixels per node of the feature map: 32 as in Fig. 5, 16 or 8.
@@ -96,9 +96,9 @@ class VGG16Backbone(Backbone):
         return found
 
     def maps(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to what block 6 takes, [B, 512, ceil(H / stride), ceil(W / stride)]."""
+        """Normalized images [B, 3, H, W] to what block 6 takes, [B, 512, ceil(H / stride), ceil(W / stride)]."""
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
+        """Normalized images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
         return self.block6(self.maps(images))

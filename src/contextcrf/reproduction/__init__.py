@@ -5,9 +5,9 @@ of them and measured once.
 """
 
 from contextcrf.reproduction.rows import ROWS, Row, check, measure, rows_of
+from contextcrf.reproduction.runner import Workshop
 from contextcrf.reproduction.study import STUDIES, Study, open_study, shape_of, through_dense
 from contextcrf.reproduction.tables import write_all
-from contextcrf.reproduction.workshop import Workshop
 
 __all__ = [
     "ROWS",

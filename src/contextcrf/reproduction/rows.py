@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from contextcrf.comparison import read_counts, write_counts
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.evaluation import ConfusionMatrix, evaluate, systems
-from contextcrf.evaluation import Row as Measured
-from contextcrf.model import ContextCRF
-from contextcrf.model_config import UNARY
-from contextcrf.preparation import check as check_images
+from contextcrf.data.preparation import check as check_images
+from contextcrf.evaluation.comparison import read_counts, write_counts
+from contextcrf.evaluation.evaluate import ConfusionMatrix, evaluate, systems
+from contextcrf.evaluation.evaluate import Row as Measured
+from contextcrf.modeling.config import UNARY
+from contextcrf.modeling.model import ContextCRF
+from contextcrf.reproduction.runner import Workshop, digest
 from contextcrf.reproduction.study import Study, shape_of
-from contextcrf.reproduction.workshop import Workshop, digest
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from contextcrf.baselines import BASELINES
-from contextcrf.model_config import ModelConfig
-from contextcrf.recipe import Recipe
+from contextcrf.modeling.config import ModelConfig
+from contextcrf.nets.baselines import BASELINES
+from contextcrf.training.config import Recipe
 
 STUDIES = Path(__file__).parent.parent / "studies"
 

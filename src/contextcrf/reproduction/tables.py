@@ -10,14 +10,14 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from contextcrf.comparison import COUNTS, write_counts
 from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.evaluation import Results, intersection_over_union, predict, systems
-from contextcrf.evaluation import Row as Measured
-from contextcrf.figures import colorize, qualitative_grid
-from contextcrf.model import ContextCRF
+from contextcrf.evaluation.comparison import COUNTS, write_counts
+from contextcrf.evaluation.evaluate import Results, intersection_over_union, predict, systems
+from contextcrf.evaluation.evaluate import Row as Measured
+from contextcrf.evaluation.figures import colorize, qualitative_grid
+from contextcrf.modeling.model import ContextCRF
 from contextcrf.reproduction.rows import Row, check, measure
-from contextcrf.reproduction.workshop import Workshop
+from contextcrf.reproduction.runner import Workshop
 
 # Other systems' mean IoU in Table I (VOC 2012 val) and Table III (test), as the paper cites them, in percent.
 CITED_VAL = {

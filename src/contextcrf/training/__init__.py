@@ -5,10 +5,10 @@ are independent, so the trunk's features are computed once and kept, and the pai
 `runs` brings them from data to a model on disk.
 """
 
-from contextcrf.training.features import CachedFeatures, cache_features
-from contextcrf.training.loop import augmentation, class_weights, fit, fit_heads
+from contextcrf.training.feature_cache import CachedFeatures, cache_features
 from contextcrf.training.objectives import CachedHeads, Objective, Piecewise
 from contextcrf.training.sampler import SeededSampler
+from contextcrf.training.trainer import augmentation, class_weights, fit, fit_heads
 
 __all__ = [
     "CachedFeatures",

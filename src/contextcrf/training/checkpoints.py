@@ -8,7 +8,7 @@ from pickle import UnpicklingError
 
 import torch
 
-from contextcrf.errors import DataError
+from contextcrf.utils.errors import DataError
 
 _EPOCH = re.compile(r"epoch=(\d+)")
 # What torch raises for a file that is cut short or damaged, depending on the place.

@@ -1,4 +1,4 @@
-"""What is minimised: the modules that Lightning trains."""
+"""What is minimized: the modules that Lightning trains."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,13 +7,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from contextcrf.classes import IGNORE_INDEX
 from contextcrf.crf import PairwisePotential
-from contextcrf.evaluation import ConfusionMatrix
-from contextcrf.maps import channels_last, upsample
-from contextcrf.model import OBJECTIVES, ContextCRF
-from contextcrf.model_config import UNARY
-from contextcrf.recipe import Recipe
+from contextcrf.data.classes import IGNORE_INDEX
+from contextcrf.evaluation.evaluate import ConfusionMatrix
+from contextcrf.modeling.config import UNARY
+from contextcrf.modeling.model import OBJECTIVES, ContextCRF
+from contextcrf.training.config import Recipe
+from contextcrf.utils.resizing import channels_last, upsample
 
 CRF_RNN = "crf-rnn"
 # Sorting all pixels of a step, once for every class, would cost as much as the networks.
@@ -21,7 +21,7 @@ LOVASZ_PIXELS = 65_536
 
 
 class Objective(L.LightningModule):
-    """What both stages share: named losses that are added up, and the optimiser of a recipe."""
+    """What both stages share: named losses that are added up, and the optimizer of a recipe."""
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Piecewise(Objective):
     Args:
         model: whose potentials are trained.
         recipe: how.
-        steps: optimiser steps of the whole run, for the one-cycle schedule.
+        steps: optimizer steps of the whole run, for the one-cycle schedule.
         class_weights: [K] for the unary loss, or None.
     """
 
@@ -171,7 +171,7 @@ def _wake(heads: Iterable[torch.nn.Module], recipe: Recipe) -> None:
     """Let heads be trained. Piecewise, silent ones start at random, since from 0 they learn late.
 
     Under objectives that couple the potentials they start silent, that is at the unary: random messages from a hundred
-    neighbours would drown it.
+    neighbors would drown it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -1,0 +1,87 @@
+"""DeepLab, from the paper's competitor to today's reference."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextcrf.nets.base import Backbone
+from contextcrf.nets.baselines.base import Baseline, deep_layers
+
+
+class LargeFOV(Baseline):
+    """DeepLab-LargeFOV: the last stages dilated to stride 8, then a 3 x 3 convolution of rate 12 and a 1 x 1.
+
+    Chen, Papandreou, Kokkinos, Murphy, Yuille: "Semantic Image Segmentation with Deep Convolutional Nets and Fully
+    Connected CRFs", ICLR 2015; `channels` are 1024 there.
+    """
+
+    stride, output_stride, width = 8, 8, 512
+
+    def __init__(self, backbone: Backbone, channels: int = 256) -> None:
+        super().__init__(backbone, channels)
+        self.deep = deep_layers(self.widths[8], channels, size=3, dilation=12)
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images [B, 3, H, W] to features [B, out_channels, ceil(H / 8), ceil(W / 8)]."""
+        return self.deep(self.levels(images)[8])
+
+
+class MultiScaleLargeFOV(LargeFOV):
+    """DeepLab-MSc-LargeFOV: beside it the image and the maps before stride 8, each through a 3 x 3 and a 1 x 1."""
+
+    def __init__(self, backbone: Backbone, channels: int = 256) -> None:
+        super().__init__(backbone, channels)
+        widths = [3, *(width for stride, width in self.widths.items() if stride < 8)]
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 1), nn.ReLU())
+            for width in widths
+        )
+        self.out_channels = channels + 128 * len(widths)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `LargeFOV`, with more channels."""
+        levels = self.levels(images)
+        last = self.deep(levels[8])
+        # Brought to stride 8 first: that is where they are added, and 128 channels of a whole image are many.
+        early = [images, *(maps for stride, maps in levels.items() if stride < 8)]
+        small = [F.adaptive_avg_pool2d(maps, last.shape[-2:]) for maps in early]
+        return torch.cat([last, *(branch(maps) for branch, maps in zip(self.branches, small, strict=True))], 1)
+
+
+class DeepLabV3Plus(Baseline):
+    """DeepLabV3+: atrous spatial pyramid pooling at stride 16, a decoder at stride 4. The reference of today.
+
+    Chen, Zhu, Papandreou, Schroff, Adam: "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018. The layers are
+    those of `segmentation_models_pytorch`.
+    """
+
+    stride, output_stride, width = 4, 16, 256
+
+    def __init__(self, backbone: Backbone, channels: int = 256) -> None:
+        super().__init__(backbone, channels)
+        try:
+            from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                'network "deeplabv3plus" needs segmentation_models_pytorch: pip install "contextcrf[baselines]"'
+            ) from error
+        self.decoder = DeepLabV3PlusDecoder(
+            encoder_channels=(3, self.widths.get(2, 0), *(self.widths[stride] for stride in (4, 8, 16))),
+            encoder_depth=4,
+            out_channels=channels,
+            atrous_rates=(12, 24, 36),
+            output_stride=16,
+            aspp_separable=True,
+            aspp_dropout=0.5,
+        )
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images [B, 3, H, W] to features [B, out_channels, ceil(H / 4), ceil(W / 4)]."""
+        height, width = images.shape[-2:]
+        # Its enlargement is by whole factors, so that the sides must be.
+        padded = F.pad(images, (0, -width % 16, 0, -height % 16))
+        levels = self.levels(padded)
+        maps = self.decoder([padded, padded, levels[4], levels[8], levels[16]])
+        return maps[..., : -(-height // 4), : -(-width // 4)]

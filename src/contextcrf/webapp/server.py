@@ -1,0 +1,129 @@
+"""The page on this machine: bound to 127.0.0.1, asking nobody for anything, its files in a folder that goes with it."""
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+from contextcrf.webapp.session import Session
+
+HOST = "127.0.0.1"
+# Fonts that are there; gradio's own would be fetched.
+FONTS = ("system-ui", "sans-serif")
+MONOSPACE = ("ui-monospace", "monospace")
+
+
+class Closed:
+    """Refuses what gradio's server offers beside the page: fetching addresses, and films of the screen."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
+        path = scope.get("path", "")
+        if any(part in path for part in ("file=http", "process_recording", "/proxy=")):
+            await PlainTextResponse("not offered here", 404)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+@contextmanager
+def running(session: Session, name: str, port: int = 0, browser: bool = False) -> Iterator[str]:
+    """The page while the block lasts; its address.
+
+    Args:
+        session: the model and the limits.
+        name: of the model, for the title.
+        port: 0 takes a free one.
+        browser: open a window on it.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    port = _free(port)
+    with tempfile.TemporaryDirectory(prefix="contextcrf-demo-") as folder, _environment("GRADIO_TEMP_DIR", folder):
+        # Not before: gradio decides on some folders when it is imported.
+        from contextcrf.webapp.page import build
+
+        page = build(session, name)
+        try:
+            yield _launch(page, session, port, browser)
+        finally:
+            page.close(verbose=False)
+
+
+def serve(session: Session, name: str, port: int, browser: bool) -> None:
+    """`running` until Ctrl-C or SIGTERM."""
+    stop = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with running(session, name, port, browser) as address:
+        print(f"{name} at {address} (Ctrl-C ends it)", flush=True)
+        try:
+            stop.wait()
+        except KeyboardInterrupt:
+            print("closed")
+
+
+def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from contextcrf.webapp.page import CSS
+
+    _, address, _ = page.launch(
+        server_name=HOST,
+        server_port=port,
+        share=False,
+        inbrowser=browser,
+        inline=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        # A stop for what is far too large; what is somewhat too large the session refuses, in its own words.
+        max_file_size=4 * session.limits.bytes,
+        state_session_capacity=4,  # each holds a picture's features
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        theme=gr.themes.Default(font=FONTS, font_mono=MONOSPACE),
+        css=CSS,
+        app_kwargs={
+            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]), Middleware(Closed)]
+        },
+    )
+    return str(address)
+
+
+def _free(port: int) -> int:
+    """The port, or a free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise OSError(f"port {port} of {HOST} is taken; choose another with --port") from error
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment, in the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

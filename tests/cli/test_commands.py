@@ -1,0 +1,515 @@
+import errno
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import contextcrf
+from contextcrf import RangeBox
+from contextcrf.cli import quickstart as tour
+from contextcrf.cli.errors import SAVING
+from contextcrf.cli.main import COMMANDS, build_parser, main
+from contextcrf.evaluation.evaluate import systems
+from contextcrf.modeling.serialization import load, save
+
+FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
+FIT += ["--model.scales", "[1.0]", "--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64"]
+
+
+@pytest.fixture
+def data(scenes, tmp_path):
+    return shutil.copytree(scenes, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory):
+    """A run of `fit` on the command line."""
+    out = tmp_path_factory.mktemp("run")
+    main(["fit", "--data", str(scenes), "--out", str(out), *FIT])
+    return out
+
+
+def test_fit_writes_a_model_that_loads(trained):
+    model = load(trained / "model")
+    assert model.config.backbone == "plain"
+    assert model.about["fit"]["recipe"]["epochs"] == 1
+
+
+def test_the_same_command_again_trains_nothing_and_another_says_what_differs(trained, scenes, capsys):
+    weights = trained / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    main(["fit", "--data", str(scenes), "--out", str(trained), *FIT])
+    assert weights.stat().st_mtime_ns == before
+    assert f"model written to {trained / 'model'}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--data", str(scenes), "--out", str(trained), *FIT, "--recipe.lr", "0.5"])
+    assert stop.value.code == 2
+    assert "was trained with recipe.lr 0.001, not 0.5" in capsys.readouterr().err
+
+
+def test_fit_lists_every_defect_of_the_data_before_training(scenes, tmp_path, capsys):
+    broken = tmp_path / "data"
+    shutil.copytree(scenes, broken)
+    (first, second, *_) = sorted((broken / "splits" / "train.txt").read_text().split())
+    (broken / "images" / f"{first}.png").unlink()
+    Image.fromarray(np.full((64, 96), 77, np.uint8)).save(broken / "masks" / f"{second}.png")
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(broken), "--out", str(tmp_path / "run"), *FIT])
+    message = capsys.readouterr().err
+    assert f"{first}.png" in message
+    assert f"{second}.png" in message
+    assert "77" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_relation_may_be_written_in_a_config_file(tmp_path):
+    config = tmp_path / "c.yaml"
+    box = {"top": 0.0, "bottom": 0.0, "left": 0.3, "right": 0.3}
+    config.write_text(yaml.safe_dump({"model": {"relations": {"beside": box}}, "recipe": {"epochs": 7}}))
+    parser = build_parser()
+    options = parser.parse_args(["fit", "--config", str(config), "--data", "d", "--out", "o"])
+    fit = parser.instantiate(options).fit
+    assert fit.model.relations["beside"].left == 0.3
+    assert list(fit.model.relations) == ["beside"]
+    assert fit.recipe.epochs == 7
+
+
+def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("recipe: {epoch: 7}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "c.yaml"), "--data", "d", "--out", "o"])
+    assert "epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("recipe: {epoch: 7}", ["does not accept option 'recipe.epoch'. Did you mean recipe.epochs?"]),
+        ("recipe: {crop: 192}", ['"recipe.crop"', "several values, as in [1, 2]", "192"]),
+        ("recipe:\n  crop: [1,\n", ["no YAML", "c.yaml", "line 3"]),
+        ("recipe: {epochs: 0}", ["epochs 0: expected more than 0"]),
+        ("recipe: {lr: -1.0}", ["lr -1.0: expected more than 0"]),
+        ("recipe: {crop: [0, 9]}", ["crop [0, 9]: expected height and width"]),
+        ("model: [1]", ["model [1]: expected settings by their names"]),
+        ("devices: x", ["Expected a whole number. Got value: x"]),
+        ("recipe: {lr: x}", ["Expected a number. Got value: x"]),
+        ("recipe: {flip: 3}", ["Expected a value true or false. Got value: 3"]),
+        ("recipe: {optimizer: adam}", ["Expected one of adamw, sgd. Got value: adam"]),
+        ("recipe: {max_edges: x}", ["Expected one of: whole number, null. Got value: x"]),
+    ],
+)
+@pytest.mark.parametrize("given", ["--config {}", "--config={}"])
+def test_errors_of_a_recipe_are_short_and_help(tmp_path, capsys, given, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *given.format(tmp_path / "c.yaml").split(" "), "--data", "d", "--out", "o"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert all(word in said for word in words)
+    assert "class '" not in said
+    assert "typing" not in said
+    assert len(said.splitlines()) < 6
+
+
+def test_options_are_written_out(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", "d", "--out", "o", "--recipe.epoch", "3"])
+    assert "unrecognized arguments: --recipe.epoch 3. Did you mean recipe.epochs?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"contextcrf {contextcrf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(["fit"], "--data, --out"), (["evaluate"], "MODEL, --data, --out"), (["predict", "model"], "IMAGES, --out")],
+)
+def test_what_is_missing_is_named_as_it_is_written(capsys, arguments, missing):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert f"arguments are required: {missing}\n" in capsys.readouterr().err
+
+
+def fails_with(monkeypatch, command, error):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, command, (fail, ()))
+    monkeypatch.setattr("contextcrf.cli.main.read_command", lambda arguments: (command, {}))
+
+
+@pytest.mark.parametrize("command", ["fit", "fit-heads", "predict", "evaluate", "export", "demo", "compare"])
+@pytest.mark.parametrize("of", ["accelerator", "machine", "array"])
+def test_too_little_memory_is_one_line_that_says_what_to_lower(monkeypatch, capsys, command, of):
+    error = {
+        "accelerator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "machine": None,
+        "array": MemoryError(),
+    }[of]
+    if error is None:
+        with pytest.raises(RuntimeError) as found:
+            torch.empty(10**15)
+        error = found.value
+    fails_with(monkeypatch, command, error)
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert ("accelerator" in line) is (of == "accelerator")
+    assert line.endswith(SAVING.get(command, "use smaller pictures"))
+
+
+def test_the_options_that_save_memory_exist():
+    [commands] = [action.choices for action in build_parser()._actions if isinstance(action.choices, dict)]
+    for name, advice in SAVING.items():
+        known = {option for action in commands[name]._actions for option in action.option_strings}
+        known |= {f"--{action.dest}" for action in commands[name]._actions}
+        assert set(re.findall(r"--[\w.]+", advice)) <= known
+
+
+def test_another_runtime_error_keeps_its_traceback(monkeypatch):
+    fails_with(monkeypatch, "fit", RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        main([])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "x: no permission to read or write it; change"),
+        (OSError(errno.EFBIG, "File too large"), "a file of fit: it grew larger than the file system"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: the disk is full; make room"),
+        (OSError(errno.ENOENT, "No such file or directory", "x", None, "y"), "x and y: no such file or folder"),
+        (FileExistsError("o holds checkpoints"), "o holds checkpoints"),
+        (OSError(errno.EADDRINUSE, "Address in use"), f"[Errno {errno.EADDRINUSE}] Address in use"),
+    ],
+)
+def test_errors_of_the_system_are_in_words(monkeypatch, capsys, error, said):
+    fails_with(monkeypatch, "fit", error)
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"contextcrf: error: {said}")
+
+
+def test_a_file_in_the_way_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for path, said in (("file/c.yaml", "a part of this path is a file"), ("c.yaml", "no such file or folder")):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", str(tmp_path / path)])
+        assert f"{tmp_path / path}: {said}" in capsys.readouterr().err
+
+
+def test_two_words_for_void_are_refused(scenes, tmp_path, capsys):
+    (tmp_path / "maps").mkdir()
+    path = next((scenes / "masks").iterdir())
+    shutil.copy(path, tmp_path / "maps")
+    command = ["refine", str(tmp_path / "maps"), "--images", str(scenes / "images"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*command, "--classes", str(scenes / "classes.yaml"), "--void", "0"])
+    assert f"--void 0: {scenes / 'classes.yaml'} has ignore_index 255" in capsys.readouterr().err
+    main([*command, "--classes", str(scenes / "classes.yaml"), "--void", "255"])
+    main([*command, "--num_classes", "10", "--void", "0"])
+    assert capsys.readouterr().out.count("1 of 1 maps refined") == 2
+
+
+def test_a_table_has_the_rows_that_say_something_and_a_verdict(trained, scenes, tmp_path, capsys):
+    """What `fit` with the unary alone leaves: heads that are untrained have no row."""
+    network = load(trained / "model")
+    assert systems(network)[-1].name == "1unary+2pair"
+    network.pairwise["above"].last.silence()
+    assert [row.name for row in systems(network)] == ["unary", "pairwise-surrounding", "1unary+2pair"]
+    network.pairwise["surrounding"].last.silence()
+    assert [row.name for row in systems(network)] == ["unary"]
+    network.config.dense = {"bilateral_compat": 2}
+    assert [row.name for row in systems(network)] == ["unary", "full"]
+    save(network, tmp_path / "model")
+    main(
+        ["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--out", str(tmp_path / "out"), "--pictures", "0"]
+    )
+    said = capsys.readouterr().out
+    assert "unary -> full: " in said
+    assert "pairwise" not in said
+
+
+def test_what_is_measured_on_training_images_is_said_to_flatter(data, tmp_path, capsys):
+    train = (data / "splits" / "train.txt").read_text().split()
+    with (data / "splits" / "val.txt").open("a") as file:
+        file.write(f"{train[0]}\n{train[1]}\n")
+    main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
+    said = capsys.readouterr().out
+    assert "2 of the 5 images to measure on are trained on too" in said
+    main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
+    assert "trained before; nothing was left to do" in capsys.readouterr().out
+
+
+def test_mistakes_in_both_splits_are_listed_together(data, tmp_path, capsys):
+    for split in ("train", "val"):
+        stem = (data / "splits" / f"{split}.txt").read_text().split()[0]
+        (data / "masks" / f"{stem}.png").unlink()
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
+    assert "2 problems in 9 pairs of image and mask" in capsys.readouterr().err
+
+
+def test_the_configs_of_the_project_fit_the_command_line():
+    from pathlib import Path
+
+    folder = Path(__file__).parent.parent / "configs"
+    for path in sorted(folder.rglob("*.yaml")):
+        command = ["fit-heads", "model"] if path.stem.endswith("heads") else ["fit"]
+        build_parser().parse_args([*command, "--config", str(path), "--data", "d", "--out", "o"])
+    assert len(list(folder.glob("*.yaml"))) >= 4
+
+
+def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
+    heads = ["--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64", "--graph_stride", "16"]
+    main(["fit-heads", str(trained / "model"), "--data", str(scenes), "--out", str(tmp_path / "heads"), *heads])
+    model = tmp_path / "heads" / "model"
+    assert load(model).config.graph_stride == 16
+    # The folder of a training stands for the model in it.
+    main(["tune", str(tmp_path / "heads"), "--data", str(scenes), "--split", "train", "--limit", "3"])
+    printed = capsys.readouterr().out
+    assert "plain sum" in printed
+    assert "<- chosen" in printed
+    assert "mean IoU on 3 images of train:" in printed
+    assert f"{100 * load(model).about['tune']['mean_iou']:.2f}\nmodel written" in printed
+    assert set(load(model).about) == {"fit", "fit-heads", "tune"}
+    results = tmp_path / "results"
+    command = ["evaluate", str(model), "--data", str(scenes), "--out", str(results), "--pictures", "1"]
+    main([*command, "--rows", "[unary, crf]"])
+    stored = json.loads((results / "results.json").read_text())
+    assert [row["name"] for row in stored["rows"]] == ["unary", "1unary+2pair"]
+    assert "scenes" in stored["about"]["data"]
+    with Image.open(results / "examples.png") as grid:
+        assert grid.size[0] > 4 * 96
+    # New heads are not listened to with the strengths of the old ones.
+    tuned = load(model)
+    tuned.config.strengths = {"surrounding": 0.0}
+    save(tuned, model, tuned.about)
+    main(["fit-heads", str(model), "--data", str(scenes), "--out", str(tmp_path / "again"), *heads[:-2]])
+    again = load(tmp_path / "again" / "model")
+    assert again.config.strengths == {}
+    assert again.config.graph_stride == 16
+    assert set(again.about) == {"fit", "fit-heads"}
+
+
+def test_networks_trained_each_for_one_potential_are_assembled(trained, tmp_path, capsys):
+    model, out = str(trained / "model"), tmp_path / "together"
+    main(["assemble", "--unary", model, "--pairwise", json.dumps({"above": model}), "--out", str(out)])
+    assert str(out) in capsys.readouterr().out
+    together = load(out)
+    assert together.potentials == ("unary", "above")
+    assert not together.config.shared_trunk
+    assert together.about["above"]["fit"]["recipe"]["epochs"] == 1
+
+
+def test_models_that_were_trained_on_are_averaged(trained, tmp_path, capsys):
+    other = load(trained)
+    with torch.no_grad():
+        other.unary.last.bias.add_(2.0)
+    other.config.strengths = {"above": 0.0}
+    save(other, tmp_path / "other", {"data": "elsewhere"})
+    main(["average", str(trained), str(tmp_path / "other"), "--out", str(tmp_path / "mean")])
+    assert str(tmp_path / "mean") in capsys.readouterr().out
+    first, mean = load(trained), load(tmp_path / "mean")
+    torch.testing.assert_close(mean.unary.last.bias, first.unary.last.bias + 1.0)
+    torch.testing.assert_close(mean.unary.first.weight, first.unary.first.weight)
+    assert mean.config == first.config
+    assert mean.about == {**first.about, "averaged with 1": {"data": "elsewhere"}}
+
+
+def test_predict_goes_on_past_broken_files_and_says_which(tiny_model, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(pictures / "a.png")
+    Image.new("L", (17, 9)).save(pictures / "gray.jpg")
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "empty.jpg").touch()
+    (pictures / "notes.txt").write_text("not an image, and not asked for")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(tmp_path / "model"), str(pictures), "--out", str(out)])
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert "2 of 4 images labeled" in printed.out
+    assert "cut.png" in printed.err
+    assert "empty.jpg" in printed.err
+    expected = {"a.png", "a_overlay.png", "gray.png", "gray_overlay.png", "predict.json"}
+    assert {path.name for path in out.iterdir()} == expected
+    with Image.open(out / "a.png") as labels, Image.open(pictures / "a.png") as image:
+        assert labels.mode == "P"
+        written = torch.from_numpy(np.array(labels)).long()
+        assert torch.equal(written, tiny_model.segment(image).labels)
+        assert tuple(labels.getpalette()[:3]) == tiny_model.classes.palette[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "x.png"], "x.png: no such file"),
+        (["nowhere", "."], "neither a folder with config.json"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *arguments, "--out", "o"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_two_files_with_one_output_are_refused(tmp_path, capsys):
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(SystemExit):
+        main(["predict", "camvid", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert "rename one" in capsys.readouterr().err
+
+
+def test_no_image_is_written_over(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["predict", "camvid", str(tmp_path), "--out", str(tmp_path)])
+    assert "choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_predict_turns_phone_photographs_and_refuses_deep_images(tiny_model, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.new("RGB", (40, 24)).save(tmp_path / "phone.jpg", exif=exif)
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    files = [str(tmp_path / "phone.jpg"), str(tmp_path / "deep.png")]
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "model"), *files, "--out", str(tmp_path / "o")])
+    assert "deep.png: mode I;16" in capsys.readouterr().err
+    with Image.open(tmp_path / "o" / "phone.png") as labels:
+        assert labels.size == (24, 40)
+
+
+def test_the_tour_deletes_nothing_it_has_not_made(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "precious.txt").touch()
+    with pytest.raises(SystemExit):
+        main(["tour", "--out", str(tmp_path)])
+    assert "choose an empty or new folder" in capsys.readouterr().err
+    assert (tmp_path / "results" / "precious.txt").exists()
+
+
+def test_an_impossible_model_is_one_line(scenes, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(scenes), "--out", str(tmp_path / "o"), *FIT, "--model.graph_stride", "12"])
+    error = capsys.readouterr().err
+    assert "graph_stride=12" in error
+    assert "Traceback" not in error
+
+
+def test_the_dense_crf_is_tuned_into_the_model_and_used_by_predict(tiny_model, scenes, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    options = ["--data", str(scenes), "--split", "val", "--limit", "2", "--dense", "true"]
+    main(["tune", str(tmp_path / "model"), *options])
+    said = capsys.readouterr().out
+    assert "<- chosen" in said
+    assert said.count("<- before") == 1
+    tuned = load(tmp_path / "model")
+    assert set(tuned.config.dense) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
+    assert tuned.about["tune-dense"]["images"] == 2
+    tuned.config.dense = {"bilateral_compat": 8, "bilateral_srgb": 30}
+    save(tuned, tmp_path / "model")
+    image = next((scenes / "images").iterdir())
+    for dense in ("false", "true"):
+        main(["predict", str(tmp_path / "model"), str(image), "--dense", dense, "--out", str(tmp_path / dense)])
+    plain, refined = (np.array(Image.open(tmp_path / dense / f"{image.stem}.png")) for dense in ("false", "true"))
+    with Image.open(image) as picture:
+        assert np.array_equal(refined, tuned.segment(picture, dense=True).labels.numpy())
+    assert (plain != refined).any()
+
+
+def test_dense_parameters_keep_their_types():
+    options = ["fit", "--data", "d", "--out", "o", "--model.dense", '{"iterations": 5, "bilateral_sxy": 2.5}']
+    parser = build_parser()
+    assert parser.instantiate(parser.parse_args(options)).fit.model.dense == {"iterations": 5, "bilateral_sxy": 2.5}
+
+
+def test_explain_draws_a_column_for_every_relation(tiny_model, scenes, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    image = next((scenes / "images").iterdir())
+    out = tmp_path / "new" / "why.png"
+    place = ["--row", "40", "--column", "50"]
+    main(["explain", str(tmp_path / "model"), str(image), *place, "--out", str(out)])
+    with Image.open(out) as picture:
+        assert picture.width > 3 * 96
+    place[1] = "400"
+    with pytest.raises(SystemExit):
+        main(["explain", str(tmp_path / "model"), str(image), *place, "--out", str(out)])
+    assert "expected a row in 0..63" in capsys.readouterr().err
+
+
+def test_explain_says_why_there_is_nothing_to_see(tiny_model, scenes, tmp_path, capsys):
+    tiny_model.config.strengths = dict.fromkeys(tiny_model.pairwise, 0.0)
+    save(tiny_model, tmp_path / "silent")
+    command = ["explain", str(tmp_path / "silent"), str(next((scenes / "images").iterdir()))]
+    command += ["--row", "40", "--column", "50", "--out", str(tmp_path / "why.png")]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "strengths are 0" in capsys.readouterr().err
+    main([*command, "--strengths", '{"above": 1}'])
+    assert (tmp_path / "why.png").exists()
+    with pytest.raises(SystemExit):
+        main([*command, "--strengths", '{"below": 1}'])
+    assert "'below'" in capsys.readouterr().err
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(next((scenes / "images").iterdir()).read_bytes()[:200])
+    command[2] = str(broken)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert str(broken) in capsys.readouterr().err
+
+
+def test_relations_of_a_config_file_may_be_lists_and_have_holes(tmp_path):
+    box = "{top: 0.2, bottom: 0.2, left: 0.3, right: 0}"
+    holed = f"{{top: 0.4, bottom: 0, left: 0.3, right: 0.1, hole: {box}}}"
+    text = f"model:\n  relations:\n    two: [{box}, {box}]\n    holed: {holed}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    parser = build_parser()
+    options = parser.parse_args(["fit", "--config", str(tmp_path / "c.yaml"), "--data", "d", "--out", "o"])
+    relations = parser.instantiate(options).fit.model.relations
+    assert relations["two"] == (RangeBox(0.2, 0.2, 0.3, 0),) * 2
+    assert relations["holed"].hole == RangeBox(0.2, 0.2, 0.3, 0)
+
+
+def test_a_model_of_other_classes_is_not_evaluated(tiny_model, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "val.txt").write_text("a\n")
+    (tmp_path / "classes.yaml").write_text("classes: [{name: x}, {name: y}]\n")
+    save(tiny_model, tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "model"), "--data", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert "the data have x, y" in capsys.readouterr().err
+
+
+def test_the_tour_runs_and_its_crf_is_evaluated(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tour, "STRENGTHS", (0.0, 4.0))
+    monkeypatch.setattr(tour, "TUNING_IMAGES", 1)
+    main(["tour", "--out", str(tmp_path), "--epochs", "1", "--train_images", "12", "--val_images", "2"])
+    stored = json.loads((tmp_path / "results" / "results.json").read_text())
+    names = ["unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair", "full"]
+    assert [row["name"] for row in stored["rows"]] == names
+    assert (tmp_path / "results" / "examples.png").exists()
+    assert load(tmp_path / "model").about["recipe"]["epochs"] == 1
+    assert "pictures:" in capsys.readouterr().out.replace("\n", "")

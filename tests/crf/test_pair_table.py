@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from contextcrf import PairwisePotential, RangeBox, mean_field
+from contextcrf.crf import table
+from contextcrf.crf.pair_table import PairTable
+
+BOXES = [RangeBox.surrounding(1.0), RangeBox.above(0.7, 1.0), RangeBox.ring(2.0, 0.7)]
+
+
+def potential(box):
+    torch.manual_seed(0)
+    return PairwisePotential(3, 4, box, 5).double()
+
+
+@pytest.fixture(params=BOXES, ids=["surrounding", "above", "ring"])
+def box(request):
+    return request.param
+
+
+@pytest.mark.parametrize("block", [1, 7, 8192])
+def test_a_table_says_what_its_potential_says(box, block, monkeypatch):
+    monkeypatch.setattr(table, "_BLOCK", block)
+    head, features = potential(box), torch.randn(1, 3, 4, 5, dtype=torch.float64)
+    beliefs = torch.randn(3, 4, 4, 5, dtype=torch.float64).softmax(1)
+    held = PairTable(head, features)
+    torch.testing.assert_close(held.messages(beliefs), head.messages(features.expand(3, -1, -1, -1), beliefs))
+    torch.testing.assert_close(held.edge_marginals(), head.edge_marginals(features))
+
+
+def test_mean_field_takes_tables_and_maps_coarser_than_the_unarys():
+    heads, features = [potential(box) for box in BOXES], torch.randn(1, 3, 3, 4, dtype=torch.float64)
+    logits = torch.randn(1, 4, 5, 8, dtype=torch.float64)
+    tables = [PairTable(head, features).pair for head in heads]
+    expected = mean_field(logits, [(head, features) for head in heads], weights=[1.0, 0.5, 2.0])
+    torch.testing.assert_close(mean_field(logits, tables, weights=[1.0, 0.5, 2.0]), expected)
+
+
+def test_a_node_without_edges_has_no_opinion():
+    held = PairTable(potential(RangeBox.above(0.7, 1.0)), torch.randn(1, 3, 1, 1, dtype=torch.float64))
+    assert held.edge_marginals().flatten().tolist() == [0.25] * 4
+    assert not held.messages(torch.ones(1, 4, 1, 1, dtype=torch.float64)).any()
+
+
+def test_a_table_in_mixed_precision():
+    """Autocast makes every product one of half precision, while messages are summed in single."""
+    potential, features = PairwisePotential(3, 4, RangeBox.surrounding(), hidden=5), torch.randn(1, 3, 5, 6)
+    marginals = torch.randn(1, 4, 5, 6).softmax(1)
+    expected = potential.messages(features, marginals)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = PairTable(potential, features).messages(marginals)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
+
+
+def test_a_table_serves_one_image():
+    head, features = potential(BOXES[0]), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\).*one image"):
+        PairTable(head, features)
+    held = PairTable(head, features[:1])
+    with pytest.raises(ValueError, match="that the table was made of"):
+        mean_field(torch.zeros(1, 4, 4, 5, dtype=torch.float64), [(held, features[1:])])

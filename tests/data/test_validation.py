@@ -1,0 +1,157 @@
+"""The check before training finds every defect and lists them all at once."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contextcrf.data.dataset import read_image
+from contextcrf.data.images import read_picture
+from contextcrf.data.validation import check_pairs
+from contextcrf.utils.errors import DataError
+
+
+def write_pair(folder, stem, labels=None, size=(16, 12)):
+    """An image of `size` (width, height) and its mask; returns their paths."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    image, mask = folder / f"{stem}.png", folder / f"{stem}_mask.png"
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(image)
+    Image.fromarray(np.zeros((height, width), np.uint8) if labels is None else labels).save(mask)
+    return image, mask
+
+
+def problems_of(pairs, num_classes=3, void=255):
+    """The lines of the message, without the first, which counts them."""
+    with pytest.raises(DataError) as caught:
+        check_pairs(pairs, num_classes, void, progress=False)
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith(f"{len(lines)} problem")
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_clean_data_pass(tmp_path, progress):
+    labels = np.tile(np.array([0, 1, 2, 255], np.uint8), (12, 4))
+    gray, palette, deep, bits = (write_pair(tmp_path, stem, labels) for stem in ("gray", "palette", "deep", "bits"))
+    mask = Image.fromarray(labels)
+    mask.putpalette([0, 0, 0, 255, 0, 0])
+    mask.save(palette[1])
+    Image.fromarray(labels.astype(np.uint16)).save(deep[1])
+    Image.fromarray(labels == 1).save(bits[1])
+    with Image.open(deep[1]) as stored:
+        assert stored.mode in ("I", "I;16")  # the name changed between versions of Pillow
+    check_pairs([gray, palette, deep, bits], num_classes=3, void=255, progress=progress)
+
+
+def test_void_is_the_value_as_stored(tmp_path):
+    labels = np.full((12, 16), 11, np.uint8)
+    pair = write_pair(tmp_path, "camvid", labels)
+    check_pairs([pair], num_classes=11, void=11, progress=False)
+    assert len(problems_of([pair], num_classes=11, void=255)) == 1
+
+
+def test_missing_files(tmp_path):
+    image, mask = write_pair(tmp_path, "one")
+    lines = problems_of([(tmp_path / "none.jpg", mask), (image, tmp_path / "none.png"), (tmp_path, mask)])
+    assert lines == [
+        f"{tmp_path / 'none.jpg'}: the image is missing; expected a file",
+        f"{tmp_path / 'none.png'}: the mask is missing; expected a file",
+        f"{tmp_path}: the image is missing; expected a file",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.9])
+def test_truncated_files(tmp_path, suffix, keep):
+    image, mask = write_pair(tmp_path, "one", size=(64, 48))
+    cut = tmp_path / f"cut{suffix}"
+    with Image.open(image) as whole:
+        whole.save(cut)
+    content = cut.read_bytes()
+    cut.write_bytes(content[: int(keep * len(content))])
+    (line,) = problems_of([(cut, mask)])
+    assert line.startswith(f"{cut}: the image cannot be decoded")
+    assert line.endswith("expected a complete image file")
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    image, mask = write_pair(tmp_path, "one", size=(64, 48))
+    damaged, text = tmp_path / "damaged.png", tmp_path / "text.png"
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    text.write_text("not an image")
+    lines = problems_of([(damaged, mask), (text, mask), (image, text)])
+    assert [line.split(" cannot be decoded")[0] for line in lines] == [
+        f"{damaged}: the image",
+        f"{text}: the image",
+        f"{text}: the mask",
+    ]
+
+
+def test_mask_with_colors(tmp_path):
+    image, mask = write_pair(tmp_path, "one")
+    with Image.open(image) as colors:
+        colors.save(mask)
+    assert "the mask has mode RGB; expected a single channel" in problems_of([(image, mask)])[0]
+
+
+def test_deep_image(tmp_path):
+    image, mask = write_pair(tmp_path, "one")
+    Image.fromarray(np.full((12, 16), 4000, np.uint16)).save(image)
+    assert problems_of([(image, mask)])[0].endswith("expected 8 bits a channel")
+
+
+def test_sizes_differ(tmp_path):
+    image, _ = write_pair(tmp_path, "one")
+    _, mask = write_pair(tmp_path, "two", size=(12, 16))
+    (line,) = problems_of([(image, mask)])
+    assert line == f"{mask}: the mask is 12 x 16 px; expected 16 x 12 px as its image {image}"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_foreign_labels(tmp_path, dtype):
+    labels = np.zeros((12, 16), dtype)
+    labels[0, :5] = 3
+    labels[1, :2] = 200
+    image, mask = write_pair(tmp_path, "one", labels)
+    (line,) = problems_of([(image, mask)])
+    assert line == f"{mask}: the mask has labels 3, 200 at 7 pixels; expected 0..2 or 255 (void)"
+
+
+def test_all_problems_are_listed_in_order(tmp_path):
+    good = write_pair(tmp_path, "good")
+    wrong = write_pair(tmp_path, "wrong", np.full((9, 9), 7, np.uint8), size=(16, 12))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    lines = problems_of([good, (broken, broken), wrong, (tmp_path / "none.png", good[1])])
+    assert [line.split(": ")[0] for line in lines] == [
+        str(path) for path in (broken, broken, wrong[1], wrong[1], tmp_path / "none.png")
+    ]
+
+
+def test_long_lists_are_cut(tmp_path):
+    _, mask = write_pair(tmp_path, "one")
+    with pytest.raises(DataError, match="73 problems in 73 pairs") as caught:
+        check_pairs([(tmp_path / f"{index}.png", mask) for index in range(73)], 3, 255, progress=False)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + 50 + 1
+    assert lines[-1].strip() == "... and 23 more"
+
+
+def test_a_picture_from_a_phone_is_upright_for_all(tmp_path):
+    """Training and prediction see it as it was taken, and so must its mask lie."""
+    stored = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    path, mask = tmp_path / "phone.png", tmp_path / "mask.png"
+    Image.fromarray(stored).save(path, exif=exif)
+    Image.fromarray(np.zeros((16, 12), np.uint8)).save(mask)
+    check_pairs([(path, mask)], 3, 255, progress=False)
+    upright = torch.from_numpy(np.rot90(stored, -1).copy()).permute(2, 0, 1)
+    assert torch.equal(read_image(path), upright)
+    assert torch.equal(read_picture(path), upright)
+    Image.fromarray(np.zeros((12, 16), np.uint8)).save(mask)
+    [line] = problems_of([(path, mask)])
+    assert line.endswith("EXIF data turn the image, and its mask must lie as the upright image does")

@@ -1,0 +1,244 @@
+"""Differences between systems, against what can be counted by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from contextcrf.cli.main import main
+from contextcrf.data.dataset import open_dataset
+from contextcrf.evaluation.comparison import (
+    COUNTS,
+    Difference,
+    compare,
+    gains,
+    paired_bootstrap,
+    read_counts,
+    write_counts,
+)
+from contextcrf.evaluation.evaluate import evaluate, systems
+from contextcrf.modeling.serialization import save
+from contextcrf.utils.errors import DataError
+
+
+def matrices(images: int, hits: float, seed: int = 0) -> torch.Tensor:
+    """Two classes of 50 pixels each in every image, about `hits` of them right."""
+    right = torch.distributions.Binomial(50, torch.tensor(hits))
+    torch.manual_seed(seed)
+    found = right.sample((images, 2)).long()
+    return torch.diag_embed(found) + torch.diag_embed(50 - found).flip(-1)
+
+
+def test_mean_iou_is_that_of_the_evaluation(tiny_model, scenes):
+    data = open_dataset(scenes, "val")
+    for row in evaluate(tiny_model, data, systems(tiny_model), progress=False):
+        assert len(row.images) == len(data)
+        counts = torch.stack(row.images)
+        torch.testing.assert_close(counts.sum(0), row.matrix.counts)
+        assert paired_bootstrap(counts, counts).first == pytest.approx(row.matrix.mean_iou(), abs=1e-12)
+
+
+def test_a_class_that_occurs_nowhere_and_an_image_without_truth_do_not_count():
+    # Class 2 in neither truth nor prediction: (3 / 5 + 2 / 4) / 2.
+    image = torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]])
+    counts = torch.stack([image, torch.zeros_like(image), image])
+    assert paired_bootstrap(counts, counts) == Difference(0.55, 0.55, 0.0, 0.0)
+
+
+def test_trainings_of_one_system_are_averaged():
+    counts = torch.stack([matrices(30, hits, seed) for seed, hits in enumerate((0.5, 0.6, 0.7, 0.9))])
+    singles = [paired_bootstrap(counts[i], counts[3]) for i in range(3)]
+    together = paired_bootstrap(counts[:3], counts[3])
+    assert together.first == pytest.approx(sum(single.first for single in singles) / 3)
+    assert together.second == pytest.approx(singles[0].second)
+    # The mean of three moves less than each of them.
+    assert 0 < together.high - together.low < max(single.high - single.low for single in singles)
+    assert together.low < sum(single.second - single.first for single in singles) / 3 < together.high
+    counts[2, 7] += 1
+    with pytest.raises(ValueError, match="image 7: the truth is not the same"):
+        paired_bootstrap(counts[:3], counts[3])
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_one_image_has_no_interval(known):
+    counts = matrices(3, 0.5)
+    counts[known:] = 0
+    with pytest.raises(ValueError, match=f"{known} images with known pixels: expected two or more"):
+        paired_bootstrap(counts, counts)
+
+
+def test_the_interval_is_that_of_the_mean_where_there_is_a_formula():
+    # With one class all of whose pixels are truth, the IoU is the mean of the shares found: the interval of a
+    # difference of means is 1.96 standard errors of the paired differences to either side.
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.randint(40, 61, (2, 400), generator=generator)
+    shares[1] += 5 + shares[0] // 4
+    first, second = (
+        torch.stack([part, 100 - part, torch.zeros_like(part), torch.zeros_like(part)], 1) for part in shares
+    )
+    counts = [part.view(-1, 2, 2) for part in (first, second)]
+    found = paired_bootstrap(*counts, samples=20_000)
+    # The other class is predicted and never true: an IoU of 0, so that the mean IoU is half of the first.
+    paired = (shares[1] - shares[0]).double() / 100 / 2
+    error = 1.96 * float(paired.std()) / 20
+    assert found.second - found.first == pytest.approx(float(paired.mean()), abs=1e-12)
+    assert found.low == pytest.approx(float(paired.mean()) - error, abs=0.1 * error)
+    assert found.high == pytest.approx(float(paired.mean()) + error, abs=0.1 * error)
+
+
+def test_pairs_tell_more_than_two_samples():
+    first = matrices(60, 0.7)
+    better = first.clone()
+    # Every image gains one pixel of the first class.
+    better[:, 0, 0] += 1
+    better[:, 0, 1] -= 1
+    paired = paired_bootstrap(first, better)
+    shuffled = paired_bootstrap(first, better[torch.randperm(60)])
+    assert paired.low > 0
+    assert shuffled.high - shuffled.low > 5 * (paired.high - paired.low)
+
+
+def test_frames_that_repeat_each_other_are_worth_one():
+    first, second = matrices(12, 0.6), matrices(12, 0.7)
+    single = paired_bootstrap(first, second)
+    # Every image four times, one after the other: as blocks they say what the images said.
+    frames = [counts.repeat_interleave(4, 0) for counts in (first, second)]
+    assert paired_bootstrap(*frames, block=4) == single
+    alone = paired_bootstrap(*frames)
+    assert alone.high - alone.low < 0.6 * (single.high - single.low)
+    # The last block may be shorter.
+    assert paired_bootstrap(*frames, block=5).second == pytest.approx(single.second)
+    with pytest.raises(ValueError, match="1 blocks of 48 images"):
+        paired_bootstrap(*frames, block=48)
+    with pytest.raises(ValueError, match="block=0"):
+        paired_bootstrap(*frames, block=0)
+
+
+def test_a_system_does_not_beat_itself():
+    counts = matrices(20, 0.8)
+    found = paired_bootstrap(counts, counts)
+    assert found == Difference(found.first, found.first, 0.0, 0.0)
+    assert 0.5 < found.first < 0.8
+
+
+def test_shapes_and_truths_must_agree():
+    first = matrices(3, 0.5)
+    second = first.clone()
+    second[1] = second[1].T + torch.tensor([[1, 0], [0, 0]])
+    with pytest.raises(ValueError, match="image 1: the truth is not the same"):
+        paired_bootstrap(first, second)
+    with pytest.raises(ValueError, match=r"\[3, 2, 2\] and \[4, 2, 2\]"):
+        paired_bootstrap(matrices(3, 0.5), matrices(4, 0.5))
+
+
+def test_the_command_line_compares_rows_of_one_evaluation(tiny_model, scenes, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    out = tmp_path / "val"
+    main(["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--out", str(out), "--pictures", "1"])
+    images, rows = read_counts(out / COUNTS)
+    assert images == [f"images/{path.name}" for path, _ in open_dataset(scenes, "val").pairs]
+    assert list(rows) == ["unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair"]
+    capsys.readouterr()
+    main(["compare", str(out), str(out), "--first_row", "unary", "--second_row", "1unary+2pair"])
+    expected = paired_bootstrap(rows["unary"], rows["1unary+2pair"])
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_a_difference_is_printed_in_percent():
+    assert str(Difference(0.5, 0.525, -0.001, 0.051)) == "50.00 -> 52.50: +2.50 [-0.10, +5.10]"
+
+
+def test_only_classes_of_enough_images_count(tmp_path):
+    counts, better = torch.zeros(2, 4, 3, 3, dtype=torch.int64)
+    counts[:, 0, 0] = 8
+    counts[:2, 1] = torch.tensor([3, 5, 0])
+    counts[0, 2] = torch.tensor([4, 0, 0])
+    better[:] = counts
+    better[0, 2] = torch.tensor([0, 0, 4])
+    write_counts(tmp_path / COUNTS, list("abcd"), {"first": counts, "second": better})
+    found = [compare(tmp_path, tmp_path, "first", "second", least=least) for least in (0, 1, 2, 4)]
+    assert [found[k].second for k in range(3)] == pytest.approx(
+        [(32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16) / 2]
+    )
+    assert (found[3].first, found[3].second) == pytest.approx((32 / 42, 32 / 38))
+    with pytest.raises(DataError, match="no class is shown by 5 or more of its 4 images"):
+        compare(tmp_path, tmp_path, "first", "second", least=5)
+
+
+def test_a_table_says_what_the_pairwise_terms_and_the_dense_crf_gain():
+    names = ("unary", "1unary+2pair", "full")
+
+    def said(*shares):
+        return gains(dict(zip(names, (matrices(20, share) for share in shares), strict=False)), "unary")
+
+    better, worse = said(0.5, 0.7, 0.6)
+    assert better == f"unary -> 1unary+2pair: {paired_bootstrap(matrices(20, 0.5), matrices(20, 0.7))}"
+    assert worse.startswith("1unary+2pair -> full: ")
+    assert "the dense CRF cost here; choose its parameters: contextcrf tune --dense true, on images that" in worse
+    hardly = gains({"unary": matrices(20, 0.5), "full": matrices(20, 0.5, seed=1)}, "unary")[0]
+    assert hardly.endswith("the dense CRF change here cannot be told from chance")
+    [same] = said(0.5, 0.5)
+    assert same.endswith("+0.00 [+0.00, +0.00]: what the pairwise terms change here cannot be told from chance")
+    assert gains({"unary": matrices(20, 0.5), "full": matrices(20, 0.9)}, "unary")[0].startswith("unary -> full: ")
+    assert gains({"unary": matrices(1, 0.5), "full": matrices(1, 0.9)}, "unary") == []
+    assert gains({"deeplab": matrices(20, 0.5)}, "unary") == []
+
+
+def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
+    for name, images, classes in (
+        ("a", ["1.png", "2.png"], 2),
+        ("b", ["1.png", "3.png"], 2),
+        ("c", ["1.png", "2.png"], 3),
+    ):
+        (tmp_path / name).mkdir()
+        counts = torch.ones(2, classes, classes, dtype=torch.int64)
+        write_counts(tmp_path / name / COUNTS, images, {"unary": counts, "crf": counts})
+    a, b, c = (tmp_path / name for name in "abc")
+    with pytest.raises(DataError, match=r"no row 'full'; expected one of unary, crf"):
+        compare(a, a, "unary", "full")
+    write_counts(a / COUNTS, images, {"unary": counts, "1unary+2pair": 2 * counts})
+    assert compare(a, a, "crf", "1unary+2pair").first == compare(a, a, "crf", "crf").second
+    write_counts(
+        a / COUNTS, ["1.png", "2.png"], {"unary": torch.ones(2, 2, 2).long(), "crf": torch.ones(2, 2, 2).long()}
+    )
+    with pytest.raises(DataError, match=r"several rows; name one of unary, crf"):
+        compare(a, a, None, "crf")
+    with pytest.raises(DataError, match=r"expected the same images, but 2\.png is in one only"):
+        compare(a, b, "unary", "unary")
+    with pytest.raises(DataError, match="2 and 3 classes"):
+        compare(a, c, "unary", "unary")
+    with pytest.raises(
+        DataError, match=r"nowhere.images\.npz: no such file; expected what `contextcrf evaluate` wrote"
+    ):
+        compare(tmp_path / "nowhere", a, "unary", "unary")
+    write_counts(b / COUNTS, ["1.png", "2.png", "2.png"], {"unary": torch.ones(3, 2, 2, dtype=torch.int64)})
+    with pytest.raises(DataError, match="their order or number differs"):
+        compare(a, b, "unary", "unary")
+
+
+def damaged(whole: bytes) -> dict[str, bytes]:
+    middle = len(whole) // 4
+    return {
+        "nothing": b"",
+        "another": b"PK",
+        "truncated": whole[:-30],
+        "corrupt": whole[:middle] + bytes(20) + whole[middle + 20 :],
+    }
+
+
+@pytest.mark.parametrize("damage", ["nothing", "another", "truncated", "corrupt"])
+def test_damaged_files_are_named(tmp_path, damage):
+    counts = torch.arange(4000).view(1000, 2, 2) % 7
+    write_counts(tmp_path / COUNTS, [f"{i}.png" for i in range(1000)], {"unary": counts})
+    (tmp_path / COUNTS).write_bytes(damaged((tmp_path / COUNTS).read_bytes())[damage])
+    with pytest.raises(DataError, match=r"images\.npz: .*expected what `contextcrf evaluate` wrote"):
+        read_counts(tmp_path / COUNTS)
+
+
+def test_files_of_others_are_named(tmp_path):
+    np.savez(tmp_path / COUNTS, other=np.ones(3))
+    with pytest.raises(DataError, match=r"holds \['other'\]"):
+        read_counts(tmp_path / COUNTS)
+    with (tmp_path / COUNTS).open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(DataError, match=r"holds \[\]"):
+        read_counts(tmp_path / COUNTS)

@@ -1,0 +1,101 @@
+import base64
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+
+from contextcrf.data.classes import Classes
+from contextcrf.data.dataset import open_dataset
+from contextcrf.evaluation.evaluate import ConfusionMatrix, Results, Row, evaluate, systems
+from contextcrf.evaluation.report import write_page
+from contextcrf.evaluation.report_page import Example, pick, render
+
+
+class Page(HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def row_of(name, *counts):
+    row = Row(name, ConfusionMatrix(2), 0.25, [torch.tensor(count) for count in counts])
+    row.matrix.metric.confmat = torch.stack(row.images).sum(0)
+    return row
+
+
+def image(hits):
+    return [[hits, 10 - hits], [10 - hits, hits]]
+
+
+def test_best_middle_and_worst_are_told_apart_and_none_comes_twice():
+    row = row_of("crf", *(image(hits) for hits in (3, 9, 5, 0, 7, 10, 6)), [[0, 0], [0, 0]])
+    assert pick(row, 2) == {"Best": [5, 1], "Middle": [4, 6], "Worst": [0, 3]}
+    assert pick(row, 1) == {"Best": [5], "Middle": [6], "Worst": [3]}
+    assert pick(row_of("crf", image(3)), 2) == {"Best": [0]}
+    assert pick(row_of("crf", image(3), image(4)), 2) == {"Best": [1], "Worst": [0]}
+
+
+def test_the_page_stands_by_itself_and_says_what_the_table_says(tiny_model, scenes, tmp_path):
+    data, wanted = open_dataset(scenes, "val"), systems(tiny_model)
+    results = Results(data.classes.names, evaluate(tiny_model, data, wanted, progress=False), {"data": "scenes val"})
+    write_page(tiny_model, data, wanted, results, tmp_path, pictures=3)
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.open == []
+    sources = [attributes[name] for _, attributes in page.tags for name in ("src", "href") if name in attributes]
+    assert len(sources) == 3 * (5 + 4)  # for three images: the photograph in five columns, four of them covered
+    assert all(source.startswith(("data:image/png", "data:image/jpeg")) for source in sources)
+    for row in results.rows:
+        assert row.name in page.text
+        assert f"{100 * row.matrix.mean_iou():.1f}" in page.text
+    assert all(path.name in page.text for path, _ in data.pairs)
+
+
+def test_confusions_are_shares_of_the_truth():
+    classes = Classes(["sea", "<sky>"], [(0, 0, 0), (1, 2, 3)])
+    results = Results(classes.names, [row_of("unary", [[30, 10], [0, 60]])], {"data": "two"})
+    page = render(results, classes, {})
+    assert "25.0 % of sea is taken for &lt;sky&gt;: 100.0 % of all mistakes" in page
+    assert page.count("is taken for &") == 1
+    assert re.findall(r"<td style=[^>]*>(\d*)</td>", page) == ["75", "25", "", "100"]
+    assert "<sky>" not in page
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_class_that_never_occurs_has_a_dash(known):
+    classes = Classes(["a", "b"], [(0, 0, 0), (1, 2, 3)])
+    page = render(Results(classes.names, [row_of("r", [[5, 0], [0, 5 * known]])], {}), classes, {})
+    assert ("<td>-</td>" in page) is not known
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(900, 1600, (800, 450)), (2000, 50, (20, 800)), (60, 80, (80, 60))]
+)
+def test_large_pictures_are_embedded_small(height, width, size):
+    classes = Classes(["a", "b"], [(10, 20, 30), (200, 100, 0)])
+    left = (torch.arange(width) < width // 2).long().expand(height, width)
+    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    example = Example("x.png", 0.5, pixels, left, {"unary": 1 - left, "crf": left})
+    page = Page(render(Results(classes.names, [row_of("crf", [[5, 0], [0, 5]])], {}), classes, {"Best": [example]}))
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    pictures = [Image.open(BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources]
+    assert {picture.size for picture in pictures} == {size}
+    # No label is mixed with its neighbor.
+    covers = [picture for picture in pictures if picture.format == "PNG"]
+    assert [len(cover.getcolors()) for cover in covers] == [2, 2, 2, 1]

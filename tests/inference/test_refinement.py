@@ -1,0 +1,148 @@
+"""The refine command: maps and images in, refined labels out."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contextcrf.cli.main import main
+from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
+from contextcrf.inference.refinement import pair_up
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two images of two halves and noisy probabilities of the halves, as .npy and .npz."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "maps").mkdir()
+    generator = np.random.default_rng(0)
+    side = np.arange(24) >= 12
+    for name in ("a", "b"):
+        image = np.where(side[None, :, None], [200, 40, 40], [40, 40, 200]) + generator.integers(0, 9, (20, 24, 3))
+        Image.fromarray(image.astype(np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        noisy = (side + generator.normal(0, 0.6, (20, 24))).clip(0.01, 0.99)
+        maps = np.stack([1 - noisy, noisy, 0 * noisy + 0.02]).astype(np.float32)
+        maps /= maps.sum(0)
+        np.save(tmp_path / "maps" / "a.npy", maps) if name == "a" else np.savez(tmp_path / "maps" / "b.npz", maps)
+    return tmp_path
+
+
+def refine(folders, *options, maps=None):
+    inputs = [str(path) for path in (maps or [folders / "maps"])]
+    main(["refine", *inputs, "--images", str(folders / "images"), "--out", str(folders / "out"), *options])
+
+
+def picture(folders, name):
+    return torch.from_numpy(np.array(Image.open(folders / "images" / f"{name}.png"))).permute(2, 0, 1)[None]
+
+
+def test_maps_become_what_the_module_makes_of_them(folders, capsys):
+    refine(folders, "--bilateral_sxy", "20", "--marginals", "true")
+    assert "2 of 2 maps refined" in capsys.readouterr().out
+    for name, maps in (("a", np.load(folders / "maps" / "a.npy")), ("b", np.load(folders / "maps" / "b.npz")["arr_0"])):
+        logits = logits_from_probabilities(torch.from_numpy(maps)[None])
+        expected = DenseCRF(bilateral_sxy=20)(logits, picture(folders, name))[0]
+        torch.testing.assert_close(torch.from_numpy(np.load(folders / "out" / f"{name}.npy")), expected)
+        with Image.open(folders / "out" / f"{name}.png") as labels:
+            assert labels.mode == "P"
+            assert np.array_equal(np.array(labels), expected.argmax(0).numpy())
+        assert (expected.argmax(0).numpy() != maps.argmax(0)).any()
+
+
+def test_logits_and_labels_and_a_classes_file(folders):
+    maps = np.load(folders / "maps" / "a.npy")
+    np.save(folders / "a.npy", np.asfortranarray(np.log(maps).astype(">f8")))
+    refine(folders, "--kind", "logits", maps=[folders / "a.npy"])
+    expected = DenseCRF()(torch.from_numpy(np.log(maps)).double()[None], picture(folders, "a")).argmax(1)[0]
+    assert np.array_equal(np.array(Image.open(folders / "out" / "a.png")), expected.numpy())
+
+    labels = maps.argmax(0).astype(np.uint8)
+    labels[:5, :5] = 7
+    Image.fromarray(labels).save(folders / "b.png")
+    (folders / "classes.yaml").write_text(
+        "ignore_index: 7\nclasses: [{name: x, color: [9, 8, 7]}, {name: y, color: [1, 2, 3]}]"
+    )
+    refine(folders, "--classes", str(folders / "classes.yaml"), "--confidence", "0.6", maps=[folders / "b.png"])
+    logits = logits_from_labels(torch.from_numpy(labels).long()[None], 2, 0.6, 7)
+    written = Image.open(folders / "out" / "b.png")
+    assert np.array_equal(np.array(written), DenseCRF()(logits, picture(folders, "b")).argmax(1)[0].numpy())
+    assert written.getpalette()[:3] == [9, 8, 7]
+
+
+def test_what_does_not_fit_is_listed_and_the_rest_done(folders, capsys):
+    maps = np.load(folders / "maps" / "a.npy")
+    np.save(folders / "maps" / "last.npy", maps.transpose(1, 2, 0))
+    np.save(folders / "maps" / "turned.npy", maps.transpose(0, 2, 1))
+    np.save(folders / "maps" / "whole.npy", (255 * maps).astype(np.int64))
+    np.save(folders / "maps" / "nan.npy", np.where(maps > 0.5, np.nan, maps))
+    np.savez(folders / "maps" / "two.npz", maps, maps)
+    np.save(folders / "maps" / "pickled.npy", np.array([{}]), allow_pickle=True)
+    (folders / "maps" / "zip.npz").write_bytes((folders / "maps" / "b.npz").read_bytes()[:-40])
+    (folders / "maps" / "cut.npy").write_bytes((folders / "maps" / "a.npy").read_bytes()[:300])
+    Image.fromarray(maps.argmax(0).astype(np.uint8)).save(folders / "maps" / "label.png")
+    for name in ("last", "turned", "whole", "nan", "two", "pickled", "cut", "zip", "label"):
+        (folders / "images" / f"{name}.png").write_bytes((folders / "images" / "a.png").read_bytes())
+    with pytest.raises(SystemExit) as stop:
+        refine(folders)
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert "2 of 11 maps refined" in captured.out
+    for name, reason in {
+        "last.npy": "expected the classes on axis 1",
+        "turned.npy": "expected [K, H, W] of the image's height and width",
+        "whole.npy": "int64",
+        "nan.npy": "nan",
+        "two.npz": "expected one",
+        "pickled.npy": "allow_pickle",
+        "cut.npy": "",
+        "zip.npz": "not a zip file",
+        "label.png": "--num_classes",
+    }.items():
+        [line] = [line for line in captured.err.splitlines() if name in line]
+        assert reason in line
+
+
+def test_pairs_are_checked_before_anything_is_done(folders, capsys):
+    np.save(folders / "maps" / "lonely.npy", np.zeros((2, 3, 4)))
+    (folders / "images" / "b.jpg").touch()
+    with pytest.raises(SystemExit):
+        refine(folders)
+    error = capsys.readouterr().err
+    assert "lonely.npy: expected one image lonely.*" in error
+    assert "found none" in error
+    assert "b.png" in error
+    assert "b.jpg" in error
+    assert not (folders / "out").exists()
+    for maps, message in (
+        ([folders / "nothing"], "no such file"),
+        ([folders / "images" / "b.jpg"], "expected a file .npy"),
+    ):
+        with pytest.raises(SystemExit):
+            refine(folders, maps=maps)
+        assert message in capsys.readouterr().err
+    Image.new("L", (24, 20)).save(folders / "images" / "c.png")
+    with pytest.raises(SystemExit):
+        main([
+            "refine", str(folders / "images" / "c.png"), "--images", str(folders / "images"),
+            "--out", str(folders / "images"), "--num_classes", "2",
+        ])  # fmt: skip
+    assert "written over an input" in capsys.readouterr().err
+
+
+def test_labels_that_predict_wrote_are_refined_without_their_overlays(folders, capsys):
+    shutil.rmtree(folders / "maps")
+    (folders / "maps").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(folders / "maps" / f"{name}.png")
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(folders / "maps" / f"{name}_overlay.png")
+    with pytest.raises(SystemExit) as stop:
+        refine(folders)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("name --classes or --num_classes") == 1
+    pairs = pair_up(sorted((folders / "maps").iterdir()), folders / "images")
+    assert [path.name for path, _ in pairs] == ["a.png", "b.png"]
+    # A map of that name alone is a map.
+    (folders / "images" / "c_overlay.png").write_bytes((folders / "images" / "a.png").read_bytes())
+    assert len(pair_up([folders / "maps" / "a.png", folders / "maps" / "c_overlay.png"], folders / "images")) == 2

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
-    from contextcrf.inference.segmentation import Segmentation
-    from contextcrf.modeling.config import ModelConfig
+    from contextcrf.inference import Predictor, Segmentation, System
+    from contextcrf.modeling.config import InferenceConfig, ModelConfig
     from contextcrf.modeling.model import ContextCRF
     from contextcrf.modeling.serialization import load
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 _MODULES = {
     "ContextCRF": "contextcrf.modeling.model",
     "DenseCRF": "contextcrf.crf",
+    "InferenceConfig": "contextcrf.modeling.config",
     "ModelConfig": "contextcrf.modeling.config",
     "PairwisePotential": "contextcrf.crf",
+    "Predictor": "contextcrf.inference",
     "RangeBox": "contextcrf.crf",
-    "Segmentation": "contextcrf.inference.segmentation",
+    "Segmentation": "contextcrf.inference",
+    "System": "contextcrf.inference",
     "UnaryPotential": "contextcrf.crf",
     "load": "contextcrf.modeling.serialization",
     "mean_field": "contextcrf.crf",
@@ -27,10 +30,13 @@ _MODULES = {
 __all__ = [
     "ContextCRF",
     "DenseCRF",
+    "InferenceConfig",
     "ModelConfig",
     "PairwisePotential",
+    "Predictor",
     "RangeBox",
     "Segmentation",
+    "System",
     "UnaryPotential",
     "load",
     "mean_field",

@@ -1,8 +1,8 @@
-"""Make dense_reference.npz, the marginals of pydensecrf that tests/test_dense.py compares with.
+"""Make dense_reference.npz, the marginals of pydensecrf that tests/crf/test_dense.py compares with.
 
 Run in any environment with numpy and pydensecrf2 (1.1 made the stored file):
 
-    python tests/data/make_dense_reference.py
+    python tests/crf/make_dense_reference.py
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
-    """Logits, float32 [K, H, W], that half know the regions of the image, uint8 [H, W, 3]. Integer arithmetic only."""
+    """Noisy logits, float32 [K, H, W], of the regions of an image, uint8 [H, W, 3]. Integer arithmetic only."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     labels = (x > 20).astype(np.int64) + (y > 30)
     labels[(x - 40) ** 2 + (y - 18) ** 2 < 130] = 3

@@ -1,4 +1,4 @@
-"""The dense CRF against pydensecrf, exact kernel matrices and what must hold of any of them."""
+"""The dense CRF is compared with pydensecrf and with exact kernel matrices, and its invariants are checked."""
 
 import runpy
 import warnings
@@ -14,7 +14,7 @@ from torch import Tensor
 from contextcrf.crf.dense import DenseCRF
 
 # The script that made the reference also has the formula of its inputs.
-REFERENCE = runpy.run_path(str(Path(__file__).parent / "data" / "make_dense_reference.py"))
+REFERENCE = runpy.run_path(str(Path(__file__).with_name("make_dense_reference.py")))
 
 
 def scene(height: int, width: int, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def test_equals_pydensecrf() -> None:
 @pytest.mark.parametrize("name", REFERENCE["VARIANTS"])
 def test_equals_pydensecrf_with_other_normalizations_and_compatibilities(name: str) -> None:
     assert_same_marginals(refined(*piece(), **REFERENCE["VARIANTS"][name]), stored(name))
-    # Each variant differs from the defaults, or the test would not tell them apart.
+    # Each variant differs from the defaults, or the test could not distinguish them.
     assert (stored(name) - refined(*piece())).abs().mean() > 0.003
 
 
@@ -199,21 +199,21 @@ def test_precision_of_the_result(dtype: torch.dtype) -> None:
     torch.testing.assert_close(marginals.double(), DenseCRF()(logits, image), rtol=0, atol=1e-2)
 
 
-def test_labels_that_nobody_believes_in_are_set_aside_at_a_price_that_is_stated() -> None:
+def test_labels_below_the_tolerance_are_left_out_and_the_error_is_within_the_stated_bound() -> None:
     classes, tolerance = 60, 1e-4
     logits, image = scene(24, 32, classes=classes)
     logits[:, 4:] -= 16
     few = DenseCRF(tolerance=tolerance)(logits, image)
     whole = DenseCRF(tolerance=0)(logits, image)
-    aside = few.amax((0, 2, 3)) == 0
-    assert aside.sum() == classes - 4
-    assert whole[:, aside].max() <= 1.1 * tolerance
+    left_out = few.amax((0, 2, 3)) == 0
+    assert left_out.sum() == classes - 4
+    assert whole[:, left_out].max() <= 1.1 * tolerance
     assert 0 < (few - whole).abs().max() <= classes * 13 * tolerance
     torch.testing.assert_close(few.sum(1), torch.ones(1, 24, 32, dtype=torch.float64))
     # The limit is the tolerance itself.
     probability = torch.tensor([1 - 2e-4, 2e-4, 5e-5]).view(1, 3, 1, 1).expand(1, 3, 24, 32)
     assert (DenseCRF(tolerance=tolerance, iterations=0)(probability.log(), image)[0, :, 0, 0] > 0).tolist() == [1, 1, 0]
-    # A matrix may raise a label that nobody believes in.
+    # A matrix may raise a label whose probability is below the tolerance at first.
     matrix = torch.zeros(classes, classes)
     matrix[5, 0] = matrix[5, 5] = -90
     raised = DenseCRF(bilateral_compat=matrix, tolerance=tolerance)(logits, image)
@@ -236,7 +236,7 @@ def test_pieces_and_gradients_change_nothing(monkeypatch: pytest.MonkeyPatch, pi
 
 
 @pytest.mark.parametrize("iterations", [0, 10])
-def test_the_best_label_of_a_pixel_is_never_set_aside(iterations: int) -> None:
+def test_the_best_label_of_a_pixel_is_never_left_out(iterations: int) -> None:
     logits = torch.zeros(1, 150, 5, 6)
     logits[0, 7, 2, 3] = 1e-3
     images = torch.zeros(1, 3, 5, 6, dtype=torch.uint8)
@@ -246,7 +246,7 @@ def test_the_best_label_of_a_pixel_is_never_set_aside(iterations: int) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.05])
-def test_what_is_set_aside_is_shared_out_among_the_rest(weight: float) -> None:
+def test_the_probability_of_labels_left_out_is_shared_among_the_rest(weight: float) -> None:
     classes, tolerance = 30, 1e-3
     logits, image = scene(24, 32, classes=classes)
     logits[:, 4:] = logits[:, :4].logsumexp(1, keepdim=True) + torch.tensor(0.9 * tolerance).log()
@@ -258,7 +258,7 @@ def test_what_is_set_aside_is_shared_out_among_the_rest(weight: float) -> None:
     assert 0.5 * classes * tolerance * 0.9 < (few - whole).abs().max() <= classes * (1 + 2 * weight) * tolerance
 
 
-def test_autocast_does_not_reach_the_sums() -> None:
+def test_autocast_does_not_change_the_result() -> None:
     logits, images = scene(11, 13)
     crf = DenseCRF(spatial_compat=ENERGIES)
     with torch.autocast("cpu", torch.bfloat16):
@@ -266,9 +266,9 @@ def test_autocast_does_not_reach_the_sums() -> None:
     torch.testing.assert_close(found, crf(logits.float(), images), rtol=0, atol=0)
 
 
-def test_a_kernel_without_weight_is_not_there() -> None:
+def test_a_kernel_of_weight_zero_is_not_computed() -> None:
     logits, images = scene(11, 13)
-    # Standard deviations so small that a lattice would be refused.
+    # With standard deviations so small a lattice would raise an error.
     only = DenseCRF(bilateral_compat=0, bilateral_sxy=1e-9)(logits, images)
     torch.testing.assert_close(only, DenseCRF(bilateral_compat=1e-12)(logits, images), rtol=0, atol=1e-9)
     assert not torch.allclose(only, logits.softmax(1), atol=1e-2)
@@ -294,7 +294,7 @@ def test_memory_of_any_layout_is_read_and_never_written() -> None:
     wide[:, ::2, ::2] = logits
     before = wide.clone()
     with warnings.catch_warnings():
-        # torch's own: it does not know read-only memory.
+        # torch warns that it does not support read-only memory.
         warnings.simplefilter("ignore")
         picture = torch.from_numpy(pixels)
     found = DenseCRF()(wide[:, ::2, ::2], picture.permute(2, 0, 1)[None])
@@ -303,7 +303,7 @@ def test_memory_of_any_layout_is_read_and_never_written() -> None:
     assert torch.equal(picture, images[0].permute(1, 2, 0))
 
 
-def test_a_volume_of_one_slice_is_an_image_and_slices_talk_to_each_other() -> None:
+def test_a_volume_of_one_slice_is_an_image_and_slices_are_joined() -> None:
     logits, image = scene(9, 10)
     crf = DenseCRF(iterations=3)
     torch.testing.assert_close(
@@ -329,7 +329,7 @@ def test_extra_features_are_channels_in_their_own_unit() -> None:
             crf(logits, image[:, :2], wrong)
 
 
-def test_infinite_logits_forbid_and_demand() -> None:
+def test_infinite_logits_decide_the_label() -> None:
     logits, image = scene(8, 9)
     logits[0, 1, 2, 3] = -float("inf")
     logits[0, 2, 4, 5] = float("inf")
@@ -450,6 +450,9 @@ def test_bad_input_is_refused(logits: Tensor, images: Tensor, message: str) -> N
         ("tolerance", 1),
         ("iterations", -1),
         ("iterations", 2.5),
+        ("iterations", "3"),
+        ("iterations", True),
+        ("iterations", None),
     ],
 )
 def test_bad_parameters_are_refused(name: str, value: Any) -> None:
@@ -476,6 +479,13 @@ def test_tiny_standard_deviations_are_refused_not_crashed_on() -> None:
         DenseCRF(spatial_sxy=1e-9)(LOGITS, IMAGE)
 
 
+@pytest.mark.parametrize("iterations", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_iterations_of_any_integral_type(iterations: Any) -> None:
+    crf = DenseCRF(iterations=iterations)
+    assert type(crf.iterations) is int
+    assert torch.equal(crf(*scene(6, 7)), DenseCRF(iterations=3)(*scene(6, 7)))
+
+
 def test_repr_shows_the_documented_defaults() -> None:
     assert repr(DenseCRF()) == (
         "DenseCRF(spatial_sxy=3, spatial_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10, "
@@ -483,7 +493,7 @@ def test_repr_shows_the_documented_defaults() -> None:
     )
 
 
-def test_logarithms_of_marginals_are_those_of_the_marginals_and_go_on_where_these_are_zero() -> None:
+def test_log_marginals_are_the_logarithms_of_the_marginals_and_finite_where_these_underflow() -> None:
     logits, images = 3 * torch.randn(2, 4, 6, 7), 255 * torch.rand(2, 3, 6, 7)
     nothing = DenseCRF(spatial_compat=0, bilateral_compat=0, tolerance=0)
     some = [DenseCRF(iterations=count, tolerance=0) for count in (0, 1, 2, 10)]

@@ -7,11 +7,11 @@ from contextcrf.crf import explain
 
 @pytest.mark.parametrize("box", [RangeBox.surrounding(1.0), RangeBox.above(0.7, 1.0)], ids=["surrounding", "above"])
 @pytest.mark.parametrize("node", [(0, 0), (2, 1), (3, 4)])
-def test_what_neighbors_say_adds_up_to_the_message(box, node):
+def test_single_messages_add_up_to_the_message_sum(box, node):
     potential = PairwisePotential(4, 3, box, 6).double()
-    maps, beliefs = torch.randn(1, 4, 4, 5).double(), torch.randn(1, 3, 4, 5).double().softmax(1)
-    found = explain(potential, maps, beliefs, node)
-    total = potential.messages(maps, beliefs)[0, :, node[0], node[1]]
+    maps, marginals = torch.randn(1, 4, 4, 5).double(), torch.randn(1, 3, 4, 5).double().softmax(1)
+    found = explain(potential, maps, marginals, node)
+    total = potential.messages(maps, marginals)[0, :, node[0], node[1]]
     torch.testing.assert_close(found.messages.sum(0), total)
     index = node[0] * 5 + node[1]
     edges = potential.graph(maps).edges()
@@ -21,10 +21,10 @@ def test_what_neighbors_say_adds_up_to_the_message(box, node):
 
 def test_one_term_is_the_expectation_over_the_explicit_table():
     potential = PairwisePotential(4, 3, RangeBox.above(1.0, 1.0), 6).double()
-    maps, beliefs = torch.randn(1, 4, 4, 5).double(), torch.randn(1, 3, 4, 5).double().softmax(1)
+    maps, marginals = torch.randn(1, 4, 4, 5).double(), torch.randn(1, 3, 4, 5).double().softmax(1)
     edges, logits = potential.pair_logits(maps)
-    found = explain(potential, maps, beliefs, (2, 2))
-    q = beliefs[0].flatten(1).T
+    found = explain(potential, maps, marginals, (2, 2))
+    q = marginals[0].flatten(1).T
     for (y, x), owns, message in zip(found.neighbors.tolist(), found.owns.tolist(), found.messages, strict=True):
         here, there = 2 * 5 + 2, y * 5 + x
         p, n = (here, there) if owns else (there, here)
@@ -32,7 +32,7 @@ def test_one_term_is_the_expectation_over_the_explicit_table():
         torch.testing.assert_close(message, table @ q[there] if owns else q[there] @ table)
 
 
-def test_a_map_shows_the_push_where_the_neighbors_are():
+def test_a_push_map_is_nonzero_where_the_neighbors_are():
     potential = PairwisePotential(4, 3, RangeBox.above(1.0, 1.0), 6)
     found = explain(potential, torch.randn(1, 4, 4, 5), torch.randn(1, 3, 4, 5).softmax(1), (3, 2))
     picture = found.push_map(1, rival=0)

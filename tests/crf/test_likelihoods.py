@@ -1,4 +1,4 @@
-"""Objectives against enumeration: the pseudo-likelihood by conditioning, mean field's likelihood by its bound."""
+"""The objectives are compared with enumeration: conditionals for the pseudo-likelihood, the ELBO for mean field."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_pseudo_likelihood_is_the_product_of_the_conditionals_of_enumeration():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_pseudo_likelihood_leaves_out_void_and_the_edges_that_touch_it():
+def test_pseudo_likelihood_leaves_out_ignored_nodes_and_the_edges_that_touch_them():
     unary, _, pairs = crf()
     labels = torch.randint(K, (2, 2, 2))
     labels[:, 1, 1] = 255
@@ -68,19 +68,19 @@ def test_pseudo_likelihood_leaves_out_void_and_the_edges_that_touch_it():
     torch.testing.assert_close(pseudo_likelihood_nll(unary, pairs, labels), torch.stack(terms).mean())
 
 
-@pytest.mark.parametrize("void", [False, True])
-def test_mean_field_likelihood_is_the_bound_of_enumeration(void):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_mean_field_likelihood_is_the_bound_of_enumeration(ignored):
     unary, maps, pairs = crf()
     labels = torch.randint(K, (2, 2, 2))
-    if void:
+    if ignored:
         labels[0, 0, 1] = 255
     marginals = mean_field(unary, pairs, 2)
     expected = 0
     for image in range(2):
-        beliefs, truth = flat(marginals, image), labels[image].flatten()
+        found, truth = flat(marginals, image), labels[image].flatten()
         chosen = torch.nn.functional.one_hot(truth.clamp(max=K - 1), K).double()
-        chosen = torch.where((truth != 255)[:, None], chosen, beliefs)
-        for sign, q in ((1, beliefs), (-1, chosen)):
+        chosen = torch.where((truth != 255)[:, None], chosen, found)
+        for sign, q in ((1, found), (-1, chosen)):
             expected = expected + sign * exact.elbo(q, flat(unary, image), tables(pairs, image))
     expected = expected / (labels != 255).sum()
     found = mean_field_nll(unary, pairs, labels, iterations=2)
@@ -104,11 +104,11 @@ def test_mean_field_likelihood_is_below_the_true_one_and_meets_it_without_edges(
     torch.testing.assert_close(pseudo_likelihood_nll(unary, [], labels), alone)
 
 
-@pytest.mark.parametrize("void", [False, True])
-def test_the_unrolled_objective_is_the_cross_entropy_of_mean_fields_marginals(void):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_unrolled_objective_is_the_cross_entropy_of_mean_fields_marginals(ignored):
     unary, _, pairs = crf()
     labels = torch.randint(K, (2, 2, 2))
-    if void:
+    if ignored:
         labels[0, 0, 1] = 255
     chosen = mean_field(unary, pairs, 3).movedim(1, -1)[labels != 255]
     expected = -chosen.gather(1, labels[labels != 255][:, None]).log().mean()
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 @pytest.mark.parametrize("objective", [pseudo_likelihood_nll, mean_field_nll, unrolled_nll])
-def test_void_alone_is_a_loss_of_zero_and_strange_labels_are_refused(objective):
+def test_ignored_nodes_alone_are_a_loss_of_zero_and_strange_labels_are_refused(objective):
     unary, _, pairs = crf()
     assert objective(unary, pairs, torch.full((2, 2, 2), 255)).abs() < 1e-12
     with pytest.raises(ValueError, match="label 7"):
@@ -140,5 +140,5 @@ def test_infinite_logits_are_very_large_ones(objective):
 
 
 def test_an_unrolled_objective_needs_an_iteration():
-    with pytest.raises(ValueError, match="iterations=0: expected 1 or more"):
+    with pytest.raises(ValueError, match="iterations=0: expected a whole number >= 1"):
         unrolled_nll(torch.zeros(1, 2, 2, 2), [], torch.zeros(1, 2, 2, dtype=torch.int64), iterations=0)

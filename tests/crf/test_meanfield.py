@@ -1,10 +1,12 @@
+"""Mean field, its bound and energies are compared with enumeration."""
+
+import numpy as np
 import pytest
 import torch
 
 import exact
 from contextcrf import PairwisePotential, RangeBox, mean_field
-from contextcrf.crf import elbo, energy, icm
-from contextcrf.crf.meanfield import independent_groups
+from contextcrf.crf import elbo, energy
 
 K = 2
 
@@ -34,25 +36,25 @@ def flat(maps):
 def test_updates_are_those_of_enumeration(iterations):
     unary, pairs, tables = crf()
     weights = [0.7, 1.6]
-    beliefs = flat(unary).softmax(1)
+    marginals = flat(unary).softmax(1)
     for _ in range(iterations):
-        beliefs = exact.mean_field_update(beliefs, flat(unary), tables, weights)
-    torch.testing.assert_close(flat(mean_field(unary, pairs, iterations, weights)), beliefs)
+        marginals = exact.mean_field_update(marginals, flat(unary), tables, weights)
+    torch.testing.assert_close(flat(mean_field(unary, pairs, iterations, weights)), marginals)
 
 
 def test_weights_default_to_the_model_itself():
     unary, pairs, tables = crf()
-    beliefs = exact.mean_field_update(flat(unary).softmax(1), flat(unary), tables)
-    torch.testing.assert_close(flat(mean_field(unary, pairs, 1)), beliefs)
+    marginals = exact.mean_field_update(flat(unary).softmax(1), flat(unary), tables)
+    torch.testing.assert_close(flat(mean_field(unary, pairs, 1)), marginals)
 
 
 def test_what_it_converges_to_is_a_fixed_point_and_no_neighbor_has_a_higher_elbo():
     unary, pairs, tables = crf()
-    beliefs = flat(mean_field(unary, pairs, iterations=300, damping=0.5))
-    torch.testing.assert_close(exact.mean_field_update(beliefs, flat(unary), tables), beliefs)
-    best = exact.elbo(beliefs, flat(unary), tables)
+    marginals = flat(mean_field(unary, pairs, iterations=300, damping=0.5))
+    torch.testing.assert_close(exact.mean_field_update(marginals, flat(unary), tables), marginals)
+    best = exact.elbo(marginals, flat(unary), tables)
     for _ in range(10):
-        moved = (beliefs.log() + 0.05 * torch.randn_like(beliefs)).softmax(1)
+        moved = (marginals.log() + 0.05 * torch.randn_like(marginals)).softmax(1)
         assert exact.elbo(moved, flat(unary), tables) < best + 1e-12
 
 
@@ -96,42 +98,6 @@ def test_a_batch_is_its_images_one_by_one():
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize(("height", "width"), [(2, 4), (2, 3), (1, 3), (3, 3)])
-def test_coarse_features_join_every_pair_of_nodes_of_two_cells_with_a_share_of_the_weight(height, width):
-    """Also where the border cuts a cell."""
-    coarse = torch.randn(1, 4, -(-height // 2), -(-width // 2), dtype=torch.float64)
-    unary = torch.randn(1, K, height, width, dtype=torch.float64)
-    potential = PairwisePotential(4, K, RangeBox.surrounding(2.0), 6).double()
-    edges, logits = potential.pair_logits(coarse)
-    assert edges.shape[1] > 0
-    cells = [[] for _ in range(coarse.shape[2] * coarse.shape[3])]
-    for node in range(height * width):
-        cells[node // width // 2 * coarse.shape[3] + node % width // 2].append(node)
-    fine, tables = [], []
-    for (p, q), table in zip(edges.T.tolist(), logits[0].detach(), strict=True):
-        for a in cells[p]:
-            for b in cells[q]:
-                fine.append((a, b))
-                tables.append(table / 4)
-    relation, pairs = (torch.tensor(fine).T, torch.stack(tables)), [(potential, coarse)]
-    expected = exact.mean_field_update(flat(unary).softmax(1), flat(unary), [relation])
-    torch.testing.assert_close(flat(mean_field(unary, pairs, 1)), expected)
-    every = exact.labelings(height * width, K)[:: max(1, K ** (height * width) // 50)]
-    scores = exact.scores(flat(unary), [relation])[:: max(1, K ** (height * width) // 50)]
-    for labels, score in zip(every, scores, strict=True):
-        torch.testing.assert_close(energy(unary, pairs, labels.view(1, height, width))[0], -score.detach())
-
-
-def test_the_width_of_a_cell_may_be_said_where_sizes_leave_a_doubt():
-    unary = torch.randn(1, K, 34, 34)
-    pairs = [(PairwisePotential(4, K, RangeBox.surrounding(1.0), 6), torch.randn(1, 4, 5, 5))]
-    seven, eight = mean_field(unary, pairs, cell=7), mean_field(unary, pairs, cell=8)
-    assert torch.equal(mean_field(unary, pairs), seven)
-    assert not torch.equal(seven, eight)
-    with pytest.raises(ValueError, match="do not fit"):
-        mean_field(unary, pairs, cell=9)
-
-
 def test_training_goes_on_after_inference_mode():
     unary, pairs, _ = crf()
     with torch.inference_mode():
@@ -171,37 +137,7 @@ def test_energy_is_the_negative_score_of_a_labeling():
         torch.testing.assert_close(found[0], -scores[index])
 
 
-def test_icm_never_raises_the_energy_and_ends_where_no_single_change_lowers_it():
-    unary, pairs, tables = crf(scale=2.0)
-    every, scores = exact.labelings(6, K), exact.scores(flat(unary), tables)
-    number = {tuple(labels): index for index, labels in enumerate(every.tolist())}
-    for start in (0, 13, 42, 63):
-        labels = every[start].view(1, 2, 3)
-        for _ in range(4):
-            swept = icm(unary, pairs, labels, sweeps=1)
-            assert energy(unary, pairs, swept) <= energy(unary, pairs, labels) + 1e-12
-            labels = swept
-        found = icm(unary, pairs, every[start].view(1, 2, 3)).flatten().tolist()
-        for node in range(6):
-            changed = [1 - label if p == node else label for p, label in enumerate(found)]
-            assert scores[number[tuple(changed)]] <= scores[number[tuple(found)]] + 1e-12
-
-
-def test_no_two_nodes_of_a_group_are_joined():
-    _, pairs, _ = crf()
-    unary = torch.randn(1, K, 9, 14)
-    fine = [(pairs[0][0], torch.randn(1, 4, 9, 14)), (pairs[1][0], torch.randn(1, 4, 3, 5))]
-    groups = independent_groups(unary, fine)
-    assert torch.stack(groups).sum(0).eq(1).all()
-    for potential, features in fine:
-        ratio = 1 if features.shape[-1] == 14 else 3
-        joined = {(p, q) for p, q in potential.graph(features).edges().T.tolist()}
-        for group in groups:
-            cells = {(y // ratio) * features.shape[-1] + x // ratio for y, x in group.nonzero().tolist()}
-            assert not any((p, q) in joined for p in cells for q in cells)
-
-
-def test_infinite_logits_decide_and_bring_no_nan():
+def test_infinite_logits_decide_the_label_without_nan():
     unary, pairs, _ = crf()
     unary[0, 0, 0, 0], unary[0, 1, 1, 2] = torch.inf, -torch.inf
     trace = []
@@ -209,7 +145,6 @@ def test_infinite_logits_decide_and_bring_no_nan():
     assert result[0, 0, 0, 0] == result[0, 0, 1, 2] == 1
     assert result.isfinite().all()
     assert torch.cat(trace).isfinite().all()
-    assert icm(unary, pairs)[0, 0, 0] == 0
     both = mean_field(torch.full_like(unary, -torch.inf), pairs, 2)
     assert both.isfinite().all()
 
@@ -231,7 +166,6 @@ def test_lines_points_and_a_single_class(size):
         ]
         result = mean_field(unary, pairs)
         torch.testing.assert_close(result.sum(1), torch.ones(1, *size))
-        assert icm(unary, pairs).shape == (1, *size)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +173,8 @@ def test_lines_points_and_a_single_class(size):
     [
         ({"damping": 1.0}, "damping=1.0"),
         ({"iterations": -1}, "iterations=-1"),
+        ({"iterations": 1.0}, "iterations=1.0: expected a whole number >= 0"),
+        ({"iterations": True}, "iterations=True"),
         ({"weights": [1.0]}, "1 weights for 2"),
         ({"start": torch.rand(1, K, 9, 9)}, "start"),
     ],
@@ -249,9 +185,14 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
         mean_field(unary, pairs, **arguments)
 
 
+def test_iterations_of_any_integral_type():
+    unary, pairs, _ = crf()
+    assert torch.equal(mean_field(unary, pairs, iterations=np.int64(3)), mean_field(unary, pairs, iterations=3))
+
+
 def test_features_of_another_size_are_refused():
     unary, pairs, _ = crf()
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match=r"do not fit.*CoarseGrid"):
         mean_field(unary, [(pairs[0][0], torch.randn(1, 4, 2, 2, dtype=torch.float64))])
 
 

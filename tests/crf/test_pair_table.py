@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from contextcrf import PairwisePotential, RangeBox, mean_field
-from contextcrf.crf import table
+from contextcrf.crf import CoarseGrid, pair_table
 from contextcrf.crf.pair_table import PairTable
 
 BOXES = [RangeBox.surrounding(1.0), RangeBox.above(0.7, 1.0), RangeBox.ring(2.0, 0.7)]
@@ -19,31 +19,35 @@ def box(request):
 
 
 @pytest.mark.parametrize("block", [1, 7, 8192])
-def test_a_table_says_what_its_potential_says(box, block, monkeypatch):
-    monkeypatch.setattr(table, "_BLOCK", block)
+def test_a_table_gives_the_messages_and_marginals_of_its_potential(box, block, monkeypatch):
+    monkeypatch.setattr(pair_table, "_BLOCK", block)
     head, features = potential(box), torch.randn(1, 3, 4, 5, dtype=torch.float64)
-    beliefs = torch.randn(3, 4, 4, 5, dtype=torch.float64).softmax(1)
+    marginals = torch.randn(3, 4, 4, 5, dtype=torch.float64).softmax(1)
     held = PairTable(head, features)
-    torch.testing.assert_close(held.messages(beliefs), head.messages(features.expand(3, -1, -1, -1), beliefs))
+    torch.testing.assert_close(held.messages(marginals), head.messages(features.expand(3, -1, -1, -1), marginals))
     torch.testing.assert_close(held.edge_marginals(), head.edge_marginals(features))
 
 
-def test_mean_field_takes_tables_and_maps_coarser_than_the_unarys():
+@pytest.mark.parametrize("factor", [1, 2])
+def test_mean_field_takes_tables_and_tables_on_a_coarse_grid(factor):
     heads, features = [potential(box) for box in BOXES], torch.randn(1, 3, 3, 4, dtype=torch.float64)
-    logits = torch.randn(1, 4, 5, 8, dtype=torch.float64)
-    tables = [PairTable(head, features).pair for head in heads]
-    expected = mean_field(logits, [(head, features) for head in heads], weights=[1.0, 0.5, 2.0])
+    logits = torch.randn(1, 4, 3 * factor - factor // 2, 4 * factor, dtype=torch.float64)
+    tables = [(CoarseGrid(PairTable(head, features), factor), features) for head in heads]
+    expected = mean_field(logits, [(CoarseGrid(head, factor), features) for head in heads], weights=[1.0, 0.5, 2.0])
     torch.testing.assert_close(mean_field(logits, tables, weights=[1.0, 0.5, 2.0]), expected)
+    if factor == 1:
+        pairs = [PairTable(head, features).pair for head in heads]
+        torch.testing.assert_close(mean_field(logits, pairs, weights=[1.0, 0.5, 2.0]), expected)
 
 
-def test_a_node_without_edges_has_no_opinion():
+def test_a_node_without_edges_has_uniform_marginals_and_no_messages():
     held = PairTable(potential(RangeBox.above(0.7, 1.0)), torch.randn(1, 3, 1, 1, dtype=torch.float64))
     assert held.edge_marginals().flatten().tolist() == [0.25] * 4
     assert not held.messages(torch.ones(1, 4, 1, 1, dtype=torch.float64)).any()
 
 
 def test_a_table_in_mixed_precision():
-    """Autocast makes every product one of half precision, while messages are summed in single."""
+    """Autocast computes all products in half precision, while messages are summed in single precision."""
     potential, features = PairwisePotential(3, 4, RangeBox.surrounding(), hidden=5), torch.randn(1, 3, 5, 6)
     marginals = torch.randn(1, 4, 5, 6).softmax(1)
     expected = potential.messages(features, marginals)
@@ -53,10 +57,17 @@ def test_a_table_in_mixed_precision():
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
 
 
-def test_a_table_serves_one_image():
+def test_a_table_is_for_one_image():
     head, features = potential(BOXES[0]), torch.randn(2, 3, 4, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\).*one image"):
         PairTable(head, features)
     held = PairTable(head, features[:1])
     with pytest.raises(ValueError, match="that the table was made of"):
         mean_field(torch.zeros(1, 4, 4, 5, dtype=torch.float64), [(held, features[1:])])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 10), (1, 4, 5, 4), (1, 3, 4, 5)])
+def test_marginals_of_another_size_are_refused(shape):
+    held = PairTable(potential(BOXES[0]), torch.randn(1, 3, 4, 5, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"do not fit features \(1, 3, 4, 5\) and 4 classes.*CoarseGrid"):
+        mean_field(torch.zeros(shape, dtype=torch.float64), [held.pair])

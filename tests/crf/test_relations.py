@@ -66,12 +66,13 @@ def test_edges_are_the_pairs_whose_second_node_lies_in_the_box_of_the_first(top,
 @given(sides, sides)
 def test_mean_degree_counts_both_ends_of_every_edge(h, w):
     graph = Graph(RangeBox.surrounding(0.8), h, w, CPU)
+    assert graph.num_nodes == h * w
     touching = torch.bincount(graph.edges().flatten(), minlength=h * w).double()
     assert graph.mean_degree() == pytest.approx(touching.mean().item())
 
 
 @given(sides, sides)
-def test_a_window_and_its_reverse_hold_the_displacements_of_the_edges(h, w):
+def test_a_window_and_its_reverse_are_the_displacements_of_the_edges(h, w):
     graph = Graph(RangeBox(0.4, 0.0, 0.7, 0.2, hole=RangeBox(0.0, 0.0, 0.7, 0.2)), h, w, CPU)
     p, q = graph.edges()
     expected = set(zip((q // w - p // w).tolist(), (q % w - p % w).tolist(), strict=True))
@@ -82,7 +83,7 @@ def test_a_window_and_its_reverse_hold_the_displacements_of_the_edges(h, w):
 
 
 @given(sides, sides)
-def test_opposite_boxes_hold_the_same_edges_in_the_other_direction(h, w):
+def test_opposite_boxes_have_the_same_edges_in_the_other_direction(h, w):
     for there, back in (
         (RangeBox.above(0.7, 0.9), RangeBox.below(0.7, 0.9)),
         (RangeBox.leftward(0.7, 0.9), RangeBox.rightward(0.7, 0.9)),
@@ -132,7 +133,7 @@ def test_a_map_of_one_node_has_no_edges():
     assert Graph(RangeBox.above(1.0, 1.0), 1, 9, CPU).edges().shape == (2, 0)
 
 
-def test_sizes_are_counted_whatever_the_default_device():
+def test_the_default_device_does_not_matter():
     expected = Graph(RangeBox.surrounding(0.7), 9, 5, torch.device("cpu")).mean_degree()
     _mean_degree.cache_clear()
     _offsets.cache_clear()

@@ -17,7 +17,7 @@ def test_probabilities_come_back_from_their_logits() -> None:
     torch.testing.assert_close(half, torch.tensor([0.8, 0.2]))
 
 
-def test_labels_have_their_confidence_and_void_is_uniform() -> None:
+def test_labels_have_their_confidence_and_unknown_ones_are_uniform() -> None:
     labels = torch.tensor([[[0, 2, 255]]], dtype=torch.uint8)
     logits = logits_from_labels(labels, 3, confidence=0.8)
     expected = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]]).T.view(1, 3, 1, 3)
@@ -25,7 +25,7 @@ def test_labels_have_their_confidence_and_void_is_uniform() -> None:
     assert (logits_from_labels(labels[..., :1], 1) == 0).all()
 
 
-def test_the_dense_crf_fills_void() -> None:
+def test_the_dense_crf_fills_in_unknown_labels() -> None:
     labels = torch.zeros(1, 12, 16, dtype=torch.long)
     labels[..., 8:] = 1
     image = (100 * labels[:, None] + 50).expand(-1, 3, -1, -1)

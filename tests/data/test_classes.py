@@ -68,7 +68,7 @@ def test_yaml_without_colors_and_ignore_index(tmp_path):
         ("- cow", "expected the keys 'classes' and 'ignore_index'"),
         ("{ignore_index: 255}", "key 'classes': expected a list"),
         ("{ignore_label: 255}", "unknown key 'ignore_label'"),
-        ("{ignore_index: void, classes: []}", "key 'ignore_index': expected an integer"),
+        ("{ignore_index: none, classes: []}", "key 'ignore_index': expected an integer"),
         ("{classes: [cow, grass]}", "entry 0: expected {name"),
         ("{classes: [{name: cow}, {title: grass}]}", "entry 1: unknown key 'title'"),
         ("{classes: [{name: cow}, {name: off}]}", "entry 1, key 'name'.*in quotes.*got False"),

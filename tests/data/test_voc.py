@@ -10,14 +10,14 @@ from scipy.io import savemat
 from torchvision.datasets import sbd as torchvision_sbd
 from torchvision.datasets import voc as torchvision_voc
 
-from contextcrf.cli.main import main
-from contextcrf.data import dataset
-from contextcrf.data.dataset import open_dataset
+from contextcrf.data import layouts
+from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_pairs
 from contextcrf.data.voc import prepare_voc
 from contextcrf.utils.errors import DataError
 
-# Who has masks of what: SBD's own splits know nothing of VOC's, and its "train" holds an image of VOC's val.
+# The images with masks in both data sets. The splits of SBD are independent of VOC's: its "train" has an image of VOC's
+# val.
 VOC_HAS = {"train": ["a", "b"], "val": ["c"]}
 SBD_HAS = {"train": ["b", "c", "d"], "val": ["e"]}
 ALL = "abcde"
@@ -54,7 +54,7 @@ def write_sbd(folder):
 
 @pytest.fixture
 def kit(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "TRAIN_AUG", 4)
+    monkeypatch.setattr(layouts, "TRAIN_AUG", 4)
     write_kit(tmp_path / "VOCdevkit" / "VOC2012")
     return tmp_path / "VOCdevkit" / "VOC2012"
 
@@ -65,9 +65,8 @@ def sbd(tmp_path):
     return tmp_path / "sbd"
 
 
-def test_train_aug_is_voc_and_sbd_without_val_and_prefers_vocs_masks(kit, sbd, tmp_path, capsys):
-    main(["voc", str(tmp_path), "--sbd", str(sbd)])
-    assert str(kit) in capsys.readouterr().out
+def test_train_aug_is_voc_and_sbd_without_val_and_prefers_vocs_masks(kit, sbd, tmp_path):
+    assert prepare_voc(tmp_path, sbd) == kit
     data = open_dataset(tmp_path, "train_aug")
     assert [image.stem for image, _ in data.pairs] == ["a", "b", "d", "e"]
     assert [int(mask.unique()) for _, mask in data] == [1, 1, 5, 6]
@@ -89,7 +88,7 @@ def test_without_sbd_there_is_no_train_aug(kit, tmp_path):
 @pytest.mark.parametrize("count", [3, 5])
 def test_a_part_of_train_aug_is_refused(kit, sbd, monkeypatch, count):
     prepare_voc(kit, sbd)
-    monkeypatch.setattr(dataset, "TRAIN_AUG", count)
+    monkeypatch.setattr(layouts, "TRAIN_AUG", count)
     with pytest.raises(DataError, match=f"train_aug.txt: 4 images; expected the {count} "):
         open_dataset(kit, "train_aug")
     (kit / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()
@@ -99,13 +98,14 @@ def test_a_part_of_train_aug_is_refused(kit, sbd, monkeypatch, count):
 
 
 def test_the_number_is_that_of_the_field():
-    assert dataset.TRAIN_AUG == 10_582
+    assert layouts.TRAIN_AUG == 10_582
 
 
 def test_a_stopped_conversion_goes_on(kit, sbd):
     (sbd / "cls" / "e.mat").rename(sbd / "kept")
     with pytest.raises(FileNotFoundError, match=r"e\.mat"):
         prepare_voc(kit, sbd)
+    assert [path.name for path in (kit / "SegmentationClassAug").iterdir()] == ["d.png"]
     before = (kit / "SegmentationClassAug" / "d.png").stat().st_mtime_ns
     (sbd / "kept").rename(sbd / "cls" / "e.mat")
     prepare_voc(kit, sbd)
@@ -114,7 +114,7 @@ def test_a_stopped_conversion_goes_on(kit, sbd):
 
 
 def test_both_are_fetched_by_torchvision(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "TRAIN_AUG", 4)
+    monkeypatch.setattr(layouts, "TRAIN_AUG", 4)
     fetched = []
 
     def fetch_kit(url, root, **options):
@@ -148,4 +148,4 @@ def test_a_missing_mask_of_sbd_is_found_before_training(kit, sbd):
     prepare_voc(kit, sbd)
     shutil.rmtree(kit / "SegmentationClassAug")
     with pytest.raises(DataError, match=r"SegmentationClassAug/d.png"):
-        check_pairs(open_dataset(kit, "train_aug").pairs, 21, 255, progress=False)
+        check_pairs(open_dataset(kit, "train_aug").pairs, 21, 255)

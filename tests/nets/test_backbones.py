@@ -1,4 +1,4 @@
-"""One contract over every backbone, and what is particular to each."""
+"""One contract for all backbones, and the properties of each."""
 
 import logging
 
@@ -46,7 +46,7 @@ def test_every_trained_parameter_has_a_gradient(network):
 
 
 @pytest.mark.parametrize(("name", "pixels"), [("plain", 15), ("plain-31", 31), ("plain-63", 63)])
-def test_the_plain_backbone_sees_exactly_its_receptive_field(name, pixels):
+def test_the_receptive_field_of_the_plain_backbone_is_as_named(name, pixels):
     backbone = create_backbone(name, 8, None, 8, pretrained=False).eval()
     images = torch.zeros(1, 3, 128, 128, requires_grad=True)
     images.data.normal_()
@@ -126,13 +126,13 @@ def test_impossible_strides_are_refused(strides):
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t"])
-def test_with_fewer_stages_a_backbone_holds_its_first_weights_alone(name):
+def test_with_fewer_stages_a_backbone_has_its_first_weights_only(name):
     whole, part = (TimmBackbone(name, 8, 8, 32, pretrained=False, depth=depth) for depth in (None, 3))
     assert set(part.body.state_dict()) < set(whole.body.state_dict())
     assert part.taps == [8]
 
 
-def test_with_fewer_stages_a_backbone_sees_less():
+def test_with_fewer_stages_the_receptive_field_is_smaller():
     part = TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=3)
     images = torch.rand(1, 3, 256, 256, requires_grad=True)
     part.eval()(images)[0, :, 16, 16].square().sum().backward()
@@ -144,19 +144,19 @@ def test_with_fewer_stages_a_backbone_sees_less():
 def test_too_few_stages_are_refused():
     with pytest.raises(ValueError, match=r"depth=2: tf_efficientnet_lite0's map has stride 4; expected at least 8"):
         TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=2)
-    for depth, message in ((0, "expected 1 or more"), (9, "tf_efficientnet_lite0 has not so many stages")):
+    for depth, message in ((0, "expected 1 or more"), (9, "tf_efficientnet_lite0 has fewer stages")):
         with pytest.raises(ValueError, match=f"depth={depth}: {message}"):
             TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=depth)
-    with pytest.raises(ValueError, match=r"depth=2: .* plain"):
+    with pytest.raises(ValueError, match=r"depth=2: expected none for plain"):
         create_backbone("plain", 8, None, 8, pretrained=False, depth=2)
 
 
-def test_an_unknown_backbone_is_refused_with_names_near_it():
+def test_an_unknown_backbone_is_refused_with_similar_names():
     with pytest.raises(ValueError, match="efficientnet_lite0"):
         create_backbone("efficientnet_lite", 8, None, 32, pretrained=False)
 
 
-def test_the_plain_backbone_has_nothing_to_load_or_keep():
+def test_the_plain_backbone_has_nothing_to_load_or_freeze():
     with pytest.raises(ValueError, match="no pretrained weights"):
         create_backbone("plain", 8, None, 32, pretrained=True)
     with pytest.raises(ValueError, match="frozen_stages"):
@@ -173,9 +173,9 @@ def install(tmp_path, monkeypatch, tensors):
     monkeypatch.setitem(weights.PACKAGES, "tf_efficientnet_lite0", "some_weights")
 
 
-def test_without_a_network_weights_come_from_an_installed_package(tmp_path, monkeypatch, caplog):
+def test_without_a_connection_weights_are_those_of_an_installed_package(tmp_path, monkeypatch, caplog):
     state = timm.create_model("tf_efficientnet_lite0").state_dict()
-    # Such packages name tensors their own way, and only the order is that of timm.
+    # The names of tensors in such packages differ from timm's; only their order is the same.
     install(tmp_path, monkeypatch, {f"renamed.{i}.{key}": value for i, (key, value) in enumerate(state.items())})
     with caplog.at_level(logging.WARNING):
         backbone = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True, channels=32)
@@ -185,9 +185,9 @@ def test_without_a_network_weights_come_from_an_installed_package(tmp_path, monk
     assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
-def test_the_offline_extra_brings_trained_weights():
+def test_the_offline_extra_installs_trained_weights():
     body = TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True, channels=32).body
-    assert body.bn1.running_var.std() > 0.1  # all ones in a network that has never seen an image
+    assert body.bn1.running_var.std() > 0.1  # all ones in a network that was not trained
 
 
 def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
         TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True)
 
 
-def test_neither_hub_nor_package_is_an_error_that_says_what_to_install(monkeypatch):
+def test_neither_hub_nor_package_is_an_error_that_names_what_to_install(monkeypatch):
     monkeypatch.setitem(weights.PACKAGES, "tf_efficientnet_lite0", "a_package_that_nobody_installed")
     with pytest.raises(WeightsNotFoundError, match=r"contextcrf\[offline\]"):
         TimmBackbone("tf_efficientnet_lite0", 8, pretrained=True)
@@ -206,12 +206,12 @@ def test_neither_hub_nor_package_is_an_error_that_says_what_to_install(monkeypat
         weights.hub_arguments("resnet10t_of_nobody")
 
 
-def test_with_the_hub_in_reach_timm_loads_from_it(monkeypatch):
+def test_if_the_hub_can_be_reached_timm_loads_from_it(monkeypatch):
     monkeypatch.setattr(weights, "hub_reachable", lambda: True)
     assert weights.hub_arguments("tf_efficientnet_lite0") == {"pretrained": True}
 
 
-def test_scales_are_enlarged_by_nearest_neighbor_and_concatenated():
+def test_scales_are_upsampled_by_nearest_neighbor_and_concatenated():
     backbone = PlainBackbone(channels=4).eval()
     images = torch.randn(1, 3, 80, 120)
     with torch.inference_mode():
@@ -252,7 +252,7 @@ def test_each_scale_may_have_its_own_block_6():
     assert expected[:, 32:].any()
 
 
-def test_all_copies_of_a_pretrained_layer_learn_slowly():
+def test_all_copies_of_a_pretrained_layer_are_among_the_pretrained_parameters():
     with torch.device("meta"):
         backbone = VGG16Backbone(32, 8, pretrained=False)
         backbone.pretrained = True
@@ -265,7 +265,7 @@ def test_all_copies_of_a_pretrained_layer_learn_slowly():
     assert trunk.pretrained_parameters() == []
 
 
-def test_sliding_pyramid_pooling_stands_beside_the_map():
+def test_sliding_pyramid_pooling_is_concatenated_to_the_map():
     backbone = random(PlainBackbone(channels=4))
     images = torch.randn(1, 3, 80, 96)
     trunk = MultiScale(backbone, (1.0,), pyramid=(3, 5)).eval()
@@ -279,7 +279,7 @@ def test_sliding_pyramid_pooling_stands_beside_the_map():
     torch.testing.assert_close(found[:, 8:, 0, 0], plain[..., :3, :3].amax((-1, -2)))
 
 
-def test_smaller_maps_are_enlarged_as_asked():
+def test_smaller_maps_are_upsampled_as_configured():
     backbone = random(PlainBackbone(channels=4))
     images = torch.randn(1, 3, 64, 64)
     maps = {
@@ -297,7 +297,7 @@ def test_what_a_multi_scale_network_cannot_do_is_refused():
         MultiScale(PlainBackbone(), block6_per_scale=True)
 
 
-def test_weights_of_a_file_go_into_timms_networks(tmp_path):
+def test_weights_of_a_file_are_loaded_into_timms_networks(tmp_path):
     classifier = timm.create_model("resnet10t")
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
     backbone = create_backbone("resnet10t", 16, None, 32, tmp_path / "weights.pth")
@@ -327,7 +327,7 @@ def test_levels_are_the_last_maps_of_each_stride(name, stride):
     for step, level in levels.items():
         assert level.shape == (1, backbone.widths[step], -(-75 // step), -(-50 // step))
     assert backbone.out_channels == backbone.widths[stride]
-    # What would follow is not there.
+    # The layers after the body are left out.
     assert not [key for key in backbone.state_dict() if not key.startswith("body")]
 
 
@@ -346,8 +346,8 @@ def test_the_feature_map_is_made_of_the_levels():
 
 
 @pytest.mark.parametrize("size", [(48, 66), (50, 64), (41, 79)])
-def test_the_plain_backbone_continues_images_to_whole_nodes(size):
-    """Nodes at the right and lower border would see zeros that no training crop has."""
+def test_the_plain_backbone_pads_images_to_whole_nodes(size):
+    """Zero padding at the right and lower border would change features, and no training crop has it."""
     network, images = PlainBackbone(channels=8), torch.randn(1, 3, *size)
     height, width = (-(-side // 8) * 8 for side in size)
     whole = images[..., torch.arange(height).clamp(max=size[0] - 1), :]
@@ -357,6 +357,6 @@ def test_the_plain_backbone_continues_images_to_whole_nodes(size):
     torch.testing.assert_close(flat[..., 2:, 2:], flat[..., 2:3, 2:3].expand_as(flat[..., 2:, 2:]))
 
 
-def test_a_wrong_name_has_near_ones():
-    with pytest.raises(ValueError, match=r"near it: .*tf_efficientnet_lite0"):
+def test_a_misspelled_name_has_similar_ones():
+    with pytest.raises(ValueError, match=r"similar names: .*tf_efficientnet_lite0"):
         create_backbone("tf_efficientnet_lte0", 8, 32, 8, pretrained=False)

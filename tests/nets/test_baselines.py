@@ -1,4 +1,4 @@
-"""The competitors: one contract over all of them, and what is particular to each."""
+"""The networks to compare with: one contract for all of them, and the properties of each."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from contextcrf import ContextCRF, load
 from contextcrf.cli.main import main
-from contextcrf.data.dataset import VOC
+from contextcrf.data.layouts import VOC
 from contextcrf.modeling.config import ModelConfig
 from contextcrf.modeling.serialization import save
 from contextcrf.nets.backbones import create_backbone
@@ -42,7 +42,7 @@ def test_every_parameter_of_the_network_is_trained(model):
     model.unary(features["unary"]).square().sum().backward()
     trunk = model.trunk("unary")
     assert all(p.grad is not None for p in [*trunk.parameters(), *model.unary.parameters()] if p.requires_grad)
-    # The backbone's are the old ones, the network's own are new.
+    # The parameters of the backbone are the pretrained ones; those of the network itself are new.
     trunk.backbone.pretrained = True
     old = {id(p) for p in trunk.pretrained_parameters()}
     assert old == {id(p) for p in trunk.backbone.backbone.parameters()}
@@ -56,7 +56,7 @@ def test_the_unary_is_linear(model):
         torch.testing.assert_close(model.unary(2 * features) - zero, 2 * (model.unary(features) - zero))
 
 
-def test_a_trained_body_keeps_its_statistics_and_the_network_learns_its_own(model):
+def test_a_pretrained_body_keeps_its_statistics_and_the_network_updates_its_own(model):
     model.trunk("unary").backbone.pretrained = True
     before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
     model.train()
@@ -73,7 +73,7 @@ def test_it_is_saved_and_loaded(model, tmp_path):
         torch.testing.assert_close(again(images, ["unary"]), model.eval()(images, ["unary"]))
 
 
-def test_it_stands_on_vgg16_too():
+def test_it_works_with_vgg16_too():
     for network, kind in BASELINES.items():
         with torch.device("meta"):
             model = ContextCRF(config(network, backbone="vgg16-fc6"), VOC, pretrained=False).eval()
@@ -81,7 +81,7 @@ def test_it_stands_on_vgg16_too():
         assert features.shape[-2:] == (-(-75 // kind.stride), -(-50 // kind.stride))
 
 
-def test_fcn_8s_adds_up_the_scores_of_three_strides():
+def test_fcn_8s_sums_the_scores_of_three_strides():
     model = ContextCRF(config("fcn-8s"), VOC, pretrained=False).eval()
     trunk, last = model.trunk("unary").backbone, model.unary.last
     images = torch.randn(1, 3, 64, 96)
@@ -94,7 +94,7 @@ def test_fcn_8s_adds_up_the_scores_of_three_strides():
         torch.testing.assert_close(model.unary(trunk(images)), total)
 
 
-def test_largefov_sees_far():
+def test_largefov_has_a_large_receptive_field():
     """Its convolution of rate 12 at stride 8 spans 25 nodes, 200 pixels."""
     backbone = create_backbone("vgg16-fc6", 8, None, None, pretrained=False)
     network = BASELINES["deeplab-largefov"](backbone, 8).eval()
@@ -112,13 +112,13 @@ def test_networks_without_such_maps_are_refused():
         ModelConfig(network="fcn")
     with pytest.raises(ValueError, match=r"stride=4, .*: fcn-8s has 8, 32 and all stages"):
         ModelConfig(network="fcn-8s", stride=4)
-    with pytest.raises(ValueError, match="one map alone"):
+    with pytest.raises(ValueError, match="one map only"):
         ContextCRF(config("fcn-8s", backbone="plain"), VOC, pretrained=False)
     with pytest.raises(ValueError, match="FCN8s: the backbone's last map has stride 16; expected 32"):
         BASELINES["fcn-8s"](create_backbone("resnet10t", 16, None, None, pretrained=False))
 
 
-def test_the_library_of_the_decoder_is_asked_for(monkeypatch):
+def test_the_missing_library_of_the_decoder_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.deeplabv3.decoder", None)
     with pytest.raises(ValueError, match=r"contextcrf\[baselines\]"):
         ContextCRF(config("deeplabv3plus"), VOC, pretrained=False)

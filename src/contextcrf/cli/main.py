@@ -1,150 +1,251 @@
-"""The command line. `contextcrf COMMAND --help` tells what each takes; every option may stand in a YAML file."""
+"""The command line. `contextcrf COMMAND --help` explains each command; every option may stand in a YAML file."""
 
 import inspect
+import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import docstring_parser
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from contextcrf.cli.commands import data, measuring, predicting, sharing, training
-from contextcrf.cli.errors import complaint, in_plain_words
+from contextcrf.cli.commands import data, evaluation, inference, sharing, training
+from contextcrf.cli.errors import describe_error
+from contextcrf.utils.progress import show_progress
 
-# Each command with the arguments that stand without a name in front.
-COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "init": (data.init, ("data",)),
-    "fit": (training.fit, ()),
-    "fit-heads": (training.fit_heads, ("model",)),
-    "folds": (data.folds, ("data",)),
-    "voc": (data.voc, ("root",)),
-    "voc-submission": (predicting.voc_submission, ("model", "root")),
-    "assemble": (training.assemble, ()),
-    "average": (training.average, ("models",)),
-    "tune": (training.tune, ("model",)),
-    "evaluate": (measuring.evaluate, ("model",)),
-    "reproduce": (measuring.reproduce, ("study",)),
-    "compare": (measuring.compare, ("first", "second")),
-    "predict": (predicting.predict, ("model", "images")),
-    "explain": (predicting.explain, ("model", "image")),
-    "publish": (sharing.publish, ("model",)),
-    "export": (sharing.export, ("model",)),
-    "refine": (predicting.refine, ("maps",)),
-    "demo": (predicting.demo, ("model",)),
-    "tour": (predicting.tour, ()),
-    "doctor": (data.doctor, ()),
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Args:
+        function: what it runs. Its parameters are the options; or it takes one dataclass, whose fields are.
+        positional: the options that are given without a name.
+        resumable: the same command goes on where it was stopped.
+    """
+
+    function: Callable[..., None]
+    positional: tuple[str, ...] = ()
+    resumable: bool = False
+
+    @property
+    def options(self) -> Callable[..., Any]:
+        """The function or dataclass whose parameters are the options."""
+        parameters = list(inspect.signature(self.function).parameters.values())
+        only = parameters[0].annotation if len(parameters) == 1 else None
+        return only if is_dataclass(only) and isinstance(only, type) else self.function
+
+    def run(self, values: Mapping[str, Any]) -> None:
+        """Run the command with the values of its options."""
+        if self.options is self.function:
+            self.function(**values)
+        else:
+            self.function(self.options(**values))
+
+
+COMMANDS: dict[str, Command] = {
+    "init": Command(data.init, ("data",)),
+    "fit": Command(training.fit, resumable=True),
+    "fit-heads": Command(training.fit_heads, ("model",), resumable=True),
+    "tune": Command(training.tune, ("model",)),
+    "evaluate": Command(evaluation.evaluate, ("model",)),
+    "compare": Command(evaluation.compare, ("first", "second")),
+    "predict": Command(inference.predict, ("model", "images")),
+    "explain": Command(inference.explain, ("model", "image")),
+    "refine": Command(inference.refine, ("maps",)),
+    "demo": Command(inference.demo, ("model",)),
+    "reproduce": Command(evaluation.reproduce, ("study",), resumable=True),
+    "make-folds": Command(data.make_folds, ("data",)),
+    "prepare-voc": Command(data.prepare_voc, ("root",)),
+    "voc-submission": Command(inference.voc_submission, ("model", "root")),
+    "merge-potentials": Command(training.merge_potentials),
+    "average-weights": Command(training.average_weights, ("models",)),
+    "publish": Command(sharing.publish, ("model",)),
+    "export": Command(sharing.export, ("model",)),
+    "quickstart": Command(data.quickstart),
+    "doctor": Command(data.doctor),
 }
 
 
-# Given again after Ctrl-C, they go on where they were.
-GO_ON = ("fit", "fit-heads", "reproduce")
+class _HelpFormatter(DefaultHelpFormatter):
+    """Shows options with hyphens, as they are typed."""
 
-
-class Parser(ArgumentParser):
-    """Options are written out in full; an error is told without the dozens of lines of all options."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, allow_abbrev=False, **options)
-
-    def print_usage(self, file: Any = None) -> None:
-        if file is not sys.stderr:
-            super().print_usage(file)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """As the library's, with what an unknown option may have been meant to be."""
-        if unknown := re.search(r"option '([\w.]+)'|arguments?: --([\w.]+)", message):
-            word = unknown[1] or unknown[2]
-            if near := get_close_matches(word, _options(self), n=1):
-                message += f". Did you mean {near[0]}?"
-        if (required := "arguments are required: ") in message:
-            before, _, keys = message.partition(required)
-            message = before + required + ", ".join(_as_written(key) for key in keys.split(", "))
-        super().error(in_plain_words(message), ex)
-
-
-def _as_written(key: str) -> str:
-    """A key of the parser, "fit.data" or "evaluate.model", as the command line has it."""
-    command, _, name = key.partition(".")
-    return name.upper() if command in COMMANDS and name in COMMANDS[command][1] else f"--{name}"
-
-
-def _options(parser: ArgumentParser) -> set[str]:
-    """The names of all options of a parser and of its commands."""
-    known = {action.dest for action in parser._actions}
-    commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
-    return known.union(*(_options(command) for choices in commands for command in choices.values()))
+    def _format_action_invocation(self, action: Any) -> str:
+        return super()._format_action_invocation(action).replace("_", "-")
 
 
 def build_parser() -> ArgumentParser:
     """The parser of the whole command line, made from the signatures and docstrings of the commands."""
-    parser = Parser(prog="contextcrf", description="Semantic segmentation with deep structured models.")
+    options: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": _HelpFormatter}
+    parser = ArgumentParser(
+        prog="contextcrf", description="Semantic segmentation with deep structured models.", **options
+    )
     parser.add_argument("--version", action="version", version=f"contextcrf {version('contextcrf')}")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    for name, (function, positional) in COMMANDS.items():
-        documentation = docstring_parser.parse(function.__doc__ or "")
-        parameters = inspect.signature(function).parameters
-        help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
-        command = Parser(description=documentation.short_description)
-        command.add_argument("--config", action="config", help="YAML file with any of the options below")
-        for argument in positional:
-            kind = function.__annotations__[argument]
-            if get_origin(kind) is list:
-                command.add_argument(argument, type=get_args(kind)[0], nargs="+", help=help_of[argument])
-            elif parameters[argument].default is not inspect.Parameter.empty:
-                default = parameters[argument].default
-                command.add_argument(argument, type=kind, nargs="?", default=default, help=help_of[argument])
-            else:
-                command.add_argument(argument, type=kind, help=help_of[argument])
-        command.add_function_arguments(function, skip=set(positional), as_group=False)
-        commands.add_subcommand(name, command, help=documentation.short_description)
+    for name, command in COMMANDS.items():
+        summary = docstring_parser.parse(command.function.__doc__ or "").short_description
+        subparser = ArgumentParser(description=summary, **options)
+        _add_options(subparser, command)
+        commands.add_subcommand(name, subparser, help=summary)
     return parser
 
 
-def _check_yaml(file: TextIO) -> None:
-    """Whether it can be read at all; the parser's own error does not name the file."""
-    try:
-        yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        raise ValueError(f"no YAML: {error}") from error
+def _add_options(parser: ArgumentParser, command: Command) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    source = command.options
+    documentation = docstring_parser.parse(source.__doc__ or "")
+    help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    parameters = inspect.signature(source).parameters
+    for name in command.positional:
+        kind, default = parameters[name].annotation, parameters[name].default
+        if get_origin(kind) is list:
+            parser.add_argument(name, type=get_args(kind)[0], nargs="+", help=help_of[name])
+        elif default is inspect.Parameter.empty:
+            parser.add_argument(name, type=kind, help=help_of[name])
+        else:
+            parser.add_argument(name, type=kind, nargs="?", default=default, help=help_of[name])
+    # Options that switch something on are flags.
+    flags = [name for name, parameter in parameters.items() if parameter.default is False]
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
+    skip = {*command.positional, *flags}
+    if isinstance(source, type):
+        parser.add_class_arguments(source, skip=skip, as_group=False)
+    else:
+        parser.add_function_arguments(source, skip=skip, as_group=False)
+
+
+def option_names(command: Command) -> dict[str, set[str]]:
+    """The names of a command's options; those that are groups of settings with the names of these."""
+    names: dict[str, set[str]] = {}
+    for name, parameter in inspect.signature(command.options).parameters.items():
+        kind = parameter.annotation
+        names[name] = set(inspect.signature(kind).parameters) if is_dataclass(kind) else set()
+    return names
 
 
 def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The name of a command and the arguments of its function, as `COMMANDS` has it."""
+    """The name of a command and the values of its options.
+
+    Raises:
+        ValueError: an option that does not exist, or a value that does not fit.
+    """
+    # Options are typed with hyphens; Python's names have underscores.
+    arguments = [_with_underscores(argument) for argument in arguments]
+    if arguments and arguments[0] in COMMANDS:
+        _check_options(arguments[0], arguments[1:])
     parser = build_parser()
-    for option, following in pairwise([*arguments, ""]):
-        name, _, value = option.partition("=")
-        if name == "--config" and (path := value or following):
-            with Path(path).open() as file:
-                _check_yaml(file)
-    options = parser.parse_args(list(arguments))
-    for name, parameter in inspect.signature(COMMANDS[options.command][0]).parameters.items():
-        if is_dataclass(parameter.annotation) and not isinstance(value := options[options.command][name], Namespace):
-            raise ValueError(f"{name} {value!r}: expected settings by their names, as in {name}: {{NAME: VALUE}}")
-    values = parser.instantiate(options)[options.command].as_dict()
+    try:
+        options = parser.parse_args(arguments)
+        values = parser.instantiate(options)[options.command].as_dict()
+    except ArgumentError as error:
+        raise ValueError(error.message) from error
     values.pop("config")
     return options.command, values
 
 
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _check_options(name: str, arguments: Sequence[str]) -> None:
+    """Raise a ValueError for an option that the command does not have, on the command line or in a file of options."""
+    known = option_names(COMMANDS[name])
+    flat = {*known, *(f"{group}.{part}" for group, parts in known.items() for part in parts)}
+    for argument, following in pairwise([*arguments, ""]):
+        option, _, value = argument[2:].partition("=")
+        if not argument.startswith("--"):
+            continue
+        if option == "config":
+            _check_file(name, Path(value or following), known)
+        elif option not in flat and option not in ("help", "print_config") and not _is_nested(option, known):
+            raise ValueError(f"{name} has no option --{_typed(option)}.{_typed(_suggestion(option, flat))}")
+
+
+def _is_nested(option: str, known: Mapping[str, set[str]]) -> bool:
+    """Whether an option is inside a setting that is itself a mapping, such as --model.relations.above.top."""
+    group, _, rest = option.partition(".")
+    return rest.partition(".")[0] in known.get(group, set())
+
+
+def _check_file(name: str, path: Path, known: Mapping[str, set[str]]) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected options by their names, got {content!r}")
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(f"{path}: {name} has no option {key}.{_suggestion(str(key), known)}")
+        if not known[key]:
+            continue
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: {key} {value!r}: expected settings by their names, as in {key}: {{NAME: VALUE}}")
+        for part in value:
+            if part not in known[key]:
+                raise ValueError(f"{path}: {key} has no setting {part}.{_suggestion(str(part), known[key])}")
+
+
+def _suggestion(word: str, known: Sequence[str] | set[str] | Mapping[str, Any]) -> str:
+    near = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _typed(option: str) -> str:
+    return option.replace("_", "-")
+
+
+class _PrintHandler(logging.Handler):
+    """Prints the library's messages on the standard output, which progress bars know how to share."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{prefix}{record.getMessage()}", flush=True)
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Print the library's messages within the block."""
+    logger, handler = logging.getLogger("contextcrf"), _PrintHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `contextcrf`. An error of the user's is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
+    """Entry point of `contextcrf`. A user's error is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
     name = ""
     try:
         name, values = read_command(sys.argv[1:] if arguments is None else arguments)
-        COMMANDS[name][0](**values)
+        with _messages(), show_progress():
+            COMMANDS[name].run(values)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        said = complaint(error, name)
-        if said is None or os.environ.get("CONTEXTCRF_TRACEBACK"):
+        description = describe_error(error, name)
+        if description is None or os.environ.get("CONTEXTCRF_TRACEBACK"):
             raise
-        print(f"contextcrf: error: {said}", file=sys.stderr)
+        print(f"contextcrf: error: {description}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
-        print("contextcrf: stopped" + ("; the same command goes on" if name in GO_ON else ""), file=sys.stderr)
+        hint = "; the same command goes on" if name and COMMANDS[name].resumable else ""
+        print(f"contextcrf: stopped{hint}", file=sys.stderr)
         raise SystemExit(130) from error

@@ -1,7 +1,7 @@
-"""`contextcrf tour`: the main job from end to end on context scenes, which need no download.
+"""`contextcrf quickstart`: the main job from end to end on context scenes, which need no download.
 
-The trunk sees 15 x 15 pixels. A sheep and a boat, a wall and a trunk look the same through that window, so the unary
-can only guess, and what is around or above must tell: here the pairwise potentials have to win.
+The receptive field of the network is 15 x 15 pixels. In it a sheep and a boat, a wall and a trunk are the same, so the
+unary is at chance, and only the pairwise potentials can use the surroundings that tell them apart.
 """
 
 import shutil
@@ -11,31 +11,30 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from contextcrf.data.dataset import open_dataset
-from contextcrf.data.preparation import device
+from contextcrf.data.layouts import open_dataset
 from contextcrf.data.synthetic import write_scenes
-from contextcrf.evaluation.evaluate import Results, evaluate, systems
-from contextcrf.evaluation.report import draw
-from contextcrf.evaluation.tuning import adopt, best_of, tune_strengths
-from contextcrf.modeling.config import ModelConfig
+from contextcrf.evaluation.evaluate import EvaluationResults, evaluate
+from contextcrf.evaluation.report import write_report
+from contextcrf.evaluation.tuning import best_of, tune_relation_weights
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.system import default_systems
+from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.serialization import save
-from contextcrf.training import augmentation, fit
-from contextcrf.training.config import Recipe
+from contextcrf.training.config import TrainingConfig
+from contextcrf.training.trainer import augmentation, fit
+from contextcrf.utils.provenance import Provenance
+from contextcrf.utils.runtime import default_device
 
-STRENGTHS = (0.0, 1.0, 4.0, 16.0)
+RELATION_WEIGHTS = (0.0, 1.0, 4.0, 16.0)
 TUNING_IMAGES = 12
 
-CONFIG = ModelConfig(
-    backbone="plain",
-    stride=8,
-    channels=64,
-    scales=(1.0,),
-    hidden=64,
+MODEL = ModelConfig(backbone="plain", stride=8, channels=64, scales=(1.0,), hidden=64)
+INFERENCE = InferenceConfig(
     dense={"bilateral_sxy": 20, "bilateral_srgb": 20, "bilateral_compat": 4, "spatial_sxy": 2, "spatial_compat": 1},
+    precision="32-true",  # the model is tiny, and its results are the same on every machine
 )
-
-RECIPE = Recipe(
+TRAINING = TrainingConfig(
     epochs=20,
     batch_size=8,
     lr=3e-3,
@@ -48,45 +47,49 @@ RECIPE = Recipe(
 )
 
 
-def run(out: Path, epochs: int, train_images: int, val_images: int) -> Results:
+def run(out: Path, epochs: int, train_images: int, val_images: int) -> EvaluationResults:
     """Draw scenes, train, tune, evaluate; everything is written below `out`.
 
     Args:
-        out: a new or empty folder, or an earlier tour's, whose results are replaced.
+        out: a new or empty folder, or that of an earlier quickstart, whose results are replaced.
         epochs: of training.
         train_images, val_images: scenes to train and to evaluate on.
+
+    Raises:
+        FileExistsError: the folder holds other files.
     """
-    marker = out / ".contextcrf-tour"
+    marker = out / ".contextcrf-quickstart"
     if out.exists() and any(out.iterdir()):
         if not marker.exists():
-            raise FileExistsError(f"{out} holds files that no tour made; choose an empty or new folder with --out")
+            raise FileExistsError(f"{out} holds files of another origin; choose an empty or new folder with --out")
         for part in ("scenes", "fit", "model", "results"):
             shutil.rmtree(out / part, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     marker.touch()
     console = Console()
     console.print(f"[bold]1/4[/] drawing {train_images} + {val_images} scenes into {out / 'scenes'}")
-    scenes = write_scenes(out / "scenes", train_images, val_images, progress=True)
+    scenes = write_scenes(out / "scenes", train_images, val_images)
 
-    recipe = replace(RECIPE, epochs=epochs)
+    config = replace(TRAINING, epochs=epochs)
     console.print("[bold]2/4[/] training the unary and both pairwise potentials, jointly and piecewise")
-    torch.manual_seed(recipe.seed)
-    train = open_dataset(scenes, "train", augmentation(recipe))
-    val = open_dataset(scenes, "val")
-    model = ContextCRF(CONFIG, train.classes, pretrained=False).to(device())
-    fit(model, train, val, recipe, out / "fit")
+    torch.manual_seed(config.seed)
+    train, val = open_dataset(scenes, "train", augmentation(config)), open_dataset(scenes, "val")
+    model = ContextCRF(MODEL, train.classes, pretrained=False, inference=INFERENCE).to(default_device())
+    fit(model, train, val, config, out / "fit")
 
-    console.print("[bold]3/4[/] choosing the strength of the pairwise terms on training scenes")
-    trials = tune_strengths(model, open_dataset(scenes, "train").spread(TUNING_IMAGES), STRENGTHS)
-    adopt(model, best_of(trials))
-    save(model, out / "model", {"data": "context scenes", "recipe": recipe.to_dict()})
+    console.print("[bold]3/4[/] choosing the relation weights on training scenes")
+    images = open_dataset(scenes, "train").spread(TUNING_IMAGES)
+    inference = best_of(tune_relation_weights(model, images, RELATION_WEIGHTS)).inference
+    entry = Provenance.of(data="context scenes", split="train", training=config).values
+    save(model, out / "model", {"fit": entry}, inference=inference)
 
     console.print("[bold]4/4[/] evaluating")
-    wanted = systems(model, [*model.potentials, "crf", "full"])
-    about = {"title": "mean IoU on context scenes, %", "data": f"context scenes val, {val_images} images"}
-    results = Results(val.classes.names, evaluate(model, val, wanted), about)
+    systems = default_systems(model)
+    measured = evaluate(Predictor(model, inference), val, systems, keep_labels=(systems[0], systems[-1]))
+    metadata = {"title": "mean IoU on context scenes, %", "data": f"context scenes val, {val_images} images"}
+    results = EvaluationResults(val.classes.names, measured, metadata)
     results.write(out / "results")
-    draw(model, val.spread(6), wanted, results, out / "results")
+    write_report(val, results, out / "results")
     console.print(results.to_rich())
     console.print(f"pictures: {out / 'results' / 'examples.png'}, {out / 'results' / 'iou.png'}")
     return results

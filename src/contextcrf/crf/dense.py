@@ -1,7 +1,7 @@
-"""Dense CRF: a fully connected CRF over pixels with Gaussian edges and its mean-field inference.
+"""Dense CRF: a fully connected CRF over pixels with Gaussian edge potentials, and its mean-field inference.
 
-Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011; the
-refinement step of Lin et al. 2015 (their reference [21]). Conventions and results are those of pydensecrf.
+Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011, which is
+the refinement step of Lin et al. 2015 (their reference [21]). Conventions and results are those of pydensecrf.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from contextcrf.crf.checks import whole_number
 from contextcrf.crf.lattice import Lattice, weighted_sums
 from contextcrf.crf.unaries import bounded
 
@@ -18,45 +19,64 @@ Sigma = float | Sequence[float]
 Compat = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
-# Numbers that are sliced, added up and normalized at once: a few MiB.
+# How many numbers are sliced, added up and normalized at once: a few MiB.
 _PIECE_ELEMENTS = 1 << 19
-# Rows with fewer numbers than a vector register take torch's softmax ten times as long as columns do.
+# Over rows with fewer numbers than a vector register holds, torch's softmax takes ten times as long as over columns.
 _SHORT = 16
 
 
 class DenseCRF(nn.Module):
     """Refine the logits of a segmentation network with a fully connected CRF guided by the image.
 
-    Two pixels p, q with different labels pay w1 k1(p, q) + w2 k2(p, q), where k = exp(-|f_p - f_q|^2 / 2) with f =
-    (x / sxy, y / sxy) for the spatial kernel and f = (x / sxy, y / sxy, color / srgb) for the bilateral one, each
-    kernel matrix normalized. Inference is parallel mean field, started at softmax(logits):
+    The energy of two pixels p, q with different labels is w1 k1(p, q) + w2 k2(p, q), where k is the Gaussian
+    exp(-|f_p - f_q|^2 / 2) of features f = (x / sxy, y / sxy) for the spatial kernel and
+    f = (x / sxy, y / sxy, color / srgb) for the bilateral one, and each kernel matrix is normalized. Inference is
+    parallel mean field, started at softmax(logits):
 
         Q_p = softmax(logits_p + sum over kernels m of w_m sum over q of k_m(p, q) Q_q)
 
     The result equals that of ``pydensecrf.densecrf.DenseCRF2D`` with ``addPairwiseGaussian`` and
-    ``addPairwiseBilateral``; there too q = p is in the sum. The defaults can do harm to small or thin objects: tune
-    them on held-out images.
+    ``addPairwiseBilateral``; as there, q = p is in the sum. The defaults may remove small or thin objects: tune them on
+    held-out images.
 
     Args:
-        spatial_sxy: standard deviation of the spatial kernel, pixels; or one for each axis, x first: (x, y), (x, y, z).
-        spatial_compat: weight w1 of the spatial kernel, of the Potts model. Or, as in pydensecrf, an energy of the
-            labels: [K] that label k pays for a neighbor of its own kind, or [K, K] that label k pays for a neighbor
-            j. A number w is the matrix -w I. (pydensecrf makes matrices symmetric first, here they stay as they are.)
-        bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels, like ``spatial_sxy``.
-        bilateral_srgb: standard deviation of the bilateral kernel in color, in units of 0..255; or one a channel.
+        spatial_sxy: standard deviation of the spatial kernel in pixels; or one for each axis, x first: (x, y) or
+            (x, y, z).
+        spatial_compat: weight w1 of the spatial kernel in the Potts model. Or, as in pydensecrf, an energy: [K] of two
+            pixels that both have the label k, or [K, K] of label k at a pixel whose neighbor has the label j. A number
+            w is the matrix -w I. (pydensecrf makes matrices symmetric first, here they stay as they are.)
+        bilateral_sxy: standard deviation of the bilateral kernel in the image plane in pixels, like ``spatial_sxy``.
+        bilateral_srgb: standard deviation of the bilateral kernel in color, in units of 0..255; or one for each
+            channel.
         bilateral_compat: weight w2 of the bilateral kernel, like ``spatial_compat``.
         iterations: mean-field iterations, >= 0.
-        normalization: of the kernel matrices K with row sums D: "symmetric" D^-1/2 K D^-1/2, "before" K D^-1, "after"
+        normalization: of a kernel matrix K with row sums D: "symmetric" is D^-1/2 K D^-1/2, "before" K D^-1, "after"
             D^-1 K, "none" K.
-        learnable: make standard deviations (by their logarithm) and compatibilities parameters.
-        tolerance: labels whose probability is below this at every pixel of an image, and the best at none, are set
-            aside: their marginals are 0. With weights w >= 0 they would stay below about ``tolerance``, and no other
-            marginal changes by more than about K (1 + w1 + w2) ``tolerance`` (where kernels are normalized). Labels are
-            never set aside for matrices or negative weights; 0 keeps all.
+        learnable: make the compatibilities and the logarithms of the standard deviations parameters.
+        tolerance: a label whose probability is below this at every pixel of an image, and the highest at none, is left
+            out to save time: its marginals are 0. With weights w >= 0 they would stay below about ``tolerance``, and no
+            other marginal changes by more than about K (1 + w1 + w2) ``tolerance`` (where kernels are normalized). With
+            matrices or negative weights no label is left out; 0 keeps all labels.
+
+    Attributes:
+        iterations: as given.
+        normalization: as given.
+        learnable: as given.
+        tolerance: as given.
+        spatial_compat: as given, a tensor.
+        bilateral_compat: as given, a tensor.
 
     Raises:
         ValueError: if a standard deviation is not positive and finite, a weight is not finite, ``iterations`` is not
-            a whole number >= 0, or ``normalization`` is unknown.
+            a whole number >= 0, ``tolerance`` is not in [0, 1), or ``normalization`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import DenseCRF
+        >>> logits = torch.randn(1, 3, 24, 32)
+        >>> image = torch.randint(256, (1, 3, 24, 32), dtype=torch.uint8)
+        >>> DenseCRF(iterations=5)(logits, image).shape
+        torch.Size([1, 3, 24, 32])
     """
 
     spatial_compat: Tensor
@@ -75,18 +95,17 @@ class DenseCRF(nn.Module):
         tolerance: float = 1e-7,
     ) -> None:
         super().__init__()
-        if not isinstance(iterations, int) or iterations < 0:
-            raise ValueError(f"iterations must be a whole number >= 0, got {iterations}")
         if normalization not in get_args(Normalization):
             raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
-        self.iterations, self.normalization, self.tolerance = iterations, normalization, tolerance
+        self.iterations = whole_number("iterations", iterations, least=0)
+        self.normalization, self.tolerance = normalization, tolerance
         self.learnable = learnable
         sigmas = {"spatial_sxy": spatial_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
         for name, sigma in sigmas.items():
-            # As they are where nothing is learned: through a logarithm 10 would become 10.000001, and points that lie
-            # on the border of two simplices would fall into the other one.
+            # No logarithm where nothing is learned: it would turn 10 into 10.000001, and points on the border of two
+            # simplices of the lattice would fall into the other one.
             value = _checked_sigma(name, sigma)
             self._keep(*((f"log_{name}", value.log()) if learnable else (f"_{name}", value)))
         for name, compat in {"spatial_compat": spatial_compat, "bilateral_compat": bilateral_compat}.items():
@@ -103,12 +122,12 @@ class DenseCRF(nn.Module):
 
     @property
     def spatial_sxy(self) -> Tensor:
-        """Standard deviation of the spatial kernel, a number or one for each axis."""
+        """Standard deviation of the spatial kernel in pixels, a number or one for each axis."""
         return self._sigma("spatial_sxy")
 
     @property
     def bilateral_sxy(self) -> Tensor:
-        """Standard deviation of the bilateral kernel in the image plane, a number or one for each axis."""
+        """Standard deviation of the bilateral kernel in the image plane in pixels, a number or one for each axis."""
         return self._sigma("bilateral_sxy")
 
     @property
@@ -121,33 +140,44 @@ class DenseCRF(nn.Module):
 
         Args:
             logits: [B, K, H, W], any floating dtype; negative unary energies up to a constant per pixel. Infinite ones
-                are taken as very large. Of a volume: [B, K, D, H, W], and the others accordingly.
+                are taken as very large. For a volume [B, K, D, H, W], and the other arguments likewise.
             images: [B, C, H, W], any number C of channels, values in 0..255, integer or floating.
-            extra: [B, E, H, W], further features of the bilateral kernel (depth, say), each in units of its own
+            extra: [B, E, H, W], further features of the bilateral kernel (such as depth), each in units of its own
                 standard deviation.
 
         Returns:
-            marginals, [B, K, H, W], summing to 1 over K; float64 if the logits are, else float32. Differentiable in the
+            Marginals [B, K, H, W], summing to 1 over K; float64 if the logits are, else float32. Differentiable in the
             logits, in floating images, in ``extra`` and in the parameters if they are learnable.
 
         Raises:
-            ValueError: naming what is wrong with the shapes, dtypes, devices or values of the arguments, among them
-                images in 0..1 (allowed only where harmless, in images without contrast).
+            ValueError: naming what is wrong with the shapes, dtypes, devices or values of the arguments. Floating
+                images in 0..1 are refused too, except images without contrast, where the unit makes no difference.
         """
         return self._refine(logits, images, extra, self._mean_field)
 
     def log_marginals(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
-        """The logarithms of the marginals, for a likelihood: exact also where the marginals are 0 in single precision.
+        """The logarithms of the marginals, for a likelihood: exact even where the marginals underflow to 0.
 
-        Arguments and errors as for `forward`. No labels are set aside.
+        No label is left out, whatever the `tolerance`.
+
+        Args:
+            logits: as for `forward`.
+            images: as for `forward`.
+            extra: as for `forward`.
+
+        Returns:
+            [B, K, H, W], of the dtype that `forward` returns.
+
+        Raises:
+            ValueError: as `forward` does.
         """
         return self._refine(logits, images, extra, self._log_mean_field)
 
     def _refine(self, logits: Tensor, images: Tensor, extra: Tensor | None, infer: "_Infer") -> Tensor:
-        """What `infer` makes of the logits and kernels of each image."""
+        """Apply `infer` to the logits and kernels of each image, and stack the results."""
         _check_inputs(logits, images, extra)
         self._check_parameters(logits.shape[1], images.shape[1], logits.ndim - 2)
-        # Sums over a hundred pixels lose their digits in half precision.
+        # No half precision: sums over a hundred pixels would lose their digits.
         with torch.autocast(logits.device.type, enabled=False):
             dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
             size = logits.shape[2:]
@@ -162,7 +192,7 @@ class DenseCRF(nn.Module):
             near = place / self.bilateral_sxy.to(dtype)
             found = []
             for image, guide in zip(logits.flatten(2), guides, strict=True):
-                # First, because its blur takes twice the memory of its many vertices.
+                # The bilateral kernel comes first: it has many vertices, and its blur takes twice their memory.
                 bilateral = self._kernels(self.bilateral_compat, torch.cat([near, guide], 1))
                 # [N, K]: the lattice filters rows of pixels.
                 unary = bounded(image.to(dtype)).T.contiguous()
@@ -189,7 +219,7 @@ class DenseCRF(nn.Module):
         return unary.log_softmax(1).T.contiguous()
 
     def _iterate(self, q: Tensor, unary: Tensor, messages: "_Messages", iterations: int) -> Tensor:
-        """Marginals [N, K], from the first ones on, whose memory they may take."""
+        """Run mean field from the marginals q [N, K], whose memory may be overwritten. Returns marginals [N, K]."""
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
         for _ in range(iterations if messages.kernels else 0):
             if in_place:
@@ -199,12 +229,13 @@ class DenseCRF(nn.Module):
         return q
 
     def _kernels(self, compat: Tensor, features: Tensor) -> list["_Kernel"]:
-        """The kernel of these features, or none if nothing comes of it."""
+        """The kernel of these features in a list, which is empty if the compatibility is zero and stays so."""
         if not self.learnable and not compat.any():
             return []
         return [_Kernel(features, compat.to(features.dtype), self.normalization)]
 
     def _check_parameters(self, classes: int, channels: int, axes: int) -> None:
+        """Raise ValueError where a parameter is for another number of classes, channels or axes."""
         for name in ("spatial_compat", "bilateral_compat"):
             compat = getattr(self, name)
             if compat.ndim and compat.shape[0] != classes:
@@ -223,12 +254,12 @@ class DenseCRF(nn.Module):
 
 
 class _Kernel:
-    """The normalized Gaussian kernel matrix of ``features`` [N, d] with a compatibility of labels."""
+    """The normalized Gaussian kernel matrix of ``features`` [N, d], with a compatibility of labels."""
 
     def __init__(self, features: Tensor, compat: Tensor, normalization: Normalization) -> None:
         self.lattice = Lattice(features)
         self.compat = compat
-        # Whether more of a label makes it more probable, and no other.
+        # Whether a label at one pixel makes only the same label more probable at others.
         self.attracts = compat.ndim == 0 and bool(compat >= 0)
         self.learned = compat.requires_grad or features.requires_grad
         self.before: Tensor | None = None
@@ -240,31 +271,31 @@ class _Kernel:
             self.after = {"symmetric": sums.rsqrt(), "after": 1 / sums}.get(normalization)
 
     def messages(self, q: Tensor) -> Tensor:
-        """Minus the expected energies of the labels, [N, K], of marginals ``q`` [N, K]."""
+        """The messages [N, K], minus the expected energies of the labels, of marginals ``q`` [N, K]."""
         filtered = self.lattice.filter(q if self.before is None else self.before * q)
         return self.mixed(filtered if self.after is None else self.after * filtered)
 
     def weights(self, transpose: bool) -> tuple[Tensor, Tensor]:
-        """With which the lattice splats and slices, the normalization among them."""
+        """The splat and slice weights of the lattice, with the normalization multiplied in."""
         ends = (self.after, self.before) if transpose else (self.before, self.after)
         return self.lattice.splat_weights(ends[0]), self.lattice.slice_weights(ends[1])
 
     def mixed(self, values: Tensor, transpose: bool = False) -> Tensor:
-        """Values of labels [M, K] times the compatibility."""
+        """Values [M, K] of the labels, multiplied by the compatibility."""
         if self.compat.ndim == 2:
             return -values @ (self.compat if transpose else self.compat.T)
         return values * (self.compat if self.compat.ndim == 0 else -self.compat)
 
 
-# Logits [N, K] of an image and its kernels to marginals [K, N], or their logarithms.
+# From the logits [N, K] of an image and its kernels to marginals [K, N], or to their logarithms.
 _Infer = Callable[[Tensor, Sequence[_Kernel]], Tensor]
 
 
 class _Messages:
     """The sum of the kernels' messages, a linear map of the marginals [N, K].
 
-    If the marginals alone want a gradient the factors of the normalization are merged into the weights of the lattice,
-    and the labels are mixed at its vertices, of which there are far fewer than pixels.
+    Unless the kernels need gradients, the factors of the normalization are merged into the weights of the lattice, and
+    the compatibility is applied at the vertices of the lattice, of which there are far fewer than pixels.
     """
 
     def __init__(self, kernels: Sequence[_Kernel]) -> None:
@@ -278,19 +309,19 @@ class _Messages:
         return _Merged.apply(q, self, False)
 
     def update(self, q: Tensor, unary: Tensor) -> None:
-        """One iteration of mean field, in the memory of the marginals: pieces of it stay in a processor's cache."""
-        nodes = self.nodes(q, False)
+        """One iteration of mean field in place, in pieces that stay in a processor's cache."""
+        vertex_values = self.splatted(q, False)
         step = max(1, _PIECE_ELEMENTS // q.shape[1])
         for start in range(0, len(q), step):
             rows = slice(start, start + step)
-            _softmax(self.sliced(nodes, rows, False).add_(unary[rows]), out=q[rows])
+            _softmax(self.sliced(vertex_values, rows, False).add_(unary[rows]), out=q[rows])
 
     def merged(self, values: Tensor, transpose: bool) -> Tensor:
-        """The map, or its transpose."""
-        return self.sliced(self.nodes(values, transpose), slice(None), transpose)
+        """The linear map, or its transpose."""
+        return self.sliced(self.splatted(values, transpose), slice(None), transpose)
 
-    def nodes(self, values: Tensor, transpose: bool) -> list[Tensor]:
-        """The half of the map that leads to the vertices of each kernel's lattice, [V, K]."""
+    def splatted(self, values: Tensor, transpose: bool) -> list[Tensor]:
+        """The first half of the map, from pixels [N, K] to the vertices [V, K] of the lattice of each kernel."""
         if transpose not in self.weights:
             self.weights[transpose] = [kernel.weights(transpose) for kernel in self.kernels]
         return [
@@ -298,16 +329,18 @@ class _Messages:
             for kernel, (weights, _) in zip(self.kernels, self.weights[transpose], strict=True)
         ]
 
-    def sliced(self, nodes: Sequence[Tensor], rows: slice, transpose: bool) -> Tensor:
-        """The other half, for some pixels: [n, K]."""
+    def sliced(self, vertex_values: Sequence[Tensor], rows: slice, transpose: bool) -> Tensor:
+        """The second half of the map, from the vertices to some of the pixels, [n, K]."""
         first, *others = (
             weighted_sums(values, kernel.lattice.vertices[rows], weights[rows])
-            for kernel, values, (_, weights) in zip(self.kernels, nodes, self.weights[transpose], strict=True)
+            for kernel, values, (_, weights) in zip(self.kernels, vertex_values, self.weights[transpose], strict=True)
         )
         return sum(others, first)
 
 
 class _Merged(torch.autograd.Function):
+    """`_Messages.merged` with its gradient, which is the transposed map."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, messages: _Messages, transpose: bool) -> Tensor:
         ctx.messages, ctx.transpose = messages, transpose
@@ -326,7 +359,7 @@ def _softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _own(value: Sigma | Compat) -> Tensor:
-    """A copy: what is learned here must not change the caller's tensor."""
+    """A copy of the value, so that learning it does not change the caller's tensor."""
     return torch.as_tensor(value, dtype=torch.float32).detach().clone()
 
 
@@ -383,7 +416,7 @@ def _check_inputs(logits: Tensor, images: Tensor, extra: Tensor | None) -> None:
         raise ValueError(
             f"images must be in 0..255, got {images.min():.4g} to {images.max():.4g}; undo any mean/std normalization"
         )
-    # Values in 0..1 would pass silently as an almost black image. One without contrast, say a black one, is harmless:
-    # the kernels see differences of colors only.
+    # Values in 0..1 would be taken for an almost black image. Without contrast the unit makes no difference, since the
+    # kernels depend on differences of colors alone; a black image is valid.
     if images.is_floating_point() and bool((high <= 1).all()) and bool((high > low).any()):
         raise ValueError("images seem to be in 0..1, but the color units are 0..255: multiply them by 255")

@@ -1,4 +1,4 @@
-"""Messages unsummed: which neighbors push a node to a label, and which away from it."""
+"""The terms of a message sum: how much each neighbor raises or lowers a label's logit at a node."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,25 @@ from contextcrf.crf.potentials import PairwisePotential
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one node hears through one relation, neighbor by neighbor.
+    """The messages to one node through one relation, one for each of M edges that touch it.
 
     Attributes:
-        neighbors: int64 [M, 2], rows and columns on the feature map.
-        owns: bool [M], whether the node owns the box (else the neighbor does, and the node lies in it). A neighbor
-            joined both ways stands here twice.
-        messages: [M, K], expected pair logits. Only differences between labels matter.
+        neighbors: the node at the other end of each edge, int64 [M, 2], rows and columns on the feature map. A neighbor
+            that is joined in both directions is listed twice.
+        owns: bool [M], True where the explained node owns the box (it is p of the edge (p, q)), False where it lies in
+            the box of the neighbor.
+        messages: expected pair logits, [M, K]. Only differences between labels matter.
         size: height and width of the feature map.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import Explanation
+        >>> found = Explanation(torch.tensor([[0, 1]]), torch.tensor([True]), torch.tensor([[0.5, 2.0]]), size=(2, 2))
+        >>> found.push(label=1, rival=0)
+        tensor([1.5000])
+        >>> found.push_map(label=1, rival=0)
+        tensor([[0.0000, 1.5000],
+                [0.0000, 0.0000]])
     """
 
     neighbors: Tensor
@@ -27,12 +38,28 @@ class Explanation:
     size: tuple[int, int]
 
     def push(self, label: int, rival: int | None = None) -> Tensor:
-        """How far each neighbor raises the log-odds of a label, [M]: against a rival, or the mean of all labels."""
+        """How much each message raises the logit of a label relative to a rival's.
+
+        Args:
+            label: the label.
+            rival: another label; None compares with the mean over all labels.
+
+        Returns:
+            [M], positive where the message favors the label.
+        """
         against = self.messages.mean(1) if rival is None else self.messages[:, rival]
         return self.messages[:, label] - against
 
     def push_map(self, label: int, rival: int | None = None) -> Tensor:
-        """`push` laid out on the feature map, [height, width]; zero where there is no neighbor."""
+        """`push` of the neighbors at their places on the feature map.
+
+        Args:
+            label: as for `push`.
+            rival: as for `push`.
+
+        Returns:
+            [height, width], summed where a neighbor is joined in both directions, zero where there is no neighbor.
+        """
         height, width = self.size
         index = self.neighbors[:, 0] * width + self.neighbors[:, 1]
         flat = self.messages.new_zeros(height * width).index_add(0, index, self.push(label, rival))
@@ -41,15 +68,28 @@ class Explanation:
 
 @torch.no_grad()
 def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, node: tuple[int, int]) -> Explanation:
-    """The terms of the sum that `PairwisePotential.messages` is at one node.
+    """The single messages whose sum at one node is `PairwisePotential.messages`.
 
     Args:
+        potential: the pairwise potential.
         features: of one image, [1, C, H, W].
         marginals: [1, K, H, W].
         node: row and column on the feature map.
 
+    Returns:
+        The messages, one for each edge that touches the node.
+
     Raises:
-        ValueError: more than one image, or a node outside the map.
+        ValueError: more than one image, marginals that do not fit, or a node outside the map.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import PairwisePotential, RangeBox, explain
+        >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+        >>> features, marginals = torch.randn(1, 8, 10, 15), torch.randn(1, 3, 10, 15).softmax(1)
+        >>> found = explain(above, features, marginals, node=(4, 7))
+        >>> torch.allclose(found.messages.sum(0), above.messages(features, marginals)[0, :, 4, 7], atol=1e-5)
+        True
     """
     height, width = features.shape[-2:]
     y, x = node
@@ -61,7 +101,7 @@ def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, n
     if not (0 <= y < height and 0 <= x < width):
         raise ValueError(f"node {node}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
     owner, neighbor = (part[0] for part in potential.project(features))
-    beliefs = marginals[0].flatten(1).T
+    by_node = marginals[0].flatten(1).T
     offsets = potential.graph(features).offsets
     here = torch.tensor([y, x], device=features.device)
     size = torch.tensor([height, width], device=features.device)
@@ -73,7 +113,7 @@ def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, n
         p, q = (y * width + x, others) if sign == 1 else (others, y * width + x)
         logits = potential.last(F.relu(owner[p] + neighbor[q]))
         table = logits.unflatten(-1, (potential.num_classes, potential.num_classes))
-        messages.append(torch.einsum("mkj,mj->mk" if sign == 1 else "mkj,mk->mj", table, beliefs[others]))
+        messages.append(torch.einsum("mkj,mj->mk" if sign == 1 else "mkj,mk->mj", table, by_node[others]))
         found.append(places)
     owns = torch.arange(sum(map(len, found)), device=features.device) < len(found[0])
     return Explanation(torch.cat(found), owns, torch.cat(messages), (height, width))

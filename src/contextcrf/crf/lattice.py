@@ -6,8 +6,9 @@ the d+1 vertices of its simplex with barycentric weights, the vertices are *blur
 and the result is *sliced* back with the same weights. All scales are those of the C++ code of Krähenbühl and Koltun,
 "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011, which pydensecrf wraps.
 
-Each of the three steps is a weighted sum of gathered rows, hence one ``embedding_bag``: no [N, d+1, C] temporary, no
-atomic additions (so results are reproducible on a GPU too), and on a CPU many times faster than ``index_add_``.
+Each of the three steps is a weighted sum of gathered rows, hence one ``embedding_bag``: it needs no temporary tensor
+[N, d+1, C] and no atomic additions (so results are reproducible on a GPU too), and on a CPU it is many times faster
+than ``index_add_``.
 """
 
 import math
@@ -25,11 +26,24 @@ class Lattice:
     Args:
         features: the points, [N, d], floating and finite, in units of standard deviations: a pixel column x smoothed
             with a standard deviation of s pixels enters as x / s. The filter is differentiable in them too, once: its
-            kernel is piecewise linear, and the gradient that of the piece they lie in.
+            kernel is piecewise linear, and the gradient is that of the piece in which they lie.
+
+    Attributes:
+        num_points: N.
+        num_vertices: number of distinct vertices V.
+        weights: barycentric weights, [N, d + 1].
+        vertices: the vertices of each point's simplex, int32 [N, d + 1].
 
     Raises:
         ValueError: if ``features`` is anything else, or spans so many standard deviations that vertices of the lattice
-            cannot be told apart (the keys would overflow, or the coordinates exceed the precision of the dtype).
+            cannot be distinguished (the keys would overflow, or the coordinates exceed the precision of the dtype).
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf.lattice import Lattice
+        >>> lattice = Lattice(torch.rand(100, 2, dtype=torch.float64))
+        >>> values, ones = torch.rand(100, 1, dtype=torch.float64), torch.ones(100, 1, dtype=torch.float64)
+        >>> smoothed = lattice.filter(values) / lattice.filter(ones)
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -39,14 +53,12 @@ class Lattice:
             )
         cells, rank, weights = _simplex(features)
         self.num_points, corners = weights.shape
-        # Many points share a simplex: its vertices are found once. Indices are int32: half the traffic of int64.
+        # Many points share a simplex, whose vertices are found once. Indices are int32, half the memory of int64.
         first, simplex = _simplices(cells, rank)
         keys, digits = _vertex_keys(cells[:, first], rank[:, first])
         vertex_keys, vertices = keys.unique(return_inverse=True)
         self.num_vertices = len(vertex_keys)
-        # Barycentric weights [N, d + 1]: all that the gradient of the features goes through.
-        self.weights = weights
-        # The vertices of each point's simplex, int32 [N, d + 1].
+        self.weights = weights  # the gradient of the features is that of these weights
         by_corner = vertices.int()[:, simplex]
         self.vertices = by_corner.T.contiguous()
         entries, order = by_corner.flatten().sort(stable=True)
@@ -69,26 +81,35 @@ class Lattice:
         return self.slice_weights()
 
     def splat_weights(self, scale: Tensor | None = None) -> Tensor:
-        """What every point contributes to the vertices of its simplex, in the order of `splat`: scale [N, 1] times."""
+        """The share of each point in the vertices of its simplex, times scale [N, 1], in the order used by `splat`."""
         weights = self.weights.detach() if scale is None else self.weights.detach() * scale
         return weights.T.flatten()[self._splat_order]
 
     def slice_weights(self, scale: Tensor | None = None) -> Tensor:
-        """What every point takes of the vertices of its simplex, [N, d + 1]: scale [N, 1] times."""
+        """The share of each vertex of its simplex in a point, times scale [N, 1]: [N, d + 1]."""
         weights = self.weights.detach() * self._factor
         return weights if scale is None else weights * scale
 
     def splat(self, values: Tensor, weights: Tensor, reverse: bool = False) -> Tensor:
-        """Values of vertices: those of the points with some `splat_weights`, blurred along the axes (or in reverse)."""
-        nodes = weighted_sums(values.contiguous(), self._splat_points, weights, self._splat_starts)
+        """Splat and blur: the first two steps of the filter.
+
+        Args:
+            values: of the points, [N, C].
+            weights: from `splat_weights`.
+            reverse: blur along the axes in reverse order.
+
+        Returns:
+            Values of the vertices, [V, C].
+        """
+        vertex_values = weighted_sums(values.contiguous(), self._splat_points, weights, self._splat_starts)
         for neighbors, shares in reversed(self._axes) if reverse else self._axes:
-            nodes = weighted_sums(nodes, neighbors, shares)
-        return nodes
+            vertex_values = weighted_sums(vertex_values, neighbors, shares)
+        return vertex_values
 
     def sums(self) -> Tensor:
-        """The filtered ones, [N, 1], without a gradient: the sums of the kernel matrix's rows."""
-        nodes = self.splat(self.weights.new_ones(self.num_points, 1), self.splat_weights())
-        return weighted_sums(nodes, self.vertices, self.slice_weights())
+        """The row sums of the kernel matrix, [N, 1], without a gradient: the result of filtering ones."""
+        vertex_values = self.splat(self.weights.new_ones(self.num_points, 1), self.splat_weights())
+        return weighted_sums(vertex_values, self.vertices, self.slice_weights())
 
     def filter(self, values: Tensor) -> Tensor:
         """Return out_p ~ c sum_q exp(-|f_p - f_q|^2 / 2) values_q, the term q = p included.
@@ -105,7 +126,7 @@ class Lattice:
             [N, C], of the dtype of ``values``.
 
         Raises:
-            ValueError: if the shape or dtype of ``values`` is another.
+            ValueError: if ``values`` has another shape or dtype.
         """
         wrong_shape = values.ndim != 2 or values.shape[0] != self.num_points or values.shape[1] == 0
         if wrong_shape or values.dtype not in (torch.float32, torch.float64):
@@ -114,21 +135,24 @@ class Lattice:
             )
         return _Filter.apply(values, self.weights, self, False)
 
-    def _products(self, points: Tensor, nodes: Tensor) -> Tensor:
-        """Inner products of each point's values with those of its simplex's vertices, [N, d + 1]."""
-        return torch.stack([(points * nodes[vertex.long()]).sum(1) for vertex in self.vertices.T], 1)
+    def _products(self, values: Tensor, vertex_values: Tensor) -> Tensor:
+        """Inner products [N, d + 1] of the values [N, C] of each point with the values [V, C] at its vertices."""
+        return torch.stack([(values * vertex_values[vertex.long()]).sum(1) for vertex in self.vertices.T], 1)
 
 
 class _Filter(torch.autograd.Function):
-    """Splat is the transpose of slice and each blur is symmetric: reversing the axes transposes the whole filter."""
+    """The filter with its gradient, which is the transposed filter.
+
+    Splat is the transpose of slice and each blur is symmetric: reversing the axes transposes the whole filter.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weights: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
         ctx.lattice, ctx.reverse = lattice, reverse
         if weights.requires_grad:
             ctx.save_for_backward(values)
-        nodes = lattice.splat(values, lattice._splat_weights, reverse)
-        return weighted_sums(nodes, lattice.vertices, lattice._slice_weights)
+        vertex_values = lattice.splat(values, lattice._splat_weights, reverse)
+        return weighted_sums(vertex_values, lattice.vertices, lattice._slice_weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -142,7 +166,7 @@ class _Filter(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """The filter's gradient by its barycentric weights, which are used twice: to splat and to slice."""
+    """The gradient of the filter by its barycentric weights, which are used twice: to splat and to slice."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, grad: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
@@ -182,7 +206,7 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         total = total + column
     elevated[0] = total
 
-    # Far out, rounding errors reach 1 % of a lattice unit. Also catches NaN and infinity.
+    # Beyond this bound rounding errors exceed 1 % of a lattice unit. NaN and infinity fail the test too.
     if not bool(elevated.abs().amax() < 0.01 / torch.finfo(features.dtype).eps):
         raise ValueError(
             f"features from {features.min():.3g} to {features.max():.3g} standard deviations exceed the precision of "
@@ -212,7 +236,7 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each distinct key stands first [S], ascending by key, and for every key [N] which of them it is."""
+    """The index of the first occurrence of each distinct key [S], ascending by key, and each key's rank in them [N]."""
     ordered, order = keys.sort()
     new = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
     number = torch.empty_like(order)
@@ -221,11 +245,14 @@ def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _simplices(cells: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each distinct simplex, that is a vertex 0 and an order of coordinates, stands first; each point's [N]."""
+    """The index of the first point in each distinct simplex [S], and the number of each point's simplex [N].
+
+    A simplex is given by its vertex 0 and the order of the coordinates.
+    """
     d = len(cells) - 1
     orders = (d + 1) ** d
     if math.prod(_sizes(cells[:d], 0)[1]) * orders >= 2**63:
-        # Too many for keys: every point has one of its own, which takes longer and changes nothing.
+        # The keys would overflow. Treating each point's simplex as distinct takes longer and changes nothing.
         each = torch.arange(cells.shape[1], device=cells.device)
         return each, each
     keys, _ = _packed(cells[:d], 0, orders)
@@ -237,20 +264,20 @@ def _simplices(cells: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     """One integer for each vertex r = 0..d of the simplices, [d+1, N].
 
-    All coordinates of vertex r leave the remainder r when divided by d+1: what counts is r, the last digit, and the
-    quotients. d of them do, since the coordinates sum to 0.
+    All coordinates of vertex r leave the remainder r when divided by d+1, so a vertex is given by r, the last digit of
+    its key, and the quotients. d quotients suffice, since the coordinates sum to 0.
 
     Returns:
-        keys, and what a quotient of each axis is worth in them.
+        The keys, and the place value of the quotient of each axis in them.
     """
     d = len(cells) - 1
     # Vertices lie up to 1 below their simplex's first, and their neighbors 1 to either side.
     first, digits = _packed(cells[:d], 2, d + 1)
     digits = [*digits, 0]
-    # From vertex to vertex all coordinates rise by 1, but the one of the highest rank so far untouched falls by d: its
-    # quotient by 1.
-    worth = torch.tensor(digits, dtype=first.dtype, device=first.device)[:, None] - 1
-    falling = first.new_empty(cells.shape).scatter_(0, (d - rank).long(), worth.expand_as(cells))
+    # From each vertex to the next all coordinates rise by 1, except that one falls by d, and so its quotient by 1: each
+    # coordinate once, in descending order of rank.
+    places = torch.tensor(digits, dtype=first.dtype, device=first.device)[:, None] - 1
+    falling = first.new_empty(cells.shape).scatter_(0, (d - rank).long(), places.expand_as(cells))
     keys = first.new_empty(cells.shape)
     keys[0] = first
     for r in range(d):
@@ -259,15 +286,15 @@ def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _sizes(cells: Tensor, spare: int) -> tuple[list[int], list[int]]:
-    """The lowest of each row of cells and how many values it spans, some to spare at both ends."""
+    """The lowest value of each row of cells and the length of its range, extended by `spare` at both ends."""
     low, high = (cells.amin(1) - spare).tolist(), (cells.amax(1) + spare).tolist()
     return low, [last - lowest + 1 for lowest, last in zip(low, high, strict=True)]
 
 
 def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
-    """One integer [N] for each column of cells [d, N], int32 where they fit, and the worth of each row in it.
+    """One integer [N] for each column of cells [d, N], int32 where it suffices, and the place value of each row in it.
 
-    Cells up to `spare` beyond the ends have one too, and between any two there is room for `room` - 1 more.
+    Cells up to `spare` beyond the ends of their range have distinct integers too, and these are multiples of `room`.
     """
     low, sizes = _sizes(cells, spare)
     span = math.prod(sizes) * room
@@ -284,7 +311,7 @@ def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
 
 
 def _blur_axis(vertex_keys: Tensor, neighbors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows and weights [M, 3] of the blur along one axis: each vertex and its neighbors, weight 0 where absent.
+    """Rows and weights [M, 3] of the blur along one axis: a vertex and its two neighbors, weight 0 for absent ones.
 
     Args:
         vertex_keys: ascending, [M].
@@ -294,7 +321,7 @@ def _blur_axis(vertex_keys: Tensor, neighbors: Tensor, dtype: torch.dtype) -> tu
     vertices = torch.arange(count, device=vertex_keys.device)
     after = torch.searchsorted(vertex_keys, neighbors).clamp_(max=count - 1)
     exists = vertex_keys[after] == neighbors
-    # Whoever has a neighbor is its neighbor on the other side; place `count` is for those without.
+    # A vertex is the neighbor of its neighbor on the other side; index `count` collects the vertices without neighbor.
     before = vertices.new_full((count + 1,), -1).scatter_(0, torch.where(exists, after, count), vertices)[:count]
     rows = torch.stack([vertices, after, before.clamp(min=0)], 1).int()
     weights = torch.stack([torch.ones_like(exists, dtype=dtype), 0.5 * exists, 0.5 * (before >= 0)], 1)

@@ -1,7 +1,7 @@
-"""The competitors of piecewise training, over the same potentials.
+"""Alternatives to piecewise training, over the same potentials.
 
 Piecewise training itself, eq. (10)-(13), is the sum of the potentials' own `nll`. The objectives here couple the nodes,
-so every step pays for messages, and all but the first for inference.
+so every training step computes messages, and all objectives but the first run inference.
 """
 
 from collections.abc import Sequence
@@ -10,32 +10,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contextcrf.crf.checks import check_labels, whole_number
 from contextcrf.crf.meanfield import Pair, elbo, finite, mean_field, one_hot, pairwise_logits
-from contextcrf.crf.potentials import IGNORE_INDEX, check_labels
+from contextcrf.crf.potentials import IGNORE_INDEX
 
 
 def pseudo_likelihood_nll(
-    unary_logits: Tensor,
-    pairwise: Sequence[Pair],
-    labels: Tensor,
-    ignore_index: int = IGNORE_INDEX,
-    cell: int | None = None,
+    unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """Negative log-pseudo-likelihood, eq. (14)-(18): mean over known nodes of -log P(y_p | all others, x), a scalar.
+    """Negative log-pseudo-likelihood, eq. (14)-(18): the mean over labeled nodes of -log P(y_p | all others, x).
 
-    Nodes of unknown label send no messages: edges that touch them are left out.
+    Ignored nodes send no messages: the edges that touch them are left out.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
         labels: int64 [B, H, W].
-        ignore_index: the label that marks void.
-        cell: as for `mean_field`.
+        ignore_index: the label of ignored nodes.
+
+    Returns:
+        A scalar, 0 if all nodes are ignored.
+
+    Raises:
+        ValueError: labels of another shape or dtype or outside 0..K-1, sizes that do not fit, or NaN among the logits.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import PairwisePotential, RangeBox, pseudo_likelihood_nll
+        >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+        >>> logits, features = torch.randn(1, 3, 10, 15), torch.randn(1, 8, 10, 15)
+        >>> loss = pseudo_likelihood_nll(logits, [(above, features)], torch.randint(3, (1, 10, 15)))
+        >>> loss.backward()
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
-    return _given_others(
-        unary_logits, pairwise, one_hot(labels, unary_logits, ignore_index), labels, ignore_index, cell
-    )
+    others = one_hot(labels, unary_logits, ignore_index)
+    return _conditional_nll(unary_logits, pairwise, others, labels, ignore_index)
 
 
 def mean_field_nll(
@@ -44,28 +53,40 @@ def mean_field_nll(
     labels: Tensor,
     iterations: int = 3,
     ignore_index: int = IGNORE_INDEX,
-    cell: int | None = None,
 ) -> Tensor:
-    """Negative log-likelihood with mean field's bound in place of log Z, per known node, a scalar.
+    """Negative log-likelihood per labeled node, with mean field's lower bound in place of log Z.
 
-    This is eq. (8) with inference in the loop, which the paper calls unviable: the gradient flows through all
-    iterations. At a fixed point it is E_Q[grad score] - grad score(y). As log Z is approached from below, so is the
-    loss. Nodes of unknown label keep their marginals in the second term.
+    This is eq. (8) with inference inside the training loop, which the paper calls computationally unviable. The
+    gradient flows through all iterations; at a fixed point it is E_Q[grad score] - grad score(y). The bound is below
+    log Z, so the loss is below the true one. Ignored nodes keep their marginals in the second term.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
         labels: int64 [B, H, W].
-        iterations: of mean field.
-        ignore_index: the label that marks void.
-        cell: as for `mean_field`.
+        iterations: mean-field iterations, >= 0.
+        ignore_index: the label of ignored nodes.
+
+    Returns:
+        A scalar, 0 if all nodes are ignored.
+
+    Raises:
+        ValueError: labels of another shape or dtype or outside 0..K-1, and the errors of `mean_field`.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import PairwisePotential, RangeBox, mean_field_nll
+        >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+        >>> logits, features = torch.randn(1, 3, 10, 15), torch.randn(1, 8, 10, 15)
+        >>> loss = mean_field_nll(logits, [(above, features)], torch.randint(3, (1, 10, 15)))
+        >>> loss.backward()
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
     trace: list[Tensor] = []
-    marginals = mean_field(unary_logits, pairwise, iterations, cell=cell, trace=trace)
+    marginals = mean_field(unary_logits, pairwise, iterations, trace=trace)
     known = (labels != ignore_index)[:, None]
     truth = torch.where(known, one_hot(labels, marginals, ignore_index), marginals)
-    bound = trace[-1] - elbo(unary_logits, pairwise, truth, cell=cell)
+    bound = trace[-1] - elbo(unary_logits, pairwise, truth)
     return bound.sum() / known.sum().clamp(min=1)
 
 
@@ -75,37 +96,44 @@ def unrolled_nll(
     labels: Tensor,
     iterations: int = 2,
     ignore_index: int = IGNORE_INDEX,
-    cell: int | None = None,
 ) -> Tensor:
-    """Cross-entropy of mean field's own marginals, mean over known nodes, a scalar (Zheng et al. 2015, CRF as RNN).
+    """Cross-entropy of the marginals of mean field, the mean over labeled nodes.
 
-    It trains what prediction does, approximation and all, and is no likelihood of the CRF.
+    Zheng et al., "Conditional Random Fields as Recurrent Neural Networks", ICCV 2015. It trains exactly what prediction
+    computes, approximation included, and is no likelihood of the CRF.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
         labels: int64 [B, H, W].
-        iterations: of mean field, at least 1; as many as at prediction.
-        ignore_index: the label that marks void.
-        cell: as for `mean_field`.
+        iterations: mean-field iterations, >= 1; as many as at prediction.
+        ignore_index: the label of ignored nodes.
+
+    Returns:
+        A scalar, 0 if all nodes are ignored.
+
+    Raises:
+        ValueError: labels of another shape or dtype or outside 0..K-1, and the errors of `mean_field`.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import PairwisePotential, RangeBox, unrolled_nll
+        >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+        >>> logits, features = torch.randn(1, 3, 10, 15), torch.randn(1, 8, 10, 15)
+        >>> loss = unrolled_nll(logits, [(above, features)], torch.randint(3, (1, 10, 15)))
+        >>> loss.backward()
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations}: expected 1 or more")
-    marginals = mean_field(unary_logits, pairwise, iterations - 1, cell=cell)
-    # The last update's marginals, as logits.
-    return _given_others(unary_logits, pairwise, marginals, labels, ignore_index, cell)
+    iterations = whole_number("iterations", iterations, least=1)
+    # The last update is left to the loss, which takes its logits: their softmax may be 0 in single precision.
+    marginals = mean_field(unary_logits, pairwise, iterations - 1)
+    return _conditional_nll(unary_logits, pairwise, marginals, labels, ignore_index)
 
 
-def _given_others(
-    unary_logits: Tensor,
-    pairwise: Sequence[Pair],
-    others: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    cell: int | None,
+def _conditional_nll(
+    unary_logits: Tensor, pairwise: Sequence[Pair], others: Tensor, labels: Tensor, ignore_index: int
 ) -> Tensor:
-    """Mean over known nodes of the cross-entropy of each, its neighbors having the marginals `others` [B, K, H, W]."""
+    """Mean over labeled nodes of the cross-entropy of a node whose neighbors have marginals `others` [B, K, H, W]."""
     known = (labels != ignore_index).sum().clamp(min=1)
-    logits = finite(unary_logits) + pairwise_logits(pairwise, others, cell=cell)
+    logits = finite(unary_logits) + pairwise_logits(pairwise, others)
     return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / known

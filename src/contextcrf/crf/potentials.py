@@ -1,40 +1,49 @@
-"""The potentials of the CRF ("Network Part-2"): feature maps in, logits out.
+"""The potentials of the CRF (the paper's "Network Part-2"), which compute logits from feature maps.
 
-Everywhere in this package *logits* are negative energies,
+Throughout this package *logits* are negative energies,
 
     P(y | x)  is proportional to  exp( sum_p u_p(y_p) + sum_(p,q) v_pq(y_p, y_q) ),
 
 so u = -U of eq. (3) and v = -V of eq. (4). Nodes are the positions of a feature map, index y * width + x.
 
-The pairwise network is one hidden layer over the concatenated features of two nodes. Its first layer splits,
+The pairwise network has one hidden layer over the concatenated features of two nodes. Its first layer splits,
 W1 [f_p; f_q] = A f_p + B f_q, so the features of an edge are never concatenated: two products over nodes replace one
-over edges. Its last layer has K x K outputs an edge; nothing here except `pair_logits` holds them for all edges.
+over edges. Its last layer has K x K outputs per edge; only `pair_logits` holds them for all edges at once.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from contextcrf.crf.checks import check_labels
 from contextcrf.crf.messages import Scratch, accumulator, send
 from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
 
-# Elements of the largest temporary a block of edges may take (64 MiB of float32).
+# Most elements of a temporary tensor of a block of edges (64 MiB of float32).
 _BLOCK_ELEMENTS = 1 << 24
 
 
 class UnaryPotential(nn.Module):
-    """u_p(k): FC hidden, ReLU, FC K on the feature of one node (eq. (3), Fig. 5).
+    """The unary logits u_p(k): FC hidden, ReLU, FC K on the feature of one node (eq. (3), Fig. 5).
 
     Args:
         in_channels: channels C of the feature map.
         num_classes: K.
-        hidden: units of the hidden layer; None is a linear classification of the features.
+        hidden: units of the hidden layer; None is a linear classifier of the features.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import UnaryPotential
+        >>> unary = UnaryPotential(in_channels=8, num_classes=3)
+        >>> features, labels = torch.randn(2, 8, 10, 15), torch.randint(3, (2, 10, 15))
+        >>> unary(features).shape
+        torch.Size([2, 3, 10, 15])
+        >>> unary.nll(features, labels).backward()
     """
 
     def __init__(self, in_channels: int, num_classes: int, hidden: int | None = 512) -> None:
@@ -44,7 +53,7 @@ class UnaryPotential(nn.Module):
         self.last = nn.Conv2d(hidden if hidden is not None else in_channels, num_classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features [B, C, H, W] to logits [B, K, H, W]."""
+        """The logits [B, K, H, W] of features [B, C, H, W]."""
         return self.last(features if self.first is None else F.relu(self.first(features)))
 
     def nll(
@@ -54,20 +63,27 @@ class UnaryPotential(nn.Module):
         ignore_index: int = IGNORE_INDEX,
         class_weights: Tensor | None = None,
     ) -> Tensor:
-        """Piecewise negative log-likelihood, eq. (10): mean over the known nodes, a scalar.
+        """Piecewise negative log-likelihood, eq. (10): the mean over labeled nodes.
 
         Args:
             features: [B, C, H, W].
-            labels: int64 [B, H, W]; `ignore_index` marks void. With void alone the result is 0.
+            labels: int64 [B, H, W].
+            ignore_index: the label of ignored nodes.
             class_weights: [K], weight of a node by its label (not in the paper; None is 1 for all).
+
+        Returns:
+            A scalar, 0 if all nodes are ignored.
+
+        Raises:
+            ValueError: labels of another shape or dtype, or outside 0..K-1.
         """
-        return nodes_nll(self(features), labels, ignore_index, class_weights)
+        return unary_nll(self(features), labels, ignore_index, class_weights)
 
 
-def nodes_nll(
+def unary_nll(
     logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Of logits [B, K, H, W] what `UnaryPotential.nll` is of features."""
+    """Like `UnaryPotential.nll`, but takes logits [B, K, H, W]."""
     check_labels(labels, logits, logits.shape[1], ignore_index)
     known = (labels != ignore_index).sum().clamp(min=1)
     total = F.cross_entropy(_at_least_single(logits), labels, class_weights, ignore_index=ignore_index, reduction="sum")
@@ -77,13 +93,18 @@ def nodes_nll(
 class LabelPairs(nn.Module):
     """FC K^2: a linear layer whose output for the labels (k, j) is a_k + b_j + c_kj, main effects and interaction.
 
-    The sum is a linear layer as any other, so the paper's potential is what it was. But most pairs of labels are rare:
-    with the main effects, what one pair teaches about k serves all pairs with k. (The names are those of log-linear
-    models of contingency tables; Agresti 2013, chapter 9.)
+    The sum is itself a linear layer, so this is the paper's potential with other parameters. Most pairs of labels are
+    rare; the main effects share what is learned about a label k among all pairs (k, j). (The names are those of
+    log-linear models of contingency tables; Agresti, "Categorical Data Analysis", 2013, chapter 9.)
 
     Args:
         in_features: units D of the hidden layer.
         num_classes: K.
+
+    Attributes:
+        owner: the main effect a of the label of p, the node that owns the box.
+        neighbor: the main effect b of the label of q.
+        interaction: the interaction c.
     """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -95,55 +116,61 @@ class LabelPairs(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Of the whole layer, [K^2, D], the owner's label first."""
+        """The weight of the whole layer, [K^2, D], rows ordered by the label of p, then by that of q."""
         interaction = self.interaction.weight.unflatten(0, (self.num_classes, self.num_classes))
         return (interaction + self.owner.weight[:, None] + self.neighbor.weight).flatten(0, 1)
 
     @property
     def bias(self) -> Tensor:
-        """Of the whole layer, [K^2]."""
+        """The bias of the whole layer, [K^2]."""
         interaction = self.interaction.bias.unflatten(0, (self.num_classes, self.num_classes))
         return (interaction + self.owner.bias[:, None] + self.neighbor.bias).flatten()
 
     def reset_parameters(self) -> None:
-        """New random parameters."""
+        """Draw new random parameters."""
         for layer in (self.owner, self.neighbor, self.interaction):
             layer.reset_parameters()
 
-    def silence(self) -> None:
-        """Make all outputs 0."""
+    def zero_(self) -> None:
+        """Set all parameters, and so all outputs, to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
     @property
-    def silent(self) -> bool:
-        """Whether all outputs are 0."""
+    def is_zero(self) -> bool:
+        """Whether all parameters, and so all outputs, are zero."""
         return not any(parameter.any() for parameter in self.parameters())
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden units [..., D] to logits [..., K^2]."""
+        """The logits [..., K^2] of hidden units [..., D]."""
         return F.linear(hidden, self.weight, self.bias)
-
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name in ("weight", "bias"):
-            # The first models had one plain layer here.
-            if (whole := state.pop(f"{prefix}{name}", None)) is not None:
-                state[f"{prefix}interaction.{name}"] = whole
-                for effect in ("owner", "neighbor"):
-                    state[f"{prefix}{effect}.{name}"] = whole.new_zeros(self.num_classes, *whole.shape[1:])
-        super()._load_from_state_dict(state, prefix, *rest)
 
 
 class PairwisePotential(nn.Module):
-    """v_pq(k, j): FC hidden, ReLU, FC K^2 on the concatenated features of two nodes (eq. (4), Fig. 5).
+    """The pair logits v_pq(k, j): FC hidden, ReLU, FC K^2 on the concatenated features of two nodes (eq. (4), Fig. 5).
 
-    The order of the concatenation makes the potential asymmetric: k is the label of p, who owns the box, j that of q.
+    The order of the concatenation makes the potential asymmetric: k is the label of p, the node that owns the box, and
+    j is the label of q.
 
     Args:
         in_channels: channels C of the feature map.
         num_classes: K.
         box: the relation, that is which nodes are joined: a box, or several together.
         hidden: units D of the hidden layer.
+
+    Attributes:
+        box: as given.
+        num_classes: as given.
+        last: the last layer, a `LabelPairs`.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import PairwisePotential, RangeBox
+        >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+        >>> features, labels = torch.randn(2, 8, 10, 15), torch.randint(3, (2, 10, 15))
+        >>> above.nll(features, labels).backward()
+        >>> above.messages(features, torch.full((2, 3, 10, 15), 1 / 3)).shape
+        torch.Size([2, 3, 10, 15])
     """
 
     def __init__(self, in_channels: int, num_classes: int, box: Relation, hidden: int = 512) -> None:
@@ -153,7 +180,7 @@ class PairwisePotential(nn.Module):
         self.owner = nn.Linear(in_channels, hidden)
         self.neighbor = nn.Linear(in_channels, hidden, bias=False)
         self.last = LabelPairs(hidden, num_classes)
-        # The two halves are one layer over 2C inputs; each alone would be initialized as if it had C.
+        # The two halves form one layer with 2C inputs; their own initialization would take them for layers with C.
         bound = (2 * in_channels) ** -0.5
         for parameter in (self.owner.weight, self.owner.bias, self.neighbor.weight):
             nn.init.uniform_(parameter, -bound, bound)
@@ -163,7 +190,7 @@ class PairwisePotential(nn.Module):
         return Graph(self.box, features.shape[-2], features.shape[-1], features.device)
 
     def pair_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The explicit table, for study and tests: it takes E x K x K numbers an image.
+        """The pair logits of all edges, for study and tests: the table takes E x K x K numbers per image.
 
         Args:
             features: [B, C, H, W].
@@ -171,7 +198,7 @@ class PairwisePotential(nn.Module):
         Returns:
             edges int64 [2, E], node indices (p, q); logits [B, E, K, K], entry (k, j) for y_p = k, y_q = j.
         """
-        edges = self.graph(features).edges().clone()  # those of the graph are shared by all maps of a size
+        edges = self.graph(features).edges().clone()  # the cached edges are shared by all maps of this size
         owner, neighbor = self.project(features)
         logits = self.last(F.relu(owner[:, edges[0]] + neighbor[:, edges[1]]))
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
@@ -179,27 +206,33 @@ class PairwisePotential(nn.Module):
     def nll(
         self, features: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, max_edges: int | None = None
     ) -> Tensor:
-        """Piecewise negative log-likelihood, eq. (11)-(12): mean over the edges whose ends are both known.
+        """Piecewise negative log-likelihood, eq. (11)-(12): the mean over the edges whose two nodes are labeled.
+
+        Blocks of edges are recomputed in the backward pass, so memory does not grow with E x K x K.
 
         Args:
             features: [B, C, H, W].
-            labels: int64 [B, H, W]; `ignore_index` marks void. Without a known edge the result is 0.
-            max_edges: take the mean over this many edges, drawn uniformly without replacement from the batch's known
-                ones (an unbiased estimate); None takes all.
+            labels: int64 [B, H, W].
+            ignore_index: the label of ignored nodes.
+            max_edges: take the mean over this many edges, drawn uniformly without replacement from all labeled edges
+                of the batch (an unbiased estimate); None takes all.
 
         Returns:
-            A scalar. Blocks of edges are recomputed in the backward pass, so memory does not grow with E x K x K.
+            A scalar, 0 if no edge is labeled.
+
+        Raises:
+            ValueError: labels of another shape or dtype, or outside 0..K-1.
         """
         check_labels(labels, features, self.num_classes, ignore_index)
-        image, p, q = self._known_edges(features, labels.flatten(1), ignore_index)
+        image, p, q = self._labeled_edges(features, labels.flatten(1), ignore_index)
         if max_edges is not None and len(p) > max_edges:
             drawn = torch.randperm(len(p), device=p.device)[:max_edges]
             image, p, q = image[drawn], p[drawn], q[drawn]
-        nodes = labels.shape[-2] * labels.shape[-1]
+        num_nodes = labels.shape[-2] * labels.shape[-1]
         labels = labels.flatten()
-        p, q = image * nodes + p, image * nodes + q
+        p, q = image * num_nodes + p, image * num_nodes + q
         target = labels[p] * self.num_classes + labels[q]
-        # In single precision, so that the gradients of a node's hundred edges are added up in it.
+        # In single precision, in which the gradients of a node's hundred edges are then summed.
         owner, neighbor = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
         block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
         losses = [
@@ -209,10 +242,10 @@ class PairwisePotential(nn.Module):
         return torch.stack(losses).sum() / max(1, len(p))
 
     def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
-        """Expected pair logits, summed over the edges that touch a node: the mean-field update without its unary.
+        """The expected pair logits, summed over the edges that touch a node: the mean-field update without its unary.
 
-        For node p and label k: the sum over edges (p, q) of sum_j Q_q(j) v_pq(k, j), and over edges (q, p), whose box
-        holds p, of sum_j Q_q(j) v_qp(j, k).
+        For node p and label k this is the sum over edges (p, q) of sum_j Q_q(j) v_pq(k, j), plus the sum over edges
+        (q, p), where p lies in the box of q, of sum_j Q_q(j) v_qp(j, k).
 
         Args:
             features: [B, C, H, W].
@@ -220,16 +253,26 @@ class PairwisePotential(nn.Module):
 
         Returns:
             [B, K, H, W].
+
+        Raises:
+            ValueError: marginals of another size than the features, or of another number of labels.
         """
         return self.prepare(features)(marginals)
 
     def prepare(self, features: Tensor) -> Callable[[Tensor], Tensor]:
-        """`messages` as a function of the marginals: what the iterations of mean field share is computed once."""
+        """`messages` as a function of the marginals; what all iterations of mean field share is computed once.
+
+        Args:
+            features: [B, C, H, W].
+
+        Returns:
+            A function of marginals [B, K, H, W] that returns messages likewise and raises as `messages` does.
+        """
         window = self.graph(features).window()
         owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
-        # The sender's label comes first.
+        # In both of these the sender's label comes first.
         scratch = Scratch(owner)
         to_neighbors = weight, bias, window, scratch
         to_owners = weight.transpose(0, 1), bias.T, window.reversed(), scratch
@@ -239,21 +282,23 @@ class PairwisePotential(nn.Module):
             if marginals.shape != expected:
                 raise ValueError(
                     f"marginals {tuple(marginals.shape)} do not fit features {tuple(features.shape)} "
-                    f"and {self.num_classes} classes; expected [B, K, H, W] of the same B, H, W, {expected}"
+                    f"and {self.num_classes} classes; expected [B, K, H, W] of the same B, H, W, {expected} "
+                    "(for features of a coarser grid wrap the potential in a CoarseGrid)"
                 )
-            beliefs = marginals.movedim(1, -1)
-            # From p to the q in its box, whose label j comes second; then from q to the owners p of the boxes it is in.
-            total = send(owner, neighbor, beliefs, *to_neighbors)
-            total = total + send(neighbor, owner, beliefs, *to_owners)
+            channels_last = marginals.movedim(1, -1)
+            # From each node to the nodes in its box, then from each node to the owners of the boxes that hold it.
+            total = send(owner, neighbor, channels_last, *to_neighbors)
+            total = total + send(neighbor, owner, channels_last, *to_owners)
             return total.movedim(-1, 1)
 
         return messages
 
     def edge_marginals(self, features: Tensor) -> Tensor:
-        """What this potential alone says of a node: mean over touching edges of the node's marginal of eq. (11).
+        """Marginals from this potential alone: the mean of a node's marginals in the joints of the edges that touch it.
 
-        The piecewise likelihood trains each edge's joint P_V(y_p, y_q | x) to be right by itself; this is its readout
-        without any inference, and a better start for mean field without a unary than the uniform distribution.
+        The joint of an edge is P_V(y_p, y_q | x) of eq. (11), which piecewise training fits for each edge by itself.
+        The result needs no inference, and it is a better start for mean field without a unary potential than the
+        uniform distribution.
 
         Args:
             features: [B, C, H, W].
@@ -264,30 +309,30 @@ class PairwisePotential(nn.Module):
         graph = self.graph(features)
         owner, neighbor = self.project(features)
         batch = len(owner)
-        total = accumulator(owner, batch, graph.nodes, self.num_classes)
+        total = accumulator(owner, batch, graph.num_nodes, self.num_classes)
         per_node = max(1, len(graph.offsets)) * (self.num_classes**2 + self.last.in_features) * batch
-        for rows in _blocks(graph.nodes, per_node):
+        for rows in _blocks(graph.num_nodes, per_node):
             table, inside = graph.neighbors(rows)
             joint = _at_least_single(self.last(F.relu(owner[:, rows, None] + neighbor[:, table]))).softmax(-1)
             joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
             total[:, rows] += joint.sum((2, 4))
             total.index_add_(1, table.flatten(), joint.sum(3).flatten(1, 2))
-        # Every edge adds one to the sum over labels at each of its ends.
+        # Every edge adds 1 to the sum over labels of each of its nodes.
         count = total.sum(2, keepdim=True).round()
         uniform = torch.full_like(total, 1 / self.num_classes)
         marginals = torch.where(count > 0, total / count.clamp(min=1), uniform)
         return marginals.transpose(1, 2).unflatten(2, features.shape[-2:])
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The two halves of the first layer, A f_p + bias and B f_q, each [B, N, D]."""
-        nodes = features.flatten(2).transpose(1, 2)
-        return self.owner(nodes), self.neighbor(nodes)
+        """The two halves of the first layer, A f_p + bias and B f_q, each [B, N, D], of features [B, C, H, W]."""
+        rows = features.flatten(2).transpose(1, 2)
+        return self.owner(rows), self.neighbor(rows)
 
-    def _known_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, p and q of every edge of the batch whose two labels are known."""
+    def _labeled_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, p and q of every edge of the batch whose two nodes are labeled."""
         edges = self.graph(features).edges()
-        known = (labels != ignore_index)[:, edges].all(1)
-        image, edge = known.nonzero(as_tuple=True)
+        labeled = (labels != ignore_index)[:, edges].all(1)
+        image, edge = labeled.nonzero(as_tuple=True)
         return image, edges[0, edge], edges[1, edge]
 
     def _edge_loss(self, owner: Tensor, neighbor: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
@@ -295,33 +340,12 @@ class PairwisePotential(nn.Module):
         return F.cross_entropy(_at_least_single(logits), target, reduction="sum")
 
 
-def _blocks(nodes: int, elements_per_node: int) -> Iterator[slice]:
-    """Slices of nodes small enough that a block's temporary stays below the limit."""
+def _blocks(num_nodes: int, elements_per_node: int) -> Iterator[slice]:
+    """Slices of nodes small enough that a block's temporary tensors stay below the limit."""
     step = max(1, _BLOCK_ELEMENTS // elements_per_node)
-    return (slice(start, min(start + step, nodes)) for start in range(0, nodes, step))
+    return (slice(start, min(start + step, num_nodes)) for start in range(0, num_nodes, step))
 
 
 def _at_least_single(logits: Tensor) -> Tensor:
-    """Half precision has too few digits for the logarithm of a sum; double stays double."""
+    """Single precision for half precision, whose digits are too few for the logarithm of a sum; double stays double."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:
-    """ValueError unless labels are int64 [B, H, W] of the map's size and 0..K-1 or `ignore_index`."""
-    if labels.shape != (features.shape[0], *features.shape[-2:]):
-        raise ValueError(
-            f"labels {tuple(labels.shape)} do not fit features {tuple(features.shape)}; expected [B, H, W] of the same "
-            "B, H, W (down-sample the masks to the feature map)"
-        )
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels of {labels.dtype}: expected int64 (call .long())")
-    check_values(labels, num_classes, ignore_index)
-
-
-def check_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """ValueError unless labels are 0..K-1 or `ignore_index`."""
-    strange = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
-    if strange.any():
-        raise ValueError(
-            f"label {int(labels[strange][0])}: expected 0..{num_classes - 1}, or {ignore_index} where unknown"
-        )

@@ -1,23 +1,35 @@
-"""Logits for a CRF from what people have: probabilities, or labels they believe in to some degree."""
+"""Unary logits for a CRF from probabilities or from labels."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from contextcrf.crf.potentials import IGNORE_INDEX, check_values
+from contextcrf.crf.checks import check_values
+from contextcrf.crf.potentials import IGNORE_INDEX
 
 
 def logits_from_probabilities(probabilities: Tensor, floor: float = 1e-5, scale: float = 1.0) -> Tensor:
-    """The logarithm of a network's probabilities, as pydensecrf's `unary_from_softmax` (with the other sign).
+    """The logarithm of probabilities, as `unary_from_softmax` of pydensecrf with the opposite sign.
 
     Args:
         probabilities: [B, K, ...], in 0..1, the K of a pixel summing to 1.
-        floor: smaller probabilities count as this one: the logarithm of 0 would rule a label out for ever.
-        scale: how far to trust them, in (0, 1]: they are mixed with the uniform distribution, which gets 1 - scale.
+        floor: smaller probabilities are raised to this one, since no message could make up for the logarithm of 0.
+        scale: weight of the probabilities, in (0, 1], in a mixture with the uniform distribution, whose weight is
+            1 - scale.
+
+    Returns:
+        Logits [B, K, ...].
 
     Raises:
         ValueError: NaN, values outside 0..1, sums that are not 1, or a floor or scale outside (0, 1].
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import logits_from_probabilities
+        >>> probabilities = torch.rand(1, 3, 10, 15).softmax(1)
+        >>> torch.allclose(logits_from_probabilities(probabilities).softmax(1), probabilities)
+        True
     """
     for name, value in (("floor", floor), ("scale", scale)):
         if not 0 < value <= 1:
@@ -45,19 +57,26 @@ def logits_from_probabilities(probabilities: Tensor, floor: float = 1e-5, scale:
 def logits_from_labels(
     labels: Tensor, num_classes: int, confidence: float = 0.7, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """Logits of labels that are right with some probability, as pydensecrf's `unary_from_labels`.
+    """Logits of labels that are right with a given probability, as `unary_from_labels` of pydensecrf.
 
     Args:
-        labels: integers [B, ...], 0..K-1; `ignore_index` where nothing is known, which the CRF fills in.
+        labels: integers [B, ...], 0..K-1, or `ignore_index` where the label is unknown and left to the CRF.
         num_classes: K.
-        confidence: the probability, in (0, 1), that a label is right; the others share the rest.
-        ignore_index: the value that means "unknown".
+        confidence: the probability, in (0, 1), that a label is right; the other labels share the rest equally.
+        ignore_index: the value of unknown labels.
 
     Returns:
-        float32 [B, K, ...]: logarithms of probabilities, uniform where unknown.
+        float32 [B, K, ...]: logarithms of probabilities, uniform where the label is unknown.
 
     Raises:
-        ValueError: labels that are not integers or outside 0..K-1; a confidence outside (0, 1).
+        ValueError: labels that are not integers or lie outside 0..K-1; a confidence outside (0, 1); K < 1.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import logits_from_labels
+        >>> logits_from_labels(torch.tensor([[0, 255]]), num_classes=2, confidence=0.8).exp()
+        tensor([[[0.8000, 0.5000],
+                 [0.2000, 0.5000]]])
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a probability in (0, 1)")
@@ -78,6 +97,6 @@ def logits_from_labels(
 
 
 def bounded(logits: Tensor) -> Tensor:
-    """Infinite values made as large as sums can bear."""
+    """Clamp infinite logits to finite values that are small enough to be added up."""
     bound = torch.finfo(logits.dtype).max ** 0.5
     return logits.clamp(-bound, bound)

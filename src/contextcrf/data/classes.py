@@ -1,4 +1,4 @@
-"""The classes of a data set: their names and the colors they are drawn in."""
+"""The classes of a data set: their names and their colors in pictures of labels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from contextcrf.utils.errors import DataError
+from contextcrf.utils.files import write_text
 
-#: The label of a pixel whose class is unknown ("void"). The same everywhere in this package.
+#: The label of unlabeled pixels, which no loss and no metric counts. Masks that store another value are mapped to it.
 IGNORE_INDEX = 255
 
 Color = tuple[int, int, int]
@@ -21,23 +22,24 @@ Color = tuple[int, int, int]
 class Classes:
     """Class names and colors, in the order of the class indices.
 
-    Arguments:
-        names: one unique name per class, K of them.
-        palette: one (red, green, blue) per class, each 0..255.
+    Args:
+        names: K unique names, one for each class.
+        palette: K colors (red, green, blue), each 0..255.
 
     Raises:
-        ValueError: fewer than two classes, more than 255 (a mask has eight bits and 255 is void), a repeated or
-            empty name, another number of colors than of names, or a color that is not three integers 0..255.
+        ValueError: fewer than two classes, more than 255 (a mask has 8 bits, and 255 is the ignore_index), a repeated
+            or empty name, different numbers of names and colors, or a color that is not three integers 0..255.
 
-    >>> Classes(("sheep", "boat"), ((255, 255, 255), (0, 0, 255))).names[1]
-    'boat'
+    Example:
+        >>> Classes(("sheep", "boat"), ((255, 255, 255), (0, 0, 255))).names[1]
+        'boat'
     """
 
     names: tuple[str, ...]
     palette: tuple[Color, ...]
 
     def __post_init__(self) -> None:
-        # Lists are accepted and frozen: a Classes is hashable and never changes under a model that holds it.
+        # Lists are accepted and become tuples, so that the object is hashable and cannot change within a model.
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "palette", tuple(tuple(color) for color in self.palette))
         if not 2 <= len(self.names) <= IGNORE_INDEX:
@@ -54,11 +56,11 @@ class Classes:
                 raise ValueError(f"class {name!r}: expected a color of three integers 0..255, got {list(color)}")
 
     def __len__(self) -> int:
-        """The number of classes K; void is not one of them."""
+        """The number of classes K, without `IGNORE_INDEX`."""
         return len(self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of lists that JSON can hold; `from_dict` reads it back."""
+        """A dictionary of lists, for JSON; the inverse of `from_dict`."""
         return {"names": list(self.names), "palette": [list(color) for color in self.palette]}
 
     @classmethod
@@ -80,16 +82,16 @@ class Classes:
     def from_yaml(cls, path: str | Path) -> tuple[Classes, int]:
         """Read a `classes.yaml`.
 
-        The file holds `ignore_index` (optional, 255: the label that means void in the masks beside the file) and
-        `classes`, a list of `{name, color}` in the order of the class indices. Where no class has a color, the
-        colors are those of `voc_palette`.
+        The file has two keys: `ignore_index` (the value of unlabeled pixels in the mask files; 255 if absent) and
+        `classes`, a list of `{name, color}` in the order of the class indices. If no class has a color, the colors are
+        those of `voc_palette`.
 
         Returns:
-            The classes and the ignore index of the files.
+            The classes and the ignore_index of the mask files.
 
         Raises:
             FileNotFoundError: there is no such file.
-            DataError: the content is not as above; the message names the file, the key and what was expected.
+            DataError: the content differs from this; the message names the file, the key and what was expected.
         """
         path = Path(path)
         try:
@@ -115,7 +117,7 @@ class Classes:
             if not isinstance(entry, dict):
                 raise DataError(f"{where}: expected {{name: ..., color: [red, green, blue]}}, got {entry!r}")
             _reject_unknown_keys(entry, {"name", "color"}, where)
-            # An unquoted `yes` or `off` is a boolean to YAML; say so instead of making a class named "True".
+            # YAML parses an unquoted `yes` or `off` as a boolean, which must not become a class named "True".
             if not isinstance(entry.get("name"), str):
                 raise DataError(f"{where}, key 'name': expected a string (in quotes), got {entry.get('name')!r}")
             color: Any = entry.get("color") if colored else default[index]
@@ -129,22 +131,31 @@ class Classes:
             raise DataError(f"{path}: key 'classes': {error}") from error
 
     def to_yaml(self, path: str | Path, ignore_index: int = IGNORE_INDEX) -> None:
-        """Write a `classes.yaml` that `from_yaml` reads back."""
+        """Write a `classes.yaml`; the inverse of `from_yaml`.
+
+        Args:
+            path: the file, replaced if it exists.
+            ignore_index: the value of unlabeled pixels in the mask files.
+        """
         entries = [{"name": name, "color": list(color)} for name, color in zip(self.names, self.palette, strict=True)]
         content = {"ignore_index": ignore_index, "classes": entries}
-        # Flow style for the innermost lists only: one line per name, one per color.
+        # The default flow style applies to the innermost lists only: a line per name, a line per color.
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True)
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(Path(path), text)
 
 
 def voc_palette(n: int) -> tuple[Color, ...]:
     """The first `n` colors (at most 256) of the PASCAL VOC color map; color 0 is black.
 
-    The bits of the index are dealt in turn to red, green and blue, the lowest bits of the index to the highest bits of
-    the color, so that neighboring indices get colors far apart.
+    The bits of the index are assigned to red, green and blue in turn, and the lowest bits of the index become the
+    highest bits of the color, so that neighboring indices have very different colors.
 
-    >>> voc_palette(3)
-    ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    Raises:
+        ValueError: `n` is not in 0..256.
+
+    Example:
+        >>> voc_palette(3)
+        ((0, 0, 0), (128, 0, 0), (0, 128, 0))
     """
     if not 0 <= n <= 256:
         raise ValueError(f"expected 0 to 256 colors, got {n}")

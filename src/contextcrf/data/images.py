@@ -1,4 +1,4 @@
-"""What counts as an image: 8 bits a channel, RGB or gray."""
+"""Reading of images (8 bits per channel, RGB or gray) and of masks (one class index per pixel)."""
 
 import struct
 import warnings
@@ -9,25 +9,35 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from contextcrf.data.classes import IGNORE_INDEX
+from contextcrf.utils.errors import DataError
 
 ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
 
-# What Pillow raises for a file that is no image, is cut short or is damaged, depending on the format and the place.
+# The errors that Pillow raises for files that are no images, truncated or damaged; which one depends on the format.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-# What numpy raises for a damaged array file beside these.
+# NumPy raises one more for damaged array files.
 ARRAY_ERRORS = (*DECODING_ERRORS, zipfile.BadZipFile)
 
-# More than eight bits a channel: turned into RGB these would be cut off at 255, not scaled.
+# Modes with more than 8 bits per channel. A conversion to RGB would clip their values at 255 instead of scaling them.
 DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 def as_pixels(image: ImageLike) -> Tensor:
-    """Any usual form of an image as uint8 RGB [3, H, W]; what is not clear is refused by name (ValueError)."""
+    """Convert an image in any usual form to a uint8 RGB tensor [3, H, W].
+
+    Args:
+        image: a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+
+    Raises:
+        ValueError: another type, dtype or shape, or more than 8 bits per channel.
+    """
     if isinstance(image, Image.Image):
         if image.mode in DEEP_IMAGE_MODES:
-            raise ValueError(f"mode {image.mode}; expected 8 bits a channel")
+            raise ValueError(f"mode {image.mode}: expected 8 bits per channel; convert the image first")
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
@@ -42,24 +52,59 @@ def as_pixels(image: ImageLike) -> Tensor:
     raise ValueError(f"{type(image).__name__}: expected a PIL image, an array or a tensor")
 
 
-def read_picture(path: Path) -> Tensor:
-    """A picture that somebody took, uint8 RGB [3, H, W], upright: phones store a portrait lying on its side.
+def read_image(path: Path) -> Tensor:
+    """Read an image file as a uint8 RGB tensor [3, H, W], upright as its EXIF orientation specifies.
 
-    Raises one of `DECODING_ERRORS`, for more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 megapixels) too; Pillow's
-    warning of half as many is for those who hold pictures to be a danger, not work.
+    Images of more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 megapixels) are refused. Pillow's warning about half as
+    many pixels is suppressed, since large photographs are ordinary input here.
+
+    Raises:
+        DataError: the file cannot be decoded or has more than 8 bits per channel; the message begins with its path.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                return as_pixels(upright(file))
+    except DECODING_ERRORS as error:
+        raise DataError(f"{path}: the image cannot be read: {describe_error(error)}") from error
+
+
+def read_mask(path: Path, ignore_index: int) -> Tensor:
+    """Read a mask of class indices as an int64 tensor [H, W].
+
+    Args:
+        path: an image file with one channel.
+        ignore_index: the value of unlabeled pixels in the file; it becomes `IGNORE_INDEX` (255).
+
+    Raises:
+        DataError: the file cannot be decoded or has several channels; the message begins with its path.
+    """
+    try:
         with Image.open(path) as file:
-            return as_pixels(upright(file))
+            mask = torch.from_numpy(np.array(file).astype(np.int64))
+    except DECODING_ERRORS as error:
+        raise DataError(f"{path}: the mask cannot be read: {describe_error(error)}") from error
+    if mask.ndim != 2:
+        raise DataError(f"{path}: the mask has {mask.shape[2]} channels; expected one, of class indices")
+    return mask.masked_fill(mask == ignore_index, IGNORE_INDEX)
+
+
+def describe_error(error: Exception) -> str:
+    """The reason in one of `DECODING_ERRORS`, without the path that Pillow and the operating system add to some."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is not an image that Pillow can identify"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture as it was taken; the orientation that its EXIF data name is carried out."""
+    """The image with the rotation and reflection of its EXIF orientation applied."""
     return ImageOps.exif_transpose(image)
 
 
 def is_turned(path: Path) -> bool:
-    """Whether a picture's EXIF data say that it does not lie upright in its file."""
+    """Whether the EXIF data of an image file specify an orientation other than upright."""
     with Image.open(path) as file:
         return file.getexif().get(ExifTags.Base.Orientation, 1) != 1

@@ -1,4 +1,4 @@
-"""Context scenes: drawn landscapes in which some classes look alike and only their context tells them apart.
+"""Context scenes: synthetic landscapes in which some classes look alike and only their context distinguishes them.
 
 Two pairs of classes share one local appearance (color and texture are draws from the same distribution):
 
@@ -7,12 +7,14 @@ Two pairs of classes share one local appearance (color and texture are draws fro
 * *wall* and *trunk*: a block of brown planks with sky to its sides. It is a wall under a red roof and a trunk under a
   green canopy: what is *above* decides.
 
-A classifier that sees 24 px at a time can only guess inside these objects. The deciding context is within the boxes of
-the relations *surrounding* and *above* of a feature map of stride 8, so a CRF with contextual pairwise potentials can
-label them. Which of a pair stands at a place is a fair coin, thrown apart from everything else that is drawn.
+A classifier with a receptive field of 24 px can only guess inside these objects. The deciding context is within the
+boxes of the relations *surrounding* and *above* on a feature map of stride 8, so a CRF with contextual pairwise
+potentials can label them. Each object belongs to either class of its pair with probability 1/2, independently of
+everything else in the scene.
 
-At the default height of 160 px a disc is 26 px wide, the sand reaches about 26 px from the middle of the disc, and a
-wall is about 30 px wide and 34 px high. The boxes reach 32 px around and 48 px above. All lengths grow with the height.
+At the default height of 160 px a disc is 26 px wide, the sand extends to about 26 px from the center of the disc, and a
+wall is about 30 px wide and 34 px high. The boxes extend 32 px to all sides and 48 px upwards. All lengths are
+proportional to the height.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.progress import track
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from contextcrf.data.classes import Classes, Color
+from contextcrf.utils.files import atomic_write, write_text
+from contextcrf.utils.progress import track
 
 Split = Literal["train", "val"]
 Floats = npt.NDArray[np.float32]
@@ -51,7 +54,7 @@ CLASSES = Classes(
 )
 SKY, GRASS, WATER, SAND, ROOF, CANOPY, SHEEP, BOAT, WALL, TRUNK = range(len(CLASSES))
 
-# Color of each class when ambiguity is 0; the two of a pair move to the color of PAIR_COLORS as it grows to 1.
+# Color of each class at ambiguity 0. With growing ambiguity, both colors of a pair approach that of _PAIR_COLORS.
 _COLORS: dict[int, Color] = {
     SKY: (148, 198, 236),
     GRASS: (124, 180, 82),
@@ -68,24 +71,28 @@ _PAIR_COLORS: dict[tuple[int, int], Color] = {(SHEEP, BOAT): (240, 236, 228), (W
 
 
 class ContextScenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
-    """Scenes drawn on demand; item i depends on (seed, split, i) and the arguments, on nothing else.
+    """Scenes that are drawn on demand; item i depends on (seed, split, i) and the arguments only.
 
-    Arguments:
+    An item is `(image, mask)`: uint8 RGB [3, H, W] and int64 [H, W]. All pixels are labeled.
+
+    Args:
         size: the number of scenes.
-        split: "train" or "val"; the two never share a random stream.
-        height: pixels, at least 64.
-        width: pixels, at least as many as `height`.
-        seed: 0 or more; another seed gives other scenes.
+        split: "train" or "val", which use independent random streams.
+        height: in pixels, at least 64.
+        width: in pixels, at least `height`.
+        seed: 0 or more; different seeds give different scenes.
         ambiguity: 1 draws the two classes of a pair in one color, 0 in two distinct colors, linear in between.
 
-    An item is (image uint8 [3, H, W], mask int64 [H, W]), every pixel labeled. `classes` has names and palette.
+    Attributes:
+        classes: names and palette.
 
     Raises:
-        ValueError: an argument outside of the ranges above.
+        ValueError: an argument is outside of its range.
 
-    >>> image, mask = ContextScenes(size=1)[0]
-    >>> image.shape, mask.shape
-    (torch.Size([3, 160, 240]), torch.Size([160, 240]))
+    Example:
+        >>> image, mask = ContextScenes(size=1)[0]
+        >>> image.shape, mask.shape
+        (torch.Size([3, 160, 240]), torch.Size([160, 240]))
     """
 
     classes = CLASSES
@@ -142,31 +149,37 @@ def write_scenes(
     width: int = 240,
     seed: int = 0,
     ambiguity: float = 1.0,
-    progress: bool = False,
 ) -> Path:
-    """Write scenes as a folder data set, to see how one looks or to try the commands that read one.
+    """Write scenes as a folder data set, as an example of the layout and of the commands that read it.
 
-    Below `root`: `images/<stem>.png`, `masks/<stem>.png` (class indices with a palette), `splits/train.txt` and
-    `splits/val.txt` (one stem per line), `classes.yaml`. Files of the same name are replaced.
+    The folder `root` contains `images/<stem>.png`, `masks/<stem>.png` (class indices with a palette),
+    `splits/train.txt` and `splits/val.txt` (one stem per line) and `classes.yaml`. Existing files of these names are
+    replaced.
+
+    Args:
+        root: the folder.
+        train: the number of scenes in the split train.
+        val: the number of scenes in the split val.
+        height, width, seed, ambiguity: as for `ContextScenes`.
 
     Returns:
         `root`.
     """
     root = Path(root)
-    for folder in ("images", "masks", "splits"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     CLASSES.to_yaml(root / "classes.yaml")
     sizes: dict[Split, int] = {"train": train, "val": val}
     for split, size in sizes.items():
         scenes = ContextScenes(size, split, height, width, seed, ambiguity)
         stems = [f"{split}_{index:04d}" for index in range(size)]
-        for index, stem in track(list(enumerate(stems)), f"drawing scenes, {split}", disable=not progress):
+        for index, stem in track(list(enumerate(stems)), f"Drawing scenes, {split}"):
             image, labels = scenes.render(index)
-            Image.fromarray(image).save(root / "images" / f"{stem}.png")
+            with atomic_write(root / "images" / f"{stem}.png") as partial:
+                Image.fromarray(image).save(partial)
             mask = Image.fromarray(labels)
             mask.putpalette([part for color in CLASSES.palette for part in color])
-            mask.save(root / "masks" / f"{stem}.png")
-        (root / "splits" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+            with atomic_write(root / "masks" / f"{stem}.png") as partial:
+                mask.save(partial)
+        write_text(root / "splits" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
     return root
 
 
@@ -193,7 +206,7 @@ class _Canvas:
         self.unit = height / 160
         self.image: Floats = np.zeros((3, height, width), np.float32)
         self.labels = np.zeros((height, width), np.uint8)
-        # Every material is made of the same three noises, of standard deviation about 1 at three grain sizes.
+        # All materials are textured with the same three noise maps of standard deviation about 1, at three grain sizes.
         self.fine: Floats = rng.standard_normal((height, width), dtype=np.float32)
         self.soft = self.smooth_noise(3, 3)
         self.broad = self.smooth_noise(16, 16)
@@ -212,11 +225,13 @@ class _Canvas:
         return _Window(self, top, bottom, left, right)
 
     def paint(self, label: int, window: _Window, depth: Floats, shade: Floats) -> None:
-        """Lay a material over the pixels with `depth` > 0.
+        """Paint a material over the pixels with `depth` > 0.
 
-        Arguments:
-            depth: [h, w] distance to the rim in px, positive inside; a pixel on the rim is mixed in proportion.
-            shade: [h, w] or [3, h, w] levels added to the color of the class.
+        Args:
+            label: the class of the material.
+            window: the pixels that are considered.
+            depth: [h, w] distance to the boundary in px, positive inside; boundary pixels are blended proportionally.
+            shade: [h, w] or [3, h, w], added to the color of the class.
         """
         cover = np.clip(depth + np.float32(0.5), 0, 1)
         image = self.image[:, *window.slices]
@@ -253,14 +268,14 @@ def _draw_sand(canvas: _Canvas, horizon: float) -> None:
 
 
 def _draw_fields(canvas: _Canvas, shore: float) -> None:
-    """Fields of grass and water side by side below the shore line, an islet with a disc in the middle of each."""
+    """Fields of grass and water side by side below the shore line, with an islet and its disc in each."""
     rng, unit = canvas.rng, canvas.unit
     count = max(1, round(canvas.width / (78 * unit)))
     pitch = canvas.width / count
     line = _wave(canvas, np.arange(canvas.width, dtype=np.float32)[None, :], height=1.5, length=60)
     kinds = rng.integers(0, 2, count)
     for index, kind in enumerate(kinds):
-        # Each field covers all that is right of its left edge; the next one covers what is too much.
+        # Each field covers everything to the right of its left edge, and the next field is painted over it.
         window = canvas.window(shore - 4 * unit, canvas.height, index * pitch - 6 * unit, canvas.width)
         depth = window.y - np.float32(shore) + line[:, window.slices[1]]
         if index:
@@ -277,18 +292,18 @@ def _draw_fields(canvas: _Canvas, shore: float) -> None:
 
 
 def _draw_disc(canvas: _Canvas, label: int, y: float, x: float) -> None:
-    """An islet of sand with a white disc in its middle. The sand is what keeps grass and water out of a small view."""
+    """An islet of sand with a white disc in its center; the sand is wider than a small receptive field."""
     unit = canvas.unit
     radius = canvas.rng.uniform(12.5, 14) * unit
     reach = radius + 13 * unit
     phase = np.float32(canvas.rng.uniform(0, 2 * np.pi))
     window = canvas.window(y - reach - 3 * unit, y + reach + 3 * unit, x - reach - 3 * unit, x + reach + 3 * unit)
     dy, dx = window.y - np.float32(y), window.x - np.float32(x)
-    # A superellipse: fuller than a circle, since small views are square.
+    # A superellipse, closer to a square than a circle is, since receptive fields are square.
     islet = (dy**4 + dx**4) ** np.float32(0.25) + np.float32(unit) * np.sin(3 * np.arctan2(dy, dx) + phase)
     canvas.paint(SAND, window, np.float32(reach) - islet, _sand_shade(window))
     depth = np.float32(radius) - np.hypot(dy, dx)
-    # Light from the upper left, darker towards the rim: a ball of wool.
+    # Light from the upper left, darker towards the boundary, as on a ball of wool.
     ball = -7 * (dx + dy) / np.float32(radius) - 8 * (1 - np.clip(depth / np.float32(radius), 0, 1)) ** 2
     canvas.paint(label, window, depth, ball + 8 * window.soft + 3 * window.fine)
 
@@ -323,7 +338,7 @@ def _draw_roof(canvas: _Canvas, eaves: float, x: float, half: float) -> None:
     high, wide = canvas.rng.uniform(20, 25) * unit, half + canvas.rng.uniform(5, 8) * unit
     window = canvas.window(eaves - high, eaves + unit, x - wide, x + wide)
     rise = np.float32(eaves) - window.y
-    # A hipped roof: the ridge is 0.4 of the eaves. It covers about as much as a canopy does.
+    # A hipped roof whose ridge is 0.4 times as long as its eaves; its area is about that of a canopy.
     lean = np.float32(0.6 * wide / high)
     side = (np.float32(wide) - np.abs(window.x - np.float32(x)) - lean * rise) / np.hypot(1, lean)
     depth = np.minimum(side, np.minimum(rise, np.float32(high) - rise))
@@ -340,7 +355,7 @@ def _draw_canopy(canvas: _Canvas, bottom: float, x: float, half: float) -> None:
     phase = np.float32(canvas.rng.uniform(0, 2 * np.pi))
     leaves = np.float32(0.06) * np.sin(9 * np.arctan2(dy, dx) + phase)
     depth = (np.float32(0.94) - np.hypot(dy, dx) + leaves) * tall
-    # Flat below, so that a canopy hangs no lower than a roof does.
+    # The lower side is flat, so that a canopy ends where a roof does.
     depth = np.minimum(depth, np.float32(bottom) - window.y)
     canvas.paint(CANOPY, window, depth, -12 * (dx + dy) + 12 * window.soft + 5 * window.fine)
 
@@ -359,7 +374,7 @@ def _water_shade(canvas: _Canvas, window: _Window) -> Floats:
 
 
 def _wave(canvas: _Canvas, along: Floats, height: float, length: float) -> Floats:
-    """A gentle curve with a random phase; `height` and `length` in units, `along` in px."""
+    """A sine curve with a random phase; `height` and `length` in units, `along` in px."""
     phase = canvas.rng.uniform(0, 2 * np.pi)
     turns = along * np.float32(2 * np.pi / (length * canvas.unit)) + np.float32(phase)
     return np.float32(height * canvas.unit) * np.sin(turns)

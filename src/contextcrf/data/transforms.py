@@ -1,8 +1,9 @@
-"""Augmentation for training, applied to image and mask together (torchvision v2 transforms)."""
+"""Data augmentation: joint random transforms of image and mask (torchvision v2)."""
 
 from typing import Any
 
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -11,7 +12,15 @@ from contextcrf.data.dataset import Transform
 
 
 class RandomScale(v2.Transform):
-    """Resize image (bilinear) and mask (nearest) by one factor, log-uniform in [low, high]."""
+    """Resize the image (bilinear) and the mask (nearest) by one factor, log-uniform in [low, high].
+
+    Args:
+        low: the smallest factor, > 0.
+        high: the largest factor.
+
+    Raises:
+        ValueError: the range is empty or not positive.
+    """
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -28,37 +37,34 @@ class RandomScale(v2.Transform):
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
 
 
-class PadTo(v2.Transform):
-    """Pad right and below up to a size: the image with gray, the mask with void."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.query_size(flat_inputs)
-        return {"padding": [0, 0, max(0, self.size[1] - width), max(0, self.size[0] - height)]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        fill = IGNORE_INDEX if inpt.ndim == 2 else 127
-        return self._call_kernel(F.pad, inpt, padding=params["padding"], fill=fill)
-
-
 def training_transform(
     crop: tuple[int, int],
     scale: tuple[float, float] = (0.5, 2.0),
     color: float = 0.0,
     flip: bool = True,
 ) -> Transform:
-    """Random scale, crop, flip and color.
+    """Random scale, crop, horizontal flip and color jitter.
 
     Args:
-        crop: height and width of the result in pixels; smaller images are padded with void.
-        scale: range of the random scale.
-        color: strength of brightness, contrast and saturation jitter (0 is off); hue moves by a tenth of it.
-        flip: mirror left and right with probability 1/2.
+        crop: height and width of the result in pixels. Where a scaled image is smaller, it is padded with gray and its
+            mask with `IGNORE_INDEX`.
+        scale: range of the random scale factor.
+        color: strength of the jitter of brightness, contrast and saturation; that of the hue is a tenth of it. 0 is
+            none.
+        flip: flip with probability 1/2.
+
+    Returns:
+        A transform that can be pickled.
+
+    Example:
+        >>> image, mask = torch.zeros(3, 50, 60, dtype=torch.uint8), torch.zeros(50, 60, dtype=torch.int64)
+        >>> transform = training_transform(crop=(32, 48))
+        >>> image, mask = transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        >>> image.shape, mask.shape
+        (torch.Size([3, 32, 48]), torch.Size([32, 48]))
     """
-    steps: list[v2.Transform] = [RandomScale(*scale), PadTo(crop), v2.RandomCrop(list(crop))]
+    fill: Any = {tv_tensors.Image: 127, tv_tensors.Mask: IGNORE_INDEX}
+    steps: list[v2.Transform] = [RandomScale(*scale), v2.RandomCrop(list(crop), pad_if_needed=True, fill=fill)]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
     if color > 0:

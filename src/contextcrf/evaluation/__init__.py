@@ -1,0 +1,1 @@
+"""Measuring models: metrics, evaluation of systems, comparison with intervals, tuning, reports."""

@@ -1,6 +1,5 @@
-"""Whether one system beats another: the difference of their mean IoU over the same images, and how sure it is."""
+"""Two systems compared: the difference of their mean IoU over the same images, with a bootstrap interval."""
 
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
+from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.utils.errors import DataError
+from contextcrf.utils.files import atomic_write
 
 COUNTS = "images.npz"
 _NAMES = "image names"
-# The row of all potentials, the paper's "1unary+2pair".
-_TOGETHER = re.compile(r"1unary\+\d+pair")
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ def paired_bootstrap(
 ) -> Difference:
     """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
 
-    The interval is that of the percentiles 2.5 and 97.5. It tells how far another draw of images could change the
-    difference, not what another training would: for that, train with several seeds and look at each of them too.
+    The interval is that of the percentiles 2.5 and 97.5. It covers the draw of the images, not that of the training: for
+    that, train with several seeds and look at each of them too.
 
     Args:
         first, second: confusion matrices of every image, integers [images, K, K], in the same order; or
@@ -98,13 +97,11 @@ def _blocks(counts: Tensor, block: int) -> Tensor:
     return torch.stack([part.sum(0) for part in counts.split(block)])
 
 
-def write_counts(path: Path, images: Sequence[str], rows: Mapping[str, Tensor]) -> None:
+def write_counts(path: Path, images: Sequence[str], systems: Mapping[str, Tensor]) -> None:
     """Write confusion matrices [images, K, K] of systems by name, for `read_counts`."""
-    arrays: dict[str, Any] = {name: counts.numpy() for name, counts in rows.items()}
-    unfinished = path.with_name(f"{path.name}.part")
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, **{_NAMES: np.array(images), **arrays})
-    unfinished.rename(path)
+    arrays: dict[str, Any] = {name: counts.numpy() for name, counts in systems.items()}
+    with atomic_write(path) as partial:
+        np.savez_compressed(partial, **{_NAMES: np.array(images), **arrays})
 
 
 def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
@@ -114,96 +111,92 @@ def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
         DataError: if there is no such file, or it is another one.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected what `contextcrf evaluate` wrote")
+        raise DataError(f"{path}: no such file; expected a file of `contextcrf evaluate`")
     try:
         with path.open("rb") as opened:
             file = np.load(opened)
             arrays = {name: file[name] for name in file.files} if isinstance(file, NpzFile) else {}
     except (BadZipFile, ValueError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}; expected what `contextcrf evaluate` wrote") from error
+        raise DataError(f"{path}: {error}; expected a file of `contextcrf evaluate`") from error
     if _NAMES not in arrays:
-        raise DataError(f"{path}: holds {sorted(arrays)}; expected what `contextcrf evaluate` wrote")
+        raise DataError(f"{path}: holds {sorted(arrays)}; expected a file of `contextcrf evaluate`")
     return arrays.pop(_NAMES).tolist(), {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def gains(rows: Mapping[str, Tensor], unary: str) -> list[str]:
-    """Lines about what the pairwise terms gain over the unary, and the dense CRF over both, where those rows are there.
+def gains(systems: Mapping[str, Tensor]) -> list[str]:
+    """Sentences on the gain of the pairwise terms over the unary, and of the dense CRF over both, with intervals.
 
     Args:
-        rows: confusion matrices [images, K, K] by the name of the row, as `contextcrf evaluate` has them.
-        unary: the name of the unary's row.
+        systems: confusion matrices [images, K, K] by the name of the system; a gain is left out where a system is.
     """
-    together = next((name for name in rows if _TOGETHER.fullmatch(name)), None)
+    unary, pairwise, full = UNARY_ONLY.name, UNARY_PAIRWISE.name, FULL.name
     lines = []
-    for first, second, what, advice in (
-        (unary, together, "the pairwise terms", "choose their strength: contextcrf tune"),
-        (together or unary, "full", "the dense CRF", "choose its parameters: contextcrf tune --dense true"),
+    for first, second, part, advice in (
+        (unary, pairwise, "the pairwise terms", "choose their weights with contextcrf tune"),
+        (pairwise if pairwise in systems else unary, full, "the dense CRF", "choose it with contextcrf tune --dense"),
     ):
-        if first not in rows or second is None or second not in rows:
+        if first not in systems or second not in systems:
             continue
         try:
-            found = paired_bootstrap(rows[first], rows[second])
+            found = paired_bootstrap(systems[first], systems[second])
         except ValueError:
-            continue  # a single image: there is nothing to draw from
+            continue  # of a single image no interval can be drawn
         verdict = ""
         if found.high < 0:
-            verdict = f": {what} cost here; {advice}, on images that the network was not trained on"
+            verdict = f": {part} lower the mean IoU here; {advice}, on images that the network was not trained on"
         elif found.low <= 0:
-            verdict = f": what {what} change here cannot be told from chance"
+            verdict = f": the effect of {part} is within chance here"
         lines.append(f"{first} -> {second}: {found}{verdict}")
     return lines
 
 
-def classes_in(counts: Tensor, least: int) -> list[int]:
-    """The classes that at least so many images show, of confusion matrices [images, K, K]."""
-    return [k for k, images in enumerate((counts.sum(2) > 0).sum(0).tolist()) if images >= least]
+def classes_in(counts: Tensor, min_images: int) -> list[int]:
+    """The classes that occur in at least so many images, of confusion matrices [images, K, K]."""
+    return [k for k, images in enumerate((counts.sum(2) > 0).sum(0).tolist()) if images >= min_images]
 
 
 def compare(
     first: Path,
     second: Path,
-    first_row: str | None = None,
-    second_row: str | None = None,
+    first_system: str | None = None,
+    second_system: str | None = None,
     block: int = 1,
-    least: int = 0,
+    min_images: int = 0,
 ) -> Difference:
-    """Compare rows of two results of `contextcrf evaluate`, which may be one.
+    """Compare systems of two results of `contextcrf evaluate`, which may be one.
 
     Args:
         first: folder of the one.
         second: folder of the other.
-        first_row: name of a row in `first`; None where there is but one.
-        second_row: name of a row in `second`, likewise.
+        first_system: name of a system in `first`; None where there is only one.
+        second_system: name of a system in `second`, likewise.
         block: as for `paired_bootstrap`.
-        least: only classes that so many images show are averaged.
+        min_images: only classes that occur in so many images are averaged.
 
     Raises:
-        DataError: if a row is not there, the images are not the same, or no class is shown by so many of them.
+        DataError: if a system is not there, the images are not the same, or no class occurs in so many of them.
     """
-    (images, counts), (others, other_counts) = _row(first, first_row), _row(second, second_row)
+    (images, counts), (others, other_counts) = _read_system(first, first_system), _read_system(second, second_system)
     if images != others:
         alone = sorted(set(images) ^ set(others))
-        what = f"{alone[0]} is in one only" if alone else "their order or number differs"
-        raise DataError(f"{first} and {second}: expected the same images, but {what}")
+        difference = f"{alone[0]} is in one only" if alone else "their order or number differs"
+        raise DataError(f"{first} and {second}: expected the same images, but {difference}")
     if counts.shape != other_counts.shape:
         raise DataError(
             f"{first} and {second}: {counts.shape[1]} and {other_counts.shape[1]} classes; expected the same"
         )
-    scored = classes_in(counts, least)
+    scored = classes_in(counts, min_images)
     if not scored:
-        raise DataError(f"{first}: no class is shown by {least} or more of its {len(images)} images")
+        raise DataError(f"{first}: no class occurs in {min_images} or more of its {len(images)} images")
     return paired_bootstrap(counts, other_counts, block=block, classes=scored)
 
 
-def _row(folder: Path, row: str | None) -> tuple[list[str], Tensor]:
-    images, rows = read_counts(folder / COUNTS)
-    if row is None and len(rows) == 1:
-        return images, next(iter(rows.values()))
-    if row is None:
-        raise DataError(f"{folder}: several rows; name one of {', '.join(rows)}")
-    if row == "crf":
-        # As `evaluate` is asked for it; its table has the paper's name, "1unary+2pair".
-        row = next((name for name in rows if _TOGETHER.fullmatch(name)), row)
-    if row not in rows:
-        raise DataError(f"{folder}: no row {row!r}; expected one of {', '.join(rows)}")
-    return images, rows[row]
+def _read_system(folder: Path, system: str | None) -> tuple[list[str], Tensor]:
+    images, systems = read_counts(folder / COUNTS)
+    if system is None and len(systems) == 1:
+        return images, next(iter(systems.values()))
+    if system is None:
+        raise DataError(f"{folder}: several systems; name one of {', '.join(systems)}")
+    if system not in systems:
+        raise DataError(f"{folder}: no system {system!r}; expected one of {', '.join(systems)}")
+    return images, systems[system]

@@ -1,132 +1,109 @@
-"""What goes with results: examples in the manner of the paper's Figs. 6-7, bars, a page, explanations."""
+"""The pictures and the page that go with results, and pictures of explanations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.progress import track
 
 from contextcrf.crf import Explanation
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.data.images import ImageLike
-from contextcrf.evaluation.evaluate import Results, System, intersection_over_union, predict
-from contextcrf.evaluation.figures import colorize, iou_bars, push_picture, qualitative_grid, save_figure
+from contextcrf.data.visualization import colorize, qualitative_grid
+from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult
+from contextcrf.evaluation.figures import explanation_picture, iou_bars, save_figure
+from contextcrf.evaluation.metrics import image_scores
 from contextcrf.evaluation.report_page import Example, pick, render
+from contextcrf.inference.predictor import Predictor
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.tta import ONE_VIEW, Views
-from contextcrf.modeling.model import ContextCRF
+from contextcrf.inference.system import UNARY_PAIRWISE
+from contextcrf.utils.files import atomic_write, write_text
+from contextcrf.utils.progress import track
 
 
-def draw(
-    model: ContextCRF,
-    examples: SegmentationDataset,
-    wanted: Sequence[System],
-    results: Results,
-    out: Path,
-    precision: str = "32-true",
-    views: Views = ONE_VIEW,
-    progress: bool = True,
-) -> None:
-    """Write OUT/examples.png (image, truth, first and last system) and OUT/iou.png.
+def write_report(data: SegmentationDataset, results: EvaluationResults, out: Path, pictures: int = 6) -> None:
+    """Write OUT/examples.png (image, truth, first and last system), OUT/iou.png and OUT/report.html.
 
-    The model is put into evaluation mode.
+    Nothing is computed again: the labels of the first and the last system were kept by `evaluate`.
 
     Args:
-        examples: the images to show; with none, only the bars are drawn.
-        progress: show a progress bar.
+        data: the images and masks that were evaluated.
+        results: with one entry per image of `data` in every system.
+        out: folder, made if missing.
+        pictures: about so many examples: evenly spread ones in examples.png, and in the page a third each of the best,
+            middle and worst. 0 for none.
     """
     out.mkdir(parents=True, exist_ok=True)
-    series = {row.name: row.matrix.iou().tolist() for row in results.rows}
+    series = {system.name: system.matrix.iou().tolist() for system in results.systems}
     save_figure(iou_bars(list(results.classes), series), out / "iou.png")
-    if not len(examples):
-        return
-    shown = list(dict.fromkeys((wanted[0], wanted[-1])))
-    palette = model.classes.palette
-    rows = []
-    samples = track(examples.without_transform(), "examples", total=len(examples), disable=not progress)
-    for image, mask in samples:
-        drawn = [Image.fromarray(image.permute(1, 2, 0).numpy()), colorize(mask, palette)]
-        drawn += [
-            colorize(marginals.argmax(0), palette) for marginals, _ in predict(model, image, shown, precision, views)
-        ]
-        rows.append(drawn)
-    grid = qualitative_grid(rows, ["image", "truth", *(system.name for system in shown)], model.classes)
-    grid.save(out / "examples.png")
+    shown = list({system.name: system for system in (results.systems[0], results.systems[-1])}.values())
+    if pictures:
+        _draw_examples(data, shown, [i * len(data) // pictures for i in range(pictures)], out / "examples.png")
+    picked = pick(results.systems[-1].counts, -(-pictures // 3)) if pictures else {}
+    chosen = [(heading, number) for heading, numbers in picked.items() for number in numbers]
+    scores = image_scores(results.systems[-1].counts)
+    examples: dict[str, list[Example]] = {}
+    for heading, number in track(chosen, "report"):
+        image, mask = data.sample(number)
+        labels = {system.name: system.labels[number].unpack() for system in shown}
+        name = data.pairs[number][0].name
+        examples.setdefault(heading, []).append(Example(name, scores[number].item(), image, mask, labels))
+    write_text(out / "report.html", render(results, data.classes, examples))
 
 
-def write_page(
-    model: ContextCRF,
-    data: SegmentationDataset,
-    wanted: Sequence[System],
-    results: Results,
-    out: Path,
-    pictures: int = 6,
-    precision: str = "32-true",
-    views: Views = ONE_VIEW,
-    progress: bool = True,
+def _draw_examples(
+    data: SegmentationDataset, shown: Sequence[SystemResult], numbers: Sequence[int], path: Path
 ) -> None:
-    """Write OUT/report.html: tables, confusions, and about so many pictures, a third each best, middle and worst.
+    """A grid of some images with their truth and the labels of some systems."""
+    palette, rows = data.classes.palette, []
+    for number in track(list(dict.fromkeys(numbers)), "examples"):
+        image, mask = data.sample(number)
+        drawn = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), colorize(mask, palette)]
+        rows.append(drawn + [colorize(system.labels[number].unpack(), palette) for system in shown])
+    grid = qualitative_grid(rows, ["image", "truth", *(system.name for system in shown)], data.classes)
+    with atomic_write(path) as partial:
+        grid.save(partial)
 
-    The model is put into evaluation mode.
+
+@torch.inference_mode()
+def draw_explanation(predictor: Predictor, image: torch.Tensor, pixel: tuple[int, int]) -> Image.Image:
+    """A picture of the neighbors that raise or lower one node's log-odds of its label, relation by relation.
 
     Args:
-        data: what was evaluated; `results` has the confusion matrices of its images, in their order.
-        wanted: the systems of the rows; the first and the last are drawn.
-        progress: show a progress bar.
-    """
-    shown = list(dict.fromkeys((wanted[0], wanted[-1])))
-    names = [system.name for system in shown]
-    examples: dict[str, list[Example]] = {}
-    picked = pick(results.rows[-1], -(-pictures // 3)) if pictures else {}
-    chosen = [(heading, number) for heading, numbers in picked.items() for number in numbers]
-    samples = SegmentationDataset([data.pairs[number] for _, number in chosen], data.classes, data.void)
-    pairs = zip(chosen, samples.without_transform(), strict=True)
-    shown_bar = progress and bool(chosen)
-    for (heading, number), (image, mask) in track(pairs, "report", total=len(chosen), disable=not shown_bar):
-        labels = [marginals.argmax(0) for marginals, _ in predict(model, image, shown, precision, views)]
-        score = intersection_over_union(results.rows[-1].images[number]).nanmean().item()
-        name = data.pairs[number][0].name
-        found = Example(name, score, torch.as_tensor(image), mask, dict(zip(names, labels, strict=True)))
-        examples.setdefault(heading, []).append(found)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(render(results, data.classes, examples), encoding="utf-8")
-
-
-def draw_explanation(model: ContextCRF, image: ImageLike, pixel: tuple[int, int]) -> Image.Image:
-    """What pushed the node at a pixel (row, column) to its label and away from the runner-up, relation by relation.
+        predictor: the model with its settings.
+        image: uint8 [3, H, W].
+        pixel: row and column in the image.
 
     Raises:
-        ValueError: a pixel outside the image, or no neighbor that pushes at all.
+        ValueError: a pixel outside the image, or no message that differs between labels.
     """
-    return draw_pushes(model.segment(image), model.explain(image, pixel), pixel, model.config.strengths)
+    segmentation = predictor.segment(image, UNARY_PAIRWISE)
+    return draw_messages(segmentation, predictor.explain(image, pixel), pixel, predictor.weights)
 
 
-def draw_pushes(
+def draw_messages(
     segmentation: Segmentation,
     explanations: Mapping[str, Explanation],
     pixel: tuple[int, int],
-    strengths: Mapping[str, float | None],
+    weights: Mapping[str, float | None],
 ) -> Image.Image:
-    """`draw_explanation`, of an inference that has been done.
+    """`draw_explanation`, for labels and explanations that have been computed.
 
     Args:
-        segmentation: what inference ended with.
-        explanations: what the relations say about the pixel.
+        segmentation: the result of inference.
+        explanations: by relation, of the pixel.
         pixel: row and column in the image.
-        strengths: those of the inference, for the error.
+        weights: the relation weights of the inference, for the error.
     """
-    photo = Image.fromarray(segmentation.image.permute(1, 2, 0).numpy())
     label, rival = segmentation.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
     pushes = {name: found.push_map(label, rival) for name, found in explanations.items()}
     scale = max((float(push.abs().max()) for push in pushes.values()), default=0.0)
     if scale == 0:
         raise ValueError(
-            f"pixel {pixel}: no neighbor pushes its label: the relations are untrained, or their strengths are 0 "
-            f"(here {dict(strengths)}); other strengths show what they would say"
+            f"pixel {pixel}: no neighbor changes its label: the relations are untrained, or their weights are 0 (here "
+            f"{dict(weights)}); other weights show what the messages would be"
         )
     names = segmentation.classes.names
     titles = [f"{names[label]} (then {names[rival]})"]
     titles += [f"{name}: {float(push.sum()):+.2f}" for name, push in pushes.items()]
-    drawn = [push_picture(photo, push, pixel, scale) for push in pushes.values()]
+    drawn = [explanation_picture(segmentation.picture, push, pixel, scale) for push in pushes.values()]
     return qualitative_grid([[segmentation.overlay(), *drawn]], titles, segmentation.classes)

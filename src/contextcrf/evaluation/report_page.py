@@ -13,14 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from contextcrf.data.classes import IGNORE_INDEX, Classes, Color
-from contextcrf.evaluation.evaluate import Results, Row, intersection_over_union
-from contextcrf.evaluation.figures import SERIES_COLORS, colorize
+from contextcrf.data.visualization import SERIES_COLORS, colorize
+from contextcrf.evaluation.evaluate import EvaluationResults
+from contextcrf.evaluation.metrics import image_scores
 
 MISTAKES = 8
 # Longer side of the pictures in the page, px.
 SIDE = 800
-# Green: the last row mends what the first had wrong; red: it spoils what the first had right.
-MENDED, SPOILED = (26, 127, 55), (207, 34, 46)
+# Green: right in the last system and wrong in the first; red: the other way round.
+IMPROVED, WORSENED = (26, 127, 55), (207, 34, 46)
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Example:
 
     Args:
         name: of the image.
-        score: its mean IoU by itself, of the last row.
+        score: the image's mean IoU by itself, of the last system.
         image: uint8 [3, H, W].
-        truth: int64 [H, W], void 255.
-        labels: of some rows, int64 [H, W] by name.
+        truth: int64 [H, W], 255 where unknown.
+        labels: of some systems, int64 [H, W] by name.
     """
 
     name: str
@@ -42,12 +43,16 @@ class Example:
     labels: Mapping[str, Tensor]
 
 
-def pick(row: Row, count: int) -> dict[str, list[int]]:
-    """Numbers of the best, the middle and the worst images of a row, `count` of each, none twice, the best first.
+def pick(counts: Tensor, count: int) -> dict[str, list[int]]:
+    """Numbers of the best, the middle and the worst images, `count` of each, none twice, the best first.
 
-    Images whose truth is void alone have no score and are left out.
+    Images without a known pixel have no score and are left out.
+
+    Args:
+        counts: confusion matrices [images, K, K] of the system that is judged.
+        count: images of each kind.
     """
-    scores = intersection_over_union(torch.stack(row.images)).nanmean(-1)
+    scores = image_scores(counts)
     order = [i for i in scores.nan_to_num(-1).argsort(descending=True, stable=True).tolist() if scores[i] >= 0]
     count = min(count, len(order) // 3 or 1)
     middle = (len(order) - count) // 2
@@ -59,17 +64,17 @@ def pick(row: Row, count: int) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in picked.items() if numbers}
 
 
-def render(results: Results, classes: Classes, examples: Mapping[str, Sequence[Example]]) -> str:
+def render(results: EvaluationResults, classes: Classes, examples: Mapping[str, Sequence[Example]]) -> str:
     """The page.
 
     Args:
-        results: rows with their confusion matrices; the last row is looked at closely.
+        results: the last system is shown in detail.
         classes: of the data.
-        examples: under their headings; each has labels of the same rows.
+        examples: under their headings; each has labels of the same systems.
     """
-    last = results.rows[-1]
-    shades = [SERIES_COLORS[number % len(SERIES_COLORS)] for number in range(len(results.rows))]
-    scores = [row.matrix.iou().tolist() for row in results.rows]
+    last, matrices = results.systems[-1], [system.matrix for system in results.systems]
+    shades = [SERIES_COLORS[number % len(SERIES_COLORS)] for number in range(len(results.systems))]
+    scores = [matrix.iou().tolist() for matrix in matrices]
     entries = [
         {
             "name": name,
@@ -82,25 +87,25 @@ def render(results: Results, classes: Classes, examples: Mapping[str, Sequence[E
     shown = [list(example.labels) for group in examples.values() for example in group]
     columns = ["image", "truth", *(shown[0] if shown else [])]
     columns += ["change"] if shown and len(shown[0]) > 1 else []
-    change = f"Change from {columns[2]} to {columns[-2]}: green is mended, red is spoiled." if len(columns) > 4 else ""
-    page = Environment(loader=PackageLoader("contextcrf"), autoescape=True, undefined=StrictUndefined)
+    change = f"Change from {columns[2]} to {columns[-2]}: green has become right, red has become wrong." if len(columns) > 4 else ""
+    page = Environment(loader=PackageLoader("contextcrf.evaluation"), autoescape=True, undefined=StrictUndefined)
     return page.get_template("report.html").render(
-        title=str(results.about.get("title", f"{results.about.get('data', 'Evaluation')}")),
-        about=[(key, str(value).strip("`")) for key, value in results.about.items() if key != "title"],
-        rows=[
+        title=str(results.metadata.get("title", f"{results.metadata.get('data', 'Evaluation')}")),
+        metadata=[(key, str(value).strip("`")) for key, value in results.metadata.items() if key != "title"],
+        systems=[
             {
-                "name": row.name,
-                "mean": _percent(row.matrix.mean_iou()),
-                "accuracy": _percent(row.matrix.pixel_accuracy()),
-                "seconds": "-" if row.seconds != row.seconds else f"{row.seconds:.2f}",
+                "name": system.name,
+                "mean": _percent(matrix.mean_iou()),
+                "accuracy": _percent(matrix.pixel_accuracy()),
+                "seconds": "-" if system.seconds != system.seconds else f"{system.seconds:.2f}",
                 "shade": shade,
             }
-            for row, shade in zip(results.rows, shades, strict=True)
+            for system, matrix, shade in zip(results.systems, matrices, shades, strict=True)
         ],
         classes=entries,
         last=last.name,
-        confusion=_confusion(last.matrix.counts, classes.names),
-        mistakes=_mistakes(last.matrix.counts, classes.names),
+        confusion=_confusion(matrices[-1].counts, classes.names),
+        mistakes=_mistakes(matrices[-1].counts, classes.names),
         columns=columns,
         change=change,
         groups=[
@@ -114,7 +119,7 @@ def _percent(value: float) -> str:
 
 
 def _confusion(counts: Tensor, names: Sequence[str]) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Shares of each row, as text (nothing below half a percent) and as the strength of the color."""
+    """Shares of each row, as text (nothing below half a percent) and as the opacity of the color."""
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     return [
         (
@@ -135,7 +140,7 @@ def _mistakes(counts: Tensor, names: Sequence[str]) -> list[str]:
             break
         truth, label = divmod(place, len(names))
         share, all_wrong = count / int(counts[truth].sum()), count / int(wrong.sum())
-        taken = f"{100 * share:.1f} % of {names[truth]} is taken for {names[label]}"
+        taken = f"{100 * share:.1f} % of {names[truth]} is labeled {names[label]}"
         found.append(f"{taken}: {100 * all_wrong:.1f} % of all mistakes")
     return found
 
@@ -148,8 +153,8 @@ def _layers(example: Example, palette: Sequence[Color]) -> dict[str, Any]:
         first, *_, last = example.labels.values()
         right_before, right_now, known = first == example.truth, last == example.truth, example.truth != IGNORE_INDEX
         picture = np.zeros((*example.truth.shape, 4), np.uint8)
-        picture[(right_now & ~right_before & known).numpy()] = (*MENDED, 255)
-        picture[(right_before & ~right_now & known).numpy()] = (*SPOILED, 255)
+        picture[(right_now & ~right_before & known).numpy()] = (*IMPROVED, 255)
+        picture[(right_before & ~right_now & known).numpy()] = (*WORSENED, 255)
         layers.append(("change", _embedded(Image.fromarray(picture), Image.Resampling.NEAREST)))
     photo = Image.fromarray(example.image.permute(1, 2, 0).contiguous().numpy())
     return {
@@ -161,7 +166,7 @@ def _layers(example: Example, palette: Sequence[Color]) -> dict[str, Any]:
 
 
 def _cover(labels: Tensor, palette: Sequence[Color]) -> str:
-    """Colors of labels; the void lets the photograph through."""
+    """Colors of labels; pixels without a label are transparent."""
     colors = colorize(labels, palette).convert("RGBA")
     colors.putalpha(Image.fromarray((labels != IGNORE_INDEX).numpy().astype(np.uint8) * 255))
     return _embedded(colors, Image.Resampling.NEAREST)

@@ -1,0 +1,17 @@
+"""Prediction: one way from an image to features, mean field, upsampling, the dense CRF and labels."""
+
+from contextcrf.inference.predictor import Prediction, Predictor
+from contextcrf.inference.segmentation import Segmentation
+from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
+from contextcrf.modeling.config import InferenceConfig
+
+__all__ = [
+    "FULL",
+    "UNARY_ONLY",
+    "UNARY_PAIRWISE",
+    "InferenceConfig",
+    "Prediction",
+    "Predictor",
+    "Segmentation",
+    "System",
+]

@@ -9,40 +9,41 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
-from contextcrf.data.classes import Classes, voc_palette
-from contextcrf.data.dataset import IMAGE_SUFFIXES
-from contextcrf.data.images import ARRAY_ERRORS, read_picture
-from contextcrf.evaluation.figures import index_png
+from contextcrf.data.classes import IGNORE_INDEX, Classes, Color, voc_palette
+from contextcrf.data.images import ARRAY_ERRORS, read_image
+from contextcrf.data.layouts import IMAGE_SUFFIXES
+from contextcrf.data.visualization import index_png
 from contextcrf.inference.files import Outcome
 from contextcrf.utils.errors import DataError
+from contextcrf.utils.files import atomic_write
+from contextcrf.utils.progress import track
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")
-NO_COUNT = "a label map does not say how many classes there are: name --classes or --num_classes"
+NO_COUNT = "a label map does not tell the number of classes: give --classes or --num-classes"
 
 
 @dataclass(frozen=True)
-class Maps:
+class MapFormat:
     """How map files are read.
 
     Args:
-        kind: what the numbers in .npy and .npz files are: "probabilities" or "logits", [K, H, W].
+        kind: the meaning of the numbers in .npy and .npz files: "probabilities" or "logits", [K, H, W].
         classes: names and colors; None is numbers and the colors of PASCAL VOC.
         num_classes: K of label maps (.png); the classes' number if there are classes.
         confidence: the probability that a label of a label map is right.
-        void: the value of a label map that means "unknown".
+        ignore_index: the value of a label map that means "unknown".
     """
 
     kind: Literal["probabilities", "logits"] = "probabilities"
     classes: Classes | None = None
     num_classes: int | None = None
     confidence: float = 0.7
-    void: int = 255
+    ignore_index: int = IGNORE_INDEX
 
-    def palette(self, count: int) -> Sequence[tuple[int, int, int]]:
+    def palette(self, count: int) -> Sequence[Color]:
         """Colors of this many classes."""
         return self.classes.palette if self.classes is not None else voc_palette(count)
 
@@ -50,7 +51,8 @@ class Maps:
         """Logits [1, K, H, W] of a map file.
 
         Raises:
-            ValueError: what the file holds is not what was expected; OSError and the like: it cannot be decoded.
+            ValueError: the content of the file is not as expected.
+            OSError: the file cannot be decoded (and the other errors of `ARRAY_ERRORS`).
         """
         if path.suffix.lower() == ".png":
             return self._read_labels(path)
@@ -60,7 +62,7 @@ class Maps:
         wanted = self._count()
         if wanted is not None and len(content) != wanted:
             raise ValueError(f"{list(content.shape)}: expected [K, H, W] of {wanted} classes")
-        # A copy: the file's bytes may be in another order, or not ours to write to.
+        # A copy: the bytes of the file may be in another order, or read-only.
         logits = torch.from_numpy(content.astype(np.float64 if content.dtype == np.float64 else np.float32))[None]
         return logits if self.kind == "logits" else logits_from_probabilities(logits)
 
@@ -73,9 +75,9 @@ class Maps:
             raise ValueError(NO_COUNT)
         with Image.open(path) as file:
             if file.mode not in ("L", "P", "1"):
-                raise ValueError(f"mode {file.mode}: expected an index mask, one number a pixel")
+                raise ValueError(f"mode {file.mode}: expected an index mask, one number per pixel")
             labels = torch.from_numpy(np.array(file, dtype=np.int64))[None]
-        return logits_from_labels(labels, count, self.confidence, self.void)
+        return logits_from_labels(labels, count, self.confidence, self.ignore_index)
 
 
 def _array(path: Path) -> npt.NDArray[Any]:
@@ -89,7 +91,7 @@ def _array(path: Path) -> npt.NDArray[Any]:
         return content[names[0]]
 
 
-def pair_up(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
+def match_maps(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
     """Each map with the image of the same stem in a folder; overlays that lie beside their labels are left out.
 
     Raises:
@@ -97,7 +99,7 @@ def pair_up(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
     """
     if not images.is_dir():
         raise DataError(f"{images}: expected a folder of images")
-    # Beside its labels `predict` lays a picture to look at.
+    # `predict` writes an overlay beside its labels.
     stems = {path.stem for path in maps}
     maps = [path for path in maps if path.stem.removesuffix("_overlay") not in stems - {path.stem}]
     by_stem: dict[str, list[Path]] = {}
@@ -126,15 +128,25 @@ def pair_up(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
 def refine_files(
     pairs: Sequence[tuple[Path, Path]],
     crf: DenseCRF,
-    maps: Maps,
+    maps: MapFormat,
     out: Path,
     marginals: bool = False,
     device: torch.device | None = None,
-    progress: bool = True,
 ) -> Outcome:
     """Write `STEM.png` (palette PNG of labels), and `STEM.npy` (marginals, float32 [K, H, W]) if asked for.
 
     A pair that cannot be read, or does not fit together, is noted and does not stop the others.
+
+    Args:
+        pairs: maps with their images.
+        crf: the dense CRF, on `device`.
+        maps: how the maps are read.
+        out: folder for the results, made if missing.
+        marginals: write the marginals too.
+        device: where the dense CRF runs.
+
+    Raises:
+        DataError: a result would be written over an input.
     """
     targets = [out / f"{path.stem}{suffix}" for path, _ in pairs for suffix in (".png", ".npy")]
     sources = {source.resolve() for pair in pairs for source in pair}
@@ -143,9 +155,9 @@ def refine_files(
             raise DataError(f"{target} would be written over an input; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
-    for path, image in track(pairs, "refine", disable=not progress):
+    for path, image in track(pairs, "refine"):
         try:
-            logits, pixels = maps.read(path), read_picture(image)
+            logits, pixels = maps.read(path), read_image(image)
             if logits.shape[2:] != pixels.shape[1:]:
                 raise ValueError(
                     f"{list(logits.shape[1:])}, the image {image} {list(pixels.shape[1:])}: expected [K, H, W] of the "
@@ -158,9 +170,11 @@ def refine_files(
             outcome.failed.append((path, str(error)))
             continue
         labels = out / f"{path.stem}.png"
-        index_png(refined.argmax(0), maps.palette(len(refined))).save(labels)
+        with atomic_write(labels) as partial:
+            index_png(refined.argmax(0), maps.palette(len(refined))).save(partial, "PNG")
         outcome.written.append(labels)
         if marginals:
-            np.save(labels.with_suffix(".npy"), refined.float().numpy())
+            with atomic_write(labels.with_suffix(".npy")) as partial:
+                np.save(partial, refined.float().numpy())
             outcome.written.append(labels.with_suffix(".npy"))
     return outcome

@@ -1,4 +1,4 @@
-"""What comes out: a labeled image."""
+"""A labeled image."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,13 @@ class Segmentation:
         image: uint8 [3, H, W].
         probabilities: marginals [K, H, W].
         classes: names and colors.
+
+    Example:
+        >>> import torch
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> found = Segmentation(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.eye(2)[:, :, None].repeat(1, 1, 2), classes)
+        >>> found.labels.tolist(), found.overlay().size
+        ([[0, 0], [1, 1]], (2, 2))
     """
 
     image: Tensor
@@ -27,9 +34,18 @@ class Segmentation:
         """The most probable class of every pixel, int64 [H, W]."""
         return self.probabilities.argmax(0)
 
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image with the labels' colors laid over it."""
-        # Only pictures need the drawing library.
-        from contextcrf.evaluation.figures import overlay
+    @property
+    def picture(self) -> Image.Image:
+        """The image as a PIL image."""
+        return Image.fromarray(self.image.permute(1, 2, 0).contiguous().numpy())
 
-        return overlay(Image.fromarray(self.image.permute(1, 2, 0).numpy()), self.labels, self.classes.palette, opacity)
+    def overlay(self, opacity: float = 0.5) -> Image.Image:
+        """The image with the labels' colors laid over it.
+
+        Args:
+            opacity: 0 shows the image alone, 1 the colors alone.
+        """
+        # Only pictures need the drawing library.
+        from contextcrf.data.visualization import overlay
+
+        return overlay(self.picture, self.labels, self.classes.palette, opacity)

@@ -1,7 +1,6 @@
-"""One image seen several times: at other scales and mirrored, its marginals averaged."""
+"""Test-time augmentation: one image at several scales and mirrored, whose marginals are averaged."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,40 +8,32 @@ from torch.nn import functional as F
 from contextcrf.utils.resizing import upsample
 
 
-@dataclass(frozen=True)
-class Views:
-    """How an image is looked at in prediction.
+def augmented(
+    images: Tensor, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """The augmented copies of images, each with the function that undoes the augmentation.
 
     Args:
-        scales: factors of its size, beside those of the network itself.
-        flip: look at each mirrored left and right too.
+        images: float [B, 3, H, W] in 0..255.
+        scales: factors of the image's size, beside those of the network itself.
+        flip: yield each scale mirrored left and right too.
+
+    Yields:
+        images [B, 3, h', w'] and a function from their marginals [B, K, h, w] to marginals [B, K, H, W].
     """
+    size = images.shape[-2:]
 
-    scales: Sequence[float] = (1.0,)
-    flip: bool = False
+    def restore(marginals: Tensor) -> Tensor:
+        return upsample(marginals, size)
 
-    def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales {list(self.scales)}: expected at least one, each > 0")
+    def restore_flipped(marginals: Tensor) -> Tensor:
+        return restore(marginals).flip(-1)
 
-    def __len__(self) -> int:
-        return len(self.scales) * (1 + self.flip)
-
-    def of(self, images: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-        """Views of images float [B, 3, H, W] in 0..255, each with what brings its marginals [B, K, h, w] to H x W."""
-        size = images.shape[-2:]
-
-        def back(marginals: Tensor) -> Tensor:
-            return upsample(marginals, size)
-
-        for scale in self.scales:
-            view = images
-            if scale != 1:
-                scaled = [max(1, round(side * scale)) for side in size]
-                view = F.interpolate(images, scaled, mode="bilinear", align_corners=False, antialias=scale < 1)
-            yield view, back
-            if self.flip:
-                yield view.flip(-1), lambda marginals: back(marginals).flip(-1)
-
-
-ONE_VIEW = Views()
+    for scale in scales:
+        scaled = images
+        if scale != 1:
+            sides = [max(1, round(side * scale)) for side in size]
+            scaled = F.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=scale < 1)
+        yield scaled, restore
+        if flip:
+            yield scaled.flip(-1), restore_flipped

@@ -1,0 +1,1 @@
+"""Models: the network and the potentials put together, saved, loaded, merged and shared."""

@@ -1,7 +1,10 @@
-"""The shape of a ContextCRF, as plain values."""
+"""The two configurations of a model: `ModelConfig` defines its weights, `InferenceConfig` how they are used.
+
+A model on disk carries both, so `InferenceConfig` stands here and not in `inference`, which reads it.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -10,11 +13,12 @@ import torch
 from contextcrf.crf import DenseCRF, RangeBox, Relation
 from contextcrf.nets.baselines import BASELINES
 from contextcrf.nets.multiscale import Upsampling
+from contextcrf.utils.runtime import Precision, check_precision
 
 # The name of the unary potential; the others have those of their relations.
 UNARY = "unary"
-# What no relation can be called: rows of tables and parts of the loss have these names.
-RESERVED = (UNARY, "crf", "full", "dense", "iou")
+# Words of the names of systems and losses, which no relation can have.
+RESERVED = (UNARY, "pairwise", "dense", "lovasz")
 
 
 def paper_relations() -> dict[str, Relation]:
@@ -24,7 +28,7 @@ def paper_relations() -> dict[str, Relation]:
 
 @dataclass
 class ModelConfig:
-    """The shape of a ContextCRF.
+    """The settings that define the weights of a ContextCRF.
 
     Args:
         backbone: a timm model; "vgg16-fc6", the paper's, of stride 32, 16 or 8; or "plain", small, random and with a
@@ -32,28 +36,30 @@ class ModelConfig:
         stride: pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
             `stride` if None.
-        depth: the first stages of the backbone that are used, which see less of the image; all of them if None.
-        network: what stands on the backbone: "context" is the paper's, the others are its competitors, whose unary is a
-            linear layer: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8), "deeplabv3plus"
-            (stride 4).
+        depth: the first stages of the backbone that are used; fewer stages have a smaller receptive field. All of them
+            if None.
+        network: the network on top of the backbone: "context" is the paper's, the others are its competitors, whose
+            unary is a linear layer: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8),
+            "deeplabv3plus" (stride 4).
         channels: channels of the feature map of one scale.
         scales: scales of the input image.
         block6_per_scale: a sixth block of its own for each scale, as in the authors' later work.
-        pyramid: odd window sizes, in nodes: beside the map of each scale stand its maxima in them, as in the authors'
-            later work.
-        upsampling: of the smaller scales' maps: "nearest", the paper's, or "bilinear".
+        pyramid: odd window sizes, in nodes, of sliding pyramid pooling, as in the authors' later work.
+        upsampling: how maps of smaller scales are enlarged: "nearest", the paper's, or "bilinear".
         hidden: units of the hidden layer of each potential.
         relations: the pairwise potentials, by name: each a box, or several together.
         graph_stride: pixels per node of the pairwise graphs, a multiple of `stride`; `stride` if None.
         shared_trunk: one Network Part-1 for all potentials, or one for each as in the paper.
-        iterations: mean-field iterations.
-        strengths: weight of each relation's messages, as the number of unary votes that a node's neighbors have
-            together (divided by the mean number of neighbors it becomes the weight of `mean_field`). Relations that
-            are not named share one vote; None is the plain sum of the paper, every edge one vote.
-        dense: arguments of the `DenseCRF` of the row "full"; those not named keep its defaults.
-        learned_dense: that CRF is a part of the network, with standard deviations and K x K compatibilities that are
-            learned from `dense` on, by the objective "crf-rnn" (Zheng et al., "Conditional Random Fields as Recurrent
-            Neural Networks", ICCV 2015).
+        learned_dense: the dense CRF is a part of the network, with standard deviations and K x K compatibilities that
+            the objective "crf-rnn" learns (Zheng et al., "Conditional Random Fields as Recurrent Neural Networks",
+            ICCV 2015), beginning with those of `InferenceConfig.dense`.
+
+    Raises:
+        ValueError: a value outside what is listed above, or values that do not fit together.
+
+    Example:
+        >>> ModelConfig(backbone="plain", graph_stride=16).coarse_factor
+        2
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -70,9 +76,6 @@ class ModelConfig:
     relations: dict[str, Relation] = field(default_factory=paper_relations)
     graph_stride: int | None = None
     shared_trunk: bool = True
-    iterations: int = 2
-    strengths: dict[str, float | None] = field(default_factory=dict)
-    dense: dict[str, int | float] = field(default_factory=dict)
     learned_dense: bool = False
 
     def __post_init__(self) -> None:
@@ -88,22 +91,15 @@ class ModelConfig:
         for name in ("channels", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")
-        if self.iterations < 0:
-            raise ValueError(f"iterations {self.iterations}: expected 0 or more")
         if self.upsampling not in get_args(Upsampling):
             raise ValueError(f"upsampling {self.upsampling!r}: expected one of {', '.join(get_args(Upsampling))}")
-        for name, strength in self.strengths.items():
-            if strength is not None and not math.isfinite(strength):
-                raise ValueError(f"strengths: {name} {strength}: expected a finite number, or null for the plain sum")
-        if unknown := sorted(set(self.strengths) - set(self.relations)):
-            raise ValueError(f"strengths: {unknown} name no relation; relations: {sorted(self.relations)}")
-        try:
-            with torch.device("cpu"):  # its values are looked at, also where a model without any is made ("meta")
-                DenseCRF(**self.dense)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
         if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
             raise ValueError(f"graph_stride={self.graph_stride}: expected a multiple of stride={self.stride}")
+
+    @property
+    def coarse_factor(self) -> int:
+        """Nodes of the unary's map along a node of the pairwise graphs."""
+        return (self.graph_stride or self.stride) // self.stride
 
     def _check_baseline(self) -> None:
         if self.network not in BASELINES:
@@ -114,3 +110,94 @@ class ModelConfig:
                 f"stride={self.stride}, output_stride={self.output_stride}, depth={self.depth}: {self.network} has "
                 f"{kind.stride}, {kind.output_stride} and all stages"
             )
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """The settings of prediction. They change what a trained model predicts, and none of its weights.
+
+    Args:
+        system: the system that predicts unless another is asked for; see `contextcrf.inference.System`.
+        iterations: mean-field iterations; the paper uses 2.
+        relation_weights: by relation, the weight of its messages, averaged over the neighbors of a node: 1 counts as
+            much as the unary, 0 switches the relation off. None is the paper's plain sum over all neighbors. Relations
+            that are not named share a weight of 1.
+        dense: arguments of the `DenseCRF`; those that are not named keep its defaults.
+        scales: factors of the image's size in test-time augmentation, whose marginals are averaged.
+        flip: average the marginals of the mirrored image too.
+        tile: side of a tile, pixels, of images that are too large to be labeled at once.
+        overlap: pixels around a tile that are computed with it on every side.
+        tile_above: images of more pixels than this are labeled in tiles.
+        precision: of the networks and of mean field: "auto" is bfloat16 where that is faster, else single precision.
+
+    Raises:
+        ValueError: a value that cannot be used.
+
+    Example:
+        >>> InferenceConfig(relation_weights={"above": None}).weights(["surrounding", "above"])
+        {'surrounding': 0.5, 'above': None}
+    """
+
+    system: str = "unary+pairwise"
+    iterations: int = 2
+    relation_weights: Mapping[str, float | None] = field(default_factory=dict)
+    dense: Mapping[str, int | float] = field(default_factory=dict)
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    tile: int = 1536
+    overlap: int = 256
+    tile_above: int = 16_000_000
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        # Copies: the caller's dictionaries may change later.
+        object.__setattr__(self, "relation_weights", dict(self.relation_weights))
+        object.__setattr__(self, "dense", dict(self.dense))
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if self.iterations < 0:
+            raise ValueError(f"iterations {self.iterations}: expected 0 or more")
+        for name, weight in self.relation_weights.items():
+            if weight is not None and not math.isfinite(weight):
+                raise ValueError(
+                    f"relation_weights: {name} {weight}: expected a finite number, or null for the plain sum"
+                )
+        try:
+            self.dense_crf()
+        except TypeError as error:
+            raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales {list(self.scales)}: expected at least one, each > 0")
+        if self.tile < 32 or self.overlap < 0 or self.tile_above < 0:
+            raise ValueError(
+                f"tile {self.tile}, overlap {self.overlap}, tile_above {self.tile_above}: expected a tile of 32 pixels "
+                "or more, the others 0 or more"
+            )
+        check_precision(self.precision)
+
+    def weights(self, relations: Iterable[str]) -> dict[str, float | None]:
+        """The weight of each relation, in the order given.
+
+        Raises:
+            ValueError: `relation_weights` names a relation that is not among them.
+        """
+        names = list(relations)
+        if unknown := sorted(set(self.relation_weights) - set(names)):
+            raise ValueError(f"relation_weights: {unknown} name no relation; expected some of {sorted(names)}")
+        return {name: self.relation_weights.get(name, 1 / len(names)) for name in names}
+
+    def dense_crf(self, learnable: bool = False, num_classes: int = 0) -> DenseCRF:
+        """The dense CRF of these settings, on the CPU.
+
+        Args:
+            learnable: with learned parameters, and each weight as the K x K matrix of the Potts model, in which the
+                labels learn to differ.
+            num_classes: K, for a learnable one.
+        """
+        # Its values are read, also where a model without any is made (device "meta").
+        with torch.device("cpu"):
+            fixed = DenseCRF(**self.dense)  # type: ignore[arg-type]
+            if not learnable:
+                return fixed
+            names = ("spatial_compat", "bilateral_compat")
+            potts = {name: -getattr(fixed, name) * torch.eye(num_classes) for name in names}
+            return DenseCRF(**{**self.dense, **potts}, learnable=True)  # type: ignore[arg-type]

@@ -3,41 +3,45 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from contextcrf.modeling.config import UNARY, ModelConfig
+from contextcrf.data.classes import Classes
+from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 
+# Their value None stands for that of `stride`.
+_STRIDES = ("output_stride", "graph_stride")
 
-def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
-    """One model of networks that were trained each for one potential, the paper's way.
+
+def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
+    """Merge networks that were trained each for one potential into one model, the paper's way.
 
     Args:
-        unary: whose network and unary potential are taken.
+        unary: the model whose network and unary potential are taken.
         pairwise: by the name of a relation, the model whose network and potential of that name are taken.
 
     Returns:
-        A model with a trunk for each potential, without strengths.
+        A model with a trunk for each potential, and the unary's inference settings without relation weights.
 
     Raises:
-        ValueError: the models do not fit together, or one has no such relation or has not learned it.
+        ValueError: the models do not fit together, or one has no such relation or has not been trained for it.
     """
+    relations = {}
     for name, part in pairwise.items():
         if name not in part.pairwise:
             raise ValueError(f"relation {name!r}: its model has {sorted(part.pairwise)}; expected that name among them")
         if name not in part.trained_relations:
-            raise ValueError(f"relation {name!r}: its model was not trained for it (recipe.potentials [{name}])")
-        if part.classes != unary.classes:
-            raise ValueError(f"relation {name!r}: its model knows other classes than the unary's")
-        for key, ours in _shape(unary.config).items():
-            if ours != (theirs := _shape(part.config)[key]):
-                raise ValueError(f"relation {name!r}: {key}={theirs}, the unary has {ours}; expected the same")
-    relations = {name: part.config.relations[name] for name, part in pairwise.items()}
-    config = replace(unary.config, relations=relations, shared_trunk=False, strengths={})
-    model = ContextCRF(config, unary.classes, pretrained=False)
+            raise ValueError(f"relation {name!r}: its model was not trained for it (training.potentials [{name}])")
+        relations[name] = part.config.relations[name]
+    config = replace(unary.config, relations=relations, shared_trunk=False)
+    for name, part in pairwise.items():
+        # The parts of the merged model must be alike; the relations, the trunk and the dense CRF are its own.
+        alike = replace(part.config, relations=relations, shared_trunk=False, learned_dense=config.learned_dense)
+        _check_same(f"relation {name!r}: the model", part.classes, alike, unary.classes, config)
+    inference = replace(unary.inference, relation_weights={})
+    model = ContextCRF(config, unary.classes, pretrained=False, inference=inference)
     for name, part in {UNARY: unary, **pairwise}.items():
         model.trunk(name).load_state_dict(part.trunk(name).state_dict())
         model.trunk(name).backbone.pretrained = True
@@ -47,59 +51,67 @@ def assemble(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCR
     return model.eval()
 
 
-def average(models: Sequence[ContextCRF]) -> ContextCRF:
-    """The model whose weights are the mean of those of several, trained on from a common beginning.
+def average_weights(models: Sequence[ContextCRF]) -> ContextCRF:
+    """Average the weights of several models that were trained on from a common start.
 
-    It often does better than each of them, at the price of one (Wortsman et al., "Model soups", ICML 2022). Of models
-    with different beginnings nothing comes of it: their units do not correspond.
+    The average is often better than each of them, at the price of one (Wortsman et al., "Model soups", ICML 2022). It
+    is useless for models with different starts, whose units do not correspond.
 
     Args:
-        models: of one shape and with the same classes. Strengths and the dense CRF are the first one's.
+        models: of one configuration and with the same classes.
+
+    Returns:
+        A model with the first one's inference settings.
 
     Raises:
-        ValueError: there are fewer than two, or they differ in shape or classes.
+        ValueError: there are fewer than two models, or they differ in configuration or classes.
     """
     if len(models) < 2:
         raise ValueError(f"{len(models)} models: expected two or more to average")
     first = models[0]
-    states = [model.state_dict() for model in models]
     for number, model in enumerate(models[1:], 2):
-        if model.classes != first.classes:
-            raise ValueError(f"model {number} knows other classes than the first")
-        ours, theirs = _weighed(first.config), _weighed(model.config)
-        for key, value in ours.items():
-            if theirs[key] != value:
-                raise ValueError(f"model {number} has {key}={theirs[key]}, the first {value}; expected the same")
+        _check_same(f"model {number}", model.classes, model.config, first.classes, first.config)
+    states = [model.state_dict() for model in models]
     result = copy.deepcopy(first)
     result.load_state_dict({key: _mean([state[key] for state in states]) for key in states[0]})
     return result.eval()
 
 
+def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConfig | None = None) -> ContextCRF:
+    """The same weights under another configuration, such as one with another graph stride or a learned dense CRF.
+
+    Args:
+        model: whose weights and classes are taken.
+        config: its own but for what changes no shape; a learned dense CRF may be added.
+        inference: None keeps the model's.
+
+    Raises:
+        RuntimeError: the weights do not fit.
+    """
+    result = ContextCRF(config, model.classes, pretrained=False, inference=inference or model.inference)
+    fresh = {} if result.dense is None else {f"dense.{key}": v for key, v in result.dense.state_dict().items()}
+    result.load_state_dict({**fresh, **model.state_dict()})
+    result.metadata = dict(model.metadata)
+    for name in result.potentials:
+        result.trunk(name).backbone.pretrained = model.trunk(name).backbone.pretrained
+    return result.to(model.device).train(model.training)
+
+
+def _check_same(what: str, classes: Classes, config: ModelConfig, first: Classes, expected: ModelConfig) -> None:
+    """Raise a ValueError that names the first difference between two models."""
+    if classes != first:
+        raise ValueError(f"{what} has other classes than the first model; expected the same")
+    for name, value in asdict(expected).items():
+        if (found := asdict(config)[name]) != value and not (name in _STRIDES and _stride(config, name) == _stride(expected, name)):
+            raise ValueError(f"{what} has {name}={found}, the first model {value}; expected the same")
+
+
+def _stride(config: ModelConfig, name: str) -> int:
+    """A stride that may have been left out."""
+    return int(getattr(config, name) or config.stride)
+
+
 def _mean(values: Sequence[Tensor]) -> Tensor:
-    """Of counts, such as those of batches, the largest."""
+    """The mean; of counts, such as those of batches, the largest."""
     stack = torch.stack(list(values))
     return stack.mean(0) if stack.is_floating_point() else stack.amax(0)
-
-
-def _weighed(config: ModelConfig) -> dict[str, Any]:
-    """What decides the meaning of the weights."""
-    used = ("strengths", "iterations", "dense")
-    return {key: value for key, value in asdict(config).items() if key not in used}
-
-
-def _shape(config: ModelConfig) -> dict[str, Any]:
-    """What must be the same in models that are put together."""
-    keys = (
-        "backbone",
-        "stride",
-        "depth",
-        "network",
-        "channels",
-        "scales",
-        "block6_per_scale",
-        "pyramid",
-        "upsampling",
-        "hidden",
-    )
-    strides = {key: getattr(config, key) or config.stride for key in ("output_stride", "graph_stride")}
-    return {**{key: getattr(config, key) for key in keys}, **strides}

@@ -1,7 +1,8 @@
-"""Models on disk: a folder with `model.safetensors` and `config.json`. No pickle, so nothing in a model can run."""
+"""Models on disk: a folder with `config.json` and a file of weights. No pickle, so nothing in a model can run."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,56 +13,90 @@ from safetensors.torch import load_file, save_file
 
 from contextcrf.crf import RangeBox, Relation
 from contextcrf.data.classes import Classes
-from contextcrf.modeling.config import ModelConfig
+from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.utils.files import atomic_write, write_json
 
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-BUNDLED = Path(__file__).parent / "models"
+FORMAT = 2
+CONFIG = "config.json"
+# A model that replaces another one has the other of these two names for its weights.
+WEIGHTS = ("model.safetensors", "model-2.safetensors")
+BUNDLED = Path(__file__).parent.parent / "pretrained"
 
 
 class ModelError(ValueError):
     """A model cannot be found or read; the message names the file and what was expected."""
 
 
-def save(model: ContextCRF, folder: str | Path, about: dict[str, Any] | None = None, half: bool = False) -> None:
-    """Write a model.
+def save(
+    model: ContextCRF,
+    folder: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    half: bool = False,
+    inference: InferenceConfig | None = None,
+) -> None:
+    """Write a model; an earlier one in the folder is replaced in one step.
+
+    `config.json` names its file of weights, and that file is never written over: the new weights get another name. So
+    the new model takes the place of the old one at the moment when `config.json` does, and a process that is killed at
+    any time leaves the one or the other.
 
     Args:
         model: the model.
         folder: made if missing.
-        about: where it comes from and what was measured, any JSON values; kept as `model.about`.
+        metadata: where it comes from and what was measured, any JSON values; None keeps `model.metadata`.
         half: store weights as float16 (they are float32 again when loaded).
+        inference: how the saved model predicts; None keeps `model.inference`.
+
+    Raises:
+        OSError: the files cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
+        >>> folder = tempfile.mkdtemp()
+        >>> save(model, folder, {"data": "beach"})
+        >>> load(folder).metadata
+        {'data': 'beach'}
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
-    # Each file is written whole before it takes its name: a full disk leaves the old model as it was.
-    tensors = folder / f"{WEIGHTS}.part"
-    try:
-        save_file(state, tensors)
-    except SafetensorError as error:
-        raise OSError(f"{tensors}: the weights cannot be written: {error}; is there space?") from error
+    weights = folder / next(name for name in WEIGHTS if name != _weights_name(folder))
+    with atomic_write(weights) as partial:
+        try:
+            save_file(state, partial)
+        except SafetensorError as error:
+            raise OSError(f"{weights}: the weights cannot be written: {error}; is there space?") from error
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
+        "inference": asdict(inference or model.inference),
         "classes": model.classes.to_dict(),
-        "about": about if about is not None else model.about,
-        "sha256": _digest(tensors),
+        "metadata": model.metadata if metadata is None else dict(metadata),
+        "weights": {"file": weights.name, "sha256": _sha256(weights)},
     }
-    text = folder / "config.json.part"
-    text.write_text(json.dumps(config, indent=1) + "\n")
-    tensors.chmod(text.stat().st_mode)  # safetensors keeps others out; the text beside it does not
-    text.rename(folder / "config.json")
-    tensors.rename(folder / WEIGHTS)
+    write_json(folder / CONFIG, config)
+    weights.chmod((folder / CONFIG).stat().st_mode)  # safetensors keeps other users out; ordinary files do not
+    for name in WEIGHTS:
+        if name != weights.name:
+            (folder / name).unlink(missing_ok=True)
 
 
-def folder_of(name_or_path: str | Path) -> Path:
-    """The folder with a model's files: of the folder itself, of a training's, or of a bundled model by its name.
+def _weights_name(folder: Path) -> str | None:
+    """The name of the weights of the model in a folder, if there is one that can be read."""
+    try:
+        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["weights"]["file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The folder with a model's files: the folder itself, that of a training, or that of a bundled model by its name.
 
     Raises:
         ModelError: there is no such model.
@@ -71,62 +106,92 @@ def folder_of(name_or_path: str | Path) -> Path:
         folder = BUNDLED / str(name_or_path)
     # A training keeps its model beside its checkpoints.
     for place in (folder, folder / "model"):
-        if (place / "config.json").is_file():
+        if (place / CONFIG).is_file():
             return place
-    bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))) or "none"
     raise ModelError(
-        f"model {str(name_or_path)!r}: neither a folder with config.json and {WEIGHTS}, or of a training that has "
-        f"ended, nor the name of a bundled model (those are: {bundled})"
+        f"model {str(name_or_path)!r}: expected a folder with {CONFIG} and its weights, the folder of a training that "
+        f"has ended, or the name of a bundled model (those are: {', '.join(bundled_models()) or 'none'})"
     )
+
+
+def bundled_models() -> list[str]:
+    """The names of the models that come with the package.
+
+    Example:
+        >>> "camvid" in bundled_models()
+        True
+    """
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
 
 
 def load(name_or_path: str | Path) -> ContextCRF:
     """Load a model: a folder that `save` or a training wrote, or the name of a bundled model such as "camvid".
 
+    Args:
+        name_or_path: the folder or the name.
+
     Returns:
         The model in evaluation mode on the CPU, with its classes and preprocessing.
 
     Raises:
-        ModelError: no such model, or a file of it is damaged or of another format.
+        ModelError: there is no such model, or a file of it is damaged or of another format.
+
+    Example:
+        >>> load("camvid").classes.names[:3]
+        ('sky', 'building', 'pole')
     """
-    folder = folder_of(name_or_path)
-    path = folder / "config.json"
+    folder = find_model(name_or_path)
+    path = folder / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ModelError(f"{path}: expected a model of format {FORMAT}")
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise ModelError(f"{path}: format {found}; expected a model of format {FORMAT}, as this version saves it")
     try:
-        shape = dict(config["model"])
-        shape["relations"] = {name: _relation(value) for name, value in shape["relations"].items()}
-        model = ContextCRF(ModelConfig(**shape), Classes.from_dict(config["classes"]), pretrained=False)
+        settings = dict(config["model"])
+        settings["relations"] = {name: _relation(value) for name, value in settings["relations"].items()}
+        inference, classes = InferenceConfig(**config["inference"]), Classes.from_dict(config["classes"])
+        model = ContextCRF(ModelConfig(**settings), classes, pretrained=False, inference=inference)
+        model.metadata = config["metadata"]
+        weights, digest = folder / config["weights"]["file"], config["weights"]["sha256"]
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{path}: not the configuration of a model: {error!r}") from error
-    model.about = config.get("about", {})
-    path = folder / WEIGHTS
     try:
-        # Models of the first releases have none.
-        if (expected := config.get("sha256")) is not None and _digest(path) != expected:
-            raise ModelError(f"{path}: damaged, or not the weights of this config.json: their SHA-256 is another")
-        state = load_file(path)
+        if _sha256(weights) != digest:
+            raise ModelError(f"{weights}: damaged, or not the weights of {path}: expected the SHA-256 {digest}")
+        state = load_file(weights)
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be loaded into the model of config.json: {error}") from error
+        raise ModelError(f"{weights}: cannot be loaded into the model of {path}: {error}") from error
     for name in model.potentials:
         model.trunk(name).backbone.pretrained = True
     return model.eval()
 
 
 def fingerprint(model: ContextCRF) -> str:
-    """Of a model's shape, settings and weights: 16 hexadecimal digits."""
+    """16 hexadecimal digits that identify a model's configuration and weights; its inference settings do not count."""
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for value in model.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _digest(path: Path) -> str:
+def weights_digest(name_or_path: str | Path) -> str:
+    """The SHA-256 of a saved model's weights.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    folder = find_model(name_or_path)
+    name = _weights_name(folder)
+    if name is None:
+        raise ModelError(f"{folder / CONFIG}: not the configuration of a model")
+    return _sha256(folder / name)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

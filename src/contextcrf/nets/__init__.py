@@ -1,0 +1,1 @@
+"""Networks that compute feature maps (Network Part-1 of the paper) and their ImageNet weights."""

@@ -1,4 +1,4 @@
-"""What every network that turns an image into a feature map has."""
+"""The interface of all networks that compute a feature map from an image."""
 
 from torch import Tensor, nn
 
@@ -7,12 +7,12 @@ class Backbone(nn.Module):
     """Network Part-1 for one scale.
 
     Attributes:
-        out_channels: of the feature map.
-        mean, std: of the images it takes, per channel, in 0..1.
-        pretrained: whether its body has been trained before; a loaded model sets it.
-        norm_eval: keep the BatchNorm of a pretrained body at its statistics while training.
-        widths: channels of `levels`, by stride.
-        block6: what follows the body, where there is such a block: the feature map is that of `maps` through it.
+        out_channels: number of channels of the feature map.
+        mean, std: statistics with which its input images are normalized, per channel, in 0..1.
+        pretrained: whether the weights of the body are pretrained; loading a model sets it.
+        norm_eval: keep the BatchNorm layers of a pretrained body in evaluation mode during training.
+        widths: number of channels of each map in `levels`, by stride.
+        block6: the layers after the body, if there are any: the feature map is `block6(maps(images))`.
     """
 
     out_channels: int
@@ -24,22 +24,25 @@ class Backbone(nn.Module):
     block6: nn.Sequential
 
     def levels(self, images: Tensor) -> dict[int, Tensor]:
-        """Normalized images [B, 3, H, W] to the body's last map of each stride, by stride, the finest first."""
+        """Compute the body's last map of each stride, finest first, from normalized images [B, 3, H, W]."""
         raise NotImplementedError
 
     def maps(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] to what block 6 takes."""
+        """Compute the input of block 6 from normalized images [B, 3, H, W]."""
         raise NotImplementedError
 
     def freeze(self, stages: int, filters: bool = False) -> None:
-        """Keep parts of the body as they came from ImageNet.
+        """Exclude parts of the body from training.
 
         Args:
-            stages: how many of the first stages; they work on the finest maps.
-            filters: whether the depthwise filters of all stages.
+            stages: the number of frozen stages, from the first one, which has the finest maps.
+            filters: freeze the depthwise filters of all stages.
+
+        Raises:
+            ValueError: the network does not have that many stages or no such filters.
         """
         raise NotImplementedError
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that have been trained before; they go on at a lower rate than new ones."""
+        """The parameters with pretrained weights, which are trained with a lower learning rate than new ones."""
         raise NotImplementedError

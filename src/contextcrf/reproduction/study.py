@@ -1,4 +1,4 @@
-"""What is trained for a table, and how: a study."""
+"""The settings of a reproduction: what is trained, how, and on which splits."""
 
 from argparse import ArgumentError
 from dataclasses import dataclass, field, replace
@@ -8,38 +8,40 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from contextcrf.modeling.config import ModelConfig
+from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.nets.baselines import BASELINES
-from contextcrf.training.config import Recipe
+from contextcrf.training.config import TrainingConfig
 
-STUDIES = Path(__file__).parent.parent / "studies"
+STUDIES = Path(__file__).parent / "studies"
 
 
 @dataclass
 class Study:
-    """What is trained, how, and on which splits.
+    """The settings of a reproduction.
 
     Args:
         model: its `shared_trunk` decides whether pairwise potentials have networks of their own, as in the paper, or
             are heads on the unary's.
-        recipe: of every network.
-        heads: of heads on a shared trunk.
+        training: of every network.
+        heads: training of heads on a shared trunk.
+        inference: of every system; relation weights that it names are kept, others are tuned.
         train_split: to train on.
         val_split: to measure on.
-        tune_split: to choose strengths and dense CRFs on; strengths that the study names are kept.
+        tune_split: to tune relation weights and dense CRFs on.
         tune_images: of that split, at most.
-        views: augmented copies of each image whose features heads are trained on, kept in memory.
+        copies: augmented copies of each image whose features heads are trained on, kept in memory.
         pretrained: ImageNet weights, or a file of them.
     """
 
     model: ModelConfig
-    recipe: Recipe
-    heads: Recipe = field(default_factory=Recipe)
+    training: TrainingConfig
+    heads: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     train_split: str = "train"
     val_split: str = "val"
     tune_split: str = "train"
     tune_images: int = 60
-    views: int = 2
+    copies: int = 2
     pretrained: bool | Path = True
 
 
@@ -56,7 +58,7 @@ def open_study(name: str) -> Study:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=Study)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         _check_groups(content)
         return parser.instantiate(parser.parse_object({"study": content})).study
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -64,23 +66,37 @@ def open_study(name: str) -> Study:
 
 
 def _check_groups(content: Any) -> None:
-    """Whether what holds settings holds them by their names."""
+    """Raise a ValueError unless groups of settings hold them by their names."""
     if not isinstance(content, dict):
-        raise ValueError(f"the keys model and recipe, not {content!r}")
-    for key in ("model", "recipe", "heads"):
+        raise ValueError(f"the keys model and training, not {content!r}")
+    for key in ("model", "training", "heads", "inference"):
         if key in content and not isinstance(content[key], dict):
             raise ValueError(f"under {key} names with values, as in 'stride: 8', not {content[key]!r}")
 
 
-def shape_of(network: str) -> dict[str, Any]:
-    """What a competitor changes in the study's model."""
+def baseline_config(model: ModelConfig, network: str) -> ModelConfig:
+    """The configuration of a competitor on the backbone of a model.
+
+    Args:
+        model: of the study.
+        network: the competitor, a name in `BASELINES`.
+    """
     kind = BASELINES[network]
-    shape: dict[str, Any] = {"network": network, "stride": kind.stride, "output_stride": None, "graph_stride": None}
-    shape |= {"channels": kind.width, "scales": (1.0,), "shared_trunk": True, "block6_per_scale": False, "pyramid": ()}
-    return {**shape, "strengths": {}}
+    return replace(
+        model,
+        network=network,
+        stride=kind.stride,
+        output_stride=None,
+        graph_stride=None,
+        channels=kind.width,
+        scales=(1.0,),
+        shared_trunk=True,
+        block6_per_scale=False,
+        pyramid=(),
+    )
 
 
-def through_dense(recipe: Recipe) -> Recipe:
-    """A recipe with the objective "crf-rnn", which takes nothing that shapes the loss of a unary."""
-    plain = replace(recipe, class_balance=0.0, max_edges=None, loss_at="nodes", lovasz=0.0)
+def crf_rnn_config(config: TrainingConfig) -> TrainingConfig:
+    """A configuration with the objective "crf-rnn", without the settings of the unary's loss, which it does not have."""
+    plain = replace(config, class_balance=0.0, max_edges=None, loss_at="graph", lovasz=0.0)
     return replace(plain, objective="crf-rnn")

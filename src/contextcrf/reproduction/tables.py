@@ -1,24 +1,30 @@
-"""The paper's Tables I-III and Figs. 6-10, filled with what was measured here, beside what the paper says."""
+"""The paper's Tables I-III and Figs. 6-10, filled with what was measured here, beside the paper's figures."""
 
-import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
-from rich.progress import track
-from torch import Tensor
 
-from contextcrf.data.dataset import SegmentationDataset, open_dataset
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.data.visualization import colorize, qualitative_grid
 from contextcrf.evaluation.comparison import COUNTS, write_counts
-from contextcrf.evaluation.evaluate import Results, intersection_over_union, predict, systems
-from contextcrf.evaluation.evaluate import Row as Measured
-from contextcrf.evaluation.figures import colorize, qualitative_grid
-from contextcrf.modeling.model import ContextCRF
-from contextcrf.reproduction.rows import Row, check, measure
-from contextcrf.reproduction.runner import Workshop
+from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult
+from contextcrf.evaluation.metrics import image_scores
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.system import System
+from contextcrf.reproduction.rows import TableRow, check, measure
+from contextcrf.reproduction.runner import Runner
+from contextcrf.utils.files import atomic_write, write_json, write_text
+from contextcrf.utils.progress import track
+from contextcrf.utils.runtime import resolve_precision
+from contextcrf.utils.tables import Table
 
+logger = logging.getLogger(__name__)
+
+# The row that gains are measured against.
+UNARY_ROW = "unary-3scales"
 # Other systems' mean IoU in Table I (VOC 2012 val) and Table III (test), as the paper cites them, in percent.
 CITED_VAL = {
     "Zoom-out": 63.5,
@@ -41,112 +47,66 @@ CITED_TEST = {
 EXAMPLES = 4
 
 
-@dataclass(frozen=True)
-class Table:
-    """Cells of text, the first column a name; numbers in percent, "" where there is none."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def to_markdown(self) -> str:
-        lines = ["| " + " | ".join(self.header) + " |", "|---|" + "---:|" * (len(self.header) - 1)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
-        return f"{self.caption}\n\n" + "\n".join(lines) + "\n"
-
-    def to_latex(self) -> str:
-        """A booktabs table."""
-        lines = [" & ".join(map(_escaped, row)) + r" \\" for row in self.rows]
-        return "\n".join(
-            [
-                r"\begin{table}",
-                rf"\caption{{{_escaped(self.caption)}}}",
-                rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
-                r"\toprule",
-                " & ".join(map(_escaped, self.header)) + r" \\",
-                r"\midrule",
-                *lines,
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-        )
-
-    def to_json(self) -> str:
-        rows = [dict(zip(self.header, row, strict=True)) for row in self.rows]
-        return json.dumps({"caption": self.caption, "rows": rows}, indent=1) + "\n"
-
-
-def _escaped(text: str) -> str:
-    for sign in "&%_#":
-        text = text.replace(sign, f"\\{sign}")
-    return text
-
-
-def write_all(shop: Workshop, rows: Sequence[Row]) -> Results:
-    """Make and measure rows, and write tables and figures of them into the workshop's folder."""
-    check(shop, rows)
-    val = open_dataset(shop.data, shop.study.val_split)
-    about = {
-        "data": f"{shop.data.name} {shop.study.val_split}, {len(val)} images",
-        "backbone": shop.study.model.backbone,
+def write_all(runner: Runner, rows: Sequence[TableRow]) -> EvaluationResults:
+    """Build and measure rows, and write tables and figures of them into the runner's folder."""
+    check(runner, rows)
+    study, out = runner.study, runner.out
+    val = open_dataset(runner.data, study.val_split)
+    metadata = {
+        "data": f"{runner.data.name} {study.val_split}, {len(val)} images",
+        "backbone": study.model.backbone,
+        "precision": resolve_precision(study.training.precision),
     }
-    results = Results(val.classes.names, [], about)
+    results = EvaluationResults(val.classes.names, [], metadata)
     for number, row in enumerate(rows, 1):
-        print(f"row {number} of {len(rows)}: {row.name}")
-        results.rows = [*results.rows, measure(shop, row)]
+        logger.info("row %d of %d: %s", number, len(rows), row.name)
+        results.systems = [*results.systems, measure(runner, row)]
         # After each: the next may take a day.
-        results.write(shop.out)
-        counts = {measured.name: torch.stack(list(measured.images)) for measured in results.rows}
-        write_counts(shop.out / COUNTS, val.names(shop.data), counts)
-        write_tables(results, rows[:number], shop.out)
-    draw_figures(shop, rows, results.rows, val, shop.out)
+        results.write(out)
+        write_counts(out / COUNTS, val.names(runner.data), {found.name: found.counts for found in results.systems})
+        write_tables(results, rows[:number], out)
+    draw_figures(runner, rows, results.systems, val, out)
     return results
 
 
-def write_tables(results: Results, rows: Sequence[Row], out: Path) -> None:
+def write_tables(results: EvaluationResults, rows: Sequence[TableRow], out: Path) -> None:
     """Write table1, table2 and table3, each as .md, .tex and .json."""
-    measured = dict(zip((row.name for row in rows), results.rows, strict=True))
-    for number, table in enumerate(tables(rows, measured, results), 1):
-        for suffix, text in (("md", table.to_markdown()), ("tex", table.to_latex()), ("json", table.to_json())):
-            (out / f"table{number}.{suffix}").write_text(text)
+    for number, table in enumerate(tables(rows, results), 1):
+        write_text(out / f"table{number}.md", table.to_markdown())
+        write_text(out / f"table{number}.tex", table.to_latex())
+        write_json(out / f"table{number}.json", table.to_dict())
 
 
-def tables(rows: Sequence[Row], measured: dict[str, Measured], results: Results) -> tuple[Table, Table, Table]:
+def tables(rows: Sequence[TableRow], results: EvaluationResults) -> tuple[Table, Table, Table]:
     """Table I, all systems; Table II, the same by class, gains over the unary; Table III, the systems of its test."""
-    data = results.about["data"]
+    data = results.metadata["data"]
+    measured = dict(zip((row.name for row in rows), results.systems, strict=True))
+    iou = {name: result.matrix.iou() for name, result in measured.items()}
+    mean = {name: values.nanmean().item() for name, values in iou.items()}
     first = [
-        [row.name, _percent(measured[row.name].matrix.mean_iou()), _cited(row.val), f"{measured[row.name].seconds:.2f}"]
-        for row in rows
+        [row.name, _percent(mean[row.name]), _cited(row.val), f"{measured[row.name].seconds:.2f}"] for row in rows
     ]
     first += [[name, "", f"{value:.1f}", ""] for name, value in CITED_VAL.items()]
     table1 = Table(
-        f"Table I. Mean IoU, %: here on {data}; the paper on PASCAL VOC 2012 val.",
-        ["method", "here", "paper", "seconds an image"],
+        ["method", "here", "paper", "seconds per image"],
         first,
+        f"Table I. Mean IoU, %: here on {data}; the paper on PASCAL VOC 2012 val.",
     )
-    unary = measured.get("unary-3scales")
     second = []
     for row in rows:
-        iou = measured[row.name].matrix.iou()
-        second.append([row.name, _percent(iou.nanmean().item()), *map(_percent, iou.tolist())])
-        if unary is not None and row.name.startswith("pairwise"):
-            gain = iou - unary.matrix.iou()
-            mean = iou.nanmean() - unary.matrix.iou().nanmean()
-            second.append(["gain over unary", *(_percent(value, "+") for value in (mean.item(), *gain.tolist()))])
-    table2 = Table(f"Table II. IoU by class, %, on {data}.", ["method", "mean", *results.classes], second)
-    third = [
-        [row.name, _percent(measured[row.name].matrix.mean_iou()), _cited(row.test)]
-        for row in rows
-        if row.test is not None
-    ]
+        second.append([row.name, _percent(mean[row.name]), *map(_percent, iou[row.name].tolist())])
+        if UNARY_ROW in iou and not row.system.unary:
+            gain = iou[row.name] - iou[UNARY_ROW]
+            total = mean[row.name] - mean[UNARY_ROW]
+            second.append(["gain over unary", *(_percent(value, "+") for value in (total, *gain.tolist()))])
+    table2 = Table(["method", "mean", *results.classes], second, f"Table II. IoU by class, %, on {data}.")
+    third = [[row.name, _percent(mean[row.name]), _cited(row.test)] for row in rows if row.test is not None]
     third += [[name, "", f"{value:.1f}"] for name, value in CITED_TEST.items()]
     table3 = Table(
-        f"Table III. Mean IoU, %: here on {data}; the paper on PASCAL VOC 2012 test, whose truth the evaluation server "
-        "alone knows (contextcrf voc-submission).",
         ["method", "here", "paper, test"],
         third,
+        f"Table III. Mean IoU, %: here on {data}; the paper on PASCAL VOC 2012 test, whose truth only the evaluation "
+        "server has (contextcrf voc-submission).",
     )
     return table1, table2, table3
 
@@ -159,61 +119,54 @@ def _cited(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def iou_of_images(measured: Measured) -> Tensor:
-    """Mean IoU of each image by itself, [images]; NaN where nothing is known."""
-    return intersection_over_union(torch.stack(measured.images)).nanmean(1)
-
-
 def draw_figures(
-    shop: Workshop, rows: Sequence[Row], measured: Sequence[Measured], val: SegmentationDataset, out: Path
+    runner: Runner, rows: Sequence[TableRow], measured: Sequence[SystemResult], val: SegmentationDataset, out: Path
 ) -> None:
     """Draw fig6.png, where the last of ours gains most over the unary; fig7 to fig9, examples; fig10, its failures.
 
     The last of ours is "full" where it is among the rows. Figures without their rows are left out.
     """
     by_name = {row.name: (row, result) for row, result in zip(rows, measured, strict=True)}
-    ours = [name for name in ("unary-3scales", "1unary+2pair", "full") if name in by_name]
+    ours = [name for name in (UNARY_ROW, "1unary+2pair", "full") if name in by_name]
     if not ours:
         return
     row, result = by_name[ours[-1]]
-    scores = iou_of_images(result).nan_to_num(-1)
+    scores = image_scores(result.counts).nan_to_num(-1)
     order = scores.argsort(descending=True).tolist()
-    precision = shop.study.recipe.precision
 
-    def made(row: Row) -> tuple[str, ContextCRF, str]:
-        return row.name, *row.make(shop)
+    def built(row: TableRow) -> _Drawn:
+        return row.name, Predictor(row.build(runner)), row.system
 
-    last = made(row)
-    if len(ours) > 1 and ours[0] == "unary-3scales":
-        before = iou_of_images(by_name[ours[0]][1]).nan_to_num(-1)
-        gained = (scores - before).argsort(descending=True).tolist()[:EXAMPLES]
-        _draw([made(by_name[ours[0]][0]), last], val, precision, gained, out / "fig6.png")
+    last = built(row)
+    if len(ours) > 1 and ours[0] == UNARY_ROW:
+        before, unary = by_name[UNARY_ROW][1], built(by_name[UNARY_ROW][0])
+        gained = (scores - image_scores(before.counts).nan_to_num(-1)).argsort(descending=True).tolist()[:EXAMPLES]
+        _draw([unary, last], val, gained, out / "fig6.png")
     count = min(3 * EXAMPLES, len(order))
     spread = [i * len(order) // count for i in range(count)]
     for number in range(3):
         chosen = spread[number * EXAMPLES : (number + 1) * EXAMPLES]
         if chosen:
-            _draw([last], val, precision, chosen, out / f"fig{7 + number}.png")
+            _draw([last], val, chosen, out / f"fig{7 + number}.png")
     failed = [number for number in reversed(order) if scores[number] >= 0][:EXAMPLES]
-    _draw([last], val, precision, failed, out / "fig10.png")
+    _draw([last], val, failed, out / "fig10.png")
 
 
-def _draw(
-    made: Sequence[tuple[str, ContextCRF, str]],
-    val: SegmentationDataset,
-    precision: str,
-    numbers: Sequence[int],
-    path: Path,
-) -> None:
-    """Some images with their truth and what rows make of them: each a name, its model, and what of it is drawn."""
+# A row that is drawn: its name, its predictor and its system.
+_Drawn = tuple[str, Predictor, System]
+
+
+def _draw(drawn: Sequence[_Drawn], val: SegmentationDataset, numbers: Sequence[int], path: Path) -> None:
+    """Draw some images with their truth and the labels of some rows."""
     palette = val.classes.palette
     pictures = []
-    chosen = SegmentationDataset([val.pairs[i] for i in numbers], val.classes, val.void)
-    for image, mask in track(chosen.without_transform(), path.name, total=len(chosen)):
-        drawn = [Image.fromarray(image.permute(1, 2, 0).numpy()), colorize(mask, palette)]
-        for _, model, what in made:
-            [(marginals, _)] = predict(model, image, systems(model, [what]), precision)
-            drawn.append(colorize(marginals.argmax(0), palette))
-        pictures.append(drawn)
+    for number in track(numbers, path.name):
+        image, mask = val.sample(number)
+        row = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), colorize(mask, palette)]
+        for _, predictor, system in drawn:
+            row.append(colorize(predictor.predict(image, [system])[0].labels, palette))
+        pictures.append(row)
     if pictures:
-        qualitative_grid(pictures, ["image", "truth", *(name for name, _, _ in made)], val.classes).save(path)
+        grid = qualitative_grid(pictures, ["image", "truth", *(name for name, _, _ in drawn)], val.classes)
+        with atomic_write(path) as partial:
+            grid.save(partial)

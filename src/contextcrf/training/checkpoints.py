@@ -1,5 +1,6 @@
-"""Which checkpoint a stopped training goes on from, whatever stopped it, and when."""
+"""The checkpoint from which a stopped training goes on, whatever stopped it, and when."""
 
+import logging
 import re
 import zipfile
 import zlib
@@ -10,12 +11,14 @@ import torch
 
 from contextcrf.utils.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 _EPOCH = re.compile(r"epoch=(\d+)")
 # What torch raises for a file that is cut short or damaged, depending on the place.
 _DAMAGED = (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a folder that can be read; None before the first epoch has ended.
 
     Lightning writes the new one before it takes away the old one and points `last.ckpt` at it; killed between these,
@@ -30,14 +33,14 @@ def newest(folder: Path) -> Path | None:
         try:
             with zipfile.ZipFile(path) as archive:
                 if (part := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of {part} is another")
+                    raise ValueError(f"the checksum of {part} does not fit")
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _DAMAGED as error:
             damaged.append(f"{path}: damaged: {error}".splitlines()[0])
             continue
         for line in damaged:
-            print(f"{line}; going on from {path.name}")
+            logger.warning("%s; going on from %s", line, path.name)
         return path
     if any(epoch > 0 for epoch, _ in numbered):
-        raise DataError(f"{damaged[0]}; no other checkpoint is left: move {folder.parent} away to start again")
+        raise DataError(f"{damaged[0]}; no other checkpoint is left: move {folder.parent} away and start again")
     return None

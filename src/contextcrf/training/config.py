@@ -1,43 +1,43 @@
 """How a model is trained, as plain values."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from contextcrf.utils.runtime import Precision, fast_precision, loading_workers, usual_batch
+from contextcrf.utils.runtime import Precision, default_batch_size, default_workers
 
-LossAt = Literal["nodes", "pixels"]
+LossAt = Literal["graph", "pixels"]
+ObjectiveName = Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled", "crf-rnn"]
 
 
 @dataclass
-class Recipe:
+class TrainingConfig:
     """How to train.
 
     Args:
         potentials: which potentials to train, "unary" and names of relations; None is all of them jointly.
         objective: "piecewise", eq. (13); "pseudo-likelihood", eq. (17); "mean-field", the likelihood with mean field in
             the loop; "unrolled", the cross-entropy of mean field's marginals: these couple the potentials, take all
-            edges and the plain sum of the messages. Or "crf-rnn", that of the marginals behind a learned dense CRF. All
-            but the first take no class weights.
+            edges and the plain sum of the messages. Or "crf-rnn", the cross-entropy of the marginals of a learned dense
+            CRF. All but the first take no class weights.
         epochs: passes over the training images.
-        batch_size: images a step; if left out 8 on an accelerator, 4 on a CPU.
-        optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 an epoch.
+        batch_size: images per step; if left out 8 on an accelerator, 4 on a CPU.
+        optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 per epoch.
         lr: rate of new layers; pretrained layers take a tenth, as in the paper. The paper's: 0.001.
         weight_decay: the paper's is 0.0005.
-        max_edges: edges a step for each pairwise potential, drawn at random; None takes all.
+        max_edges: edges per step for each pairwise potential, drawn at random; None takes all.
         class_balance: exponent b of the unary loss's class weights, frequency^-b; 0 is the paper's plain sum.
-        loss_at: where the unary's loss is taken: at the "nodes" of its map, the labels brought there by nearest
-            neighbor, as in the paper; or at the "pixels" of a crop, its scores brought there bilinearly, as they are
-            for prediction: this sees what is thinner than a node.
-        lovasz: weight of the Lovász-Softmax loss beside the unary's; it stands for the mean IoU, so that thin and rare
-            classes count as others do (Berman, Triki, Blaschko, CVPR 2018; not in the paper).
+        loss_at: where the unary's loss is taken: at the nodes of the "graph", to which labels are brought by nearest
+            neighbor, as in the paper; or at the "pixels" of a crop, to which scores are brought bilinearly, as in
+            prediction, so that objects thinner than a node count.
+        lovasz: weight of the Lovász-Softmax loss beside the unary's; it is a surrogate of the mean IoU, in which thin
+            and rare classes count as others do (Berman, Triki, Blaschko, CVPR 2018; not in the paper).
         ema: decay per step of an average of the weights that is evaluated and kept; 0 is off.
         crop: height and width of training crops, pixels.
         scale: range of the random scale.
         color: strength of the color jitter.
         flip: mirror left and right at random.
-        precision: "bf16-mixed" is several times as fast on recent processors; "32-true" is exact; if left out
-            the faster one here.
+        precision: "auto" is bfloat16 where that is faster, else single precision; "bf16-mixed" and "32-true" force one.
         norm_eval: keep the backbone's BatchNorm statistics as they came from ImageNet.
         frozen_stages: first stages of the backbone that are not trained; they cost most and change least.
         frozen_filters: keep the backbone's depthwise filters too; the gradient of the 5 x 5 ones is the slowest part of
@@ -47,29 +47,36 @@ class Recipe:
             next image takes their place, and they are listed at the end.
         seed: of weights, data order and augmentation.
         val_every: epochs between validations.
+
+    Raises:
+        ValueError: a value outside what is listed above, or values that do not fit together.
+
+    Example:
+        >>> TrainingConfig(epochs=3, lr=0.01).optimizer
+        'adamw'
     """
 
     potentials: Sequence[str] | None = None
-    objective: Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled", "crf-rnn"] = "piecewise"
+    objective: ObjectiveName = "piecewise"
     epochs: int = 30
-    batch_size: int = field(default_factory=usual_batch)
+    batch_size: int = field(default_factory=default_batch_size)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 5e-4
     max_edges: int | None = None
     class_balance: float = 0.0
-    loss_at: LossAt = "nodes"
+    loss_at: LossAt = "graph"
     lovasz: float = 0.0
     ema: float = 0.0
     crop: tuple[int, int] = (320, 320)
     scale: tuple[float, float] = (0.5, 2.0)
     color: float = 0.0
     flip: bool = True
-    precision: Precision = field(default_factory=fast_precision)
+    precision: Precision = "auto"
     norm_eval: bool = True
     frozen_stages: int = 0
     frozen_filters: bool = False
-    workers: int = field(default_factory=loading_workers)
+    workers: int = field(default_factory=default_workers)
     broken_images: Literal["stop", "skip"] = "stop"
     seed: int = 0
     val_every: int = 1
@@ -99,12 +106,8 @@ class Recipe:
                 f"objective {self.objective!r} takes all edges and no class weights: expected max_edges null and "
                 f"class_balance 0, got {self.max_edges} and {self.class_balance}"
             )
-        if self.loss_at != "nodes" or self.lovasz:
+        if self.loss_at != "graph" or self.lovasz:
             raise ValueError(
-                f"loss_at {self.loss_at!r}, lovasz {self.lovasz}: expected nodes and 0 with the objective "
+                f"loss_at {self.loss_at!r}, lovasz {self.lovasz}: expected graph and 0 with the objective "
                 f"{self.objective!r}"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)

@@ -1,21 +1,21 @@
 """The features of a frozen trunk, computed once for all heads."""
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
-from contextcrf.training.config import Recipe
+from contextcrf.training.config import TrainingConfig
 from contextcrf.training.sampler import SeededSampler
+from contextcrf.utils.progress import track
 from contextcrf.utils.resizing import channels_last, downsample
 from contextcrf.utils.runtime import autocast
 
 
 class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """What a frozen trunk says on the graph's grid, in memory, indexed by what `SeededSampler` yields.
+    """Features, labels and unary logits on the graph's grid, in memory, indexed by what `SeededSampler` yields.
 
     Args:
         features: [N, C, h, w].
@@ -35,19 +35,26 @@ class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 @torch.no_grad()
 def cache_features(
-    model: ContextCRF, data: SegmentationDataset, name: str, views: int, recipe: Recipe, progress: bool = True
+    model: ContextCRF, data: SegmentationDataset, name: str, copies: int, config: TrainingConfig
 ) -> CachedFeatures:
-    """Features (bfloat16) of the potential `name`, labels and unary logits of the images, each seen `views` times."""
+    """Compute the features of a potential, labels and unary logits for augmented copies of the images.
+
+    Args:
+        model: put into evaluation mode.
+        data: images and masks with their augmentation.
+        name: the potential whose features (bfloat16) are kept.
+        copies: augmented copies of each image.
+        config: seed, precision, batch size and workers.
+    """
     model.eval()
-    device = next(model.parameters()).device
     features, labels, unary = [], [], []
-    samplers = [SeededSampler(len(data), recipe.seed) for _ in range(views)]
-    for epoch, sampler in enumerate(samplers):
-        sampler.set_epoch(epoch)
-        loader = DataLoader(data, recipe.batch_size, sampler=sampler, num_workers=recipe.workers)
-        for images, masks in track(loader, f"features, view {epoch + 1} of {views}", disable=not progress):
-            with autocast(device, recipe.precision):
-                both = model.features(channels_last(images.to(device)), [UNARY, name])
+    samplers = [SeededSampler(len(data), config.seed) for _ in range(copies)]
+    for number, sampler in enumerate(samplers):
+        sampler.set_epoch(number)
+        loader = DataLoader(data, config.batch_size, sampler=sampler, num_workers=config.workers)
+        for images, masks in track(loader, f"features, copy {number + 1} of {copies}"):
+            with autocast(model.device, config.precision):
+                both = model.features(channels_last(images.to(model.device)), [UNARY, name])
                 logits = model.pool(model.unary(both[UNARY]).float())
             maps = both[name]
             unary.append(logits.cpu())

@@ -1,247 +1,258 @@
-"""Trainings from data to a model on disk, and trainings that may be asked for again and again."""
+"""Trainings from data to a model on disk, which can be stopped at any time and asked for again."""
 
 import hashlib
-import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 
-from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.data.preparation import device, report_left_out, same_classes, without_broken
-from contextcrf.modeling.config import ModelConfig
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.data.validation import check_same_classes, log_skipped, training_pairs
+from contextcrf.modeling.config import InferenceConfig, ModelConfig
+from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF
-from contextcrf.modeling.serialization import WEIGHTS, folder_of, load, save
-from contextcrf.training import augmentation, fit, fit_heads
-from contextcrf.training.checkpoints import newest
-from contextcrf.training.config import Recipe
-from contextcrf.training.processes import rank
+from contextcrf.modeling.serialization import CONFIG, load, save, weights_digest
+from contextcrf.training.checkpoints import newest_checkpoint
+from contextcrf.training.config import TrainingConfig
+from contextcrf.training.trainer import augmentation, fit, fit_heads, make_trainer
 from contextcrf.utils.locks import claim
+from contextcrf.utils.provenance import Provenance
+from contextcrf.utils.runtime import default_device
 
-_SETTINGS = "settings.json"
-# What is noted of strengths that were tuned, by the command and in a study.
-_TUNED = ("tune", "tuned")
+logger = logging.getLogger(__name__)
 
-
-def run_fit(
-    data: Path,
-    out: Path,
-    model: ModelConfig,
-    recipe: Recipe,
-    train_split: str = "train",
-    val_split: str | None = "val",
-    pretrained: bool | Path = True,
-    init: str | Path | None = None,
-    ckpt_path: str | None = None,
-    devices: int = 1,
-    nodes: int = 1,
-) -> Path:
-    """The command `fit`, whose arguments these are; returns the model's folder."""
-    first = rank(devices * nodes) == 0
-    if first:
-        _refuse_overwriting(out, ckpt_path)
-    train = _open(data, train_split, recipe)
-    val = open_dataset(data, val_split) if val_split else None
-    train = without_broken(train, val)
-    torch.manual_seed(recipe.seed)
-    network = load(init) if init else ContextCRF(model, train.classes, pretrained)
-    if model.learned_dense and network.dense is None:
-        network.learn_dense(model.dense)
-    same_classes(network, train)
-    fit(network, train, val, recipe, out, ckpt_path, devices=devices, nodes=nodes)
-    if not first:
-        return out / "model"
-    report_left_out(train.broken)
-    save(network, out / "model", {**network.about, "fit": _about(data, train_split, recipe)})
-    return out / "model"
-
-
-def run_fit_heads(
-    model: str | Path,
-    data: Path,
-    out: Path,
-    recipe: Recipe,
-    train_split: str = "train",
-    views: int = 2,
-    graph_stride: int | None = None,
-    ckpt_path: str | None = None,
-) -> Path:
-    """The command `fit-heads`, whose arguments these are; returns the model's folder.
-
-    Strengths that were tuned, for other heads or another graph, are forgotten: new heads speak with one vote.
-    """
-    _refuse_overwriting(out, ckpt_path)
-    network = load(model).to(device())
-    about = {key: value for key, value in network.about.items() if key not in _TUNED}
-    if graph_stride is not None or about != network.about:
-        stride = network.config.graph_stride if graph_stride is None else graph_stride
-        network.config = replace(network.config, graph_stride=stride, strengths={})
-    train = _open(data, train_split, recipe)
-    same_classes(network, train)
-    train = without_broken(train)
-    fit_heads(network, train, recipe, out, views, ckpt_path)
-    report_left_out(train.broken)
-    save(network, out / "model", {**about, "fit-heads": _about(data, train_split, recipe)})
-    return out / "model"
-
-
-TRAINING: dict[str, Callable[..., Path]] = {"fit": run_fit, "fit-heads": run_fit_heads}
+# Keys of the metadata of relation weights that were tuned, by the command and in a study.
+TUNED = ("tune", "tuned")
 
 
 class OtherSettingsError(ValueError):
-    """A folder holds a training of other settings than those that are asked for."""
+    """A folder holds a training with other settings than those that are asked for."""
 
 
 class BusyError(OSError):
-    """Another process is at a training."""
+    """Another process is working on a training."""
 
 
-def train(name: str, arguments: Mapping[str, Any]) -> Path:
-    """A training as the command line has it: `train_once`, or from the checkpoint that is named, whatever its settings.
-
-    Args, returns and raises as `train_once`.
-    """
-    out = Path(arguments["out"])
-    if not arguments["ckpt_path"]:
-        done = (out / "model" / WEIGHTS).exists()
-        model = train_once(name, arguments)
-        if done and _rank(arguments) == 0:
-            print(f"{out}: trained before; nothing was left to do")
-        return model
-    if _rank(arguments) == 0:
-        _note(out, settings_of(name, arguments))
-    return TRAINING[name](**arguments)
-
-
-def settings_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides what comes out of a training, as plain values.
-
-    A model that it starts from counts by its weights, data by the names of their folder, classes and images. What the
-    model needs for prediction alone does not count.
-    """
-    apart = ("out", "val_split", "ckpt_path", "devices", "nodes")
-    result = {key: value for key, value in arguments.items() if key not in apart}
-    images = open_dataset(arguments["data"], arguments["train_split"])
-    listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
-    result["data"] = Path(arguments["data"]).name
-    result["images"] = f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
-    if name == "fit":
-        shape = asdict(arguments["model"])
-        # Through its dense CRF a network meets all of its inference in training.
-        idle = () if shape["learned_dense"] else ("strengths", "iterations", "dense")
-        result["model"] = {key: value for key, value in shape.items() if key not in idle}
-    for key in ("init",) if name == "fit" else ("model",):
-        if result.get(key) is not None:
-            weights = (folder_of(result[key]) / WEIGHTS).read_bytes()
-            result[key] = f"weights {hashlib.sha256(weights).hexdigest()[:16]}"
-    # Who loads the data does not matter either.
-    result["recipe"] = {key: value for key, value in asdict(arguments["recipe"]).items() if key != "workers"}
-    return json.loads(json.dumps({"training": name, **result}, default=str))
-
-
-def train_once(name: str, arguments: Mapping[str, Any]) -> Path:
-    """Train unless the result is there, from the last checkpoint where there is one.
+@dataclass
+class FitJob:
+    """A training end to end; `run` does it.
 
     Args:
-        name: in `TRAINING`.
-        arguments: of that function.
+        data: folder of the data set.
+        out: folder for logs, checkpoints and the model.
+        model: what defines the weights.
+        training: how to train.
+        inference: how the trained model predicts.
+        train_split: split to train on.
+        val_split: split to validate on; null for none.
+        pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
+        init: a trained model to start from instead; its configuration replaces `model`, but for a dense CRF that is to
+            be learned.
+        checkpoint: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
+        devices: that share a step's images, on this machine; a process each.
+        num_nodes: machines, with so many devices each; started by torchrun or SLURM.
+    """
+
+    data: Path
+    out: Path
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    train_split: str = "train"
+    val_split: str | None = "val"
+    pretrained: bool | Path = True
+    init: str | None = None
+    checkpoint: str | None = None
+    devices: int = 1
+    num_nodes: int = 1
+
+    def provenance(self) -> Provenance:
+        """Everything that decides the trained weights.
+
+        A model that the training starts from counts by its weights, data by the names of their folder, classes and
+        images.
+        """
+        return Provenance.of(
+            job="fit",
+            **_data_values(self.data, self.train_split),
+            model=self.model,
+            training=replace(self.training, workers=0),  # the processes that load the data change nothing
+            # Only this objective trains through inference.
+            inference=self.inference if self.training.objective == "crf-rnn" else None,
+            pretrained=self.pretrained,
+            init=None if self.init is None else weights_digest(self.init),
+        )
+
+    def trainer(self) -> Trainer:
+        """The Lightning trainer; its rank tells which process of the training this is."""
+        return make_trainer(self.training, self.out, self.devices, self.num_nodes)
+
+    def train(self, checkpoint: str | None, trainer: Trainer) -> None:
+        """Train and write the model."""
+        train = _open(self.data, self.train_split, self.training)
+        val = open_dataset(self.data, self.val_split) if self.val_split else None
+        train = training_pairs(train, val)
+        torch.manual_seed(self.training.seed)
+        if self.init is None:
+            network = ContextCRF(self.model, train.classes, self.pretrained, self.inference)
+        else:
+            network = load(self.init)
+            if self.model.learned_dense and network.dense is None:
+                inference = replace(network.inference, dense=self.inference.dense)
+                network = with_config(network, replace(network.config, learned_dense=True), inference)
+        check_same_classes(network.classes, train.classes)
+        fit(network, train, val, self.training, self.out, checkpoint, trainer)
+        if trainer.is_global_zero:
+            log_skipped(train.broken)
+            entry = _metadata(self.data, self.train_split, self.training)
+            save(network, self.out / "model", {**network.metadata, "fit": entry})
+
+
+@dataclass
+class FitHeadsJob:
+    """The second stage of a training; `run` does it.
+
+    Relation weights that were tuned for other heads or another graph are reset.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        out: folder for logs and the model.
+        training: how to train; `potentials` names the relations, all of them if null.
+        train_split: split to train on.
+        copies: augmented copies of each image whose features are kept in memory.
+        graph_stride: pixels per node of the pairwise graphs; the model's own if null.
+        checkpoint: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    train_split: str = "train"
+    copies: int = 2
+    graph_stride: int | None = None
+    checkpoint: str | None = None
+
+    def provenance(self) -> Provenance:
+        """Everything that decides the trained weights, as in `FitJob.provenance`."""
+        return Provenance.of(
+            job="fit-heads",
+            **_data_values(self.data, self.train_split),
+            model=weights_digest(self.model),
+            training=replace(self.training, workers=0),
+            copies=self.copies,
+            graph_stride=self.graph_stride,
+        )
+
+    def trainer(self) -> Trainer:
+        """A trainer of one process."""
+        return make_trainer(self.training, self.out)
+
+    def train(self, checkpoint: str | None, trainer: Trainer) -> None:
+        """Train and write the model."""
+        network = load(self.model)
+        metadata = {key: value for key, value in network.metadata.items() if key not in TUNED}
+        if self.graph_stride is not None or metadata != network.metadata:
+            stride = network.config.graph_stride if self.graph_stride is None else self.graph_stride
+            config = replace(network.config, graph_stride=stride)
+            network = with_config(network, config, replace(network.inference, relation_weights={}))
+        train = _open(self.data, self.train_split, self.training)
+        check_same_classes(network.classes, train.classes)
+        train = training_pairs(train)
+        fit_heads(network.to(default_device()), train, self.training, self.out, self.copies, checkpoint)
+        log_skipped(train.broken)
+        entry = _metadata(self.data, self.train_split, self.training)
+        save(network, self.out / "model", {**metadata, "fit-heads": entry})
+
+
+Job = FitJob | FitHeadsJob
+
+
+def run(job: Job) -> Path:
+    """Train unless the result is there, from the newest checkpoint where there is one.
+
+    Args:
+        job: with a `checkpoint` the training goes on from it, whatever its settings were.
 
     Returns:
         The trained model's folder.
 
     Raises:
-        OtherSettingsError: what is there was trained, or begun, with other settings.
-        BusyError: another process is at it.
+        OtherSettingsError: the folder holds a training, finished or not, with other settings.
+        BusyError: another process is working on it.
     """
-    out = Path(arguments["out"])
-    model, settings = out / "model", settings_of(name, arguments)
-    if _rank(arguments) > 0:
-        if (model / WEIGHTS).exists():
-            return model  # trained before; the first process says so
-        # The first process has claimed it for all.
-        begun = newest(out / "checkpoints") is not None
-        return TRAINING[name](**{**arguments, "ckpt_path": "last" if begun else None})
-    with claim(model / WEIGHTS) as mine:
+    model, provenance, trainer = job.out / "model", job.provenance(), job.trainer()
+    done = model / CONFIG
+    if job.checkpoint is not None:
+        if trainer.is_global_zero:
+            provenance.write(job.out)
+        job.train(job.checkpoint, trainer)
+        return model
+    if not trainer.is_global_zero:
+        # The first process has claimed the training for all of them, and says what happens.
+        if not done.exists():
+            resumed = newest_checkpoint(job.out / "checkpoints") is not None
+            job.train("last" if resumed else None, trainer)
+        return model
+    with claim(done) as mine:
         if mine:
-            resume = None
-            if (found := newest(out / "checkpoints")) is not None:
-                _compare(out, settings, "begun")
-                resume = "last"
-                print(f"{out}: begun before; going on from {found.name}")
-            elif (out / "checkpoints").exists():
+            checkpoint = None
+            if (found := newest_checkpoint(job.out / "checkpoints")) is not None:
+                _check_provenance(job.out, provenance, "begun")
+                checkpoint = "last"
+                logger.info("%s: going on from %s", job.out, found.name)
+            elif (job.out / "checkpoints").exists():
                 # Stopped before its first epoch had ended.
-                shutil.rmtree(out / "checkpoints")
-            _note(out, settings)
-            TRAINING[name](**{**arguments, "ckpt_path": resume})
-    _check(out, settings)
+                shutil.rmtree(job.out / "checkpoints")
+            provenance.write(job.out)
+            job.train(checkpoint, trainer)
+        elif done.exists():
+            logger.info("%s: already trained; nothing is left to do", job.out)
+    check_finished(job, provenance)
     return model
 
 
-def _rank(arguments: Mapping[str, Any]) -> int:
-    return rank(arguments.get("devices", 1) * arguments.get("nodes", 1))
-
-
-def check_trained(name: str, arguments: Mapping[str, Any]) -> None:
-    """Whether a training has ended and was as is asked for.
+def check_finished(job: Job, provenance: Provenance | None = None) -> None:
+    """Check that a training has ended and had the job's settings.
 
     Raises:
-        OtherSettingsError: it was not; the message names the first setting that differs.
+        OtherSettingsError: its settings were others; the message names the first that differs.
         BusyError: it has not ended.
     """
-    _check(Path(arguments["out"]), settings_of(name, arguments))
+    if not (job.out / "model" / CONFIG).exists():
+        raise BusyError(f"{job.out}: another process is working on this training; start again when it has ended")
+    _check_provenance(job.out, provenance or job.provenance(), "trained")
 
 
-def _check(out: Path, settings: Mapping[str, Any]) -> None:
-    if not (out / "model" / WEIGHTS).exists():
-        raise BusyError(f"{out}: another process is at it: start again when it has ended")
-    _compare(out, settings, "trained")
+def _check_provenance(out: Path, wanted: Provenance, done: str) -> None:
+    found = Provenance.read(out)
+    if found is None:
+        raise OtherSettingsError(f"{out}: its settings were not recorded; move it away, or choose another folder")
+    if (difference := found.difference(wanted)) is not None:
+        name, there, here = difference
+        raise OtherSettingsError(
+            f"{out}: was {done} with {name} {there}, not {here}; move it away, or choose another folder"
+        )
 
 
-def _note(out: Path, settings: Mapping[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / f"{_SETTINGS}.part"
-    unfinished.write_text(json.dumps(settings, indent=1) + "\n")
-    unfinished.rename(out / _SETTINGS)
+def _data_values(data: Path, split: str) -> dict[str, Any]:
+    images = open_dataset(data, split)
+    listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
+    digest = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    return {"data": data.name, "images": f"{len(images)} images {digest}", "train_split": split}
 
 
-def _compare(out: Path, wanted: Mapping[str, Any], done: str) -> None:
-    path = out / _SETTINGS
-    if not path.exists():
-        raise OtherSettingsError(f"{out}: nobody knows how this was {done}: move it away")
-    # What was begun before a setting existed has its default.
-    settings = json.loads(path.read_text())
-    for key, group in (("model", ModelConfig()), ("recipe", Recipe())):
-        if isinstance(settings.get(key), dict):
-            settings[key] = {**json.loads(json.dumps(asdict(group))), **settings[key]}
-    found = _flat(settings)
-    for key, value in _flat(wanted).items():
-        if (there := found.get(key)) != value:
-            raise OtherSettingsError(
-                f"{out}: was {done} with {key} {there}, not {value}: move it away, or choose another folder"
-            )
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of the groups `model` and `recipe`, "recipe.epochs" and so on."""
-    result: dict[str, Any] = {}
-    for key, value in settings.items():
-        result |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {key: value}
-    return result
-
-
-def _open(data: Path, split: str, recipe: Recipe) -> SegmentationDataset:
-    dataset = open_dataset(data, split, augmentation(recipe))
-    dataset.skip_broken = recipe.broken_images == "skip"
+def _open(data: Path, split: str, config: TrainingConfig) -> SegmentationDataset:
+    dataset = open_dataset(data, split, augmentation(config))
+    dataset.skip_broken = config.broken_images == "skip"
     return dataset
 
 
-def _refuse_overwriting(out: Path, ckpt_path: str | None) -> None:
-    if (out / "checkpoints").exists() and ckpt_path is None:
-        raise FileExistsError(f"{out} holds checkpoints: go on with ckpt_path last, or choose another folder")
-
-
-def _about(data: Path, split: str, recipe: Recipe) -> dict[str, Any]:
-    return {"data": data.name, "split": split, "recipe": recipe.to_dict()}
+def _metadata(data: Path, split: str, config: TrainingConfig) -> dict[str, Any]:
+    return Provenance.of(data=data.name, split=split, training=config).values

@@ -1,4 +1,4 @@
-"""Which images a step sees, and how they are augmented: a function of seed and epoch."""
+"""The images of a step and their augmentation, as a function of seed and epoch."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 class SeededSampler(Sampler[tuple[int, int]]):
     """A new order every epoch and a seed for every sample, both functions of (seed, epoch) alone.
 
-    Nothing here depends on the state of a global generator, so a resumed run sees what an undisturbed one would have.
+    Nothing here depends on the state of a global generator, so a resumed run has the same batches as an undisturbed one.
 
     Args:
         size: of the data.

@@ -12,158 +12,140 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from contextcrf.data.classes import IGNORE_INDEX
-from contextcrf.data.dataset import SegmentationDataset, Transform, read_mask
+from contextcrf.data.dataset import SegmentationDataset, Transform
+from contextcrf.data.images import read_mask
 from contextcrf.data.transforms import training_transform
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
-from contextcrf.training.checkpoints import newest
-from contextcrf.training.config import Recipe
-from contextcrf.training.estimate import Estimate
+from contextcrf.training.checkpoints import newest_checkpoint
+from contextcrf.training.config import TrainingConfig
 from contextcrf.training.feature_cache import CachedFeatures, cache_features
-from contextcrf.training.objectives import CRF_RNN, CachedHeads, Objective, Piecewise
-from contextcrf.training.processes import rank
+from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
+from contextcrf.training.progress import ProgressCallback
 from contextcrf.training.sampler import SeededSampler
+from contextcrf.utils.runtime import resolve_precision
 
 
-def augmentation(recipe: Recipe) -> Transform:
-    """The augmentation of a recipe's training images."""
-    return training_transform(recipe.crop, recipe.scale, recipe.color, recipe.flip)
+def augmentation(config: TrainingConfig) -> Transform:
+    """The augmentation of a configuration's training images."""
+    return training_transform(config.crop, config.scale, config.color, config.flip)
 
 
 def fit(
     model: ContextCRF,
     train: SegmentationDataset,
     val: SegmentationDataset | None,
-    recipe: Recipe,
+    config: TrainingConfig,
     out: Path,
-    ckpt_path: str | None = None,
-    progress: bool = True,
-    devices: int = 1,
-    nodes: int = 1,
+    checkpoint: str | Path | None = None,
+    trainer: L.Trainer | None = None,
 ) -> None:
     """Train some or all potentials end to end; the model is changed in place.
 
     Args:
         model: the model to train.
         train: training images, with their augmentation as transform.
-        val: images evaluated every `recipe.val_every` epochs; None is no validation.
-        recipe: how.
-        out: folder for logs (TensorBoard, CSV) and checkpoints (one an epoch; `last.ckpt` is the newest).
-        ckpt_path: "last" resumes from `out`'s newest checkpoint, exactly; a path resumes from that one.
-        progress: show a progress bar.
-        devices: processes, each with a device, on this machine; they share a step's images.
-        nodes: machines with so many each (torchrun or SLURM starts them).
+        val: images evaluated every `config.val_every` epochs; None is no validation.
+        config: how to train.
+        out: folder for logs (TensorBoard, CSV) and checkpoints (the last two epochs).
+        checkpoint: "last" resumes from `out`'s newest checkpoint, exactly; a path resumes from that one.
+        trainer: with several devices or machines, as `make_trainer` makes it; None is one device.
 
     Raises:
-        ValueError: a step's images cannot be dealt evenly to the processes.
+        ValueError: a step's images cannot be divided evenly among the processes.
     """
-    world = devices * nodes
-    if recipe.batch_size % world:
-        raise ValueError(f"batch_size {recipe.batch_size}: expected a multiple of the {world} processes")
+    trainer = trainer or make_trainer(config, out)
+    rank, world = trainer.global_rank, trainer.world_size
+    if config.batch_size % world:
+        raise ValueError(f"batch_size {config.batch_size}: expected a multiple of the {world} processes")
     model.to(memory_format=torch.channels_last)
-    sampler = SeededSampler(len(train), recipe.seed, rank(world), world)
-    batch = recipe.batch_size // world
+    sampler = SeededSampler(len(train), config.seed, rank, world)
     loader = DataLoader(
-        train, batch, sampler=sampler, num_workers=recipe.workers, drop_last=len(train) >= recipe.batch_size
+        train,
+        config.batch_size // world,
+        sampler=sampler,
+        num_workers=config.workers,
+        drop_last=len(train) >= config.batch_size,
     )
     if len(loader) == 0:
         raise ValueError(f"{len(train)} images for {world} processes: expected one for each, or more")
-    weights = class_weights(train, recipe.class_balance) if recipe.class_balance else None
-    if recipe.max_edges is not None:
-        recipe = replace(recipe, max_edges=max(1, recipe.max_edges // world))
-    module = Piecewise(model, recipe, recipe.epochs * len(loader), weights)
-    validation = DataLoader(val, 1, num_workers=recipe.workers) if val is not None else None
-    _run(module, loader, validation, out, ckpt_path, progress, devices, nodes)
+    weights = class_weights(train, config.class_balance) if config.class_balance else None
+    if config.max_edges is not None:
+        config = replace(config, max_edges=max(1, config.max_edges // world))
+    module = ModelModule(model, config, config.epochs * len(loader), weights)
+    validation = None
+    if val is not None:
+        # Each process validates its share of the images; the confusion matrices are added up.
+        share = Subset(val, range(rank, len(val), world))
+        validation = DataLoader(share, 1, num_workers=config.workers)
+    _run(trainer, module, loader, validation, out, checkpoint)
 
 
 def fit_heads(
     model: ContextCRF,
     train: SegmentationDataset | CachedFeatures,
-    recipe: Recipe,
+    config: TrainingConfig,
     out: Path,
-    views: int = 2,
-    ckpt_path: str | None = None,
-    progress: bool = True,
+    copies: int = 2,
+    checkpoint: str | Path | None = None,
 ) -> None:
     """The second stage: train pairwise heads on features of the frozen trunk, computed once.
 
-    The features lie in memory in bfloat16: views x images x C x h x w numbers on the graph's grid.
+    The features are kept in memory in bfloat16: copies x images x C x h x w numbers on the graph's grid.
 
     Args:
-        model: with a trained shared trunk; its heads named by `recipe.potentials` (None: all pairwise ones) change.
+        model: with a trained shared trunk; its heads named by `config.potentials` (None: all pairwise ones) change.
         train: training images with their augmentation; or their features, as `cache_features` returns them.
-        recipe: how; `epochs` counts passes over the cached features.
+        config: how to train; `epochs` counts passes over the cached features.
         out: folder for logs and checkpoints.
-        views: augmented copies of each image that are cached.
-        ckpt_path: as in `fit`.
-        progress: show progress bars.
+        copies: augmented copies of each image that are cached.
+        checkpoint: as in `fit`.
+
+    Raises:
+        ValueError: the model has a trunk for each potential, no relation is named, or the objective needs images.
     """
     if not model.config.shared_trunk:
         raise ValueError("fit_heads needs a shared trunk; with a trunk for each potential, train them with fit")
-    if recipe.objective == CRF_RNN:
-        raise ValueError(f"objective {CRF_RNN!r} needs images, not features alone: train it with fit")
-    names = [name for name in model.select(recipe.potentials) if name != UNARY]
-    if views < 1:
-        raise ValueError(f"views {views}: expected 1 or more")
+    if config.objective == "crf-rnn":
+        raise ValueError("objective 'crf-rnn' needs images, not features alone: train it with fit")
+    names = [name for name in model.select(config.potentials) if name != UNARY]
+    if copies < 1:
+        raise ValueError(f"copies {copies}: expected 1 or more")
     if not names:
         raise ValueError(
-            f"potentials {recipe.potentials}: expected at least one relation; the unary is not trained here"
+            f"potentials {config.potentials}: expected at least one relation; the unary is not trained here"
         )
-    cached = train
-    if isinstance(cached, SegmentationDataset):
-        cached = cache_features(model, cached, names[0], views, recipe, progress)
-    loader = DataLoader(cached, recipe.batch_size, sampler=SeededSampler(len(cached), recipe.seed))
-    module = CachedHeads(model, names, recipe, recipe.epochs * len(loader))
-    _run(module, loader, None, out, ckpt_path, progress)
+    if isinstance(train, SegmentationDataset):
+        train = cache_features(model, train, names[0], copies, config)
+    loader = DataLoader(train, config.batch_size, sampler=SeededSampler(len(train), config.seed))
+    module = HeadsModule(model, names, config, config.epochs * len(loader))
+    _run(make_trainer(config, out), module, loader, None, out, checkpoint)
 
 
 def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
     """Weights frequency^-balance for the classes of a data set, [K], with a mean of 1 over its pixels."""
     counts = torch.zeros(IGNORE_INDEX + 1, dtype=torch.float64)
     for _, path in data.pairs:
-        counts += torch.bincount(read_mask(path, data.void).flatten(), minlength=IGNORE_INDEX + 1)
+        counts += torch.bincount(read_mask(path, data.ignore_index).flatten(), minlength=IGNORE_INDEX + 1)
     frequency = counts[: len(data.classes)] / counts[: len(data.classes)].sum()
     weights = torch.where(frequency > 0, frequency.clamp(min=1e-12) ** -balance, 0)
     return (weights / (weights * frequency).sum()).float()
 
 
-def _run(
-    module: Objective,
-    loader: DataLoader[Any],
-    validation: DataLoader[Any] | None,
-    out: Path,
-    ckpt_path: str | None,
-    progress: bool,
-    devices: int = 1,
-    nodes: int = 1,
-) -> None:
-    checkpoint = _checkpoint(out, ckpt_path)
-    device = next(module.parameters()).device
-    # Whether BatchNorm learns is decided by now: bring every module into its mode.
-    module.train()
-    with _quiet():
-        trainer = _trainer(module.recipe, out, progress, validation is not None, devices, nodes)
-        try:
-            trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as end:
-            if not trainer.interrupted:
-                raise
-            # What Lightning makes of Ctrl-C; it ignores all further ones, also those meant for what comes later.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from end
-    if module.recipe.ema and checkpoint and not module.trained:
-        # Nothing was left to do, and so Lightning has not exchanged the last weights for their average.
-        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    module.to(device)  # Lightning leaves it on the CPU; heads belong where their trunk is
+def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes: int = 1) -> L.Trainer:
+    """Lightning's trainer for a configuration.
 
-
-def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool, devices: int, nodes: int) -> L.Trainer:
+    Args:
+        config: how to train.
+        out: folder for logs and checkpoints.
+        devices: processes, each with a device, on this machine; they share a step's images.
+        num_nodes: machines with so many devices each (torchrun or SLURM starts the processes).
+    """
     callbacks: list[Callback] = [
         # The last two: should one be damaged, one epoch is lost.
         ModelCheckpoint(
@@ -172,36 +154,61 @@ def _trainer(recipe: Recipe, out: Path, progress: bool, validate: bool, devices:
             monitor="epoch",
             mode="max",
             save_top_k=2,
-            save_last="link",
             save_on_train_epoch_end=True,
         ),
         LearningRateMonitor("epoch"),
+        ProgressCallback(),
     ]
-    if progress:
-        callbacks += [RichProgressBar(), Estimate()]
-    if recipe.ema:
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema))
-    return L.Trainer(
-        devices=devices,
-        num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
-        max_epochs=recipe.epochs,
-        precision=recipe.precision,
-        callbacks=callbacks,
-        logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name="csv")],
-        check_val_every_n_epoch=recipe.val_every,
-        limit_val_batches=None if validate else 0,
-        num_sanity_val_steps=0,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-        use_distributed_sampler=False,
-    )
+    if config.ema:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    with _quiet():
+        return L.Trainer(
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if devices * num_nodes > 1 else "auto",
+            max_epochs=config.epochs,
+            precision=resolve_precision(config.precision),
+            callbacks=callbacks,
+            logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name="csv")],
+            check_val_every_n_epoch=config.val_every,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+            use_distributed_sampler=False,
+        )
+
+
+def _run(
+    trainer: L.Trainer,
+    module: TrainingModule,
+    loader: DataLoader[Any],
+    validation: DataLoader[Any] | None,
+    out: Path,
+    checkpoint: str | Path | None,
+) -> None:
+    path = _checkpoint_path(out, checkpoint)
+    device = next(module.parameters()).device
+    # BatchNorm trains or not by the mode of its module: set them all.
+    module.train()
+    with _quiet():
+        try:
+            trainer.fit(module, loader, validation, ckpt_path=path, weights_only=True)
+        except SystemExit as end:
+            if not trainer.interrupted:
+                raise
+            # Lightning turns Ctrl-C into this, and ignores all further ones, also those meant for later steps.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from end
+    if module.config.ema and path and not module.trained:
+        # No step was left, so Lightning has not exchanged the last weights for their average.
+        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    module.to(device)  # Lightning leaves it on the CPU; heads belong where their trunk is
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what Lightning says of itself, of devices it does not use, and the warnings about what is meant here."""
+    """Silence Lightning's messages about itself and unused devices, and its warnings about what is intended here."""
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -227,10 +234,10 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _checkpoint(out: Path, ckpt_path: str | None) -> str | None:
-    if ckpt_path != "last":
-        return ckpt_path
-    found = newest(out / "checkpoints")
+def _checkpoint_path(out: Path, checkpoint: str | Path | None) -> str | None:
+    if checkpoint != "last":
+        return None if checkpoint is None else str(checkpoint)
+    found = newest_checkpoint(out / "checkpoints")
     if found is None:
-        raise FileNotFoundError(f"{out / 'checkpoints'}: nothing to resume; start without --ckpt_path last")
+        raise FileNotFoundError(f"{out / 'checkpoints'}: no checkpoint to resume from; start without --checkpoint last")
     return str(found)

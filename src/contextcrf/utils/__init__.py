@@ -1,0 +1,1 @@
+"""What every package may use: errors, files, locks, progress, provenance, the machine, resizing, tables."""

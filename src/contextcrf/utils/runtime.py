@@ -1,43 +1,72 @@
-"""What suits the machine at hand: the defaults of a recipe that depend on it, and precisions."""
+"""What suits this machine: device, precision, batch size, number of loading processes."""
 
+import logging
 import os
 from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["bf16-mixed", "32-true"]
+logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "bf16-mixed", "32-true"]
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def has_bfloat16() -> bool:
-    """Whether products in bfloat16 are faster here than in single precision."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
+    """Whether products in bfloat16 are faster than in single precision on this machine."""
+    device = default_device()
+    if device.type != "cpu":
         return device.type != "cuda" or torch.cuda.get_device_capability() >= (8, 0)
-    # Under whatever name the processor has it: avx512_bf16, amx_bf16, ...
+    # Processors list it under several names: avx512_bf16, amx_bf16, ...
     return any(value for name, value in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
-def fast_precision() -> Precision:
-    """Of training: with bfloat16 where that is faster."""
-    return "bf16-mixed" if has_bfloat16() else "32-true"
+def check_precision(precision: str) -> None:
+    """Raise a ValueError unless the precision is one of `Precision`."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r}: expected one of {', '.join(get_args(Precision))}")
 
 
-def usual_batch() -> int:
-    """Images a step: an accelerator wants more of them at once."""
-    return 8 if torch.accelerator.is_available() else 4
+def resolve_precision(precision: str) -> Literal["bf16-mixed", "32-true"]:
+    """The precision that "auto" stands for on this machine: "bf16-mixed" where that is faster, else "32-true".
 
+    Asking for "bf16-mixed" where it is slow is logged as a warning.
 
-def loading_workers() -> int:
-    """Processes that load data: none on a CPU, whose cores are busy with the network."""
-    return min(8, max(1, (os.cpu_count() or 1) // 2)) if torch.accelerator.is_available() else 0
+    Raises:
+        ValueError: a value that is not in `Precision`.
+    """
+    check_precision(precision)
+    if precision == "32-true":
+        return "32-true"
+    fast = has_bfloat16()
+    if precision == "auto":
+        return "bf16-mixed" if fast else "32-true"
+    if not fast:
+        logger.warning(
+            "Precision bf16-mixed: this machine has no bfloat16 hardware, and emulation is about ten times slower than "
+            "single precision; use auto or 32-true."
+        )
+    return "bf16-mixed"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which networks compute in a precision: "32-true" or "bf16-mixed".
+    """The context in which networks compute in a precision.
 
     Raises:
-        ValueError: another precision.
+        ValueError: a value that is not in `Precision`.
     """
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision {precision!r}: expected {' or '.join(get_args(Precision))}")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision) == "bf16-mixed")
+
+
+def default_batch_size() -> int:
+    """Images per step: an accelerator is faster with more of them at once."""
+    return 8 if torch.accelerator.is_available() else 4
+
+
+def default_workers() -> int:
+    """Processes that load data: none on a CPU, whose cores the network uses."""
+    return min(8, max(1, (os.cpu_count() or 1) // 2)) if torch.accelerator.is_available() else 0

@@ -1,4 +1,4 @@
 """The commands of the command line as functions: their signatures are the options, their docstrings the help.
 
-Heavy libraries are imported inside them: `--help` should not wait for Lightning.
+Heavy libraries are imported inside them, so that `--help` does not wait for Lightning.
 """

@@ -1,4 +1,4 @@
-"""Models that travel."""
+"""Commands that share models."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ def publish(
     out: Path | None = None,
     repo: str | None = None,
     results: list[Path] | None = None,
-    private: bool = True,
+    public: bool = False,
 ) -> None:
     """Write a model with its card into a folder, or put both on the Hugging Face Hub.
 
@@ -16,8 +16,8 @@ def publish(
         model: trained model: a folder, or the name of a bundled one.
         out: folder for config.json, model.safetensors and README.md, the card.
         repo: repository on the hub, "owner/name"; needs `hf auth login`.
-        results: folders that `evaluate` wrote for this very model: their tables go into the card.
-        private: of a new repository.
+        results: folders that `evaluate` wrote for this model: their tables go into the card.
+        public: make a new repository public.
     """
     from contextcrf.modeling.model_card import measured
     from contextcrf.modeling.serialization import load
@@ -26,16 +26,16 @@ def publish(
         raise ValueError("expected --out FOLDER, --repo OWNER/NAME, or both")
     network = load(model)
     if results:
-        network.about = {**network.about, "measured": [measured(network, folder) for folder in results]}
+        network.metadata = {**network.metadata, "measured": [measured(network, folder) for folder in results]}
     if out is not None:
         network.save_pretrained(out)
         print(f"written to {out}")
     if repo is not None:
-        print(f"pushed to {network.push_to_hub(repo, private=private)}")
+        print(f"pushed to {network.push_to_hub(repo, private=not public)}")
 
 
 def export(model: str, height: int, width: int, onnx: Path | None = None, program: Path | None = None) -> None:
-    """Write the whole predictor, image to marginals, for programs without contextcrf; check what it says.
+    """Write the whole predictor, image to marginals, for programs without contextcrf, and check its output.
 
     Args:
         model: trained model: a folder, or the name of a bundled one.

@@ -1,7 +1,8 @@
-"""The paper's competitors and today's reference, as networks whose feature map is classified linearly.
+"""Networks to compare with: FCN-8s and two DeepLab variants, with which the paper compares, and DeepLabV3+.
 
-They stand on any backbone of ours and are trained, evaluated and joined with pairwise potentials as our own network is:
-`ModelConfig.network` names them.
+Each one computes a feature map from the maps of any backbone, and its unary potential is a linear classifier of that
+map. `ModelConfig.network` selects one by its name. Training, evaluation and pairwise potentials are the same as for the
+multi-scale network of the paper.
 """
 
 from contextcrf.nets.baselines.base import Baseline

@@ -1,4 +1,4 @@
-"""What the competitors have in common."""
+"""The base class of the networks to compare with."""
 
 from torch import Tensor, nn
 
@@ -6,16 +6,19 @@ from contextcrf.nets.base import Backbone
 
 
 class Baseline(Backbone):
-    """A network on the maps of a backbone, whose own feature map is classified linearly.
+    """A network that computes a feature map from the maps of a backbone. A linear classifier follows it.
 
     Args:
-        backbone: without a block 6 (`channels` None), whose last map has the class's `output_stride`.
-        channels: of the network's own layers.
+        backbone: a backbone without a block 6 (`channels` None) whose last map has the stride `output_stride`.
+        channels: number of channels of the network's own layers.
 
     Attributes:
         stride: pixels per node of the feature map.
-        output_stride: of the backbone's last map.
-        width: `channels` in a comparison; those of the other networks may be too few for this one.
+        output_stride: stride of the backbone's last map.
+        width: the recommended `channels` in comparisons; the number that suits other networks may be too low.
+
+    Raises:
+        ValueError: the backbone's last map has another stride.
     """
 
     stride: int
@@ -34,7 +37,7 @@ class Baseline(Backbone):
 
     @property
     def pretrained(self) -> bool:
-        """The backbone's."""
+        """That of the backbone."""
         return self.backbone.pretrained
 
     @pretrained.setter
@@ -43,7 +46,7 @@ class Baseline(Backbone):
 
     @property
     def norm_eval(self) -> bool:
-        """The backbone's; the network's own BatchNorm always learns."""
+        """That of the backbone; the network's own BatchNorm layers are always trained."""
         return self.backbone.norm_eval
 
     @norm_eval.setter
@@ -57,14 +60,20 @@ class Baseline(Backbone):
         self.backbone.freeze(stages, filters)
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The backbone's."""
+        """Those of the backbone."""
         return self.backbone.pretrained_parameters()
 
 
 def deep_layers(width: int, channels: int, size: int, dilation: int = 1) -> nn.Sequential:
-    """Two layers behind a backbone's last map, VGG's "fc6" and "fc7" as convolutions: size x size, then 1 x 1.
+    """Two layers after a backbone's last map, VGG's "fc6" and "fc7" as convolutions: size x size, then 1 x 1.
 
-    Single numbers are dropped, as there, not whole channels.
+    Dropout is applied to single elements, as in VGG-16, not to whole channels.
+
+    Args:
+        width: number of input channels.
+        channels: number of channels of both layers.
+        size: kernel size of the first layer, odd.
+        dilation: of the first layer.
     """
     return nn.Sequential(
         nn.Conv2d(width, channels, size, padding=dilation * (size // 2), dilation=dilation),

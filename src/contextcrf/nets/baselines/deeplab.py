@@ -1,4 +1,4 @@
-"""DeepLab, from the paper's competitor to today's reference."""
+"""Networks of the DeepLab family, from those with which the paper compares to DeepLabV3+."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from contextcrf.nets.baselines.base import Baseline, deep_layers
 
 
 class LargeFOV(Baseline):
-    """DeepLab-LargeFOV: the last stages dilated to stride 8, then a 3 x 3 convolution of rate 12 and a 1 x 1.
+    """DeepLab-LargeFOV: stages dilated to stride 8, then a 3 x 3 convolution of dilation 12 and a 1 x 1 convolution.
 
     Chen, Papandreou, Kokkinos, Murphy, Yuille: "Semantic Image Segmentation with Deep Convolutional Nets and Fully
-    Connected CRFs", ICLR 2015; `channels` are 1024 there.
+    Connected CRFs", ICLR 2015, with 1024 `channels`.
     """
 
     stride, output_stride, width = 8, 8, 512
@@ -23,12 +23,12 @@ class LargeFOV(Baseline):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] to features [B, out_channels, ceil(H / 8), ceil(W / 8)]."""
+        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, 3, H, W]."""
         return self.deep(self.levels(images)[8])
 
 
 class MultiScaleLargeFOV(LargeFOV):
-    """DeepLab-MSc-LargeFOV: beside it the image and the maps before stride 8, each through a 3 x 3 and a 1 x 1."""
+    """DeepLab-MSc-LargeFOV: additional features of the image and of the maps before stride 8, by two layers each."""
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)
@@ -40,20 +40,20 @@ class MultiScaleLargeFOV(LargeFOV):
         self.out_channels = channels + 128 * len(widths)
 
     def forward(self, images: Tensor) -> Tensor:
-        """As `LargeFOV`, with more channels."""
+        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, 3, H, W]."""
         levels = self.levels(images)
         last = self.deep(levels[8])
-        # Brought to stride 8 first: that is where they are added, and 128 channels of a whole image are many.
+        # Reduced to stride 8, that of the result, before the layers: 128 channels of a whole image need much memory.
         early = [images, *(maps for stride, maps in levels.items() if stride < 8)]
         small = [F.adaptive_avg_pool2d(maps, last.shape[-2:]) for maps in early]
         return torch.cat([last, *(branch(maps) for branch, maps in zip(self.branches, small, strict=True))], 1)
 
 
 class DeepLabV3Plus(Baseline):
-    """DeepLabV3+: atrous spatial pyramid pooling at stride 16, a decoder at stride 4. The reference of today.
+    """DeepLabV3+: atrous spatial pyramid pooling at stride 16 and a decoder at stride 4.
 
-    Chen, Zhu, Papandreou, Schroff, Adam: "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018. The layers are
-    those of `segmentation_models_pytorch`.
+    Chen, Zhu, Papandreou, Schroff, Adam: "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018. The decoder is
+    that of `segmentation_models_pytorch`.
     """
 
     stride, output_stride, width = 4, 16, 256
@@ -78,9 +78,9 @@ class DeepLabV3Plus(Baseline):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] to features [B, out_channels, ceil(H / 4), ceil(W / 4)]."""
+        """Compute features [B, out_channels, ceil(H / 4), ceil(W / 4)] from normalized images [B, 3, H, W]."""
         height, width = images.shape[-2:]
-        # Its enlargement is by whole factors, so that the sides must be.
+        # The decoder upsamples by integer factors, so height and width must be multiples of 16.
         padded = F.pad(images, (0, -width % 16, 0, -height % 16))
         levels = self.levels(padded)
         maps = self.decoder([padded, padded, levels[4], levels[8], levels[16]])

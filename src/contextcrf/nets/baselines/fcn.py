@@ -9,11 +9,11 @@ from contextcrf.utils.resizing import upsample
 
 
 class FCN8s(Baseline):
-    """Scores of the maps of stride 8, 16 and, behind two more layers, 32 are added up at stride 8.
+    """FCN-8s: scores of the maps of stride 8, 16 and (after two more layers) 32 are summed at stride 8.
 
-    A sum of enlarged scores is a linear classification of the enlarged maps side by side, which is what this network
-    gives; so the up-sampling is bilinear and stays so. The two layers ("fc6", "fc7") are a 7 x 7 and a 1 x 1
-    convolution as there, of `channels` in place of 4096.
+    The sum of upsampled scores is a linear function of the concatenated, upsampled maps, which are the features of this
+    network. The upsampling is therefore bilinear and not trained. The two layers ("fc6", "fc7") are a 7 x 7 and a 1 x 1
+    convolution as in the original, with `channels` instead of 4096 channels.
     """
 
     stride, output_stride, width = 8, 32, 512
@@ -24,7 +24,7 @@ class FCN8s(Baseline):
         self.out_channels = self.widths[8] + self.widths[16] + channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] to features [B, out_channels, ceil(H / 8), ceil(W / 8)]."""
+        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, 3, H, W]."""
         levels = self.levels(images)
         size = levels[8].shape[-2:]
         return torch.cat([levels[8], upsample(levels[16], size), upsample(self.deep(levels[32]), size)], 1)

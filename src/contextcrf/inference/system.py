@@ -1,0 +1,88 @@
+"""A system: the part of a model that makes a prediction."""
+
+from dataclasses import dataclass
+
+from contextcrf.modeling.config import UNARY
+from contextcrf.modeling.model import ContextCRF
+
+PAIRWISE, DENSE = "pairwise", "dense"
+
+
+@dataclass(frozen=True)
+class System:
+    """The potentials that take part in a prediction, with or without the dense CRF after them.
+
+    Args:
+        unary: the unary potential takes part.
+        relations: the pairwise potentials that take part; None is all that the model has.
+        dense: the dense CRF refines the result at full resolution.
+
+    Raises:
+        ValueError: no potential takes part.
+
+    Example:
+        >>> System.from_name("unary+above+dense")
+        System(unary=True, relations=('above',), dense=True)
+        >>> UNARY_PAIRWISE.name
+        'unary+pairwise'
+    """
+
+    unary: bool = True
+    relations: tuple[str, ...] | None = None
+    dense: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.unary and self.relations == ():
+            raise ValueError("a system without potentials: expected the unary, a relation, or both")
+
+    @property
+    def name(self) -> str:
+        """The parts joined by "+": "unary", "pairwise" for all relations or their names, "dense"."""
+        relations = (PAIRWISE,) if self.relations is None else self.relations
+        return "+".join(((UNARY,) if self.unary else ()) + relations + ((DENSE,) if self.dense else ()))
+
+    @classmethod
+    def from_name(cls, name: str) -> "System":
+        """The system of a name, as `name` gives it.
+
+        Raises:
+            ValueError: no potential is named, or a part stands twice.
+        """
+        parts = name.split("+")
+        relations = tuple(part for part in parts if part not in (UNARY, PAIRWISE, DENSE))
+        if len(set(parts)) < len(parts) or not all(parts) or (relations and PAIRWISE in parts):
+            raise ValueError(
+                f"system {name!r}: expected unary, pairwise (all relations) or names of relations, and dense, each once "
+                "and joined by +, as in unary+pairwise+dense"
+            )
+        return cls(UNARY in parts, None if PAIRWISE in parts else relations, DENSE in parts)
+
+    def potentials(self, model: ContextCRF) -> tuple[str, ...]:
+        """The names of the potentials that take part, in the model's order.
+
+        Raises:
+            ValueError: the model does not have a relation of the system, or has none at all where all are asked for
+                without the unary.
+        """
+        relations = tuple(model.pairwise) if self.relations is None else self.relations
+        return model.select([*([UNARY] if self.unary else []), *relations])
+
+
+UNARY_ONLY = System(relations=())
+UNARY_PAIRWISE = System()
+FULL = System(dense=True)
+
+
+def default_systems(model: ContextCRF) -> list[System]:
+    """The systems that are evaluated unless others are asked for.
+
+    Each potential alone that has been trained, then unary+pairwise if a relation has been trained, then
+    unary+pairwise+dense if the model has a dense CRF of its own.
+    """
+    relations = model.trained_relations
+    systems = [UNARY_ONLY, *(System(unary=False, relations=(name,)) for name in relations)]
+    if relations:
+        systems.append(UNARY_PAIRWISE)
+    if model.inference.dense or model.dense is not None:
+        systems.append(FULL)
+    return systems

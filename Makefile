@@ -12,7 +12,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/contextcrf tour --out demo
+	$(BIN)/contextcrf quickstart --out demo
 
 test: setup lint
 	$(BIN)/python -m pytest --numprocesses auto

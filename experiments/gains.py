@@ -1,8 +1,8 @@
-"""One picture of all that was measured: the gain of context against how good the unary is.
+"""One picture of all experiments: the gain of context against the mean IoU of the unary.
 
     python experiments/gains.py
 
-reads what `context.py` and `scenes.py` wrote into results/context/ and draws results/context/gains.png.
+reads the results of `context.py` and `scenes.py` in results/context/ and draws results/context/gains.png.
 """
 
 import json
@@ -11,18 +11,22 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from context import RESULTS, STUDIES, THREE
+from context import CONTEXT_STUDIES, RESULTS, THREE
 from contextcrf.evaluation.figures import save_figure
 from contextcrf.modeling.config import UNARY
 
-CRF = "1unary+2pair, strength ?"
+CRF = "1unary+2pair, weight ?"
 
 
 @dataclass(frozen=True)
-class Gain:
-    """Of one experiment, all in points of mean IoU: its unary, the CRF's gain over that and over three unaries.
+class ContextGain:
+    """The gain of one experiment, in points of mean IoU.
 
-    Gains are (value, low, high) of a 95 % interval.
+    Attributes:
+        name: of the experiment.
+        unary: mean IoU of its unary, in percent.
+        over_one: gain of the CRF over the unary, with the bounds of its 95 % interval: (value, low, high).
+        over_three: likewise, over the mean of three unaries.
     """
 
     name: str
@@ -31,20 +35,22 @@ class Gain:
     over_three: tuple[float, float, float]
 
 
-def gains(folder: Path) -> list[Gain]:
-    """The experiments whose results are in a folder."""
+def read_gains(folder: Path) -> list[ContextGain]:
+    """The gains of the experiments whose results are in a folder.
+
+    Raises:
+        SystemExit: it has no results.
+    """
     found = []
-    for study in STUDIES:
+    for study in CONTEXT_STUDIES:
         if (path := folder / f"{study}.json").exists():
             rows = {row["row"]: row for row in json.loads(path.read_text()) if "row" in row}
             one, three = (_points(rows[CRF][f"over {against}"]) for against in ("one unary", THREE))
-            found.append(Gain(study, 100 * rows[UNARY]["mean_iou"], one, three))
+            found.append(ContextGain(study, 100 * rows[UNARY]["mean_iou"], one, three))
     if (path := folder / "scenes.json").exists():
         for name, point in json.loads(path.read_text()).items():
-            one, three = (
-                _points([point["crf"] - point[row], *point[f"crf - {row}"]]) for row in ("unary", "three unaries")
-            )
-            found.append(Gain(f"scenes {name}", 100 * point["unary"], one, three))
+            one, three = (_points([point["crf"] - point[row], *point[f"crf - {row}"]]) for row in (UNARY, THREE))
+            found.append(ContextGain(f"scenes {name}", 100 * point[UNARY], one, three))
     if not found:
         raise SystemExit(f"{folder}: no results; run experiments/context.py or experiments/scenes.py first")
     return found
@@ -55,8 +61,8 @@ def _points(fractions: list[float]) -> tuple[float, float, float]:
     return value, low, high
 
 
-def plot(found: list[Gain]) -> Figure:
-    """Both gains against the unary; scenes are dots without names."""
+def plot_gains(found: list[ContextGain]) -> Figure:
+    """Both gains against the unary; the scenes are dots without names."""
     fig = Figure(figsize=(10, 4), layout="constrained")
     axes = fig.subplots(1, 2, sharey=True)
     for ax, title, key in zip(axes, ("over one unary", "over three unaries"), ("over_one", "over_three"), strict=True):
@@ -76,4 +82,4 @@ def plot(found: list[Gain]) -> Figure:
 
 
 if __name__ == "__main__":
-    save_figure(plot(gains(RESULTS)), RESULTS / "gains.png")
+    save_figure(plot_gains(read_gains(RESULTS)), RESULTS / "gains.png")

@@ -1,45 +1,60 @@
-"""What pairwise heads on a shared trunk need: one row with its number for every hypothesis.
+"""How pairwise heads on a shared trunk should be trained: each hypothesis is measured beside the same base.
 
     python experiments/hypotheses.py shared --data DATA/MSRC21 --work runs/context/msrc
 
-stands on the networks of `experiments/context.py msrc` (seed 0 of every fold), which must be there: the unary for the
-table "shared", the pairwise ones too for the table "own". Of the images that a fold's networks were not trained on
-every second one is measured. Heads are trained on the features of the unary network, which stays as it is: on the other
-half of those images ("unseen"), or on the network's own ("seen"). Strengths are chosen and combinations learned on what
-the other folds measured. Trials that are there are not run again, and several processes may share the work.
+needs the networks of `experiments/context.py msrc` (seed 0 of every fold) in the work folder: the unary for the table
+"shared", the pairwise networks too for the table "own". The test images of a fold, on which its networks were not
+trained, are divided into two parts; the second one is measured. Heads are trained on the features of the frozen unary
+network: of the images of the first part ("unseen"), or of the images that the network was trained on ("seen"). Weights
+of messages are chosen, and combinations learned, on the measured images of the other folds. Hypotheses whose results
+are in the work folder are not run again, and several processes may share the work.
 """
 
 import argparse
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from context import CONFIGS, RELATIONS, RESULTS, STRENGTHS, STUDIES, Fold, change_of, deal, halves, mean_iou, shown
-from contextcrf import ContextCRF, PairwisePotential, RangeBox, load, mean_field
-from contextcrf.cli.main import read_command
+from context import (
+    CONTEXT_STUDIES,
+    HEADS,
+    RELATIONS,
+    RESULTS,
+    WEIGHTS,
+    Fold,
+    format_gain,
+    gain_of,
+    mean_iou_by_seed,
+    open_folds,
+    training_job,
+    two_parts,
+)
+from contextcrf import ContextCRF, PairwisePotential, Predictor, RangeBox, load, mean_field
 from contextcrf.crf import Relation
 from contextcrf.crf.pair_table import PairTable
-from contextcrf.crf.potentials import IGNORE_INDEX
-from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.evaluation.evaluate import confusion
+from contextcrf.data.classes import IGNORE_INDEX
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.metrics import confusion
 from contextcrf.modeling.config import UNARY, paper_relations
-from contextcrf.modeling.merging import assemble
-from contextcrf.training import CachedFeatures, augmentation, cache_features, fit_heads
-from contextcrf.training.config import Recipe
+from contextcrf.modeling.merging import merge_potentials
+from contextcrf.training import CachedFeatures, TrainingConfig, augmentation, cache_features, fit_heads
+from contextcrf.utils.files import atomic_write, write_json, write_text
 from contextcrf.utils.locks import claim
+from contextcrf.utils.progress import show_progress, track
 from contextcrf.utils.resizing import downsample, upsample
+from contextcrf.utils.tables import Table
 
-VIEWS = 2
-# Rows whose strength is chosen, by how the pairwise potentials speak: with "edge marginals", without the labels.
-KINDS = ("mean field", "sum-product", "edge marginals")
-# Rows whose weights, one for each class and kind of evidence, are learned.
+COPIES = 2
+# Rows whose weight is chosen: three ways to combine the pairwise potentials with the unary.
+WEIGHTED = ("mean field", "sum-product", "edge marginals")
+# Rows whose weights, one for each class and kind of evidence, are learned; with the kinds beside the unary.
 LEARNED: Mapping[str, tuple[str, ...]] = {
     "learned: unary": (),
     "learned: unary, edges": ("edges",),
@@ -52,8 +67,8 @@ LEARNED: Mapping[str, tuple[str, ...]] = {
 class BalancedEdges(PairwisePotential):
     """Trained on as many edges between two labels as within one, where most edges of an image lie within one."""
 
-    def _known_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-        image, p, q = super()._known_edges(features, labels, ignore_index)
+    def _labeled_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+        image, p, q = super()._labeled_edges(features, labels, ignore_index)
         between = labels[image, p] != labels[image, q]
         within = (~between).nonzero()[:, 0]
         kept = within[torch.randperm(len(within))[: max(1, int(between.sum()))]]
@@ -62,24 +77,24 @@ class BalancedEdges(PairwisePotential):
 
 
 class DropoutFeatures(PairwisePotential):
-    """Trained on features of which every second one is dropped."""
+    """Trained with dropout of half of the features."""
 
     def nll(self, features: Tensor, *rest: Any, **options: Any) -> Tensor:
         return super().nll(F.dropout(features, training=self.training), *rest, **options)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Heads, and how they are trained: by the recipe of `configs/msrc-heads.yaml` but for what is said here.
+class Hypothesis:
+    """Heads and their training, which is that of `configs/msrc-heads.yaml` but for the differences given here.
 
     Args:
         name: of its rows.
-        seen: trained on the images of the trunk.
-        own: not trained here at all, but each with its own network, those of the study.
+        seen: train on the images that the trunk was trained on.
+        own: train nothing here; take the study's networks, one for each potential.
         relations: by name.
         hidden: units of the hidden layer.
         head: the class of the heads.
-        stages: of the training, each with what differs from the recipe.
+        stages: of the training, each with its differences from the configuration.
     """
 
     name: str
@@ -92,7 +107,7 @@ class Trial:
 
     @property
     def coupled(self) -> bool:
-        """Whether the messages were trained together with the unary: then they are summed as they are."""
+        """Whether the messages were trained together with the unary; then only their plain sum is measured."""
         return "objective" in self.stages[-1]
 
 
@@ -103,70 +118,83 @@ SIDES = {
     "right": RangeBox.rightward(),
 }
 UNROLLED = {"max_edges": None, "objective": "unrolled"}
-BASE = Trial("unseen images")
+BASE = Hypothesis("unseen images")
 # By table.
-TRIALS: Mapping[str, Sequence[Trial]] = {
-    "own": [Trial("own networks", own=True)],
+HYPOTHESES: Mapping[str, Sequence[Hypothesis]] = {
+    "own": [Hypothesis("own networks", own=True)],
     "shared": [
         BASE,
-        Trial("seen images", seen=True),
-        Trial("balanced edges", head=BalancedEdges),
-        Trial("dropout", head=DropoutFeatures),
-        Trial("1024 hidden units", hidden=1024),
-        Trial("four sides", relations=SIDES),
-        Trial("and a ring", relations={**paper_relations(), "ring": RangeBox.ring()}),
-        Trial("then unrolled mean field", stages=[{}, {**UNROLLED, "epochs": 2, "lr": 5e-4}]),
-        Trial("pseudo-likelihood", stages=[{"max_edges": None, "objective": "pseudo-likelihood"}]),
-        Trial("four times the edges", stages=[{"max_edges": 4 * 8192}]),
-        Trial("24 epochs", stages=[{"epochs": 24}]),
+        Hypothesis("seen images", seen=True),
+        Hypothesis("balanced edges", head=BalancedEdges),
+        Hypothesis("dropout", head=DropoutFeatures),
+        Hypothesis("1024 hidden units", hidden=1024),
+        Hypothesis("four sides", relations=SIDES),
+        Hypothesis("and a ring", relations={**paper_relations(), "ring": RangeBox.ring()}),
+        Hypothesis("then unrolled mean field", stages=[{}, {**UNROLLED, "epochs": 2, "lr": 5e-4}]),
+        Hypothesis("pseudo-likelihood", stages=[{"max_edges": None, "objective": "pseudo-likelihood"}]),
+        Hypothesis("four times the edges", stages=[{"max_edges": 4 * 8192}]),
+        Hypothesis("24 epochs", stages=[{"epochs": 24}]),
     ],
 }
 
 
-class Ground:
-    """What all trials of a fold stand on: the trunk, its test images in two halves, features for training."""
+class FoldRunner:
+    """Trains the models of all hypotheses on one fold.
 
-    def __init__(self, fold: Fold, recipe: Recipe) -> None:
-        self.fold, self.recipe = fold, recipe
+    Args:
+        fold: with the networks of the study.
+        training: how heads are trained.
+
+    Attributes:
+        unseen: the first part of the test images, on which heads may be trained.
+        measured: the second part, which is measured.
+    """
+
+    def __init__(self, fold: Fold, training: TrainingConfig) -> None:
+        self.fold, self.training = fold, training
         test = open_dataset(fold.data, fold.test)
-        self.learning, self.measured = (
-            SegmentationDataset(test.pairs[part], test.classes, test.void) for part in halves(len(test), video=False)
+        self.unseen, self.measured = (
+            SegmentationDataset(test.pairs[part], test.classes, test.ignore_index)
+            for part in two_parts(len(test), video=False)
         )
         self._cached: dict[bool, CachedFeatures] = {}
 
     def features(self, network: ContextCRF, seen: bool) -> CachedFeatures:
-        """For training on the trunk's own images, or on a half of the others."""
+        """Features for training: of the images that the trunk was trained on, or of the unseen ones."""
         if seen not in self._cached:
-            pairs = open_dataset(self.fold.data, self.fold.train).pairs if seen else self.learning.pairs
-            images = SegmentationDataset(pairs, self.learning.classes, self.learning.void, augmentation(self.recipe))
-            self._cached[seen] = cache_features(network, images, RELATIONS[0], VIEWS, self.recipe, progress=False)
+            data = self.unseen
+            pairs = open_dataset(self.fold.data, self.fold.train).pairs if seen else data.pairs
+            images = SegmentationDataset(pairs, data.classes, data.ignore_index, augmentation(self.training))
+            self._cached[seen] = cache_features(network, images, RELATIONS[0], COPIES, self.training)
         return self._cached[seen]
 
-    def model(self, trial: Trial, out: Path) -> ContextCRF:
-        """The trunk with a trial's heads."""
+    def model(self, hypothesis: Hypothesis, out: Path) -> ContextCRF:
+        """The trunk with the trained heads of a hypothesis."""
         network = load(self.fold.model(UNARY, 0))
-        if trial.own:
-            return assemble(network, {name: load(self.fold.model(name, 0)) for name in RELATIONS})
-        config = replace(network.config, relations=dict(trial.relations), strengths={})
-        model = ContextCRF(config, network.classes, pretrained=False)
+        if hypothesis.own:
+            return merge_potentials(network, {name: load(self.fold.model(name, 0)) for name in RELATIONS})
+        config = replace(network.config, relations=dict(hypothesis.relations))
+        inference = replace(network.inference, relation_weights={})
+        model = ContextCRF(config, network.classes, pretrained=False, inference=inference)
         model.trunks.load_state_dict(network.trunks.state_dict())
         model.unary.load_state_dict(network.unary.state_dict())
         width = model.trunk(UNARY).out_channels
-        for name, box in trial.relations.items():
-            model.pairwise[name] = head = trial.head(width, model.num_classes, box, trial.hidden)
-            head.last.silence()
-        cached = self.features(network, trial.seen)
-        for number, stage in enumerate(trial.stages):
-            fit_heads(model, cached, replace(self.recipe, **stage), out / f"stage{number}", progress=False)
+        for name, box in hypothesis.relations.items():
+            model.pairwise[name] = head = hypothesis.head(width, model.num_classes, box, hypothesis.hidden)
+            head.last.zero_()
+        cached = self.features(network, hypothesis.seen)
+        for number, stage in enumerate(hypothesis.stages):
+            fit_heads(model, cached, replace(self.training, **stage), out / f"stage{number}")
         return model.eval()
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the nodes of an image.
+    """The predictions of all potentials for the nodes of an image.
 
     Attributes:
-        logs: [K, h, w] by name: the unary, every relation's mean message, mean edge marginal and mean sum-product.
+        logs: log-probabilities [K, h, w] by kind: of the unary, and each relation's mean message, mean edge marginal
+            and mean sum-product message.
         rows: marginals [K, h, w] by row.
         labels: of the nodes, [h, w].
     """
@@ -179,33 +207,30 @@ class Evidence:
 def sum_product(table: PairTable, marginals: Tensor) -> Tensor:
     """Mean log-messages [1, K, h, w] of sum-product in place of mean field: log sum_j P(k, j | x) Q(j) for each edge.
 
-    Mean field averages the logarithms, sum_j Q(j) log P(k, j | x), so that a neighbor's doubt forbids what any of its
-    labels forbids; here what the edge itself knows of the neighbor's label counts too.
+    Mean field averages the logarithms, sum_j Q(j) log P(k, j | x), so an unlikely label of an uncertain neighbor can
+    rule out a label of the node. In sum-product the edge's own probabilities of the neighbor's labels count too.
 
     Args:
         table: of a potential, whose edges have the joint P_V(y_p, y_q | x) of eq. (11).
         marginals: Q, [1, K, h, w].
     """
-    beliefs = marginals[0].flatten(1).T
-    total, count = torch.zeros_like(beliefs), torch.zeros(len(beliefs), 1)
+    by_node = marginals[0].flatten(1).T
+    total, count = torch.zeros_like(by_node), torch.zeros(len(by_node), 1)
     for p, q, logits in zip(*(part.split(8192) for part in (*table.edges, table.logits)), strict=True):
         joint = logits.flatten(1).softmax(1).view_as(logits)
-        for to, message in ((p, joint @ beliefs[q, :, None]), (q, joint.mT @ beliefs[p, :, None])):
+        for to, message in ((p, joint @ by_node[q, :, None]), (q, joint.mT @ by_node[p, :, None])):
             total.index_add_(0, to, message[..., 0].clamp(min=1e-9).log())
             count += to.bincount(minlength=len(count))[:, None]
     return (total / count.clamp(min=1)).T.unflatten(1, marginals.shape[-2:])[None]
 
 
 @torch.inference_mode()
-def look(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bool) -> Evidence:
-    """An image's evidence."""
-    features = model.features(image[None].float())
+def collect_evidence(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bool) -> Evidence:
+    """The evidence of an image uint8 [3, H, W] with mask [H, W], in single precision."""
+    predictor = Predictor(model, replace(model.inference, precision="32-true"))
+    features = predictor.extract_features(image[None].float())
     unary = model.unary(features[UNARY]).log_softmax(1)
-    tables = {
-        name: PairTable(head, features[name])
-        for name, head in model.pairwise.items()
-        if isinstance(head, PairwisePotential)
-    }
+    tables = {name: PairTable(model.relation(name), features[name]) for name in model.pairwise}
     pairs = [table.pair for table in tables.values()]
     logs, rows = {UNARY: unary}, {UNARY: unary.softmax(1), "plain sum": mean_field(unary, pairs)}
     if not coupled:
@@ -216,16 +241,16 @@ def look(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bool) -> Evide
             logs[f"sum-product {name}"] = sum_product(table, unary.softmax(1))
         sums = torch.stack([logs[f"sum-product {name}"] for name in tables]).mean(0)
         edges = torch.stack([logs[f"edges {name}"].exp() for name in tables]).mean(0).log()
-        for strength in STRENGTHS:
-            weights = [strength / len(pairs) / degree for degree in degrees.values()]
-            rows[f"mean field, strength {strength:g}"] = mean_field(unary, pairs, weights=weights)
-            rows[f"sum-product, strength {strength:g}"] = (unary + strength * sums).softmax(1)
-            rows[f"edge marginals, strength {strength:g}"] = (unary + strength * edges).softmax(1)
+        for weight in WEIGHTS:
+            shares = [weight / len(pairs) / degree for degree in degrees.values()]
+            rows[f"mean field, weight {weight:g}"] = mean_field(unary, pairs, weights=shares)
+            rows[f"sum-product, weight {weight:g}"] = (unary + weight * sums).softmax(1)
+            rows[f"edge marginals, weight {weight:g}"] = (unary + weight * edges).softmax(1)
     labels = downsample(mask[None], unary.shape[-2:])[0]
     return Evidence({name: part[0] for name, part in logs.items()}, {n: p[0] for n, p in rows.items()}, labels)
 
 
-def learn(images: Sequence[Evidence], names: Sequence[str], decay: float = 1e-3) -> Tensor:
+def learn_weights(images: Sequence[Evidence], names: Sequence[str], decay: float = 1e-3) -> Tensor:
     """Weights [len(names), K] for kinds of evidence and classes, by logistic regression that starts at the unary."""
     labels = torch.cat([image.labels.flatten() for image in images])
     evidence = torch.cat([torch.stack([image.logs[name].flatten(1) for name in names]) for image in images], -1)
@@ -245,25 +270,29 @@ def learn(images: Sequence[Evidence], names: Sequence[str], decay: float = 1e-3)
     return weights.detach()
 
 
-def combine(image: Evidence, names: Sequence[str], weights: Tensor) -> Tensor:
-    """Marginals [K, h, w] of weighted evidence."""
+def weighted_marginals(image: Evidence, names: Sequence[str], weights: Tensor) -> Tensor:
+    """Marginals [K, h, w] of the weighted sum of some kinds of evidence."""
     logs = torch.stack([image.logs[name] for name in names])
     return (weights[..., None, None] * logs).sum(0).softmax(0)
 
 
-def run(ground: Ground, trial: Trial, path: Path) -> None:
-    """Train a trial's heads and write the evidence of the fold's measured images."""
-    torch.manual_seed(ground.recipe.seed)
-    model = ground.model(trial, path.parent)
-    if model.cell != 1:
-        raise ValueError(f"graph_stride={model.config.graph_stride}: expected the unary's grid as the graph")
-    images = [look(model, image, mask, trial.coupled) for image, mask in ground.measured.without_transform()]
-    unfinished = path.with_suffix(".part")
-    torch.save([vars(image) for image in images], unfinished)
-    unfinished.rename(path)
+def write_evidence(runner: FoldRunner, hypothesis: Hypothesis, path: Path) -> None:
+    """Train the heads of a hypothesis and write the evidence of the fold's measured images.
+
+    Raises:
+        ValueError: the graph is coarser than the unary's grid.
+    """
+    torch.manual_seed(runner.training.seed)
+    model = runner.model(hypothesis, path.parent)
+    if model.config.coarse_factor != 1:
+        raise ValueError(f"graph_stride={model.config.graph_stride}: expected the stride of the unary's grid")
+    samples = track(runner.measured.without_transform(), "evidence", total=len(runner.measured))
+    images = [collect_evidence(model, image, mask, hypothesis.coupled) for image, mask in samples]
+    with atomic_write(path) as partial:
+        torch.save([vars(image) for image in images], partial)
 
 
-def measure(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+def counts_by_row(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     """Confusion matrices [images, K, K] by row of the measured images of all folds, one fold after the other.
 
     Args:
@@ -277,17 +306,17 @@ def measure(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Sequence[Te
     found = {row: torch.cat(counts) for row, counts in fixed.items()}
     if len(evidence[0][0].logs) == 1:
         return found
-    chosen: dict[str, list[Tensor]] = {row: [] for row in (*(f"{kind}, strength ?" for kind in KINDS), *LEARNED)}
+    chosen: dict[str, list[Tensor]] = {row: [] for row in (*(f"{kind}, weight ?" for kind in WEIGHTED), *LEARNED)}
     for number, (part, truth) in enumerate(zip(evidence, truths, strict=True)):
         others = [k for k in range(len(evidence)) if k != number]
-        for kind in KINDS:
+        for kind in WEIGHTED:
             options = [row for row in fixed if row.startswith(f"{kind}, ")]
-            scores = [float(mean_iou(torch.cat([fixed[row][k] for k in others])[None])) for row in options]
-            chosen[f"{kind}, strength ?"].append(fixed[options[scores.index(max(scores))]][number])
+            scores = [float(mean_iou_by_seed(torch.cat([fixed[row][k] for k in others])[None])) for row in options]
+            chosen[f"{kind}, weight ?"].append(fixed[options[scores.index(max(scores))]][number])
         for row, kinds in LEARNED.items():
             names = [UNARY, *(name for name in part[0].logs if name.split()[0] in kinds)]
-            weights = learn([image for k in others for image in evidence[k]], names)
-            chosen[row].append(_counts(truth, [combine(image, names, weights) for image in part]))
+            weights = learn_weights([image for k in others for image in evidence[k]], names)
+            chosen[row].append(_counts(truth, [weighted_marginals(image, names, weights) for image in part]))
     return found | {row: torch.cat(counts) for row, counts in chosen.items()}
 
 
@@ -297,59 +326,61 @@ def _counts(truth: Sequence[Tensor], marginals: Sequence[Tensor]) -> Tensor:
     return torch.stack([confusion(label, mask, len(marginals[0])) for label, mask in zip(labels, truth, strict=True)])
 
 
-def report(table: str, grounds: Sequence[Ground], work: Path) -> None:
-    """Write a table of the trials that all folds have: differences to the unary, and to the base trial's same row."""
-    truths = [[mask for _, mask in ground.measured.without_transform()] for ground in grounds]
+def write_table(name: str, runners: Sequence[FoldRunner], work: Path) -> None:
+    """Write a table of the hypotheses that all folds have: gains over the unary, and over the same row of the base."""
+    truths = [[mask for _, mask in runner.measured.without_transform()] for runner in runners]
     done: dict[str, dict[str, Tensor]] = {}
-    for trial in track(TRIALS[table], "combine"):
-        paths = [_path(work, trial, ground.fold) for ground in grounds]
+    for hypothesis in track(HYPOTHESES[name], "table"):
+        paths = [evidence_path(work, hypothesis, runner.fold) for runner in runners]
         if all(path.exists() for path in paths):
             loaded = [torch.load(path, weights_only=True) for path in paths]
-            done[trial.name] = measure([[Evidence(**image) for image in part] for part in loaded], truths)
-    lines, found = [], []
-    for name, rows in done.items():
+            done[hypothesis.name] = counts_by_row([[Evidence(**image) for image in part] for part in loaded], truths)
+    cells, found = [], []
+    for hypothesis_name, rows in done.items():
         for row, counts in rows.items():
-            if row in (UNARY, "learned: unary") and name != next(iter(done)):
+            if row in (UNARY, "learned: unary") and hypothesis_name != next(iter(done)):
                 continue  # they are the same everywhere
             base = done.get(BASE.name, {}).get(row)
-            values = [change_of(against, counts) for against in (rows[UNARY], base) if against is not None]
-            score = float(mean_iou(counts[None]))
-            found.append({"trial": name, "row": row, "mean_iou": score, "over unary, base": values})
-            columns = [*map(shown, values), ""][:2]
-            lines.append(f"| {name} | {row} | {100 * score:.1f} | {' | '.join(columns)} |")
+            gains = [gain_of(against, counts) for against in (rows[UNARY], base) if against is not None]
+            score = float(mean_iou_by_seed(counts[None]))
+            found.append({"hypothesis": hypothesis_name, "row": row, "mean_iou": score, "over unary, base": gains})
+            columns = [*map(format_gain, gains), ""][:2]
+            cells.append([hypothesis_name, row, f"{100 * score:.1f}", *columns])
     images = sum(map(len, truths))
-    head = f"| heads | row ({images} images) | mean IoU | over the unary | over the row of *{BASE.name}* |"
-    text = "\n".join([head, "|---|---|---:|---|---|", *lines]) + "\n"
-    if missing := [trial.name for trial in TRIALS[table] if trial.name not in done]:
-        text += f"\nNot there in all folds: {', '.join(missing)}.\n"
+    header = ["heads", f"row ({images} images)", "mean IoU", "over the unary", f"over the row of *{BASE.name}*"]
+    text = Table(header, cells).to_markdown()
+    if missing := [hypothesis.name for hypothesis in HYPOTHESES[name] if hypothesis.name not in done]:
+        text += f"\nMissing in some fold: {', '.join(missing)}.\n"
     print(text)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"hypotheses-{table}.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / f"hypotheses-{table}.md").write_text(text)
+    write_json(RESULTS / f"hypotheses-{name}.json", found)
+    write_text(RESULTS / f"hypotheses-{name}.md", text)
 
 
-def _path(work: Path, trial: Trial, fold: Fold) -> Path:
-    return work / "hypotheses" / fold.folder.name / trial.name.replace(" ", "-") / "evidence.pt"
+def evidence_path(work: Path, hypothesis: Hypothesis, fold: Fold) -> Path:
+    """The file of the evidence of a fold's measured images."""
+    return work / "hypotheses" / fold.folder.name / hypothesis.name.replace(" ", "-") / "evidence.pt"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TRIALS, help="heads on the unary's trunk, or networks of their own")
+    parser.add_argument("table", choices=HYPOTHESES, help="heads on the unary's trunk, or networks of their own")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--work", type=Path, required=True, help="the work folder of `context.py msrc`")
     options = parser.parse_args()
-    config = ["fit-heads", ".", "--config", str(CONFIGS / "msrc-heads.yaml"), "--data", ".", "--out", "."]
-    recipe = read_command(config)[1]["recipe"]
-    grounds = [Ground(fold, recipe) for fold in deal(STUDIES["msrc"], options.data, options.work)]
-    for trial in TRIALS[options.table]:
-        for ground in grounds:
-            path = _path(options.work, trial, ground.fold)
+    study = CONTEXT_STUDIES["msrc"]
+    folds = open_folds(study, options.data, options.work)
+    runners = [FoldRunner(fold, training_job(study, fold, HEADS, seed=0).training) for fold in folds]
+    for hypothesis in HYPOTHESES[options.table]:
+        for runner in runners:
+            path = evidence_path(options.work, hypothesis, runner.fold)
             with claim(path) as mine:
                 if mine:
-                    run(ground, trial, path)
-                    print(ground.fold.folder.name, trial.name, "done", flush=True)
-    report(options.table, grounds, options.work)
+                    write_evidence(runner, hypothesis, path)
+                    print(runner.fold.folder.name, hypothesis.name, "done", flush=True)
+    write_table(options.table, runners, options.work)
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    with show_progress():
+        main()

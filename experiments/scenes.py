@@ -1,14 +1,16 @@
-"""Where context pays: what the pairwise potentials gain on drawn scenes, against ambiguity and receptive field.
+"""When context helps: the gain of the pairwise potentials on synthetic scenes, by ambiguity and receptive field.
 
     python experiments/scenes.py --work runs/context/scenes
 
-For every point: the scenes, one network per potential (plain backbones, trained from nothing), two more networks for
-the unary; mean IoU of a unary, of the three unaries' mean, of the CRF. Points whose result lies in the work folder are
-not run again; several processes may share the work.
+Each point has its own scenes, a network for each potential (plain backbones, trained from random weights) and two more
+networks for the unary. Its results are the mean IoU of the unary, of the mean of the three unaries, and of the CRF. A
+point whose results are in the work folder is not run again, and several processes may share the work.
 """
 
 import argparse
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,28 +18,37 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from contextcrf import ContextCRF
-from contextcrf.cli.quickstart import CONFIG, RECIPE
-from contextcrf.data.dataset import SegmentationDataset, open_dataset
+from contextcrf import ContextCRF, InferenceConfig, Predictor, System
+from contextcrf.cli.quickstart import INFERENCE, MODEL, TRAINING
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
 from contextcrf.data.synthetic import write_scenes
 from contextcrf.evaluation.comparison import paired_bootstrap
-from contextcrf.evaluation.evaluate import confusion
 from contextcrf.evaluation.figures import save_figure
-from contextcrf.evaluation.tuning import best_of, tune_strengths
+from contextcrf.evaluation.metrics import confusion
+from contextcrf.evaluation.tuning import best_of, tune_relation_weights
+from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.config import UNARY
-from contextcrf.training import augmentation, fit
-from contextcrf.training.config import Recipe
+from contextcrf.training import TrainingConfig, augmentation, fit
+from contextcrf.utils.files import write_json
 from contextcrf.utils.locks import claim
+from contextcrf.utils.progress import show_progress
 
 RESULTS = Path(__file__).parent.parent / "results" / "context"
 TRAIN, VAL, TUNING = 160, 60, 12
-STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+RELATION_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SEEDS = (0, 1)
 
 
 @dataclass(frozen=True)
-class Point:
-    """One setting of the experiment."""
+class ScenePoint:
+    """One setting of the experiment.
+
+    Args:
+        ambiguity: of the local appearance, as for `write_scenes`.
+        receptive_field: of the networks, pixels.
+        seed: of scenes and networks.
+    """
 
     ambiguity: float
     receptive_field: int
@@ -45,67 +56,69 @@ class Point:
 
     @property
     def name(self) -> str:
+        """A name for files."""
         return f"a{self.ambiguity:g}-r{self.receptive_field}-s{self.seed}"
 
 
 POINTS = [
-    *(Point(ambiguity, 15, seed) for seed in SEEDS for ambiguity in (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)),
-    *(Point(1.0, pixels, seed) for seed in SEEDS for pixels in (31, 47, 63, 95)),
+    *(ScenePoint(ambiguity, 15, seed) for seed in SEEDS for ambiguity in (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)),
+    *(ScenePoint(1.0, pixels, seed) for seed in SEEDS for pixels in (31, 47, 63, 95)),
 ]
 
 
-def recipe(seed: int, potentials: list[str] | None) -> Recipe:
-    """The tour's, for some potentials."""
-    return replace(RECIPE, seed=seed, potentials=potentials)
+def training_config(seed: int, potentials: list[str] | None) -> TrainingConfig:
+    """The configuration of the quickstart, for some potentials; None is all of them."""
+    return replace(TRAINING, seed=seed, potentials=potentials)
 
 
-def train(point: Point, data: Path, seed: int, potentials: list[str] | None, out: Path) -> ContextCRF:
-    """Networks of a point, one per potential; None is all potentials."""
-    settings = recipe(seed, potentials)
-    images = open_dataset(data, "train", augmentation(settings))
+def train_networks(point: ScenePoint, data: Path, seed: int, potentials: list[str] | None, out: Path) -> ContextCRF:
+    """Train the networks of a point, one for each potential; None is all potentials."""
+    config = training_config(seed, potentials)
+    images = open_dataset(data, "train", augmentation(config))
     torch.manual_seed(seed)
-    config = replace(CONFIG, backbone=f"plain-{point.receptive_field}", shared_trunk=False)
-    model = ContextCRF(config, images.classes, pretrained=False)
-    fit(model, images, None, settings, out, progress=False)
+    model_config = replace(MODEL, backbone=f"plain-{point.receptive_field}", shared_trunk=False)
+    model = ContextCRF(model_config, images.classes, pretrained=False, inference=INFERENCE)
+    fit(model, images, None, config, out)
     return model.eval()
 
 
-@torch.inference_mode()
-def counts(models: list[ContextCRF], names: list[str] | None, data: SegmentationDataset) -> Tensor:
-    """Confusion matrices [images, K, K] of the mean of models' marginals."""
-    result = []
+def image_counts(
+    models: Sequence[ContextCRF], inference: InferenceConfig, system: System, data: SegmentationDataset
+) -> Tensor:
+    """Confusion matrices [images, K, K] of a system, for the mean of the models' marginals."""
+    predictors = [Predictor(model, inference) for model in models]
+    counts = []
     for image, mask in data.without_transform():
-        marginals = torch.stack([model(image[None].float(), names) for model in models]).mean(0)
-        result.append(confusion(marginals.argmax(1), mask[None], len(data.classes)))
-    return torch.stack(result)
+        found = torch.stack([predictor.predict(image, [system])[0].marginals for predictor in predictors])
+        counts.append(confusion(found.mean(0).argmax(0), mask, len(data.classes)))
+    return torch.stack(counts)
 
 
-def measure(point: Point, work: Path) -> dict[str, object]:
-    """Train the networks of a point and evaluate them."""
+def measure_point(point: ScenePoint, work: Path) -> dict[str, object]:
+    """Train the networks of a point and measure them."""
     folder = work / point.name
     data = write_scenes(folder / "scenes", TRAIN, VAL, seed=point.seed, ambiguity=point.ambiguity)
-    # Strengths are chosen on scenes that no network has seen and that are not evaluated.
+    # The relation weights are chosen on scenes that are neither trained on nor measured.
     other = write_scenes(folder / "tuning", TUNING, 1, seed=1000 + point.seed, ambiguity=point.ambiguity)
-    model = train(point, data, 10 * point.seed, None, folder / "crf")
-    more = [train(point, data, 10 * point.seed + i, [UNARY], folder / f"unary-{i}") for i in (1, 2)]
-    trials = tune_strengths(model, open_dataset(other, "train"), STRENGTHS, progress=False)
-    model.config.strengths = dict(best_of(trials).settings)
+    model = train_networks(point, data, 10 * point.seed, None, folder / "crf")
+    more = [train_networks(point, data, 10 * point.seed + i, [UNARY], folder / f"unary-{i}") for i in (1, 2)]
+    inference = best_of(tune_relation_weights(model, open_dataset(other, "train"), RELATION_WEIGHTS)).inference
     val = open_dataset(data, "val")
-    unary, three = counts([model], [UNARY], val), counts([model, *more], [UNARY], val)
-    crf = counts([model], None, val)
-    change, control = paired_bootstrap(unary, crf), paired_bootstrap(three, crf)
+    unary, three = (image_counts(models, inference, UNARY_ONLY, val) for models in ([model], [model, *more]))
+    crf = image_counts([model], inference, UNARY_PAIRWISE, val)
+    over_one, over_three = paired_bootstrap(unary, crf), paired_bootstrap(three, crf)
     return {
-        "unary": change.first,
-        "three unaries": control.first,
-        "crf": change.second,
-        "crf - unary": [change.low, change.high],
-        "crf - three unaries": [control.low, control.high],
-        "strengths": model.config.strengths,
+        "unary": over_one.first,
+        "three unaries": over_three.first,
+        "crf": over_one.second,
+        "crf - unary": [over_one.low, over_one.high],
+        "crf - three unaries": [over_three.low, over_three.high],
+        "relation_weights": dict(inference.relation_weights),
     }
 
 
-def plot(found: dict[str, dict[str, float]]) -> Figure:
-    """Mean IoU against ambiguity and against the receptive field, the mean of the seeds and each of them."""
+def plot_points(found: dict[str, dict[str, float]]) -> Figure:
+    """Mean IoU by ambiguity and by receptive field: a dot for each seed, a line through their means."""
     fig = Figure(figsize=(10, 4), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
     settings = (
@@ -131,22 +144,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for scenes and networks")
     work = parser.parse_args().work
-    work.mkdir(parents=True, exist_ok=True)
     for point in POINTS:
-        with claim(work / f"{point.name}.json") as mine:
+        result = work / f"{point.name}.json"
+        with claim(result) as mine:
             if mine:
-                part = work / f"{point.name}.part"
-                part.write_text(json.dumps(measure(point, work)))
-                part.rename(work / f"{point.name}.json")
+                write_json(result, measure_point(point, work))
                 print(point.name, "done", flush=True)
     missing = [point.name for point in POINTS if not (work / f"{point.name}.json").exists()]
     if missing:
-        raise SystemExit(f"{', '.join(missing)}: another process is still at it; start again when it has ended")
+        raise SystemExit(f"{', '.join(missing)}: another process is working on it; start again when it has ended")
     found = {point.name: json.loads((work / f"{point.name}.json").read_text()) for point in POINTS}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "scenes.json").write_text(json.dumps(found, indent=1) + "\n")
-    save_figure(plot(found), RESULTS / "scenes.png")
+    write_json(RESULTS / "scenes.json", found)
+    save_figure(plot_points(found), RESULTS / "scenes.png")
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    with show_progress():
+        main()

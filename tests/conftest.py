@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The model hub is never asked in tests: what depends on the network would pass or fail with it.
+# Tests send no requests to the model hub: their results would depend on the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -40,13 +40,14 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def tiny_model(scenes):
-    """A ContextCRF of the scenes' classes that trains in no time."""
-    from contextcrf.data.dataset import open_dataset
-    from contextcrf.modeling.config import ModelConfig
+    """A ContextCRF of the scenes' classes that trains in no time and predicts in single precision."""
+    from contextcrf.data.layouts import open_dataset
+    from contextcrf.modeling.config import InferenceConfig, ModelConfig
     from contextcrf.modeling.model import ContextCRF
 
     config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
-    model = ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False)
+    inference = InferenceConfig(precision="32-true")
+    model = ContextCRF(config, open_dataset(scenes, "train").classes, pretrained=False, inference=inference)
     for head in model.pairwise.values():
         head.last.reset_parameters()  # as if trained
     return model

@@ -1,4 +1,4 @@
-"""Files that tests drop on the page."""
+"""Image files that tests drop on the page."""
 
 import io
 import struct
@@ -8,14 +8,14 @@ from PIL import Image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """The bytes of a file."""
+    """The bytes of an image file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of some hundred bytes that declares a huge black picture, and unpacks to some of it."""
+    """A PNG of some hundred bytes whose header declares a huge black image, and which unpacks to a part of it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

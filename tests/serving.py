@@ -1,4 +1,4 @@
-"""`contextcrf demo` in a process of its own, watched: what it writes, whom it asks."""
+"""`contextcrf demo` in a process of its own, with a log of the files that it writes and the addresses that it contacts."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Every file opened for writing, folder made, name given and address asked becomes a line of the log.
+# Every file opened for writing, folder made, file renamed and address contacted becomes a line of the log.
 WATCHED = """
 import os, socket, sys
 
@@ -22,9 +22,9 @@ def watch(event, args):
     elif event in ("os.mkdir", "os.rename"):
         line = "write " + os.path.abspath(os.fsdecode(args[0 if event == "os.mkdir" else 1]))
     elif event == "socket.connect" and isinstance(args[1], tuple):
-        line = f"ask {args[1][0]}"
+        line = f"contact {args[1][0]}"
     elif event == "socket.getaddrinfo":
-        line = f"ask {args[0]}"
+        line = f"contact {args[0]}"
     else:
         return
     os.write(log, line.encode() + b"\\n")
@@ -40,10 +40,10 @@ class Served:
     """A running page.
 
     Attributes:
-        address: where it is.
-        process: of the server.
-        home: a folder that is its working directory, its home and that of its temporary files.
-        log: what it wrote and asked.
+        address: the address of the page.
+        process: the server.
+        home: a folder that is its working directory, its home and the parent of its temporary files.
+        log: the file with what it wrote and contacted.
     """
 
     address: str
@@ -53,15 +53,15 @@ class Served:
 
     @property
     def folders(self) -> list[Path]:
-        """Its folders for uploads: one while it runs."""
+        """Its folders for uploads; there is one while it runs."""
         return list((self.home / "tmp").glob("contextcrf-demo-*"))
 
-    def noted(self, what: str) -> list[str]:
-        """What was written ("write") or asked ("ask")."""
+    def logged(self, what: str) -> list[str]:
+        """The paths that were written ("write") or the addresses that were contacted ("contact")."""
         return [line.removeprefix(what + " ") for line in self.log.read_text().splitlines() if line.startswith(what)]
 
     def stop(self) -> str:
-        """End it as a system does; what it printed."""
+        """End it by SIGTERM and return what it printed."""
         self.process.send_signal(signal.SIGTERM)
         printed, _ = self.process.communicate(timeout=60)
         return printed
@@ -69,13 +69,13 @@ class Served:
 
 @contextmanager
 def served(model: Path, home: Path, *options: str) -> Iterator[Served]:
-    """A page of a model, on a free port."""
+    """Serve the page of a model on a free port within the block."""
     (home / "tmp").mkdir(parents=True)
     places = {name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
     places.update(TMPDIR=str(home / "tmp"), MPLCONFIGDIR=str(home / "matplotlib"), PYTHONDONTWRITEBYTECODE="1")
-    # torch passes the folder of this process on.
+    # torch hands the folder of this process to its children by a variable.
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"} | places
-    command = ["demo", str(model), "--port", "0", "--browser", "false", *options]
+    command = ["demo", str(model), "--port", "0", "--no-browser", *options]
     process = subprocess.Popen(
         [sys.executable, "-c", WATCHED, str(home / "log"), *command],
         cwd=home,

@@ -1,4 +1,4 @@
-"""What is handed out, the wheel and the sdist: that both can be built, are whole, and work where they are installed."""
+"""The wheel and the sdist: both can be built, are whole, and work where they are installed."""
 
 import os
 import subprocess
@@ -14,12 +14,12 @@ ROOT = Path(__file__).parent.parent
 # Beside the modules.
 DATA = {
     "py.typed",
-    "models/camvid/config.json",
-    "models/camvid/model.safetensors",
-    "studies/camvid.yaml",
-    "studies/voc-small.yaml",
-    "studies/voc.yaml",
-    "templates/report.html",
+    "pretrained/camvid/config.json",
+    "pretrained/camvid/model.safetensors",
+    "reproduction/studies/camvid.yaml",
+    "reproduction/studies/voc-small.yaml",
+    "reproduction/studies/voc.yaml",
+    "evaluation/templates/report.html",
 }
 
 

@@ -1,57 +1,66 @@
-"""What takes long shows a bar with an estimate, or says what is being done."""
+"""Every long step shows a bar on a terminal, and writes lines where there is none."""
 
 import json
 
 import numpy as np
 import pytest
 import rich
+import torch
 from PIL import Image
 from rich.console import Console
 
-from contextcrf import reproduction
+from contextcrf import InferenceConfig, Predictor
 from contextcrf.cli.main import main
-from contextcrf.data.dataset import open_dataset
-from contextcrf.evaluation.tuning import tune_dense, tune_strengths
-from contextcrf.inference import tiling as tiles
-from contextcrf.inference.tiling import Tiles, label
+from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.tuning import tune_dense, tune_relation_weights
 from contextcrf.modeling.serialization import save
-from contextcrf.reproduction import workshop
+from contextcrf.utils import progress
+from contextcrf.utils.progress import show_progress
 
 
 @pytest.fixture
 def terminal(monkeypatch):
     """Bars are drawn as on a terminal."""
-    monkeypatch.setattr(rich, "_console", Console(force_terminal=True, width=160))
+    console = Console(force_terminal=True, width=160)
+    monkeypatch.setattr(rich, "_console", console)
+    monkeypatch.setattr(progress, "Console", lambda: console)
+    return console
 
 
 @pytest.fixture
 def work(tiny_model, scenes, tmp_path):
-    """A model, scenes, and label maps of them."""
-    save(tiny_model, tmp_path / "model")
+    """A model that labels every image in tiles, scenes, and label maps of them."""
+    inference = InferenceConfig(tile=32, overlap=0, tile_above=0, precision="32-true")
+    save(tiny_model, tmp_path / "model", inference=inference)
     (tmp_path / "maps").mkdir()
     for path in sorted((scenes / "masks").iterdir())[:2]:
         Image.open(path).save(tmp_path / "maps" / path.name)
     return {"work": tmp_path, "model": tmp_path / "model", "data": scenes}
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("predict {model} {data}/images --out {work}/out --tile 32", ["predict", "tiles"]),
-        ("refine {work}/maps --images {data}/images --classes {data}/classes.yaml --out {work}/out", ["refine"]),
-        (
-            "evaluate {model} --data {data} --out {work}/out --pictures 3",
-            ["Checking the data", "evaluate", "examples", "report"],
-        ),
-        ("tune {model} --data {data} --limit 1", ["features", "trial 1 of at most 15: as it is"]),
-        ("tune {model} --data {data} --limit 1 --dense true", ["marginals", "trial 1 of at most 32: without"]),
-        ("export {model} --height 64 --width 96 --program {work}/m.pt2", ["tracing {model}", "writing and checking"]),
-        ("average {model} {model} --out {work}/out", ["averaging the weights of 2 models"]),
-        ("assemble --unary {model} --pairwise {pair} --out {work}/out", ["putting together unary of {model}, above"]),
-    ],
-)
-def test_a_command_says_how_far_it_is(work, terminal, monkeypatch, capsys, command, words):
-    monkeypatch.setattr(Tiles.__init__, "__defaults__", (1536, 0, 0))  # every picture is cut
+COMMANDS = [
+    ("predict {model} {data}/images --out {work}/out", ["predict", "tiles"]),
+    ("refine {work}/maps --images {data}/images --classes {data}/classes.yaml --out {work}/out", ["refine"]),
+    ("evaluate {model} --data {data} --out {work}/out --pictures 3", ["evaluate", "examples", "report"]),
+    ("tune {model} --data {data} --limit 1", ["features", "trial 1 of at most 15: as it is"]),
+    ("tune {model} --data {data} --limit 1 --dense", ["marginals", "trial 1 of at most 32: without"]),
+    ("export {model} --height 64 --width 96 --program {work}/m.pt2", ["tracing {model}", "writing and checking"]),
+    ("average-weights {model} {model} --out {work}/out", ["averaging the weights of 2 models"]),
+    ("merge-potentials --unary {model} --pairwise {pair} --out {work}/out", ["merging unary of {model}, above"]),
+    (
+        "fit --data {data} --out {work}/fit --model.backbone plain --pretrained false --model.channels 8 "
+        "--training.epochs 2 --training.crop [64,96]",
+        ["epoch 1 of 2", "epoch 2 of 2: loss ", "val/unary "],
+    ),
+    (
+        "fit-heads {model} --data {data} --out {work}/heads --training.epochs 1 --training.crop [64,96]",
+        ["features, copy 2 of 2", "epoch 1 of 1: loss "],
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), COMMANDS)
+def test_a_command_shows_its_progress(work, terminal, capsys, command, words):
     values = {**work, "pair": json.dumps({"above": str(work["model"])}).replace(" ", "")}
     main([part.format(**values) for part in command.split()])
     said = capsys.readouterr().out
@@ -59,38 +68,30 @@ def test_a_command_says_how_far_it_is(work, terminal, monkeypatch, capsys, comma
         assert word.format(**values) in said
 
 
-def test_bars_are_not_drawn_where_they_are_not_wanted(tiny_model, scenes, terminal, capsys):
+def test_a_log_gets_lines_instead_of_bars(work, monkeypatch, capsys):
+    """As when the output of a command is a file: a line every half minute, here at once."""
+    monkeypatch.setattr(progress.Lines.__init__, "__defaults__", (0.0,))
+    main(["evaluate", str(work["model"]), "--data", str(work["data"]), "--out", str(work["work"] / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("evaluate: 2 of 3, about ") and line.endswith(" left") for line in lines)
+
+
+def test_the_library_is_silent_by_itself(tiny_model, scenes, terminal, capsys):
     data = open_dataset(scenes, "val").spread(1)
-    tune_strengths(tiny_model, data, (0.0,), progress=False)
-    tune_dense(tiny_model, data, {"spatial_compat": (1,), "bilateral_compat": (2,)}, rounds=1, progress=False)
-    picture = np.zeros((3, 64, 96), np.uint8)
-    pixels = tiles.torch.from_numpy(picture)
-    label(tiny_model, pixels, tiles=Tiles(32, 0, above=0), progress=False)
-    assert capsys.readouterr().out == ""
-    label(tiny_model, pixels, tiles=Tiles(96, 0, above=0))  # a single tile
+    tune_relation_weights(tiny_model, data, (0.0,))
+    tune_dense(tiny_model, data, {"spatial_compat": (1,), "bilateral_compat": (2,)}, rounds=1)
+    pixels = torch.from_numpy(np.zeros((3, 64, 96), np.uint8))
+    Predictor(tiny_model, InferenceConfig(tile=32, overlap=0, tile_above=0)).label(pixels)
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("tune", "grid"), [(tune_strengths, (0.0, 1.0)), (tune_dense, None)])
+@pytest.mark.parametrize(("tune", "grid"), [(tune_relation_weights, (0.0, 1.0)), (tune_dense, None)])
 def test_the_bar_over_trials_ends_full(tiny_model, scenes, terminal, capsys, tune, grid):
-    """Settings that come again are taken off the number that was promised."""
+    """Settings that come again are subtracted from the number that was announced."""
     data = open_dataset(scenes, "val").spread(1)
     grid = grid or {"spatial_compat": (1.0,), "bilateral_compat": (2.0, 4.0)}
-    trials = tune(tiny_model, data, grid)
+    with show_progress():
+        trials = tune(tiny_model, data, grid)
     last = [line for line in capsys.readouterr().out.splitlines() if "trial " in line][-1]
     assert f"trial {len(trials)} of at most" in last
-    assert "100%" in last
-
-
-def test_reproduce_names_rows_and_networks(scenes, tmp_path, monkeypatch, capsys):
-    (tmp_path / "study.yaml").write_text(
-        "model: {backbone: plain, channels: 8, hidden: 8, scales: [1.0]}\n"
-        "recipe: {epochs: 1, crop: [64, 96]}\npretrained: false\n"
-    )
-    monkeypatch.setattr(workshop, "train_once", lambda kind, arguments: trained.append(arguments["out"].name))
-    monkeypatch.setattr(workshop, "load_here", lambda path: None)
-    trained = []
-    shop = reproduction.Workshop(reproduction.open_study(str(tmp_path / "study.yaml")), scenes, tmp_path / "out")
-    shop.unary()
-    assert trained == ["unary-3scales"]
-    assert "training network unary-3scales" in capsys.readouterr().out
+    assert f"{len(trials)}/{len(trials)}" in last

@@ -1,17 +1,17 @@
-"""What `contextcrf doctor` tells."""
+"""The report of `contextcrf doctor`."""
 
 import os
-import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.collect_env import get_env_info
 
 from contextcrf.cli import doctor
 from contextcrf.cli.main import main
-from contextcrf.data.dataset import known_splits, open_dataset
+from contextcrf.data.layouts import known_splits, open_dataset
 from contextcrf.utils.errors import DataError
 
 
@@ -37,7 +37,7 @@ def links(scenes, tmp_path):
 def test_system_versions_devices_and_weights(capsys):
     main(["doctor"])
     found = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert found["system"] == platform.platform()
+    assert found["system"] == " ".join(get_env_info().os.split())
     assert torch.__version__.startswith(found["torch"])
     assert found["contextcrf"] == version("contextcrf")
     assert found["bundled"].split()[-1] == "camvid"
@@ -46,11 +46,11 @@ def test_system_versions_devices_and_weights(capsys):
 
 def test_the_processor_with_its_memory(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    monkeypatch.setattr(doctor.os, "sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**20}.get)
-    found = texts()["device"]
-    assert found.startswith("cpu, ")
-    assert found.endswith(f"{torch.get_num_threads()} threads, 4.0 GiB of memory")
-    assert doctor._processor()
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=4 * 2**30))
+    [found] = doctor._devices("Architecture: x86_64\nModel name:   Some Processor: fast\n")
+    assert found.text == f"cpu, Some Processor: fast, {torch.get_num_threads()} threads, 4.0 GiB of memory"
+    assert texts()["device"].startswith("cpu, ")
+    assert "unknown" not in texts()["device"]
 
 
 def test_an_accelerator_with_its_memory(monkeypatch):
@@ -59,7 +59,7 @@ def test_an_accelerator_with_its_memory(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda n: SimpleNamespace(name=f"Card {n}", total_memory=80 * 2**30)
     )
-    assert [finding.text for finding in doctor._devices()] == [
+    assert [finding.text for finding in doctor._devices("")] == [
         "cuda:0, Card 0, 80.0 GiB of memory",
         "cuda:1, Card 1, 80.0 GiB of memory",
     ]
@@ -77,10 +77,10 @@ def test_what_is_missing_comes_with_what_brings_it(monkeypatch):
     assert "masks of SBD" in found["scipy"]
     assert "contextcrf[voc]" in found["scipy"]
     assert "contextcrf[offline]" in found["weights, tf_efficientnet_lite0"]
-    assert found["weights, hub"] == "does not answer"
+    assert found["weights, hub"] == "not reachable"
 
 
-def test_weights_that_are_kept(tmp_path, monkeypatch):
+def test_cached_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert texts()["weights, hub's cache"] == f"nothing in {tmp_path / 'hub'}"
@@ -104,7 +104,7 @@ def test_a_data_set_split_by_split(scenes, links):
     assert known_splits(links) == ["empty", "test"]
     found = texts(links)
     missing = [links / part / "nothing.png" for part in ("images", "masks")]
-    assert found["data, test"].endswith(f"; cannot be read or not there: {missing[0]} and 1 more")
+    assert found["data, test"].endswith(f"; missing or cannot be read: {missing[0]} and 1 more")
     assert "the split is empty" in found["data, empty"]
     assert "no known layout" in texts(links / "splits")["data"]
     assert wrong(links) == ["data, empty", "data, test"]
@@ -128,7 +128,7 @@ def test_what_may_not_be_read_is_a_line(links, monkeypatch):
     with monkeypatch.context() as patch:
         # Of root no permission is asked.
         patch.setattr(os, "access", lambda path, mode: not str(path).endswith("masks/train_0000.png"))
-        assert texts(links)["data, test"].endswith(f"not there: {links / 'masks' / 'train_0000.png'}")
+        assert texts(links)["data, test"].endswith(f"cannot be read: {links / 'masks' / 'train_0000.png'}")
         assert wrong(links) == ["data, test"]
 
     def refused(path):

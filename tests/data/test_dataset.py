@@ -62,6 +62,7 @@ def test_without_transform_gives_what_is_stored(scenes):
     for (image, mask), (expected, labels) in zip(stored, plain, strict=True):
         assert torch.equal(image, expected)
         assert torch.equal(mask, labels)
+    assert all(torch.equal(*parts) for parts in zip(data.sample(1), plain[1], strict=True))
 
 
 def test_a_sample_depends_on_its_seed_alone(tmp_path):

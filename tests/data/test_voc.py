@@ -77,7 +77,9 @@ def test_train_aug_is_voc_and_sbd_without_val_and_prefers_vocs_masks(kit, sbd, t
 
 def test_without_sbd_there_is_no_train_aug(kit, tmp_path):
     assert prepare_voc(tmp_path) == kit
-    with pytest.raises(DataError, match=r"train_aug.txt: no such split; it needs the masks of SBD .*contextcrf voc"):
+    with pytest.raises(
+        DataError, match=r"train_aug.txt: no such split; it needs the masks of SBD .*contextcrf prepare-voc "
+    ):
         open_dataset(kit, "train_aug")
     with pytest.raises(DataError, match=r"none: img, cls, train.txt, val.txt missing"):
         prepare_voc(kit, tmp_path / "none")

@@ -34,7 +34,7 @@ def test_the_map_has_one_node_per_stride_pixels_rounded_up(model, size):
     with torch.inference_mode():
         features = model.features(torch.rand(1, 3, *size) * 255, ["unary"])["unary"]
         assert features.shape == (1, model.trunk("unary").out_channels, *(-(-side // stride) for side in size))
-        assert model(torch.rand(1, 3, *size) * 255, ["unary"]).shape == (1, 5, *size)
+        assert model(torch.rand(1, 3, *size) * 255).shape == (1, 5, *size)
 
 
 def test_every_parameter_of_the_network_is_trained(model):
@@ -70,7 +70,7 @@ def test_it_is_saved_and_loaded(model, tmp_path):
     save(model, tmp_path)
     again, images = load(tmp_path), torch.rand(1, 3, 40, 56) * 255
     with torch.inference_mode():
-        torch.testing.assert_close(again(images, ["unary"]), model.eval()(images, ["unary"]))
+        torch.testing.assert_close(again(images), model.eval()(images))
 
 
 def test_it_works_with_vgg16_too():
@@ -124,15 +124,17 @@ def test_the_missing_library_of_the_decoder_is_named(monkeypatch):
         ContextCRF(config("deeplabv3plus"), VOC, pretrained=False)
 
 
-def test_the_same_commands_train_and_evaluate_it_and_put_pairwise_potentials_on_it(scenes, tmp_path, capsys):
+def test_the_same_commands_train_and_evaluate_it_and_add_pairwise_potentials(scenes, tmp_path, capsys):
     shape = ["--model.network", "deeplabv3plus", "--model.backbone", "resnet10t", "--model.stride", "4"]
     shape += ["--model.channels", "8", "--model.hidden", "8", "--model.scales", "[1.0]", "--pretrained", "false"]
-    shape += ["--model.graph_stride", "16"]
-    recipe = ["--recipe.epochs", "1", "--recipe.crop", "[64,96]", "--recipe.max_edges", "64"]
+    shape += ["--model.graph-stride", "16"]
+    settings = ["--training.epochs", "1", "--training.crop", "[64,96]", "--training.max-edges", "64"]
     data = ["--data", str(scenes)]
     unary, heads, out = (tmp_path / name for name in ("unary", "heads", "results"))
-    main(["fit", *data, "--out", str(unary), *shape, *recipe, "--recipe.potentials", "[unary]", "--val_split", "null"])
-    main(["fit-heads", str(unary / "model"), *data, "--out", str(heads), *recipe, "--views", "1"])
-    main(["evaluate", str(heads / "model"), *data, "--out", str(out), "--rows", "[unary, crf]", "--pictures", "1"])
-    assert "1unary+2pair" in capsys.readouterr().out
+    unary_only = ["--training.potentials", "[unary]", "--val-split", "null"]
+    main(["fit", *data, "--out", str(unary), *shape, *settings, *unary_only])
+    main(["fit-heads", str(unary / "model"), *data, "--out", str(heads), *settings, "--copies", "1"])
+    systems = ["--systems", "[unary, unary+pairwise]", "--pictures", "1"]
+    main(["evaluate", str(heads / "model"), *data, "--out", str(out), *systems])
+    assert "unary+pairwise" in capsys.readouterr().out
     assert load(heads / "model").config.network == "deeplabv3plus"

@@ -12,7 +12,7 @@ from contextcrf.utils.runtime import autocast, default_batch_size, default_devic
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
 def fast(request, monkeypatch):
     """Whether the machine seems to have fast bfloat16."""
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda: request.param)
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda device=None: request.param)
     return request.param
 
 

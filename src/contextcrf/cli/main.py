@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,8 +80,9 @@ COMMANDS: dict[str, Command] = {
 class _HelpFormatter(DefaultHelpFormatter):
     """Shows options with hyphens, as they are typed."""
 
-    def _format_action_invocation(self, action: Any) -> str:
-        return super()._format_action_invocation(action).replace("_", "-")
+    def format_help(self) -> str:
+        """The help, with the names of options as they are typed."""
+        return re.sub(r"--[\w.]+", lambda found: found[0].replace("_", "-"), super().format_help())
 
 
 def build_parser() -> ArgumentParser:
@@ -144,11 +146,14 @@ def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     if arguments and arguments[0] in COMMANDS:
         _check_options(arguments[0], arguments[1:])
     parser = build_parser()
+    if not arguments:
+        arguments = ["--help"]
     try:
         options = parser.parse_args(arguments)
         values = parser.instantiate(options)[options.command].as_dict()
     except ArgumentError as error:
-        raise ValueError(error.message) from error
+        # The parser puts the command's name before those of its options.
+        raise ValueError(error.message.replace(f"{arguments[0]}.", "")) from error
     values.pop("config")
     return options.command, values
 

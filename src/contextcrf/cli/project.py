@@ -68,7 +68,8 @@ def start(data: Path, recipe: Path, ignore_index: int = IGNORE_INDEX, val_every:
         classes, ignore_index = Classes.from_yaml(names)
         if unknown := [label for label in found.shares(ignore_index) if not 0 <= label < len(classes)]:
             raise DataError(
-                f"{names}: {len(classes)} classes, ignore_index {ignore_index}; the masks have other labels too: {unknown[:10]}"
+                f"{names}: {len(classes)} classes, ignore_index {ignore_index}; the masks have other labels too: "
+                f"{unknown[:10]}"
             )
     else:
         classes = guess_classes(found, ignore_index)
@@ -134,7 +135,7 @@ training:
 
 
 def heads_recipe_for(found: MaskStatistics, images: int) -> str:
-    """The commented YAML of the second stage, with the settings of the best gain for its price in results/context.md."""
+    """The commented YAML of the second stage, with settings of good gain for their price (results/context.md)."""
     batch = min(default_batch_size(), images)
     epochs = max(8, min(100, round(HEADS_STEPS * batch / (COPIES * images))))
     crop = [min(512, -(-side // 32) * 32) for side in found.size]

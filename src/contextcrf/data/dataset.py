@@ -73,7 +73,7 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         index, seed = key if isinstance(key, tuple) else (key, None)
-        image, mask = self._read_readable(index)
+        image, mask = self._readable_sample(index)
         if self.transform is None:
             return image, mask
         if seed is None:
@@ -82,20 +82,25 @@ class SegmentationDataset(Dataset[Sample]):
             torch.manual_seed(seed)
             return self.transform(image, mask)
 
-    def _read_readable(self, index: int) -> Sample:
+    def _readable_sample(self, index: int) -> Sample:
         """The pair `index`, or the next readable one where broken files are skipped."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")  # IndexError ends a loop over the samples.
         for candidate in range(index, index + len(self)):
             try:
-                return self._read(candidate % len(self))
+                return self.sample(candidate % len(self))
             except DataError:
                 if not self.skip_broken:
                     raise
                 self._broken[candidate % len(self)] = True
         raise DataError(f"{self.pairs[0][0]} and all others: none of {len(self)} images can be read")
 
-    def _read(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
+        """Read the image and the mask of a pair, without the transform.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         image, mask = self.pairs[index]
         return tv_tensors.Image(read_image(image)), tv_tensors.Mask(read_mask(mask, self.ignore_index))
 
@@ -110,6 +115,6 @@ class SegmentationDataset(Dataset[Sample]):
         return [Path(os.path.relpath(image, root)).as_posix() for image, _ in self.pairs]
 
     def without_transform(self) -> Iterator[Sample]:
-        """Iterate over all images and masks in order, as they are stored."""
+        """Iterate over all images and masks in order, without the transform."""
         for index in range(len(self)):
-            yield self._read(index)
+            yield self.sample(index)

@@ -177,7 +177,7 @@ def _open_voc(kit: Path, split: str, transform: Transform | None) -> Segmentatio
     if split == "train_aug" and not (kit / VOC_SPLITS / "train_aug.txt").is_file():
         raise DataError(
             f"{kit / VOC_SPLITS / 'train_aug.txt'}: no such split; it needs the masks of SBD in addition to those of "
-            f"VOC: contextcrf voc {kit} --sbd FOLDER"
+            f"VOC: contextcrf prepare-voc {kit} --sbd FOLDER"
         )
     stems = _read_lines(kit / VOC_SPLITS, split)
     if split == "train_aug":

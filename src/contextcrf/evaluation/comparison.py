@@ -39,19 +39,19 @@ def paired_bootstrap(
 ) -> Difference:
     """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
 
-    The interval is that of the percentiles 2.5 and 97.5. It covers the draw of the images, not that of the training: for
-    that, train with several seeds and look at each of them too.
+    The interval ends at the percentiles 2.5 and 97.5. It covers the draw of the images, not the randomness of training:
+    for that, train with several seeds and compare each of them too.
 
     Args:
         first, second: confusion matrices of every image, integers [images, K, K], in the same order; or
             [trainings, images, K, K] of several trainings of one system, whose mean IoU are averaged.
         samples: draws of all images.
-        block: draw this many neighboring images together, since frames of a video repeat each other and would make
-            the interval too narrow (the block bootstrap, Carlstein 1986).
+        block: draw this many neighboring images together (the block bootstrap, Carlstein 1986), since frames of a
+            video resemble each other, which would make the interval too narrow.
         classes: whose IoU are averaged; None is all.
 
     Raises:
-        ValueError: if the shapes or the truths differ, or fewer than two blocks have a known pixel.
+        ValueError: the shapes or the truths differ, or fewer than two blocks have a known pixel.
     """
     if block < 1:
         raise ValueError(f"block={block}: expected 1 or more images")
@@ -108,7 +108,7 @@ def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     """The names of the images and the confusion matrices [images, K, K] by the name of the system.
 
     Raises:
-        DataError: if there is no such file, or it is another one.
+        DataError: there is no such file, or it is of another kind.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a file of `contextcrf evaluate`")
@@ -163,18 +163,18 @@ def compare(
     block: int = 1,
     min_images: int = 0,
 ) -> Difference:
-    """Compare systems of two results of `contextcrf evaluate`, which may be one.
+    """Compare two systems that `contextcrf evaluate` has measured.
 
     Args:
-        first: folder of the one.
-        second: folder of the other.
+        first: folder of the results with the one.
+        second: folder of the results with the other; it may be the same.
         first_system: name of a system in `first`; None where there is only one.
         second_system: name of a system in `second`, likewise.
         block: as for `paired_bootstrap`.
         min_images: only classes that occur in so many images are averaged.
 
     Raises:
-        DataError: if a system is not there, the images are not the same, or no class occurs in so many of them.
+        DataError: a system is missing, the images are not the same, or no class occurs in so many of them.
     """
     (images, counts), (others, other_counts) = _read_system(first, first_system), _read_system(second, second_system)
     if images != others:

@@ -21,7 +21,10 @@ from contextcrf.utils.tables import Table
 
 @dataclass(frozen=True)
 class PackedLabels:
-    """Labels [H, W] in compressed form, some kilobytes: a report needs those of a few images, known at the end."""
+    """Labels [H, W] in compressed form, some kilobytes.
+
+    A report shows a few images, which are chosen after all have been measured; the labels of all are kept until then.
+    """
 
     shape: tuple[int, int]
     data: bytes
@@ -67,7 +70,7 @@ class EvaluationResults:
     Args:
         classes: names of the classes.
         systems: the measurements.
-        metadata: what was measured: data, split, images, model, precision, command.
+        metadata: what was measured and how: data, split, images, model, precision, command.
     """
 
     classes: Sequence[str]

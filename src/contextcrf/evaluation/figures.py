@@ -17,8 +17,10 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
 
     Args:
         names: the class names, K of them.
-        series: K values in 0..1 by the name of the system; NaN where the class is absent, drawn as a dash. The axis is in percent;
-            the legend has the mean over the classes present.
+        series: K values in 0..1 by the name of the system; NaN where the class is absent, drawn as a dash.
+
+    Returns:
+        A figure whose axis is in percent; the legend gives the mean over the classes that are present.
 
     Raises:
         ValueError: no classes or no systems, a system without K values, or a value outside of 0..1.

@@ -46,7 +46,7 @@ class ConfusionMatrix(MulticlassConfusionMatrix):
 
     @classmethod
     def of(cls, counts: Tensor) -> "ConfusionMatrix":
-        """The metric of counts int64 [K, K] that have been made."""
+        """The metric whose counts int64 [K, K] are these."""
         result = cls(len(counts))
         result.confmat = counts
         return result
@@ -72,5 +72,3 @@ class ConfusionMatrix(MulticlassConfusionMatrix):
 def image_scores(counts: Tensor) -> Tensor:
     """Mean IoU of each image by itself, [images], of confusion matrices [images, K, K]; NaN where nothing is known."""
     return intersection_over_union(counts).nanmean(-1)
-
-

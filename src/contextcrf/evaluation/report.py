@@ -29,14 +29,19 @@ def write_report(data: SegmentationDataset, results: EvaluationResults, out: Pat
         data: the images and masks that were evaluated.
         results: with one entry per image of `data` in every system.
         out: folder, made if missing.
-        pictures: about so many examples: evenly spread ones in examples.png, and in the page a third each of the best,
-            middle and worst. 0 for none.
+        pictures: the number of examples: evenly spread ones in examples.png, and in the page a third each of the best,
+            middle and worst images, rounded up. 0 for none.
+
+    Raises:
+        ValueError: there are examples to draw, and the labels of the first or the last system were not kept.
     """
-    out.mkdir(parents=True, exist_ok=True)
     series = {system.name: system.matrix.iou().tolist() for system in results.systems}
     save_figure(iou_bars(list(results.classes), series), out / "iou.png")
     shown = list({system.name: system for system in (results.systems[0], results.systems[-1])}.values())
     if pictures:
+        for system in shown:
+            if len(system.labels) != len(data):
+                raise ValueError(f"system {system.name!r}: its labels were not kept; evaluate it with keep_labels")
         _draw_examples(data, shown, [i * len(data) // pictures for i in range(pictures)], out / "examples.png")
     picked = pick(results.systems[-1].counts, -(-pictures // 3)) if pictures else {}
     chosen = [(heading, number) for heading, numbers in picked.items() for number in numbers]
@@ -89,7 +94,7 @@ def draw_messages(
     """`draw_explanation`, for labels and explanations that have been computed.
 
     Args:
-        segmentation: the result of inference.
+        segmentation: labels and marginals of the image.
         explanations: by relation, of the pixel.
         pixel: row and column in the image.
         weights: the relation weights of the inference, for the error.

@@ -7,7 +7,6 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
@@ -87,7 +86,11 @@ def render(results: EvaluationResults, classes: Classes, examples: Mapping[str, 
     shown = [list(example.labels) for group in examples.values() for example in group]
     columns = ["image", "truth", *(shown[0] if shown else [])]
     columns += ["change"] if shown and len(shown[0]) > 1 else []
-    change = f"Change from {columns[2]} to {columns[-2]}: green has become right, red has become wrong." if len(columns) > 4 else ""
+    change = (
+        f"Change from {columns[2]} to {columns[-2]}: green has become right, red has become wrong."
+        if len(columns) > 4
+        else ""
+    )
     page = Environment(loader=PackageLoader("contextcrf.evaluation"), autoescape=True, undefined=StrictUndefined)
     return page.get_template("report.html").render(
         title=str(results.metadata.get("title", f"{results.metadata.get('data', 'Evaluation')}")),

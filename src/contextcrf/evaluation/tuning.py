@@ -1,7 +1,8 @@
 """Relation weights and the parameters of the dense CRF, chosen by the mean IoU on held-out images.
 
 A plain sum over a hundred edges overcounts: the edges share their evidence, since every joint P(y_p, y_q | x) contains
-what the features tell about p alone. The paper gives no weights. Here each relation has one, relative to the unary.
+the information of the features on p alone. The paper gives no weights. Here each relation has one, relative to the
+unary.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """The whole predictor, image to marginals, as a graph for other programs: ONNX, or torch.export's own form.
 
-A graph is made for one size of image, since the relations' boxes are counted in nodes of its map. It stands here and
-not with the models, because it is the predictor that is exported.
+A graph is made for one size of image, since the relations' boxes are counted in nodes of its map. This module belongs
+to `inference` and not to `modeling`, because the predictor is what is exported.
 """
 
 import json
@@ -41,7 +41,12 @@ class PredictorGraph(nn.Module):
 
 @torch.no_grad()
 def trace(model: ContextCRF, height: int, width: int) -> torch.export.ExportedProgram:
-    """The graph of a model's predictor for images of one size, in single precision; the model is put into evaluation mode.
+    """The graph of a model's predictor for images of one size, in single precision.
+
+    Args:
+        model: put into evaluation mode.
+        height: of the images, pixels.
+        width: of the images, pixels.
 
     Raises:
         ValueError: a height or width below 1.

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from contextcrf.data.classes import Color
-from contextcrf.data.images import DECODING_ERRORS, read_image
+from contextcrf.data.images import read_image
 from contextcrf.data.layouts import IMAGE_SUFFIXES
 from contextcrf.data.visualization import index_png, overlay
 from contextcrf.inference.predictor import Predictor
@@ -112,7 +112,7 @@ def predict_files(
                 continue
             try:
                 image = read_image(path)
-            except DECODING_ERRORS as error:
+            except DataError as error:
                 outcome.failed.append((path, str(error)))
                 continue
             found = predictor.label(image)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contextcrf.crf import DenseCRF, Explanation, explain, logits_from_probabilities, mean_field
 from contextcrf.crf.coarse_grid import shrink
+from contextcrf.crf.meanfield import Pair
 from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.images import ImageLike, as_pixels
 from contextcrf.inference.segmentation import Segmentation
@@ -30,7 +31,7 @@ class Prediction:
     Attributes:
         system: the system.
         marginals: float [K, H, W], on the CPU.
-        seconds: what the system takes by itself, the network included.
+        seconds: the time of the network, which runs once for all systems, and of the system's own steps.
     """
 
     system: System
@@ -55,7 +56,7 @@ class Predictor:
 
     Raises:
         ValueError: the settings name a relation or a system that the model does not have, or change the dense CRF of a
-            model that has learned its own.
+            model whose own is learned.
 
     Example:
         >>> from contextcrf import load
@@ -69,14 +70,16 @@ class Predictor:
         self.inference = inference or model.inference
         self.weights = self.inference.weights(model.pairwise)
         if model.dense is not None and self.inference.dense != model.inference.dense:
-            raise ValueError("the dense CRF of this model is learned: it is trained, and its parameters cannot be set")
+            raise ValueError(
+                "the dense CRF of this model is learned, so its parameters cannot be set: train it instead"
+            )
         self.system(None)
 
     def system(self, system: str | System | None) -> System:
         """A system by its name; None is the one of the settings.
 
         Raises:
-            ValueError: it is no system, or the model does not have it.
+            ValueError: the name is not that of a system, or the model does not have one of its potentials.
         """
         system = self.inference.system if system is None else system
         found = System.from_name(system) if isinstance(system, str) else system
@@ -126,10 +129,10 @@ class Predictor:
             singles = [{name: maps[i : i + 1] for name, maps in features.items()} for i in range(len(batch))]
             return torch.cat([self._mean_field(single, names, tabulate) for single in singles])
         if UNARY not in names:
-            pairs = [(model.relation(name), features[name]) for name in relations]
-            start = torch.stack([relation.edge_marginals(maps) for relation, maps in pairs]).mean(0)
-            tabled = [PairTable(*pair).pair for pair in pairs] if tabulate else pairs
-            return mean_field(torch.zeros_like(start), tabled, iterations, start=start)
+            heads = [(model.relation(name), features[name]) for name in relations]
+            start = torch.stack([head.edge_marginals(maps) for head, maps in heads]).mean(0)
+            pairs: list[Pair] = [PairTable(*head).pair for head in heads] if tabulate else list(heads)
+            return mean_field(torch.zeros_like(start), pairs, iterations, start=start)
         relations = [name for name in relations if self._takes_part(name)]
         pairs = [model.pair(name, features[name], tabulate) for name in relations]
         weights = [self.message_weight(name, features[name]) for name in relations]
@@ -272,20 +275,22 @@ class Predictor:
         coarse = shrink(marginals, factor)
         result = {}
         for name in self.model.pairwise:
-            found = explain(self.model.relation(name), features[name], coarse, node)
+            with self._autocast():
+                found = explain(self.model.relation(name), features[name], coarse, node)
             weight = self.message_weight(name, features[name])
-            result[name] = replace(found, messages=weight * found.messages)
+            result[name] = replace(found, messages=weight * found.messages.float())
         return result
 
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
-        """The model in evaluation mode within the block, and in its own mode after it."""
-        training = self.model.training
+        """The model in evaluation mode within the block, and each of its parts in its own mode after it."""
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(training)
+            for module in training:
+                module.training = True
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.model.device, self.inference.precision)

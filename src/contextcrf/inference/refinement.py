@@ -22,7 +22,7 @@ from contextcrf.utils.files import atomic_write
 from contextcrf.utils.progress import track
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")
-NO_COUNT = "a label map does not tell the number of classes: give --classes or --num-classes"
+NO_COUNT = "the number of classes of a label map is unknown: give --classes or --num-classes"
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ def refine_files(
                 raise ValueError(f"{logits.shape[1]} classes: expected at most 256, which is what a label PNG can hold")
             refined = crf(logits.to(device), pixels[None].to(device))[0].cpu()
         except ARRAY_ERRORS as error:
-            outcome.failed.append((path, str(error)))
+            reason = str(error)
+            outcome.failed.append(
+                (path, reason if str(path) in reason or str(image) in reason else f"{path}: {reason}")
+            )
             continue
         labels = out / f"{path.stem}.png"
         with atomic_write(labels) as partial:

@@ -20,7 +20,8 @@ class Segmentation:
     Example:
         >>> import torch
         >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
-        >>> found = Segmentation(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.eye(2)[:, :, None].repeat(1, 1, 2), classes)
+        >>> image, marginals = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.eye(2)[:, :, None].repeat(1, 1, 2)
+        >>> found = Segmentation(image, marginals, classes)
         >>> found.labels.tolist(), found.overlay().size
         ([[0, 0], [1, 1]], (2, 2))
     """

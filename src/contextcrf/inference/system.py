@@ -1,5 +1,6 @@
 """A system: the part of a model that makes a prediction."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from contextcrf.modeling.config import UNARY
@@ -18,7 +19,7 @@ class System:
         dense: the dense CRF refines the result at full resolution.
 
     Raises:
-        ValueError: no potential takes part.
+        ValueError: no potential takes part, or a relation is named twice or has a name that no relation can have.
 
     Example:
         >>> System.from_name("unary+above+dense")
@@ -32,8 +33,14 @@ class System:
     dense: bool = False
 
     def __post_init__(self) -> None:
+        if self.relations is not None:
+            object.__setattr__(self, "relations", tuple(self.relations))
         if not self.unary and self.relations == ():
             raise ValueError("a system without potentials: expected the unary, a relation, or both")
+        names = self.relations or ()
+        wrong = [name for name in names if not name.isidentifier() or name in (UNARY, PAIRWISE, DENSE)]
+        if wrong or len(set(names)) < len(names):
+            raise ValueError(f"relations {list(names)}: expected names of relations, each once")
 
     @property
     def name(self) -> str:
@@ -46,16 +53,17 @@ class System:
         """The system of a name, as `name` gives it.
 
         Raises:
-            ValueError: no potential is named, or a part stands twice.
+            ValueError: no potential is named, a part is named twice, or a name is not one that a relation can have.
         """
         parts = name.split("+")
         relations = tuple(part for part in parts if part not in (UNARY, PAIRWISE, DENSE))
-        if len(set(parts)) < len(parts) or not all(parts) or (relations and PAIRWISE in parts):
-            raise ValueError(
-                f"system {name!r}: expected unary, pairwise (all relations) or names of relations, and dense, each once "
-                "and joined by +, as in unary+pairwise+dense"
-            )
-        return cls(UNARY in parts, None if PAIRWISE in parts else relations, DENSE in parts)
+        if len(set(parts)) == len(parts) and not (relations and PAIRWISE in parts):
+            with suppress(ValueError):
+                return cls(UNARY in parts, None if PAIRWISE in parts else relations, DENSE in parts)
+        raise ValueError(
+            f"system {name!r}: expected unary, pairwise (all relations) or names of relations, and dense, each once "
+            "and joined by +, as in unary+pairwise+dense; dense not alone"
+        )
 
     def potentials(self, model: ContextCRF) -> tuple[str, ...]:
         """The names of the potentials that take part, in the model's order.
@@ -65,7 +73,10 @@ class System:
                 without the unary.
         """
         relations = tuple(model.pairwise) if self.relations is None else self.relations
-        return model.select([*([UNARY] if self.unary else []), *relations])
+        try:
+            return model.select([*([UNARY] if self.unary else []), *relations])
+        except ValueError as error:
+            raise ValueError(f"system {self.name!r}: {error}") from error
 
 
 UNARY_ONLY = System(relations=())

@@ -15,11 +15,11 @@ def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Re
 
     Args:
         height, width: of the image, pixels.
-        side: of a tile's own part, pixels; rounded down to a multiple of 32.
+        side: of the part of a tile that is kept, pixels, at least 32; rounded down to a multiple of 32.
         overlap: pixels that are computed around it, as far as the image reaches; rounded up to a multiple of 32.
 
     Yields:
-        rows and columns of the image that are computed, and those of them that are kept.
+        The rows and columns of the image that are computed, and those of them that are kept.
 
     Example:
         >>> [kept for _, kept in tiles(64, 96, side=64, overlap=32)]

@@ -19,7 +19,7 @@ def augmented(
         flip: yield each scale mirrored left and right too.
 
     Yields:
-        images [B, 3, h', w'] and a function from their marginals [B, K, h, w] to marginals [B, K, H, W].
+        Images [B, 3, h', w'] and a function from their marginals [B, K, h, w] to marginals [B, K, H, W].
     """
     size = images.shape[-2:]
 

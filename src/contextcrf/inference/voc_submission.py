@@ -5,7 +5,7 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
-from contextcrf.data.images import DECODING_ERRORS, read_image
+from contextcrf.data.images import read_image
 from contextcrf.data.layouts import VOC, VOC_SPLITS, voc_kit
 from contextcrf.data.visualization import index_png
 from contextcrf.inference.predictor import Predictor
@@ -53,12 +53,8 @@ def write_submission(
         raise DataError(f"{missing[0]}: no such image; {len(missing)} of {len(paths)} of {split} are missing")
     with atomic_write(out) as partial, tarfile.open(partial, "w:gz") as archive:
         for path in track(paths, split):
-            try:
-                image = read_image(path)
-            except DECODING_ERRORS as error:
-                raise DataError(f"{path}: the image cannot be read: {error}") from error
             content = BytesIO()
-            index_png(predictor.segment(image).labels, VOC.palette).save(content, format="PNG")
+            index_png(predictor.segment(read_image(path)).labels, VOC.palette).save(content, format="PNG")
             member = tarfile.TarInfo(_MEMBER.format(competition=competition, split=split, stem=path.stem))
             member.size = content.tell()
             content.seek(0)

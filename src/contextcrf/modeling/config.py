@@ -3,14 +3,16 @@
 A model on disk carries both, so `InferenceConfig` stands here and not in `inference`, which reads it.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
 
 import torch
 
 from contextcrf.crf import DenseCRF, RangeBox, Relation
+from contextcrf.crf.checks import whole_number
 from contextcrf.nets.baselines import BASELINES
 from contextcrf.nets.multiscale import Upsampling
 from contextcrf.utils.runtime import Precision, check_precision
@@ -154,8 +156,8 @@ class InferenceConfig:
         object.__setattr__(self, "relation_weights", dict(self.relation_weights))
         object.__setattr__(self, "dense", dict(self.dense))
         object.__setattr__(self, "scales", tuple(self.scales))
-        if self.iterations < 0:
-            raise ValueError(f"iterations {self.iterations}: expected 0 or more")
+        for name, least in {"iterations": 0, "tile": 32, "overlap": 0, "tile_above": 0}.items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for name, weight in self.relation_weights.items():
             if weight is not None and not math.isfinite(weight):
                 raise ValueError(
@@ -165,13 +167,8 @@ class InferenceConfig:
             self.dense_crf()
         except TypeError as error:
             raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales {list(self.scales)}: expected at least one, each > 0")
-        if self.tile < 32 or self.overlap < 0 or self.tile_above < 0:
-            raise ValueError(
-                f"tile {self.tile}, overlap {self.overlap}, tile_above {self.tile_above}: expected a tile of 32 pixels "
-                "or more, the others 0 or more"
-            )
         check_precision(self.precision)
 
     def weights(self, relations: Iterable[str]) -> dict[str, float | None]:
@@ -182,8 +179,18 @@ class InferenceConfig:
         """
         names = list(relations)
         if unknown := sorted(set(self.relation_weights) - set(names)):
-            raise ValueError(f"relation_weights: {unknown} name no relation; expected some of {sorted(names)}")
+            raise ValueError(f"relation_weights: {unknown} are not relations of the model, which has {names}")
         return {name: self.relation_weights.get(name, 1 / len(names)) for name in names}
+
+    def changes(self) -> dict[str, Any]:
+        """The settings that are not the defaults, by name, as plain JSON values.
+
+        Example:
+            >>> InferenceConfig(iterations=3, scales=(1.0, 0.5)).changes()
+            {'iterations': 3, 'scales': [1.0, 0.5]}
+        """
+        own, default = (json.loads(json.dumps(asdict(settings))) for settings in (self, InferenceConfig()))
+        return {name: value for name, value in own.items() if value != default[name]}
 
     def dense_crf(self, learnable: bool = False, num_classes: int = 0) -> DenseCRF:
         """The dense CRF of these settings, on the CPU.
@@ -193,11 +200,11 @@ class InferenceConfig:
                 labels learn to differ.
             num_classes: K, for a learnable one.
         """
-        # Its values are read, also where a model without any is made (device "meta").
+        # On the CPU even where a model is built on the device "meta", whose tensors have no values: these are needed.
         with torch.device("cpu"):
             fixed = DenseCRF(**self.dense)  # type: ignore[arg-type]
             if not learnable:
                 return fixed
             names = ("spatial_compat", "bilateral_compat")
             potts = {name: -getattr(fixed, name) * torch.eye(num_classes) for name in names}
-            return DenseCRF(**{**self.dense, **potts}, learnable=True)  # type: ignore[arg-type]
+            return DenseCRF(**{**self.dense, **potts}, learnable=True)

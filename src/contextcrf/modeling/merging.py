@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from contextcrf.data.classes import Classes
 from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 
-# Their value None stands for that of `stride`.
+# The settings whose value None is that of `stride`.
 _STRIDES = ("output_stride", "graph_stride")
 
 
@@ -23,7 +24,8 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
         pairwise: by the name of a relation, the model whose network and potential of that name are taken.
 
     Returns:
-        A model with a trunk for each potential, and the unary's inference settings without relation weights.
+        A model with a trunk for each potential, and the inference settings of `unary`, except that all potentials take
+        part and no relation has a weight of its own.
 
     Raises:
         ValueError: the models do not fit together, or one has no such relation or has not been trained for it.
@@ -39,8 +41,9 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
     for name, part in pairwise.items():
         # The parts of the merged model must be alike; the relations, the trunk and the dense CRF are its own.
         alike = replace(part.config, relations=relations, shared_trunk=False, learned_dense=config.learned_dense)
-        _check_same(f"relation {name!r}: the model", part.classes, alike, unary.classes, config)
-    inference = replace(unary.inference, relation_weights={})
+        _check_same(f"relation {name!r}: its model", part.classes, alike, "the unary's", unary.classes, config)
+    system = replace(unary.predictor().system(None), unary=True, relations=None)
+    inference = replace(unary.inference, relation_weights={}, system=system.name)
     model = ContextCRF(config, unary.classes, pretrained=False, inference=inference)
     for name, part in {UNARY: unary, **pairwise}.items():
         model.trunk(name).load_state_dict(part.trunk(name).state_dict())
@@ -70,7 +73,7 @@ def average_weights(models: Sequence[ContextCRF]) -> ContextCRF:
         raise ValueError(f"{len(models)} models: expected two or more to average")
     first = models[0]
     for number, model in enumerate(models[1:], 2):
-        _check_same(f"model {number}", model.classes, model.config, first.classes, first.config)
+        _check_same(f"model {number}", model.classes, model.config, "the first", first.classes, first.config)
     states = [model.state_dict() for model in models]
     result = copy.deepcopy(first)
     result.load_state_dict({key: _mean([state[key] for state in states]) for key in states[0]})
@@ -97,18 +100,23 @@ def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConf
     return result.to(model.device).train(model.training)
 
 
-def _check_same(what: str, classes: Classes, config: ModelConfig, first: Classes, expected: ModelConfig) -> None:
-    """Raise a ValueError that names the first difference between two models."""
-    if classes != first:
-        raise ValueError(f"{what} has other classes than the first model; expected the same")
-    for name, value in asdict(expected).items():
-        if (found := asdict(config)[name]) != value and not (name in _STRIDES and _stride(config, name) == _stride(expected, name)):
-            raise ValueError(f"{what} has {name}={found}, the first model {value}; expected the same")
+def _check_same(
+    what: str, classes: Classes, config: ModelConfig, first: str, expected_classes: Classes, expected: ModelConfig
+) -> None:
+    """Raise a ValueError that names the first difference of a model from the first one."""
+    if classes != expected_classes:
+        raise ValueError(f"{what} has other classes than {first}; expected the same")
+    values = _settings(config)
+    for name, value in _settings(expected).items():
+        if values[name] != value:
+            raise ValueError(f"{what} has {name}={values[name]}, {first} {value}; expected the same")
 
 
-def _stride(config: ModelConfig, name: str) -> int:
-    """A stride that may have been left out."""
-    return int(getattr(config, name) or config.stride)
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    """A configuration by name, with the strides that were left out."""
+    return {
+        name: config.stride if name in _STRIDES and value is None else value for name, value in asdict(config).items()
+    }
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

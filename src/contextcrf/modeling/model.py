@@ -37,13 +37,16 @@ class ContextCRF(nn.Module, HubModel):
         config: what defines the weights.
         classes: names and colors of the K classes.
         pretrained: ImageNet weights for the backbone, or a file of them.
-        inference: how the model predicts unless it is told otherwise; None takes the defaults.
+        inference: how the model predicts unless other settings are given; None takes the defaults.
 
     Attributes:
         config: the argument.
         inference: the argument.
         metadata: where the model comes from and what was measured, any JSON values.
         dense: the learned dense CRF, or None.
+
+    Raises:
+        ValueError: the inference settings name a relation that the model does not have.
 
     Example:
         >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
@@ -66,7 +69,6 @@ class ContextCRF(nn.Module, HubModel):
         # A copy: the caller's configuration may change later.
         self.config = config = deepcopy(config)
         self.inference = inference or InferenceConfig()
-        self.inference.weights(config.relations)  # refuses relations that are not there
         self.classes = classes
         self.num_classes = num_classes = len(classes)
         self.metadata: dict[str, Any] = {}
@@ -97,6 +99,7 @@ class ContextCRF(nn.Module, HubModel):
             self.dense.to(torch.get_default_device())
         self.register_buffer("mean", 255 * torch.tensor(first.backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(first.backbone.std).view(1, 3, 1, 1), persistent=False)
+        self.predictor()  # refuses settings that do not fit: here, and not when the model is first used
 
     @property
     def device(self) -> torch.device:

@@ -7,9 +7,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from contextcrf.utils.errors import DataError
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.serialization import fingerprint
+from contextcrf.utils.errors import DataError
 from contextcrf.utils.tables import Table
 
 _USE = """## Use
@@ -25,6 +25,10 @@ segmentation.overlay().save("overlay.png")
 
 On the command line: `contextcrf predict FOLDER photo.jpg --out labels`.
 """
+
+
+# The settings that are chosen on data; `evaluate` may override the others.
+_MEASURED_WITH = ("iterations", "relation_weights", "dense")
 
 
 def model_card(model: ContextCRF) -> ModelCard:
@@ -46,17 +50,26 @@ def measured(model: ContextCRF, folder: Path) -> dict[str, Any]:
     """The table that `evaluate` wrote into a folder, for `metadata["measured"]`.
 
     Raises:
-        DataError: there are no results, or they are those of another model.
+        DataError: there are no results, or they are those of another model or of other inference settings.
     """
     path = folder / "results.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected the results of `contextcrf evaluate`")
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if (other := results["metadata"].get("model")) != (ours := fingerprint(model)):
-        raise DataError(f"{path}: measured with the model {other}; expected this one, {ours}")
     kept = ("name", "mean_iou", "pixel_accuracy", "iou")
-    systems = [{key: system[key] for key in kept} for system in results["systems"]]
-    return {"data": results["metadata"]["data"], "systems": systems}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        metadata, data = dict(results["metadata"]), results["metadata"]["data"]
+        systems = [{key: system[key] for key in kept} for system in results["systems"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: {error!r}; expected the results of `contextcrf evaluate`") from error
+    if (other := metadata.get("model")) != (ours := fingerprint(model)):
+        raise DataError(f"{path}: measured with the model {other}; expected this one, {ours}")
+    settings, own = metadata.get("inference", {}), model.inference.changes()
+    for name in _MEASURED_WITH:
+        if settings.get(name) != own.get(name):
+            now, then = (values.get(name, "the default") for values in (own, settings))
+            raise DataError(f"{path}: measured with {name} {then}; expected that of the model, {now}")
+    return {"data": data, "systems": systems}
 
 
 def _description(model: ContextCRF) -> str:
@@ -64,11 +77,13 @@ def _description(model: ContextCRF) -> str:
     network = "" if config.network == "context" else f" in the network {config.network}"
     scales = ", ".join(f"{scale:g}" for scale in config.scales)
     lines = [
-        f"A unary potential on `{config.backbone}`{network} scores the classes at every place.",
-        f"The network takes the image at the scales {scales}; its maps have stride {config.stride}.",
+        f"A unary potential on features of `{config.backbone}`{network} scores the classes at every node.",
+        f"The image enters the network at the scales {scales}; the feature maps have stride {config.stride}.",
         *(_relation(name, weight) for name, weight in model.inference.weights(model.pairwise).items()),
     ]
-    if model.inference.dense:
+    if model.dense is not None:
+        lines.append("A dense CRF, whose parameters were learned, can refine the labels.")
+    elif model.inference.dense:
         lines.append(f"A dense CRF can refine the labels, with {dict(model.inference.dense)}.")
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return " ".join(lines) + f" The model has {size:.1f} million parameters.\n"
@@ -91,8 +106,9 @@ def _training(metadata: dict[str, Any]) -> str:
     lines = ["## Training\n"]
     for stage, entry in _stages(metadata):
         settings = entry.get("training", {})
-        details = [f", {key} {settings[key]}" for key in ("epochs", "potentials", "optimizer", "lr") if settings.get(key)]
-        lines.append(f"- {stage}: {entry['data']}, split {entry['split']}{''.join(details)}")
+        shown = [key for key in ("epochs", "potentials", "optimizer", "lr") if settings.get(key)]
+        details = "".join(f", {key} {settings[key]}" for key in shown)
+        lines.append(f"- {stage}: {entry['data']}, split {entry['split']}{details}")
     if len(lines) == 1:
         lines.append("The training data were not recorded.")
     return "\n".join([*lines, ""])

@@ -50,6 +50,7 @@ def save(
 
     Raises:
         OSError: the files cannot be written.
+        ValueError: the inference settings do not fit the model.
 
     Example:
         >>> import tempfile
@@ -61,6 +62,8 @@ def save(
         {'data': 'beach'}
     """
     folder = Path(folder)
+    inference = inference or model.inference
+    model.predictor(inference)  # refuses settings with which the model could not be loaded
     dtype = torch.float16 if half else torch.float32
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
@@ -68,20 +71,22 @@ def save(
     }
     weights = folder / next(name for name in WEIGHTS if name != _weights_name(folder))
     with atomic_write(weights) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         try:
             save_file(state, partial)
         except SafetensorError as error:
             raise OSError(f"{weights}: the weights cannot be written: {error}; is there space?") from error
+        partial.chmod(mode)  # safetensors keeps other users out; ordinary files do not
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
-        "inference": asdict(inference or model.inference),
+        "inference": asdict(inference),
         "classes": model.classes.to_dict(),
         "metadata": model.metadata if metadata is None else dict(metadata),
         "weights": {"file": weights.name, "sha256": _sha256(weights)},
     }
     write_json(folder / CONFIG, config)
-    weights.chmod((folder / CONFIG).stat().st_mode)  # safetensors keeps other users out; ordinary files do not
     for name in WEIGHTS:
         if name != weights.name:
             (folder / name).unlink(missing_ok=True)

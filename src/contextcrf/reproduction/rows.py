@@ -24,15 +24,13 @@ UNARY_DENSE = System(relations=(), dense=True)
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the paper's tables, and what it needs, which is checked before anything is trained.
+    """A row of the paper's tables.
 
     Args:
         name: the label of the row.
         build: a function that trains the model, or finds it, with a runner.
         system: the system of that model which is measured.
         networks: competitors that it is built on, by their names in `BASELINES`.
-        relations: of the study that it needs; None is all there are, at least one.
-        dense: whether a dense CRF is tuned for it.
         val: the paper's mean IoU on PASCAL VOC 2012 val, in percent, where it has one.
         test: likewise on VOC 2012 test.
     """
@@ -41,22 +39,18 @@ class TableRow:
     build: Callable[[Runner], ContextCRF]
     system: System = UNARY_ONLY
     networks: Sequence[str] = ()
-    relations: Sequence[str] | None = ()
-    dense: bool = False
     val: float | None = None
     test: float | None = None
 
 
 def _competitor(network: str, dense: bool = False, val: float | None = None, test: float | None = None) -> TableRow:
     name, system = (f"{network}+dense", UNARY_DENSE) if dense else (network, UNARY_ONLY)
-    return TableRow(
-        name, lambda runner: runner.baseline(network, dense), system, [network], dense=dense, val=val, test=test
-    )
+    return TableRow(name, lambda runner: runner.baseline(network, dense), system, [network], val, test)
 
 
 def _relation(name: str, val: float) -> TableRow:
     system = System(unary=False, relations=(name,))
-    return TableRow(f"pairwise-{name}", lambda runner: runner.pairwise(name), system, relations=[name], val=val)
+    return TableRow(f"pairwise-{name}", lambda runner: runner.pairwise(name), system, val=val)
 
 
 ROWS = (
@@ -64,12 +58,12 @@ ROWS = (
     TableRow("unary-3scales", lambda runner: runner.unary(), val=65.5),
     _relation("surrounding", val=66.7),
     _relation("above", val=66.4),
-    TableRow("1unary+2pair", lambda runner: runner.together(), UNARY_PAIRWISE, relations=None, val=67.8),
-    TableRow("full", lambda runner: runner.together(True), FULL, relations=None, dense=True, val=70.3, test=70.7),
-    TableRow("full-end-to-end", lambda runner: runner.end_to_end(), FULL, relations=None, dense=True),
+    TableRow("1unary+2pair", lambda runner: runner.together(), UNARY_PAIRWISE, val=67.8),
+    TableRow("full", lambda runner: runner.together(dense=True), FULL, val=70.3, test=70.7),
+    TableRow("full-end-to-end", lambda runner: runner.end_to_end(), FULL),
     _competitor("fcn-8s", test=62.2),
     _competitor("fcn-8s", dense=True),
-    TableRow("crf-rnn", lambda runner: runner.crf_rnn(), UNARY_DENSE, ["fcn-8s"], dense=True, test=65.2),
+    TableRow("crf-rnn", lambda runner: runner.crf_rnn(), UNARY_DENSE, ["fcn-8s"], test=65.2),
     _competitor("deeplab-largefov"),
     _competitor("deeplab-largefov", dense=True),
     _competitor("deeplab-msc-largefov"),
@@ -81,7 +75,6 @@ ROWS = (
         lambda runner: runner.on_baseline("deeplabv3plus"),
         UNARY_PAIRWISE,
         ["deeplabv3plus"],
-        relations=None,
     ),
 )
 
@@ -114,16 +107,16 @@ def check(runner: Runner, rows: Sequence[TableRow]) -> None:
             ContextCRF(config, measured.classes, pretrained=False)
     pairs = list(measured.pairs)
     weights = study.inference.weights(study.model.relations) if study.inference.relation_weights else {}
-    if any(row.dense or (row.relations is None and not weights) for row in rows):
+    if any(row.system.dense or (row.system.relations is None and not weights) for row in rows):
         pairs += runner.tuning_images().pairs
     check_dataset(SegmentationDataset(list(dict.fromkeys(pairs)), measured.classes, measured.ignore_index))
 
 
 def _check_relations(study: Study, row: TableRow) -> None:
-    known = list(study.model.relations)
-    if row.relations is None and not known:
+    known, needed = list(study.model.relations), row.system.relations
+    if needed is None and not known:
         raise ValueError(f"row {row.name}: expected a relation in the study's model.relations; there is none")
-    if missing := [name for name in row.relations or () if name not in known]:
+    if missing := [name for name in needed or () if name not in known]:
         raise ValueError(f"row {row.name}: expected {missing} in the study's model.relations, which are {known}")
 
 

@@ -59,7 +59,7 @@ class Runner:
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
         """A competitor, on the same backbone and trained in the same way, with at least two images per step.
 
-        DeepLabV3+ normalizes one number of each image over the step.
+        DeepLabV3+ pools each image to a single vector, and its batch normalization needs two of them.
         """
         training = replace(self.study.training, batch_size=max(2, self.study.training.batch_size))
         model = self._fit(network, baseline_config(self.study.model, network), [UNARY], training)
@@ -71,13 +71,13 @@ class Runner:
         return self._weighted(f"{network}+2pair", self._heads(network))
 
     def crf_rnn(self) -> ContextCRF:
-        """FCN-8s, its last epochs through its dense CRF."""
+        """FCN-8s, trained through its dense CRF in the last epochs."""
         config = baseline_config(self.study.model, "fcn-8s")
         model = self._fit("crf-rnn-before", config, [UNARY], self._first_epochs())
         return self._last_epochs("crf-rnn", config, [UNARY], self._tuned("crf-rnn-before+dense", model, dense=True))
 
     def end_to_end(self) -> ContextCRF:
-        """All potentials, the last epochs of all together through mean field and the dense CRF.
+        """All potentials, trained together through mean field and the dense CRF in the last epochs.
 
         The pairwise potentials are trained first, as those of "1unary+2pair" are.
         """
@@ -91,24 +91,29 @@ class Runner:
         return open_dataset(self.data, self.study.tune_split).spread(self.study.tune_images)
 
     def _joined(self, name: str, unary: ContextCRF) -> ContextCRF:
-        """A unary, by its network's name too, with all pairwise potentials: heads on its trunk, or their networks."""
+        """A unary with all pairwise potentials: heads on its trunk, or networks of their own.
+
+        Args:
+            name: of the unary's network.
+            unary: the unary.
+        """
         if self.study.model.shared_trunk:
             return self._heads(name)
         return merge_potentials(unary, {relation: self.pairwise(relation) for relation in self.study.model.relations})
 
     @property
     def _epochs_through_crf(self) -> int:
-        """A quarter of the epochs, of systems that are trained through their dense CRF in the end."""
+        """The last quarter of the epochs, in which some systems are trained through their dense CRF."""
         return max(1, self.study.training.epochs // 4)
 
     def _first_epochs(self) -> TrainingConfig:
         return replace(self.study.training, epochs=max(1, self.study.training.epochs - self._epochs_through_crf))
 
     def _last_epochs(self, name: str, config: ModelConfig, potentials: Sequence[str], tuned: Path) -> ContextCRF:
-        """A model trained on through its dense CRF, which is trained too, in the last epochs, at a tenth of the rate.
+        """Train a tuned model and its dense CRF in the last epochs, at a tenth of the learning rate.
 
-        So it is trained on as many images as the others. The dense CRF begins with tuned parameters, and has five
-        iterations.
+        With the first epochs this is as much training as the other systems have. The dense CRF begins with the tuned
+        parameters, and has five iterations.
         """
         training = crf_rnn_config(self.study.training)
         training = replace(training, epochs=self._epochs_through_crf, lr=self.study.training.lr / 10)
@@ -162,7 +167,7 @@ class Runner:
         return self.out / "networks" / name
 
     def _weighted(self, name: str, model: ContextCRF) -> ContextCRF:
-        """A model with the study's relation weights, with tuned ones where it names none."""
+        """A model with the relation weights of the study, or with tuned ones if the study names none."""
         inference = replace(model.inference, relation_weights=self.study.inference.relation_weights)
         model = with_config(model, model.config, inference)
         return model if inference.relation_weights else load_here(self._tuned(name, model, dense=False))

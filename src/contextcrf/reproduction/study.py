@@ -97,6 +97,6 @@ def baseline_config(model: ModelConfig, network: str) -> ModelConfig:
 
 
 def crf_rnn_config(config: TrainingConfig) -> TrainingConfig:
-    """A configuration with the objective "crf-rnn", without the settings of the unary's loss, which it does not have."""
+    """The configuration under the objective "crf-rnn", without the settings that belong to piecewise training."""
     plain = replace(config, class_balance=0.0, max_edges=None, loss_at="graph", lovasz=0.0)
     return replace(plain, objective="crf-rnn")

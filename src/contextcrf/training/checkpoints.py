@@ -21,11 +21,11 @@ _DAMAGED = (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingErr
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a folder that can be read; None before the first epoch has ended.
 
-    Lightning writes the new one before it takes away the old one and points `last.ckpt` at it; killed between these,
-    it leaves more files or a `last.ckpt` that points nowhere. So the files themselves are looked at.
+    The folder may hold more of them than a training keeps, since the oldest is removed only after the newest is
+    written, and the newest may be incomplete. So all that are there are tried, the newest first.
 
     Raises:
-        DataError: there are checkpoints of later epochs, and none can be read.
+        DataError: there are checkpoints of later epochs than the first, and none can be read.
     """
     numbered = [(int(found[1]), path) for path in folder.glob("epoch=*.ckpt") if (found := _EPOCH.match(path.name))]
     damaged: list[str] = []

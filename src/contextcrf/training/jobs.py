@@ -5,7 +5,6 @@ import logging
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Trainer
@@ -13,6 +12,7 @@ from lightning import Trainer
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_same_classes, log_skipped, training_pairs
+from contextcrf.inference.system import System
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF
@@ -51,11 +51,11 @@ class FitJob:
         train_split: split to train on.
         val_split: split to validate on; null for none.
         pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
-        init: a trained model to start from instead; its configuration replaces `model`, but for a dense CRF that is to
-            be learned.
+        init: a trained model to start from instead; its configurations replace `model` and `inference`, except that a
+            dense CRF to be learned is added with the parameters of `inference`.
         checkpoint: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
-        devices: that share a step's images, on this machine; a process each.
-        num_nodes: machines, with so many devices each; started by torchrun or SLURM.
+        devices: devices of this machine that share a step's images, with a process for each.
+        num_nodes: machines with so many devices each; torchrun or SLURM starts the processes.
     """
 
     data: Path
@@ -71,6 +71,11 @@ class FitJob:
     devices: int = 1
     num_nodes: int = 1
 
+    def __post_init__(self) -> None:
+        System.from_name(self.inference.system)  # raises a ValueError if there is no such system
+        if self.init is None:
+            self.inference.weights(self.model.relations)  # likewise for relations
+
     def provenance(self) -> Provenance:
         """Everything that decides the trained weights.
 
@@ -79,17 +84,19 @@ class FitJob:
         """
         return Provenance.of(
             job="fit",
-            **_data_values(self.data, self.train_split),
+            data=self.data.name,
+            images=_images_digest(self.data, self.train_split),
+            train_split=self.train_split,
             model=self.model,
-            training=replace(self.training, workers=0),  # the processes that load the data change nothing
-            # Only this objective trains through inference.
-            inference=self.inference if self.training.objective == "crf-rnn" else None,
+            training=_decisive(self.training),
+            # The objective trains through inference, and a learned dense CRF starts from its parameters.
+            inference=self.inference if self.training.objective == "crf-rnn" or self.model.learned_dense else None,
             pretrained=self.pretrained,
             init=None if self.init is None else weights_digest(self.init),
         )
 
     def trainer(self) -> Trainer:
-        """The Lightning trainer; its rank tells which process of the training this is."""
+        """The Lightning trainer, which has the rank of this process among those of the training."""
         return make_trainer(self.training, self.out, self.devices, self.num_nodes)
 
     def train(self, checkpoint: str | None, trainer: Trainer) -> None:
@@ -109,8 +116,8 @@ class FitJob:
         fit(network, train, val, self.training, self.out, checkpoint, trainer)
         if trainer.is_global_zero:
             log_skipped(train.broken)
-            entry = _metadata(self.data, self.train_split, self.training)
-            save(network, self.out / "model", {**network.metadata, "fit": entry})
+            entry = Provenance.of(data=self.data.name, split=self.train_split, training=self.training)
+            save(network, self.out / "model", {**network.metadata, "fit": entry.values})
 
 
 @dataclass
@@ -123,7 +130,7 @@ class FitHeadsJob:
         model: trained model: a folder, or the name of a bundled one.
         data: folder of the data set.
         out: folder for logs and the model.
-        training: how to train; `potentials` names the relations, all of them if null.
+        training: how to train; `potentials` names the relations, null is all of them.
         train_split: split to train on.
         copies: augmented copies of each image whose features are kept in memory.
         graph_stride: pixels per node of the pairwise graphs; the model's own if null.
@@ -143,9 +150,11 @@ class FitHeadsJob:
         """Everything that decides the trained weights, as in `FitJob.provenance`."""
         return Provenance.of(
             job="fit-heads",
-            **_data_values(self.data, self.train_split),
+            data=self.data.name,
+            images=_images_digest(self.data, self.train_split),
+            train_split=self.train_split,
             model=weights_digest(self.model),
-            training=replace(self.training, workers=0),
+            training=_decisive(self.training),
             copies=self.copies,
             graph_stride=self.graph_stride,
         )
@@ -165,10 +174,10 @@ class FitHeadsJob:
         train = _open(self.data, self.train_split, self.training)
         check_same_classes(network.classes, train.classes)
         train = training_pairs(train)
-        fit_heads(network.to(default_device()), train, self.training, self.out, self.copies, checkpoint)
+        fit_heads(network.to(default_device()), train, self.training, self.out, self.copies, checkpoint, trainer)
         log_skipped(train.broken)
-        entry = _metadata(self.data, self.train_split, self.training)
-        save(network, self.out / "model", {**metadata, "fit-heads": entry})
+        entry = Provenance.of(data=self.data.name, split=self.train_split, training=self.training)
+        save(network, self.out / "model", {**metadata, "fit-heads": entry.values})
 
 
 Job = FitJob | FitHeadsJob
@@ -195,7 +204,7 @@ def run(job: Job) -> Path:
         job.train(job.checkpoint, trainer)
         return model
     if not trainer.is_global_zero:
-        # The first process has claimed the training for all of them, and says what happens.
+        # The first process has claimed the training for all of them, and logs what happens.
         if not done.exists():
             resumed = newest_checkpoint(job.out / "checkpoints") is not None
             job.train("last" if resumed else None, trainer)
@@ -241,18 +250,19 @@ def _check_provenance(out: Path, wanted: Provenance, done: str) -> None:
         )
 
 
-def _data_values(data: Path, split: str) -> dict[str, Any]:
+def _images_digest(data: Path, split: str) -> str:
+    """The number of a split's images, and a digest of its classes and of the images' names."""
     images = open_dataset(data, split)
     listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
-    digest = hashlib.sha256(listed.encode()).hexdigest()[:16]
-    return {"data": data.name, "images": f"{len(images)} images {digest}", "train_split": split}
+    return f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+
+
+def _decisive(config: TrainingConfig) -> TrainingConfig:
+    """The configuration without the settings that change no weights."""
+    return replace(config, workers=0, val_every=1)
 
 
 def _open(data: Path, split: str, config: TrainingConfig) -> SegmentationDataset:
     dataset = open_dataset(data, split, augmentation(config))
     dataset.skip_broken = config.broken_images == "skip"
     return dataset
-
-
-def _metadata(data: Path, split: str, config: TrainingConfig) -> dict[str, Any]:
-    return Provenance.of(data=data.name, split=split, training=config).values

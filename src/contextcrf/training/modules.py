@@ -30,7 +30,7 @@ class TrainingModule(L.LightningModule):
     def __init__(self, config: TrainingConfig, steps: int) -> None:
         super().__init__()
         self.config, self.steps = config, steps
-        self.trained = False  # in this process
+        self.trained = False  # whether this process has taken a step
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """The losses of a step, by name."""
@@ -49,7 +49,8 @@ class TrainingModule(L.LightningModule):
         losses = self.losses(batch)
         total = torch.stack(list(losses.values())).sum()
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(batch[0]))
-        self.log("loss", total, batch_size=len(batch[0]), logger=False)
+        # The mean of the epoch, over all processes; `ProgressCallback` shows it.
+        self.log("loss", total, on_step=False, on_epoch=True, batch_size=len(batch[0]), logger=False, sync_dist=True)
         return total
 
     def configure_optimizers(self) -> Any:
@@ -98,7 +99,9 @@ class ModelModule(TrainingModule):
     def _validated_systems(self) -> list[System]:
         """The unary alone, all trained potentials together, and with the dense CRF where that is trained too."""
         relations = tuple(name for name in self.names if name != UNARY)
-        together = System(UNARY in self.names, relations)
+        # All relations of the model are called "pairwise", as in evaluation.
+        every = relations == tuple(self.model.pairwise) and relations != ()
+        together = System(UNARY in self.names, None if every else relations)
         systems = [UNARY_ONLY, together] if UNARY in self.names else [together]
         if self.config.objective == "crf-rnn":
             systems.append(replace(together, dense=True))
@@ -128,7 +131,9 @@ class ModelModule(TrainingModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         [image], masks = batch
         for prediction in self.predictor.predict(image, self.systems):
-            self.matrices[prediction.system.name](prediction.labels[None].to(masks.device), masks)
+            matrix = self.matrices[prediction.system.name]
+            assert isinstance(matrix, ConfusionMatrix)
+            matrix.update(prediction.labels[None].to(masks.device), masks)
 
     def on_validation_epoch_end(self) -> None:
         for name, matrix in self.matrices.items():
@@ -163,10 +168,10 @@ class HeadsModule(TrainingModule):
 
 
 def _prepare_heads(heads: Iterable[torch.nn.Module], config: TrainingConfig) -> None:
-    """Let heads be trained. In piecewise training zero ones start at random, since from 0 they learn late.
+    """Make heads trainable, and initialize those that are zero at random where the training is piecewise.
 
-    Under objectives that couple the potentials they start at zero, where the system is the unary: random messages from
-    a hundred neighbors would hide it.
+    From zero, they would begin to learn late. Under objectives that couple the potentials they stay zero, so that the
+    system begins as the unary: random messages from a hundred neighbors would outweigh it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

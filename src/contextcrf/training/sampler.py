@@ -9,13 +9,14 @@ from torch.utils.data import Sampler
 class SeededSampler(Sampler[tuple[int, int]]):
     """A new order every epoch and a seed for every sample, both functions of (seed, epoch) alone.
 
-    Nothing here depends on the state of a global generator, so a resumed run has the same batches as an undisturbed one.
+    They do not depend on the state of a global generator, so a resumed run has the batches of an undisturbed one.
 
     Args:
         size: of the data.
         seed: of orders and seeds.
-        rank, world: of `world` processes, each takes every world-th sample: a step of all together has the images that
-            a step of one process would have.
+        rank: the number of this process, from 0.
+        world: the number of processes. Each takes every world-th sample, so that a step of all together has the images
+            of a step of one process.
     """
 
     def __init__(self, size: int, seed: int, rank: int = 0, world: int = 1) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -57,7 +59,8 @@ def fit(
         trainer: with several devices or machines, as `make_trainer` makes it; None is one device.
 
     Raises:
-        ValueError: a step's images cannot be divided evenly among the processes.
+        ValueError: a step's images cannot be divided evenly among the processes, or a process would have no image.
+        FileNotFoundError: there is no checkpoint to resume from.
     """
     trainer = trainer or make_trainer(config, out)
     rank, world = trainer.global_rank, trainer.world_size
@@ -80,6 +83,8 @@ def fit(
     module = ModelModule(model, config, config.epochs * len(loader), weights)
     validation = None
     if val is not None:
+        if len(val) < world:
+            raise ValueError(f"{len(val)} validation images for {world} processes: expected one for each, or more")
         # Each process validates its share of the images; the confusion matrices are added up.
         share = Subset(val, range(rank, len(val), world))
         validation = DataLoader(share, 1, num_workers=config.workers)
@@ -93,6 +98,7 @@ def fit_heads(
     out: Path,
     copies: int = 2,
     checkpoint: str | Path | None = None,
+    trainer: L.Trainer | None = None,
 ) -> None:
     """The second stage: train pairwise heads on features of the frozen trunk, computed once.
 
@@ -105,9 +111,11 @@ def fit_heads(
         out: folder for logs and checkpoints.
         copies: augmented copies of each image that are cached.
         checkpoint: as in `fit`.
+        trainer: of one process, as `make_trainer` makes it; None makes one.
 
     Raises:
         ValueError: the model has a trunk for each potential, no relation is named, or the objective needs images.
+        FileNotFoundError: there is no checkpoint to resume from.
     """
     if not model.config.shared_trunk:
         raise ValueError("fit_heads needs a shared trunk; with a trunk for each potential, train them with fit")
@@ -124,7 +132,7 @@ def fit_heads(
         train = cache_features(model, train, names[0], copies, config)
     loader = DataLoader(train, config.batch_size, sampler=SeededSampler(len(train), config.seed))
     module = HeadsModule(model, names, config, config.epochs * len(loader))
-    _run(make_trainer(config, out), module, loader, None, out, checkpoint)
+    _run(trainer or make_trainer(config, out), module, loader, None, out, checkpoint)
 
 
 def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
@@ -145,6 +153,9 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
         out: folder for logs and checkpoints.
         devices: processes, each with a device, on this machine; they share a step's images.
         num_nodes: machines with so many devices each (torchrun or SLURM starts the processes).
+
+    Raises:
+        ValueError: this machine does not have so many devices.
     """
     callbacks: list[Callback] = [
         # The last two: should one be damaged, one epoch is lost.
@@ -161,22 +172,32 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
     ]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
+    environment = None
+    if devices * num_nodes == 1:
+        # The variables of a launcher, such as RANK, may be those of several independent trainings. By them Lightning
+        # would take this process for one of many, and write no logs.
+        environment = LightningEnvironment()
+        environment.set_global_rank(0)
     with _quiet():
-        return L.Trainer(
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy="ddp" if devices * num_nodes > 1 else "auto",
-            max_epochs=config.epochs,
-            precision=resolve_precision(config.precision),
-            callbacks=callbacks,
-            logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name="csv")],
-            check_val_every_n_epoch=config.val_every,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=10,
-            use_distributed_sampler=False,
-        )
+        try:
+            return L.Trainer(
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy="ddp" if devices * num_nodes > 1 else "auto",
+                max_epochs=config.epochs,
+                precision=resolve_precision(config.precision),
+                callbacks=callbacks,
+                plugins=environment,
+                logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name="csv")],
+                check_val_every_n_epoch=config.val_every,
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                log_every_n_steps=10,
+                use_distributed_sampler=False,
+            )
+        except MisconfigurationException as error:
+            raise ValueError(f"devices {devices}, num_nodes {num_nodes}: {error}") from error
 
 
 def _run(

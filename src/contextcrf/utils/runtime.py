@@ -16,9 +16,9 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def has_bfloat16() -> bool:
-    """Whether products in bfloat16 are faster than in single precision on this machine."""
-    device = default_device()
+def has_bfloat16(device: torch.device | None = None) -> bool:
+    """Whether products in bfloat16 are faster than in single precision on a device, by default `default_device()`."""
+    device = device or default_device()
     if device.type != "cpu":
         return device.type != "cuda" or torch.cuda.get_device_capability() >= (8, 0)
     # Processors list it under several names: avx512_bf16, amx_bf16, ...
@@ -54,12 +54,14 @@ def resolve_precision(precision: str) -> Literal["bf16-mixed", "32-true"]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which networks compute in a precision.
+    """The context in which networks compute in a precision. It is entered for every image, and logs no warning.
 
     Raises:
         ValueError: a value that is not in `Precision`.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision) == "bf16-mixed")
+    check_precision(precision)
+    enabled = precision == "bf16-mixed" or (precision == "auto" and has_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def default_batch_size() -> int:

@@ -1,1 +1,1 @@
-"""The page of `contextcrf demo`. `page` and `server` need the extra "demo", the rest does not."""
+"""The web page of `contextcrf demo`. `page` and `server` need the extra "demo", the other modules do not."""

@@ -1,4 +1,4 @@
-"""What the page bears: how large a picture may be and how long it may take; what is more is refused in a sentence."""
+"""Limits on the size of an image and on the time of a computation; the page refuses anything beyond them."""
 
 import math
 import time
@@ -11,21 +11,21 @@ from torch.overrides import TorchFunctionMode
 
 
 class Refusal(ValueError):
-    """The page does not do this; the message is the sentence it shows instead."""
+    """An input or a computation that the page refuses; the message is the sentence that it shows."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one picture.
+    """Limits on one image and on its computations.
 
     Args:
-        megabytes: of the file, in units of 10^6 bytes.
-        pixels: width times height that the file declares, checked before a pixel is decoded; at most Pillow's limit.
-        side: longer pictures are shrunk to this longer side, px.
-        seconds: that one computation may take.
+        megabytes: size of the file, in units of 10^6 bytes.
+        pixels: width times height in the header of the file, checked before a pixel is decoded; at most Pillow's limit.
+        side: images with a longer side, in pixels, are shrunk to it.
+        seconds: time of one computation.
 
     Raises:
-        ValueError: a limit that is not positive and finite, or more pixels than Pillow decodes without complaint.
+        ValueError: a limit that is not positive and finite, or more pixels than Pillow decodes without a warning.
     """
 
     megabytes: float = 10
@@ -38,23 +38,23 @@ class Limits:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value}: expected a positive number")
-        most = Image.MAX_IMAGE_PIXELS
-        if most is not None and self.pixels > most:
-            raise ValueError(f"pixels={self.pixels}: expected at most {most}, above which Pillow suspects an attack")
+        largest = Image.MAX_IMAGE_PIXELS
+        if largest is not None and self.pixels > largest:
+            raise ValueError(f"pixels={self.pixels}: expected at most {largest}, above which Pillow suspects an attack")
 
     @property
     def bytes(self) -> int:
-        """The largest file."""
+        """Size of the largest file, in bytes."""
         return int(self.megabytes * 1_000_000)
 
 
 class Deadline(TorchFunctionMode):
-    """A block whose torch work is stopped, between two operations, once its time is over.
+    """A block whose torch work stops, between two operations, when its time is over.
 
-    Nothing is left running behind: the refusal is raised where the work is done.
+    The refusal is raised in the thread that does the work, so that nothing goes on in the background.
 
     Args:
-        seconds: from now on.
+        seconds: the time from now on.
 
     Raises:
         Refusal: in the block, when the time is over.
@@ -66,11 +66,11 @@ class Deadline(TorchFunctionMode):
         self._end = time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raise if the time is over."""
+        """Raise a Refusal if the time is over."""
         if time.monotonic() > self._end:
             raise Refusal(
-                f"This took longer than {self.seconds:g} seconds and was stopped: try a smaller picture, fewer "
-                "iterations, or start the page with more --seconds."
+                f"The computation took longer than {self.seconds:g} seconds and was stopped: try a smaller image or "
+                "fewer iterations, or start the page with a larger --seconds."
             )
 
     def __torch_function__(

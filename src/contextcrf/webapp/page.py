@@ -1,24 +1,26 @@
-"""The layout of the page: which component shows or asks what. What is computed is in `session`."""
+"""The layout of the page and the functions behind its components. What is computed is in `session`."""
 
 import html
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from contextcrf.data.classes import Classes
-from contextcrf.inference.segmentation import Segmentation
+from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
+from contextcrf.modeling.config import InferenceConfig
 from contextcrf.webapp.limits import Limits, Refusal
-from contextcrf.webapp.session import DENSE, Picture, Results, Session, Settings
+from contextcrf.webapp.session import DENSE_PARAMETERS, Labelings, OpenedImage, Session, with_dense
 
-# Small pictures are enlarged by a whole number, up to this longer side.
-SIDE = 640
+# Small images are enlarged by a whole number, up to this longer side in pixels.
+ENLARGED_SIDE = 640
 
-VIEWS = ("image", "unary", "CRF", "refined")
+VIEWS = ("image", UNARY_ONLY.name, UNARY_PAIRWISE.name, FULL.name)
 
-# Largest value and step of the sliders; one that starts higher ends there.
-ITERATIONS, STRENGTH = (10, 1), (16.0, 0.25)
+# Largest value and step of the sliders. A slider that starts beyond its range is extended to its start.
+MEAN_FIELD_ITERATIONS, RELATION_WEIGHT = (10, 1), (16.0, 0.25)
 DENSE_RANGES = {
     "spatial_sxy": (0.5, 20.0, 0.5),
     "spatial_compat": (0.0, 20.0, 0.5),
@@ -44,9 +46,9 @@ CSS = """
 #message .done { border-left: 4px solid #2e7d32; padding: 6px 12px; background: #2e7d3218; }
 """
 
-NOTHING = "The page holds no picture: drop one first."
+NO_IMAGE = "The page has no image yet: drop one first."
 
-CLICK = "Click a pixel in one of the pictures to see who voted for the label that the CRF gives it, and why."
+CLICK = f"Click a pixel in one of the pictures for an explanation of the label that {UNARY_PAIRWISE.name} gives it."
 
 
 def build(session: Session, name: str) -> gr.Blocks:
@@ -54,76 +56,83 @@ def build(session: Session, name: str) -> gr.Blocks:
 
     Args:
         session: the model and the limits.
-        name: of the model, for the title.
+        name: the name of the model, for the title.
     """
-    start, limits = session.defaults(), session.limits
+    limits = session.limits
     page = gr.Blocks(title=f"contextcrf: {name}", analytics_enabled=False, delete_cache=(600, 3600))
     with page:
         gr.Markdown(f"## contextcrf: {name}\n{_introduction(session)}")
-        picture = gr.State(None)
+        opened = gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                drop = gr.File(label="picture", type="binary", height=170, elem_id="drop")
-                message = gr.HTML(_done(_offer(limits)), elem_id="message")
+                drop = gr.File(label="image file", type="binary", height=170, elem_id="drop")
+                message = gr.HTML(_done(_accepted(limits)), elem_id="message")
                 opacity = gr.Slider(0, 1, 0.5, step=0.05, label="opacity of the colors", elem_id="opacity")
-                sliders = _Sliders(session, start)
-                reset = gr.Button("The model's own settings", elem_id="reset")
+                sliders = _Sliders(session)
+                reset = gr.Button("Reset to the model's settings", elem_id="reset")
             with gr.Column(scale=3, min_width=480):
-                shown = []
+                views = []
                 for pair in (VIEWS[:2], VIEWS[2:]):
                     with gr.Row():
-                        shown += [_view(view) for view in pair]
+                        views += [_view(view) for view in pair]
                 gr.HTML(_legend(session.model.classes))
-                words = gr.Markdown(CLICK, elem_id="words")
-                why = _view("why", visible=False)
+                explanation = gr.Markdown(CLICK, elem_id="explanation")
+                messages = _view("messages", visible=False)
 
         hidden = gr.update(value=None, visible=False)
-        emptied = [None] * len(VIEWS)
-        inputs = [picture, opacity, *sliders.all]
+        inputs = [opened, opacity, *sliders.all]
 
-        def opened(data: bytes | None, opacity: float, *values: Any) -> list[Any]:
+        def on_upload(data: bytes | None, opacity: float, *values: Any) -> list[Any]:
+            def refused(text: str) -> list[Any]:
+                return [None, None, _refused(text), *([None] * len(VIEWS)), CLICK, hidden]
+
             if data is None:
-                return [None, None, _refused(NOTHING), *emptied, CLICK, hidden]
+                return refused(NO_IMAGE)
             try:
-                found = session.open(data)
-                results = session.segment(found, sliders.read(values))
+                image = session.open(data)
+                labelings = session.segment(image, sliders.inference(values))
             except Refusal as error:
-                return [None, None, _refused(str(error)), *emptied, CLICK, hidden]
-            return [None, found, _done(_summary(found, results)), *_pictures(results, opacity), CLICK, hidden]
+                return refused(str(error))
+            return [None, image, _done(_summary(image, labelings)), *_pictures(labelings, opacity), CLICK, hidden]
 
-        def moved(found: Picture | None, opacity: float, *values: Any) -> list[Any]:
-            if found is None:
-                return [_refused(NOTHING), *([gr.skip()] * len(VIEWS))]
+        def on_change(image: OpenedImage | None, opacity: float, *values: Any) -> list[Any]:
+            if image is None:
+                return [_refused(NO_IMAGE), *([gr.skip()] * len(VIEWS))]
             try:
-                results = session.segment(found, sliders.read(values))
+                labelings = session.segment(image, sliders.inference(values))
             except Refusal as error:
                 return [_refused(str(error)), *([gr.skip()] * len(VIEWS))]
-            return [_done(_summary(found, results)), *_pictures(results, opacity)]
+            return [_done(_summary(image, labelings)), *_pictures(labelings, opacity)]
 
-        def clicked(event: gr.SelectData, found: Picture | None, opacity: float, *values: Any) -> list[Any]:
-            if found is None:
-                return [NOTHING, hidden]
-            height, width = found.size
+        def on_click(event: gr.SelectData, image: OpenedImage | None, opacity: float, *values: Any) -> list[Any]:
+            if image is None:
+                return [NO_IMAGE, hidden]
+            height, width = image.size
             column, row = (
-                min(max(0, int(at) // _zoom(width, height)), most - 1)
-                for at, most in zip(event.index, (width, height), strict=True)
+                min(max(0, int(place) // _zoom(width, height)), side - 1)
+                for place, side in zip(event.index, (width, height), strict=True)
             )
             try:
-                answer = session.explain(found, sliders.read(values), (row, column))
+                found = session.explain(image, sliders.inference(values), (row, column))
             except Refusal as error:
                 return [str(error), hidden]
-            return [answer.words, gr.update(value=answer.picture, visible=answer.picture is not None)]
+            return [found.text, gr.update(value=found.picture, visible=found.picture is not None)]
 
-        # One computation at a time: they share the processor, and their limits of time count what is theirs.
+        # One computation at a time: computations at once would share the processor and exceed their time limits.
         one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         drop.upload(
-            opened, [drop, *inputs[1:]], [drop, picture, message, *shown, words, why], trigger_mode="always_last", **one
+            on_upload,
+            [drop, *inputs[1:]],
+            [drop, opened, message, *views, explanation, messages],
+            trigger_mode="always_last",
+            **one,
         )
-        moves = [slider.input for slider in (opacity, *sliders.all)]
-        gr.on(moves, moved, inputs, [message, *shown], trigger_mode="always_last", show_progress="minimal", **one)
-        back = reset.click(sliders.start, None, sliders.all, api_visibility="private")
-        back.then(moved, inputs, [message, *shown], **one)
-        gr.on([view.select for view in shown], clicked, inputs, [words, why], trigger_mode="always_last", **one)
+        changes = [slider.input for slider in (opacity, *sliders.all)]
+        gr.on(changes, on_change, inputs, [message, *views], trigger_mode="always_last", show_progress="minimal", **one)
+        back = reset.click(sliders.start_values, None, sliders.all, api_visibility="private")
+        back.then(on_change, inputs, [message, *views], **one)
+        clicks = [view.select for view in views]
+        gr.on(clicks, on_click, inputs, [explanation, messages], trigger_mode="always_last", **one)
     return page
 
 
@@ -131,57 +140,64 @@ class _Sliders:
     """The sliders of mean field and of the dense CRF, in the page that is being built.
 
     Attributes:
-        all: the components, in the order in which their values come.
+        all: the components, in the order of their values.
     """
 
-    def __init__(self, session: Session, start: Settings) -> None:
-        self._start = start
-        self._names = tuple(start.strengths)
-        self._plain = [name for name, strength in start.strengths.items() if strength is None]
+    def __init__(self, session: Session) -> None:
+        self._own = session.inference
+        relations = tuple(session.model.pairwise)
+        # A relation with the plain sum has no weight; its slider starts at the default.
+        defaults = InferenceConfig().weights(relations)
+        weights = self._own.weights(relations)
+        self._weights: dict[str, Any] = {
+            name: defaults[name] if weight is None else weight for name, weight in weights.items()
+        }
+        self._plain = [name for name, weight in weights.items() if weight is None]
+        self._dense = [] if session.model.dense is not None else list(DENSE_PARAMETERS)
         with gr.Accordion("Mean field"):
             self.all: list[Any] = [
-                _slider("mean-field iterations", (0, *ITERATIONS), start.iterations, "mean-field-iterations")
+                _slider(
+                    "mean-field iterations", (0, *MEAN_FIELD_ITERATIONS), self._own.iterations, "mean-field-iterations"
+                )
             ]
-            for name in self._names:
-                self.all.append(_slider(f"weight of {name}", (0, *STRENGTH), self._votes(name), f"weight-{name}"))
+            for name, weight in self._weights.items():
+                self.all.append(_slider(f"weight of {name}", (0, *RELATION_WEIGHT), weight, f"weight-{name}"))
             if self._plain:
                 label = f"plain sum of the paper, without weights: {', '.join(self._plain)}"
                 self.all.append(gr.Checkbox(True, label=label, elem_id="plain"))
-        if start.dense is None:
-            gr.Markdown("The dense CRF of this model is learned: it has no sliders.")
+        if not self._dense:
+            gr.Markdown("The parameters of this model's dense CRF are learned, so they have no sliders.")
             return
         with gr.Accordion("Dense CRF"):
-            for name in DENSE:
-                self.all.append(_slider(DENSE_LABELS[name], DENSE_RANGES[name], start.dense[name], f"dense-{name}"))
+            for name in self._dense:
+                start = self._own.dense[name]
+                self.all.append(_slider(DENSE_LABELS[name], DENSE_RANGES[name], start, f"dense-{name}"))
 
-    def _votes(self, name: str) -> float:
-        strength = self._start.strengths[name]
-        return 1 / len(self._names) if strength is None else strength
-
-    def start(self) -> list[Any]:
-        """The values that the model has."""
-        values: list[Any] = [self._start.iterations, *map(self._votes, self._names)]
+    def start_values(self) -> list[Any]:
+        """The values of the model's own settings."""
+        values: list[Any] = [self._own.iterations, *self._weights.values()]
         values += [True] if self._plain else []
-        values += [self._start.dense[name] for name in DENSE] if self._start.dense is not None else []
+        values += [self._own.dense[name] for name in self._dense]
         return values if len(values) > 1 else values[0]
 
-    def read(self, values: Sequence[Any]) -> Settings:
-        """Settings from the values of `all`."""
+    def inference(self, values: Sequence[Any]) -> InferenceConfig:
+        """The settings for some values of `all`."""
         rest = list(values)
         iterations = int(rest.pop(0))
-        strengths: dict[str, float | None] = {name: rest.pop(0) for name in self._names}
+        weights: dict[str, float | None] = {name: rest.pop(0) for name in self._weights}
         if self._plain and rest.pop(0):
-            strengths.update(dict.fromkeys(self._plain))
-        return Settings(iterations, strengths, dict(zip(DENSE, rest, strict=True)) if rest else None)
+            weights.update(dict.fromkeys(self._plain))
+        inference = replace(self._own, iterations=iterations, relation_weights=weights)
+        return with_dense(inference, dict(zip(self._dense, rest, strict=True))) if self._dense else inference
 
 
-def _slider(label: str, span: tuple[float, float, float], value: float, key: str) -> gr.Slider:
+def _slider(label: str, span: tuple[float, float, float], value: float, elem_id: str) -> gr.Slider:
     low, high, step = span
-    return gr.Slider(min(low, value), max(high, value), value, step=step, label=label, elem_id=key)
+    return gr.Slider(min(low, value), max(high, value), value, step=step, label=label, elem_id=elem_id)
 
 
 def _view(name: str, visible: bool = True) -> gr.Image:
-    # PNG: the colors are those of the legend.
+    # PNG keeps the colors of the legend exactly.
     return gr.Image(
         label=name,
         format="png",
@@ -189,53 +205,62 @@ def _view(name: str, visible: bool = True) -> gr.Image:
         interactive=False,
         buttons=["fullscreen"],
         visible=visible,
-        elem_id=name.lower(),
+        elem_id=name.replace("+", "-"),
     )
 
 
-def _pictures(results: Results, opacity: float) -> list[Image.Image]:
-    photo = Image.fromarray(results.crf.image.permute(1, 2, 0).numpy())
-    labeled: list[Segmentation] = [results.unary, results.crf, results.refined]
-    pictures = [photo, *(found.overlay(opacity) for found in labeled)]
-    zoom = _zoom(*photo.size)
+def _pictures(labelings: Labelings, opacity: float) -> list[Image.Image]:
+    """The image, and its overlays with the labels of each system."""
+    image = labelings.unary.picture
+    systems = (labelings.unary, labelings.pairwise, labelings.dense)
+    pictures = [image, *(labeling.overlay(opacity) for labeling in systems)]
+    zoom = _zoom(*image.size)
     return [one.resize((zoom * one.width, zoom * one.height), Image.Resampling.NEAREST) for one in pictures]
 
 
 def _zoom(width: int, height: int) -> int:
-    """How many pixels on the page a pixel of a small picture becomes; gradio enlarges none."""
-    return max(1, SIDE // max(width, height))
+    """Pixels on the page along a pixel of a small image, which gradio does not enlarge by itself."""
+    return max(1, ENLARGED_SIDE // max(width, height))
 
 
 def _introduction(session: Session) -> str:
+    unary, pairwise, dense = VIEWS[1:]
     lines = [
-        "The **unary** labels every place by itself; in the **CRF** its neighbors vote too (mean field); **refined** "
-        "is the dense CRF behind it, which follows the edges of the picture. Everything stays on this machine.",
+        f"**{unary}** labels each place by itself. **{pairwise}** adds the messages of the neighbors by mean field. "
+        f"**{dense}** refines the result with a dense CRF, which follows the edges in the image. Nothing leaves this "
+        "machine.",
     ]
-    names, strengths = list(session.model.pairwise), session.defaults().strengths
-    if not names:
-        lines.append("This model has no pairwise potentials: its CRF is its unary.")
-    elif all(strength == 0 for strength in strengths.values()):
+    weights = session.inference.relation_weights
+    if not weights:
+        lines.append(f"This model has no pairwise potentials, so {pairwise} is the same as {unary}.")
+    elif all(weight == 0 for weight in weights.values()):
         lines.append(
-            "The weights of this model's relations are 0, so its CRF is its unary: the sliders start there; move them "
-            "up to hear what the neighbors say."
+            f"The weights of this model's relations are 0, so {pairwise} is the same as {unary} until a weight is "
+            "moved up."
         )
+    own = session.model.inference
+    if (own.scales, own.flip) != (session.inference.scales, session.inference.flip):
+        lines.append("The page leaves out the test-time augmentation with which this model is configured.")
     return " ".join(lines)
 
 
-def _offer(limits: Limits) -> str:
+def _accepted(limits: Limits) -> str:
     return (
-        f"JPEG, PNG, WebP or BMP, at most {limits.megabytes:g} MB and {limits.pixels / 1e6:g} megapixels; shown with "
-        f"at most {limits.side} pixels a side."
+        f"The page accepts JPEG, PNG, WebP and BMP files of at most {limits.megabytes:g} MB and "
+        f"{limits.pixels / 1e6:g} megapixels. Larger images are shrunk to a longer side of {limits.side} pixels."
     )
 
 
-def _summary(found: Picture, results: Results) -> str:
-    height, width = found.size
-    size = f"{width} x {height} px"
-    if found.original != (width, height):
-        size += f" (shrunk from {found.original[0]} x {found.original[1]})"
-    crf, dense = results.changes()
-    return f"{size}. The CRF changes {crf:.1%} of the unary's labels, the dense CRF {dense:.1%} of the CRF's."
+def _summary(image: OpenedImage, labelings: Labelings) -> str:
+    height, width = image.size
+    size = f"{width} x {height} pixels"
+    if image.original != (width, height):
+        size += f" (shrunk from {image.original[0]} x {image.original[1]})"
+    pairwise, dense = labelings.changes()
+    return (
+        f"The image has {size}. The pairwise potentials change the labels of {pairwise:.1%} of the pixels, and the "
+        f"dense CRF then changes those of {dense:.1%}."
+    )
 
 
 def _done(text: str) -> str:

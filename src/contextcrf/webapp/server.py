@@ -1,4 +1,4 @@
-"""The page on this machine: bound to 127.0.0.1, asking nobody for anything, its files in a folder that goes with it."""
+"""The server of the page: bound to 127.0.0.1, without requests to other machines, its files in a temporary folder."""
 
 import os
 import signal
@@ -12,13 +12,13 @@ from typing import Any
 from contextcrf.webapp.session import Session
 
 HOST = "127.0.0.1"
-# Fonts that are there; gradio's own would be fetched.
+# Fonts of the system; the browser would download those of gradio.
 FONTS = ("system-ui", "sans-serif")
 MONOSPACE = ("ui-monospace", "monospace")
 
 
-class Closed:
-    """Refuses what gradio's server offers beside the page: fetching addresses, and films of the screen."""
+class ClosedEndpoints:
+    """Middleware that closes endpoints of gradio that the page does not need: fetching of URLs, screen recordings."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -28,27 +28,27 @@ class Closed:
 
         path = scope.get("path", "")
         if any(part in path for part in ("file=http", "process_recording", "/proxy=")):
-            await PlainTextResponse("not offered here", 404)(scope, receive, send)
+            await PlainTextResponse("This endpoint is closed.", 404)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
 
 @contextmanager
 def running(session: Session, name: str, port: int = 0, browser: bool = False) -> Iterator[str]:
-    """The page while the block lasts; its address.
+    """Serve the page within the block, whose value is its address.
 
     Args:
         session: the model and the limits.
-        name: of the model, for the title.
-        port: 0 takes a free one.
-        browser: open a window on it.
+        name: the name of the model, for the title.
+        port: the port; 0 takes a free one.
+        browser: open a browser window with the page.
 
     Raises:
         OSError: the port is taken.
     """
-    port = _free(port)
-    with tempfile.TemporaryDirectory(prefix="contextcrf-demo-") as folder, _environment("GRADIO_TEMP_DIR", folder):
-        # Not before: gradio decides on some folders when it is imported.
+    port = _free_port(port)
+    with tempfile.TemporaryDirectory(prefix="contextcrf-demo-") as folder, _variable("GRADIO_TEMP_DIR", folder):
+        # Imported only now, because gradio chooses some folders when it is imported.
         from contextcrf.webapp.page import build
 
         page = build(session, name)
@@ -59,15 +59,15 @@ def running(session: Session, name: str, port: int = 0, browser: bool = False) -
 
 
 def serve(session: Session, name: str, port: int, browser: bool) -> None:
-    """`running` until Ctrl-C or SIGTERM."""
+    """Serve the page until Ctrl-C or SIGTERM; the arguments are those of `running`."""
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with running(session, name, port, browser) as address:
-        print(f"{name} at {address} (Ctrl-C ends it)", flush=True)
+        print(f"The page of {name} is at {address} (Ctrl-C ends it).", flush=True)
         try:
             stop.wait()
         except KeyboardInterrupt:
-            print("closed")
+            print("The page is closed.")
 
 
 def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
@@ -86,9 +86,9 @@ def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
         prevent_thread_lock=True,
         quiet=True,
         show_error=False,
-        # A stop for what is far too large; what is somewhat too large the session refuses, in its own words.
+        # gradio refuses files that are far too large; the session refuses the others with a better message.
         max_file_size=4 * session.limits.bytes,
-        state_session_capacity=4,  # each holds a picture's features
+        state_session_capacity=4,  # each holds the features of an image
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -98,14 +98,17 @@ def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
         theme=gr.themes.Default(font=FONTS, font_mono=MONOSPACE),
         css=CSS,
         app_kwargs={
-            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]), Middleware(Closed)]
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+                Middleware(ClosedEndpoints),
+            ]
         },
     )
     return str(address)
 
 
-def _free(port: int) -> int:
-    """The port, or a free one for 0."""
+def _free_port(port: int) -> int:
+    """The port if it is free, or any free one for 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -116,8 +119,8 @@ def _free(port: int) -> int:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment, in the block."""
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable within the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,60 +1,53 @@
-"""What the page computes: features once for a picture, then inference as often as a slider moves."""
+"""What the page computes: features once for each image, then inference whenever a setting changes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from contextcrf.crf import DenseCRF
-from contextcrf.evaluation.report import draw_pushes
+from contextcrf.evaluation.report import draw_messages
+from contextcrf.inference.predictor import Predictor
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.modeling.config import UNARY
+from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
+from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.utils.resizing import upsample
+from contextcrf.webapp.description import changes_score, describe
 from contextcrf.webapp.limits import Deadline, Limits
 from contextcrf.webapp.uploads import read_upload
-from contextcrf.webapp.words import describe
 
-# What the page lets one change of the dense CRF.
-DENSE = ("spatial_sxy", "spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat", "iterations")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the sliders say.
-
-    Args:
-        iterations: of mean field.
-        strengths: of every relation; None is the plain sum of the paper.
-        dense: arguments of the dense CRF; None for one that is learned.
-    """
-
-    iterations: int
-    strengths: Mapping[str, float | None]
-    dense: Mapping[str, float] | None
+# The parameters of the dense CRF that the page can change.
+DENSE_PARAMETERS = (
+    "spatial_sxy",
+    "spatial_compat",
+    "bilateral_sxy",
+    "bilateral_srgb",
+    "bilateral_compat",
+    "iterations",
+)
 
 
 @dataclass(eq=False)
-class Picture:
-    """A picture and what has been computed for it.
+class OpenedImage:
+    """An image with what has been computed for it.
 
     Attributes:
         pixels: uint8 [3, H, W].
-        original: width and height of the file's picture, before it was shrunk.
-        features: by potential, as the model returns them.
+        original: width and height in the file, before the image was shrunk.
+        features: as `Predictor.extract_features` returns them.
         unary: marginals [1, K, h, w] of the unary alone.
-        crf: those of the last mean field, with its settings.
-        refined: marginals [1, K, H, W] of the last dense CRF, with all settings.
+        pairwise: marginals [1, K, h, w] of the last mean field, with its settings.
+        dense: marginals [1, K, H, W] of the last dense CRF, with its settings.
     """
 
     pixels: Tensor
     original: tuple[int, int]
     features: dict[str, Tensor]
     unary: Tensor
-    crf: tuple[tuple[int, dict[str, float | None]], Tensor] | None = field(default=None, repr=False)
-    refined: tuple[Settings, Tensor] | None = field(default=None, repr=False)
+    pairwise: tuple[InferenceConfig, Tensor] | None = field(default=None, repr=False)
+    dense: tuple[InferenceConfig, Tensor] | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,108 +56,122 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Results:
-    """One picture labeled three times: by the unary alone, by the CRF, by the CRF with the dense CRF behind it."""
+class Labelings:
+    """One image labeled by the three systems unary, unary+pairwise and unary+pairwise+dense."""
 
     unary: Segmentation
-    crf: Segmentation
-    refined: Segmentation
+    pairwise: Segmentation
+    dense: Segmentation
 
     def changes(self) -> tuple[float, float]:
-        """Shares of the pixels whose label the CRF changed, and then the dense CRF."""
-        unary, crf, refined = (found.labels for found in (self.unary, self.crf, self.refined))
-        return (unary != crf).float().mean().item(), (crf != refined).float().mean().item()
+        """The shares of the pixels whose labels the pairwise potentials change, and then the dense CRF."""
+        unary, pairwise, dense = (found.labels for found in (self.unary, self.pairwise, self.dense))
+        return (unary != pairwise).float().mean().item(), (pairwise != dense).float().mean().item()
 
 
 @dataclass(frozen=True)
-class Why:
-    """Why a pixel has its label: in words (Markdown), and as a picture where any neighbor pushes."""
+class PixelExplanation:
+    """The explanation of a pixel's label.
 
-    words: str
+    Attributes:
+        text: Markdown.
+        picture: maps of the messages; None where no message changes the label.
+    """
+
+    text: str
     picture: Image.Image | None
 
 
+def with_dense(inference: InferenceConfig, parameters: Mapping[str, float]) -> InferenceConfig:
+    """The settings with other parameters of the dense CRF, by name; "iterations" becomes a whole number."""
+    whole = {"iterations": int(parameters["iterations"])}
+    return replace(inference, dense={**inference.dense, **parameters, **whole})
+
+
 class Session:
-    """A model with limits. Pictures belong to those who opened them: the session keeps none.
+    """A model with the limits of the page. It keeps no image: `open` returns what later calls need.
 
     Args:
-        model: set to evaluation mode.
-        limits: of every picture and computation.
+        model: the model; it is set to evaluation mode.
+        limits: the limits on every image and computation.
+
+    Attributes:
+        inference: the model's own settings with every value written out, without test-time augmentation, whose copies
+            would each need features of their own.
     """
 
     def __init__(self, model: ContextCRF, limits: Limits) -> None:
         self.model = model.eval()
         self.limits = limits
-
-    def defaults(self) -> Settings:
-        """The model's own settings."""
-        config = self.model.config
-        strengths = {name: config.strengths.get(name, 1 / len(self.model.pairwise)) for name in self.model.pairwise}
-        if self.model.dense is not None:
-            return Settings(config.iterations, strengths, None)
-        crf = DenseCRF(**config.dense)  # type: ignore[arg-type]
-        return Settings(config.iterations, strengths, {name: float(getattr(crf, name)) for name in DENSE})
+        own = model.inference
+        self.inference = replace(own, relation_weights=own.weights(model.pairwise), scales=(1.0,), flip=False)
+        # The parameters of a learned dense CRF are weights of the model.
+        if model.dense is None:
+            crf = own.dense_crf()
+            parameters = {name: float(getattr(crf, name)) for name in DENSE_PARAMETERS}
+            self.inference = with_dense(self.inference, parameters)
 
     @torch.inference_mode()
-    def open(self, data: bytes) -> Picture:
-        """Decode a file and compute the features of its picture.
+    def open(self, data: bytes) -> OpenedImage:
+        """Decode a file and compute the features of its image.
 
         Raises:
-            Refusal: as `read_upload`, or it took too long.
+            Refusal: as for `read_upload`, or the time is over.
         """
         with Deadline(self.limits.seconds) as deadline:
             pixels, original = read_upload(data, self.limits)
             deadline.check()
-            images = pixels[None].to(self.model.mean.device).float()
-            features = self.model.features(images)
-            return Picture(pixels, original, features, self.model.infer(features, [UNARY]))
+            predictor = Predictor(self.model, self.inference)
+            features = predictor.extract_features(self._images(pixels).float())
+            return OpenedImage(pixels, original, features, predictor.mean_field(features, UNARY_ONLY).float())
 
     @torch.inference_mode()
-    def segment(self, picture: Picture, settings: Settings) -> Results:
-        """Inference with these settings; what they leave as it was is not computed again.
+    def segment(self, image: OpenedImage, inference: InferenceConfig) -> Labelings:
+        """Label an image with these settings; a step whose settings have not changed is not computed again.
 
         Raises:
-            Refusal: it took too long.
+            Refusal: the time is over.
         """
         with Deadline(self.limits.seconds):
-            crf = self._crf(picture, settings)
-            if picture.refined is None or picture.refined[0] != settings:
-                images = picture.pixels[None].to(crf.device)
-                marginals = upsample(crf, picture.size)
-                picture.refined = settings, self.model.refine(marginals, images, _arguments(settings))
-            unary, full = (self._segmentation(picture, upsample(maps, picture.size)) for maps in (picture.unary, crf))
-            return Results(unary, full, self._segmentation(picture, picture.refined[1]))
+            predictor = Predictor(self.model, inference)
+            pairwise = upsample(self._pairwise(image, predictor), image.size)
+            if image.dense is None or image.dense[0] != inference:
+                image.dense = inference, predictor.refine(pairwise, self._images(image.pixels))
+            return Labelings(
+                self._segmentation(image, upsample(image.unary, image.size)),
+                self._segmentation(image, pairwise),
+                self._segmentation(image, image.dense[1]),
+            )
 
     @torch.inference_mode()
-    def explain(self, picture: Picture, settings: Settings, pixel: tuple[int, int]) -> Why:
-        """Who voted for the label that the CRF gives a pixel (row, column).
+    def explain(self, image: OpenedImage, inference: InferenceConfig, pixel: tuple[int, int]) -> PixelExplanation:
+        """Explain the label that unary+pairwise gives a pixel (row, column).
 
         Raises:
-            Refusal: it took too long.
+            Refusal: the time is over.
         """
         with Deadline(self.limits.seconds):
-            crf = self._crf(picture, settings)
-            strengths = settings.strengths
-            found = self.model.explain_inference(picture.features, crf, pixel, picture.size, strengths)
-            unary, full = (self._segmentation(picture, upsample(maps, picture.size)) for maps in (picture.unary, crf))
-            words = describe(found, self.model.pool(crf)[0], unary, full, pixel)
-            # Without a push there is nothing to draw; the words say why.
-            pushes = any(bool(one.messages.any()) for one in found.values())
-            return Why(words, draw_pushes(full, found, pixel, strengths) if pushes else None)
+            predictor = Predictor(self.model, inference)
+            marginals = self._pairwise(image, predictor)
+            found = predictor.explain_marginals(image.features, marginals, pixel, image.size)
+            unary = self._segmentation(image, upsample(image.unary, image.size))
+            pairwise = self._segmentation(image, upsample(marginals, image.size))
+            text = describe(found, self.model.pool(marginals)[0].argmax(0), unary, pairwise, pixel)
+            # Where nothing changes there is nothing to draw; the text gives the reason.
+            if not changes_score(found, pairwise, pixel):
+                return PixelExplanation(text, None)
+            return PixelExplanation(text, draw_messages(pairwise, found, pixel, predictor.weights))
 
-    def _crf(self, picture: Picture, settings: Settings) -> Tensor:
-        key = (settings.iterations, dict(settings.strengths))
-        if picture.crf is None or picture.crf[0] != key:
-            maps = self.model.infer(picture.features, None, settings.iterations, settings.strengths)
-            picture.crf = key, maps
-        return picture.crf[1]
+    def _pairwise(self, image: OpenedImage, predictor: Predictor) -> Tensor:
+        """Marginals [1, K, h, w] of unary+pairwise, which the dense CRF's settings do not change."""
+        settings = replace(predictor.inference, dense={})
+        if image.pairwise is None or image.pairwise[0] != settings:
+            image.pairwise = settings, predictor.mean_field(image.features, UNARY_PAIRWISE).float()
+        return image.pairwise[1]
 
-    def _segmentation(self, picture: Picture, marginals: Tensor) -> Segmentation:
-        return Segmentation(picture.pixels, marginals[0].cpu(), self.model.classes)
+    def _images(self, pixels: Tensor) -> Tensor:
+        """A batch of one image on the model's device."""
+        return pixels[None].to(self.model.device)
 
-
-def _arguments(settings: Settings) -> dict[str, float] | None:
-    """The dense CRF's: a number of iterations is a whole number, whatever a slider makes of it."""
-    if settings.dense is None:
-        return None
-    return {**settings.dense, "iterations": int(settings.dense["iterations"])}
+    def _segmentation(self, image: OpenedImage, marginals: Tensor) -> Segmentation:
+        return Segmentation(image.pixels, marginals[0].cpu(), self.model.classes)

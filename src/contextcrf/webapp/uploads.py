@@ -1,56 +1,60 @@
-"""Files that somebody drops on the page: looked at before they are decoded, and what they are is seen by decoding."""
+"""Reading of uploaded files: size and header are checked first, and the format is found from the content."""
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from contextcrf.data.images import DECODING_ERRORS, DEEP_IMAGE_MODES, as_pixels
+from contextcrf.data.images import DECODING_ERRORS, DEEP_IMAGE_MODES, as_pixels, describe_error, upright
 from contextcrf.webapp.limits import Limits, Refusal
 
-# Formats whose decoders are small and guarded; Pillow would read dozens, some by calling other programs.
+# Formats with small, hardened decoders. Pillow has dozens of others, some of which run external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def read_upload(data: bytes, limits: Limits) -> tuple[Tensor, tuple[int, int]]:
-    """The picture in a file, upright, shrunk to `limits.side`.
+    """The image in an uploaded file, upright and shrunk to `limits.side`.
 
     Args:
-        data: all bytes of the file; its name tells nothing.
-        limits: of size.
+        data: all bytes of the file. Its name is not used.
+        limits: the limits on its size.
 
     Returns:
-        uint8 RGB [3, H, W], and width and height before it was shrunk.
+        uint8 RGB [3, H, W], and the width and height before the image was shrunk.
 
     Raises:
-        Refusal: no picture, a broken one, or one beyond the limits.
+        Refusal: the file is not an image, is broken, or exceeds the limits.
     """
     if len(data) > limits.bytes:
-        raise Refusal(f"The file has {len(data) / 1e6:.1f} MB: this page takes at most {limits.megabytes:g} MB.")
+        raise Refusal(f"The file has {len(data) / 1e6:.1f} MB: this page accepts at most {limits.megabytes:g} MB.")
     try:
         file = Image.open(io.BytesIO(data), formats=FORMATS)
     except _BOMBS as error:
-        raise _too_large("more pixels than any camera's picture", limits) from error
+        raise _too_large("more pixels than any photograph", limits) from error
     except DECODING_ERRORS as error:
-        raise Refusal("This is no picture that the page can read: it takes JPEG, PNG, WebP and BMP.") from error
+        raise Refusal("This is not an image that the page can read: it accepts JPEG, PNG, WebP and BMP.") from error
     with file:
         if file.width * file.height > limits.pixels:
             raise _too_large(f"{file.width} x {file.height} pixels", limits)
         try:
-            ImageOps.exif_transpose(file, in_place=True)
-            size = file.size
-            # What has more than 8 bits a channel stays as it is, to be refused.
-            image = file if file.mode in DEEP_IMAGE_MODES else file.convert("RGB")
+            image = upright(file)
+            size = image.size
+            # An image with more than 8 bits per channel is not converted, so that `as_pixels` refuses it.
+            if image.mode not in DEEP_IMAGE_MODES:
+                image = image.convert("RGB")
             if max(size) > limits.side:
                 image.thumbnail((limits.side, limits.side), Image.Resampling.LANCZOS)
             return as_pixels(image), size
         except DECODING_ERRORS as error:
-            raise Refusal(f"The picture is broken or of an unusual kind and could not be decoded: {error}.") from error
+            raise Refusal(
+                f"The image is broken or of an unusual kind and could not be decoded: {describe_error(error)}."
+            ) from error
 
 
-def _too_large(found: str, limits: Limits) -> Refusal:
+def _too_large(size: str, limits: Limits) -> Refusal:
     return Refusal(
-        f"The picture declares {found} and was not decoded: this page takes at most {limits.pixels / 1e6:g} megapixels."
+        f"According to its header, the image has {size}; it was not decoded: this page accepts at most "
+        f"{limits.pixels / 1e6:g} megapixels."
     )

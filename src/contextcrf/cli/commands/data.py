@@ -7,8 +7,8 @@ from pathlib import Path
 def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int = 255, val_every: int = 5) -> None:
     """Inspect a folder of images and masks, make it a data set, and write a first recipe for it.
 
-    DATA holds `images/` and `masks/`, files of the same name, the masks with a class index for each pixel. Missing files
-    are written: classes.yaml (give the classes their names there) and splits/train.txt and val.txt.
+    DATA holds `images/` and `masks/`, files of the same name, the masks with a class index for each pixel. The command
+    writes what is missing: classes.yaml (give the classes their names there), splits/train.txt and splits/val.txt.
 
     Args:
         data: the folder.
@@ -80,9 +80,7 @@ def doctor(data: Path | None = None) -> None:
         raise SystemExit(1)
 
 
-def quickstart(
-    out: Path = Path("quickstart"), epochs: int = 20, train_images: int = 160, val_images: int = 40
-) -> None:
+def quickstart(out: Path = Path("quickstart"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
     """Run every step on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
 
     Args:

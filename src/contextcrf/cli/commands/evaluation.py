@@ -53,9 +53,7 @@ def evaluate(
 
     network = load(model).to(default_device())
     inference = network.inference
-    inference = replace(
-        inference, precision=precision, scales=scales or inference.scales, flip=flip or inference.flip
-    )
+    inference = replace(inference, precision=precision, scales=scales or inference.scales, flip=flip or inference.flip)
     predictor = Predictor(network, inference)
     wanted = default_systems(network) if systems is None else [predictor.system(name) for name in systems]
     dataset = open_dataset(data, split)
@@ -69,6 +67,7 @@ def evaluate(
         "data": f"{data.name} {split}, {len(dataset)} images",
         "command": f"`{shlex.join(command)}`",
         "model": fingerprint(network),
+        "inference": replace(inference, precision="auto").changes(),
         "precision": resolve_precision(precision),
     }
     results = EvaluationResults(dataset.classes.names, measured, metadata)

@@ -60,7 +60,7 @@ def explain(
     """
     from dataclasses import replace
 
-    from contextcrf.data.images import DECODING_ERRORS, read_image
+    from contextcrf.data.images import read_image
     from contextcrf.evaluation.report import draw_explanation
     from contextcrf.inference.predictor import Predictor
     from contextcrf.modeling.serialization import load
@@ -72,11 +72,7 @@ def explain(
         raise ValueError(f"{model}: the model has no pairwise potential to explain")
     weights = {**network.inference.relation_weights, **(relation_weights or {})}
     predictor = Predictor(network, replace(network.inference, relation_weights=weights))
-    try:
-        pixels = read_image(image)
-    except DECODING_ERRORS as error:
-        raise ValueError(f"{image}: the image cannot be read: {error}") from error
-    picture = draw_explanation(predictor, pixels, (row, column))
+    picture = draw_explanation(predictor, read_image(image), (row, column))
     with atomic_write(out) as partial:
         picture.save(partial)
     print(f"written to {out}")
@@ -203,9 +199,7 @@ def demo(
     serve(Session(load(model).to(default_device()), limits), model, port, not no_browser)
 
 
-def _predictor(
-    model: str, dense: bool, scales: list[float] | None, flip: bool, tile: int | None = None
-) -> "Predictor":
+def _predictor(model: str, dense: bool, scales: list[float] | None, flip: bool, tile: int | None = None) -> "Predictor":
     """The predictor of a saved model, with the options that were given in place of the model's own settings."""
     from dataclasses import replace
 
@@ -230,6 +224,6 @@ def _predictor(
 def _report(count: int, outcome: "Outcome", done: str, out: Path) -> None:
     print(f"{count - len(outcome.failed)} of {count} {done}, written to {out}")
     if outcome.failed:
-        for path, reason in outcome.failed:
-            print(f"could not be read: {path}: {reason}", file=sys.stderr)
+        for _, reason in outcome.failed:
+            print(reason, file=sys.stderr)
         raise SystemExit(1)

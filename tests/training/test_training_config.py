@@ -1,0 +1,50 @@
+"""The values of `TrainingConfig`."""
+
+from typing import get_args
+
+import pytest
+
+from contextcrf.training import TrainingConfig
+from contextcrf.training.config import ObjectiveName
+from contextcrf.training.objectives import OBJECTIVES
+
+
+def test_the_names_of_objectives_are_those_of_the_table():
+    assert get_args(ObjectiveName) == tuple(OBJECTIVES)
+    for name in OBJECTIVES:
+        assert TrainingConfig(objective=name).objective == name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "likelihood"}, "objective 'likelihood': expected one of piecewise, pseudo-likelihood, "),
+        ({"optimizer": "SGD"}, "optimizer 'SGD': expected one of adamw, sgd"),
+        ({"loss_at": "nodes"}, "loss_at 'nodes': expected one of graph, pixels"),
+        ({"broken_images": "skp"}, "broken_images 'skp': expected one of stop, skip"),
+        ({"precision": "bf16"}, "precision 'bf16': expected one of auto, bf16-mixed, 32-true"),
+        ({"epochs": 0}, "epochs 0: expected more than 0"),
+        ({"lr": float("nan")}, "lr nan: expected more than 0"),
+        ({"workers": -1}, "workers -1: expected 0 or more"),
+        ({"max_edges": 0}, "max_edges 0: expected 1 or more, or null for all edges"),
+        ({"ema": 1.0}, "ema 1.0: expected a decay per step of 0"),
+        ({"color": -1}, "color -1: expected 0 or more"),
+        ({"scale": (2.0, 1.0)}, r"scale \[2.0, 1.0\]: expected a smallest and a largest factor"),
+        ({"crop": (0, 96)}, r"crop \[0, 96\]: expected height and width in pixels"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**change)
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "piecewise"])
+@pytest.mark.parametrize(
+    "change", [{"max_edges": 64}, {"class_balance": 0.5}, {"loss_at": "pixels"}, {"lovasz": 1.0}], ids=str
+)
+def test_settings_of_the_pieces_are_refused_by_the_other_objectives(objective, change):
+    TrainingConfig(**change)
+    [name] = change
+    with pytest.raises(ValueError, match=name) as error:
+        TrainingConfig(objective=objective, **change)
+    assert repr(objective) in str(error.value)

@@ -1,12 +1,14 @@
-"""How fast and how small the CRF core is, as ratios: `python benchmarks/crf.py PART...`, or all parts.
+"""Time and memory of the CRF core, as ratios: `python benchmarks/crf.py PART...`; all parts if none is named.
 
 Each part prints a Markdown table and adds its figures to results/crf/figures.json; growth and objectives draw a plot
-beside it. The parts of `street.py` need CamVid: `--data DATA`.
+beside it. The parts picture, half and objectives, of `street.py`, need CamVid: `--data DATA`.
 """
 
 import argparse
+import runpy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +18,14 @@ from torch import Tensor, nn
 import street
 from contextcrf import PairwisePotential, RangeBox, mean_field
 from contextcrf.crf import elbo, mean_field_nll, pseudo_likelihood_nll
-from contextcrf.crf.meanfield import independent_groups, pairwise_logits
+from contextcrf.crf.meanfield import pairwise_logits
 from contextcrf.evaluation.figures import save_figure
-from explicit import Explicit, Pairs, naive_nll
+from explicit import ExplicitTable, Pairs, naive_nll
 from measure import FIGURES, bfloat16_products, interleaved, matmul_rate, peak_memory, run_parts, store
+
+ROOT = Path(__file__).parent.parent
+# The experiments' groups of nodes that are not joined.
+independent_groups = runpy.run_path(str(ROOT / "experiments" / "icm.py"))["independent_groups"]
 
 HIDDEN = CHANNELS = 512
 # Height, width, classes; the first is the paper's own graph, 448 pixels at stride 32.
@@ -36,24 +42,24 @@ def problem(height: int, width: int, classes: int, relations: int = 2) -> tuple[
 
 
 def edge_count(pairs: Pairs) -> int:
-    """Edges of all relations."""
+    """The number of edges of all relations."""
     return sum(potential.graph(features).edges().shape[1] for potential, features in pairs)
 
 
 @torch.inference_mode()
 def run_explicit(unary: Tensor, pairs: Pairs) -> Tensor:
-    """The table is made within the time that is measured."""
-    return Explicit(pairs).mean_field(unary)
+    """Two iterations with the explicit table, which is computed within the measured time."""
+    return ExplicitTable(pairs).mean_field(unary)
 
 
 @torch.inference_mode()
 def run_ours(unary: Tensor, pairs: Pairs) -> Tensor:
-    """Two iterations."""
+    """Two iterations of `mean_field`."""
     return mean_field(unary, pairs, 2)
 
 
 def run_rounded(unary: Tensor, pairs: Pairs) -> Tensor:
-    """The same with rounded products."""
+    """The same with products in bfloat16."""
     with bfloat16_products():
         return run_ours(unary, pairs)
 
@@ -61,7 +67,7 @@ def run_rounded(unary: Tensor, pairs: Pairs) -> Tensor:
 def memory_of(run: Callable[[Tensor, Pairs], Tensor], height: int, width: int, classes: int) -> Iterator[None]:
     """For `peak_memory`."""
     unary, pairs = problem(height, width, classes)
-    edge_count(pairs)  # the lists of edges are kept, and not what is measured
+    edge_count(pairs)  # the lists of edges are cached, and not measured
     run(*problem(4, 4, classes))
     yield
     run(unary, pairs)
@@ -81,7 +87,7 @@ def inference(repeats: int) -> None:
             "float32": partial(run_ours, unary, pairs),
             "bfloat16": partial(run_rounded, unary, pairs),
         }
-        # Sums over a thousand edges in another order.
+        # The sums over a thousand edges have another order.
         torch.testing.assert_close(work["explicit"](), work["float32"](), rtol=1e-3, atol=1e-3)
         seconds = interleaved(work, repeats)
         megabytes = {
@@ -102,7 +108,7 @@ def inference(repeats: int) -> None:
 
 
 def rate(repeats: int) -> None:
-    """What share of the machine's matrix-product rate is reached; only products over edges that exist count."""
+    """The share of the machine's rate of matrix products; only products over existing edges count."""
     peak = matmul_rate()
     print(f"matrix product, float32: {peak:.0f} GFLOP/s\n")
     print("| map, K | products alone, GFLOP/s | share | all, GFLOP/s | share |\n|---|" + "---:|" * 4)
@@ -110,9 +116,9 @@ def rate(repeats: int) -> None:
     for height, width, classes in SIZES:
         unary, pairs = problem(height, width, classes)
         nodes = height * width
-        # Two iterations, two directions; the contraction of every sender's marginals is work too.
+        # Two iterations, two directions, and the contraction of every sender's marginals.
         work = 2 * 2 * 2 * HIDDEN * classes * (edge_count(pairs) + len(pairs) * nodes * classes)
-        # So are the two halves of the first layer, once.
+        # Once, the two parts of the first layer.
         work += 2 * 2 * len(pairs) * nodes * CHANNELS * HIDDEN
         run = partial(run_ours, unary, pairs)
         whole = work / interleaved({"ours": run}, repeats)["ours"] / 1e9
@@ -139,11 +145,11 @@ CURVES: dict[str, tuple[str, list[tuple[int, int, int]], int | None]] = {
 
 
 def one_box(height: int, width: int, classes: int, reach: int | None) -> tuple[Tensor, Pairs]:
-    """Like `problem`, with one box of 0.4 a, or one that reaches so many nodes to either side."""
+    """Like `problem`, with one box: of 0.4 a, or of `reach` nodes to every side."""
     unary, pairs = problem(height, width, classes, relations=1)
     if reach is None:
         return unary, pairs
-    # Half a node more, so that the floor cannot miss it.
+    # Half a node more, so that the floor gives exactly this number.
     extent = (reach + 0.5) / min(height, width)
     return unary, [(PairwisePotential(CHANNELS, classes, RangeBox(*[extent] * 4), HIDDEN), pairs[0][1])]
 
@@ -157,7 +163,7 @@ def memory_of_growth(height: int, width: int, classes: int, reach: int | None) -
 
 
 def growth(repeats: int) -> None:
-    """Time and memory against the number of nodes and of classes, with fitted exponents."""
+    """Time and memory by the number of nodes and of classes, with fitted exponents."""
     curves: dict[str, dict[str, Any]] = {}
     for name, (unit, sizes, reach) in CURVES.items():
         points = []
@@ -199,75 +205,76 @@ def exponent(counts: Sequence[float], values: Sequence[float]) -> float:
     return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
-def training_step(way: str, unary: Tensor, pairs: Pairs, labels: Tensor) -> None:
-    """Forward and backward of the pairwise part of a training step."""
+def training_step(objective: str, unary: Tensor, pairs: Pairs, labels: Tensor) -> None:
+    """Forward and backward pass of the pairwise part of a training step."""
     for potential, _ in pairs:
         nn.Module.zero_grad(potential)
-    if way == "piecewise":
+    if objective == "piecewise":
         loss = torch.stack([potential.nll(features, labels) for potential, features in pairs]).sum()
-    elif way == "naive":
+    elif objective == "naive":
         loss = torch.stack([naive_nll(potential, features, labels) for potential, features in pairs]).sum()
-    elif way == "pseudo-likelihood":
+    elif objective == "pseudo-likelihood":
         loss = pseudo_likelihood_nll(unary, pairs, labels)
     else:
         loss = mean_field_nll(unary, pairs, labels, iterations=3)
     loss.backward()
 
 
-WAYS = ("piecewise", "naive", "pseudo-likelihood", "mean-field")
+OBJECTIVES = ("piecewise", "naive", "pseudo-likelihood", "mean-field")
 
 
 def step_problem(classes: int) -> tuple[Tensor, Pairs, Tensor]:
-    """28 x 38 nodes, the surrounding box, and features that want a gradient too."""
+    """28 x 38 nodes, the surrounding box, and features that need a gradient too."""
     unary, pairs = problem(28, 38, classes, relations=1)
     pairs = [(potential, features.requires_grad_()) for potential, features in pairs]
     return unary.requires_grad_(), pairs, torch.randint(classes, (1, 28, 38))
 
 
-def memory_of_step(way: str, classes: int) -> Iterator[None]:
+def memory_of_step(objective: str, classes: int) -> Iterator[None]:
     """For `peak_memory`."""
     unary, pairs, labels = step_problem(classes)
     pairs[0][0].graph(pairs[0][1]).edges()
     yield
-    training_step(way, unary, pairs, labels)
+    training_step(objective, unary, pairs, labels)
 
 
 def training(repeats: int) -> None:
     """A step of each objective on one relation."""
     rows = []
     for classes in (21, 150):
-        # All logits of 150 classes would take over 8 GB, and their gradient again.
-        ways = [way for way in WAYS if way != "naive" or classes <= 21]
+        # All logits of 150 classes would take over 8 GB, and their gradient as much again.
+        objectives = [objective for objective in OBJECTIVES if objective != "naive" or classes <= 21]
         unary, pairs, labels = step_problem(classes)
         # A step with 150 classes takes a minute.
         times = repeats if classes <= 21 else 1
-        seconds = interleaved({way: partial(training_step, way, unary, pairs, labels) for way in ways}, times)
-        megabytes = {way: peak_memory(memory_of_step, way, classes) for way in ways}
+        steps = {objective: partial(training_step, objective, unary, pairs, labels) for objective in objectives}
+        seconds = interleaved(steps, times)
+        megabytes = {objective: peak_memory(memory_of_step, objective, classes) for objective in objectives}
         rows.append({"classes": classes, "seconds": seconds, "MiB": megabytes})
         print(f"K={classes}\n\n| step | s | over piecewise | MiB | over piecewise |\n|---|" + "---:|" * 4)
-        for way in ways:
-            time, memory = seconds[way] / seconds["piecewise"], megabytes[way] / megabytes["piecewise"]
-            print(f"| {way} | {seconds[way]:.2f} | {time:.1f} | {megabytes[way]:.0f} | {memory:.1f} |", flush=True)
+        for name in objectives:
+            time, memory = seconds[name] / seconds["piecewise"], megabytes[name] / megabytes["piecewise"]
+            print(f"| {name} | {seconds[name]:.2f} | {time:.1f} | {megabytes[name]:.0f} | {memory:.1f} |", flush=True)
     store({"training": rows})
 
 
 @torch.inference_mode()
 def updates() -> None:
-    """Parallel, damped and sequential updates: the ELBO they reach, and the rounds of messages they pay for it.
+    """Parallel, damped and sequential updates: the ELBO by the number of rounds of messages.
 
-    On a small map of random potentials, whose strength is varied: weak ones are easy for all, strong ones are not.
+    On a small map of random potentials, with small weights, for which all updates do well, and with larger ones.
     """
-    print("| strength | update | rounds of messages | ELBO per node |\n|---|---|---:|---:|")
+    print("| weight | update | rounds of messages | ELBO per node |\n|---|---|---:|---:|")
     rows = []
-    for strength in (0.1, 1.0, 4.0):
+    for weight in (0.1, 1.0, 4.0):
         unary, pairs = problem(10, 13, 8)
-        weights = [strength / potential.graph(features).mean_degree() * 10 for potential, features in pairs]
+        weights = [weight / potential.graph(features).mean_degree() * 10 for potential, features in pairs]
         nodes = unary[0, 0].numel()
         for name, damping in (("parallel", 0.0), ("damped 0.5", 0.5)):
             trace: list[Tensor] = []
             mean_field(unary, pairs, 64, weights, damping, trace=trace)
             for rounds in (2, 8, 64):
-                rows.append([strength, name, rounds, float(trace[rounds]) / nodes])
+                rows.append([weight, name, rounds, float(trace[rounds]) / nodes])
         groups = independent_groups(unary, pairs)
         marginals = unary.softmax(1)
         for sweep in range(1, 9):
@@ -276,15 +283,17 @@ def updates() -> None:
                 marginals = torch.where(group, updated, marginals)
             if sweep in (1, 2, 8):
                 bound = float(elbo(unary, pairs, marginals, weights)) / nodes
-                rows.append([strength, "sequential", sweep * len(groups), bound])
-    for strength, name, rounds, bound in rows:
-        print(f"| {strength:g} | {name} | {rounds} | {bound:.4f} |")
+                rows.append([weight, "sequential", sweep * len(groups), bound])
+    for weight, name, rounds, bound in rows:
+        print(f"| {weight:g} | {name} | {rounds} | {bound:.4f} |")
     store({"updates": rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4, help="of training for each of the objectives")
+    parser.add_argument(
+        "--minutes", type=float, default=4, help="of training for each objective, in the part objectives"
+    )
     parts = {
         "inference": lambda options: inference(options.repeats),
         "rate": lambda options: rate(options.repeats),

@@ -1,13 +1,14 @@
-"""How fast and how small the dense CRF is, beside pydensecrf2 where that is installed.
+"""Time and memory of the dense CRF, beside those of pydensecrf2 if it is installed.
 
-`python benchmarks/dense.py PART...`, all if none: `random` (smooth random logits, 10 iterations, set-up included),
-`real` (a network's marginals on ten images, `--data DATA`: of CamVid, or of what `--model` was trained on), `batch`,
+`python benchmarks/dense.py PART...`; all parts if none is named: `random` (smooth random logits, 10 iterations, set-up
+included), `real` (a network's marginals on ten images, `--data DATA`: CamVid, or the data set of `--model`), `batch`,
 `gradient`, `growth`. Figures go to results/dense/figures.json.
 """
 
 import argparse
 import runpy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,15 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextcrf import DenseCRF, load
+from contextcrf import DenseCRF, Predictor, load
 from contextcrf.crf import logits_from_probabilities
-from contextcrf.data.dataset import open_dataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.inference.system import UNARY_PAIRWISE
 from measure import interleaved, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "results" / "dense" / "figures.json"
-# The tests' way of calling pydensecrf.
-REFINE = runpy.run_path(str(ROOT / "tests" / "data" / "make_dense_reference.py"))["refine"]
+# The function of the tests that calls pydensecrf.
+REFINE = runpy.run_path(str(ROOT / "tests" / "crf" / "make_dense_reference.py"))["refine"]
 DEFAULTS = {
     "spatial_sxy": 3,
     "spatial_compat": 3,
@@ -38,11 +40,11 @@ INSTALLED = find_spec("pydensecrf") is not None
 
 
 def problem(height: int, width: int, classes: int, batch: int = 1) -> tuple[Tensor, Tensor]:
-    """Smooth random logits, every label somewhere the best, and a picture with edges and some noise."""
+    """Smooth random logits, in which every label is the best one somewhere, and images with edges and some noise."""
     generator = torch.Generator().manual_seed(0)
 
-    def smooth(channels: int, cell: int) -> Tensor:
-        coarse = torch.randn(batch, channels, height // cell + 2, width // cell + 2, generator=generator)
+    def smooth(channels: int, size: int) -> Tensor:
+        coarse = torch.randn(batch, channels, height // size + 2, width // size + 2, generator=generator)
         return F.interpolate(coarse, (height, width), mode="bicubic")
 
     noise = torch.randn(batch, 3, height, width, generator=generator)
@@ -52,10 +54,12 @@ def problem(height: int, width: int, classes: int, batch: int = 1) -> tuple[Tens
 
 @torch.inference_mode()
 def ours(logits: Tensor, images: Tensor, tolerance: float = 1e-7) -> Tensor:
+    """Marginals of `DenseCRF`."""
     return DenseCRF(**DEFAULTS, tolerance=tolerance)(logits, images)
 
 
 def theirs(logits: Tensor, images: Tensor) -> np.ndarray:
+    """Marginals of pydensecrf2, of the first image."""
     return REFINE(logits[0].numpy(), images[0].permute(1, 2, 0).numpy(), **DEFAULTS)
 
 
@@ -67,37 +71,41 @@ def memory_of(run: Callable[[Tensor, Tensor], object], height: int, width: int, 
     run(logits, images)
 
 
-def ways() -> dict[str, Callable[[Tensor, Tensor], object]]:
+def implementations() -> dict[str, Callable[[Tensor, Tensor], object]]:
+    """Those that are installed, by name."""
     return {"pydensecrf2": theirs, "ours": ours} if INSTALLED else {"ours": ours}
 
 
 def random(repeats: int) -> None:
+    """Smooth random logits of several sizes."""
     print("| size, K | pydensecrf2, s | ours, s | ratio | pydensecrf2, MiB | ours, MiB | ratio |\n|---|" + "---:|" * 6)
     rows = []
     for height, width, classes in ((375, 500, 21), (375, 500, 2), (512, 512, 150)):
         logits, images = problem(height, width, classes)
-        seconds = interleaved({name: partial(run, logits, images) for name, run in ways().items()}, repeats)
+        seconds = interleaved({name: partial(run, logits, images) for name, run in implementations().items()}, repeats)
         megabytes = {
-            name: peak_memory(memory_of, run, height, width, classes, processes=3) for name, run in ways().items()
+            name: peak_memory(memory_of, run, height, width, classes, processes=3)
+            for name, run in implementations().items()
         }
         rows.append({"size": [height, width], "classes": classes, "seconds": seconds, "MiB": megabytes})
-        print(f"| {width}x{height}, K={classes} | {compared(seconds)} | {compared(megabytes, '.0f')} |", flush=True)
+        print(f"| {width}x{height}, K={classes} | {comparison(seconds)} | {comparison(megabytes, '.0f')} |", flush=True)
     store({"random": rows}, FIGURES)
 
 
-def compared(values: dict[str, float], form: str = ".2f") -> str:
-    """Theirs, ours, ratio, as cells of a table."""
+def comparison(values: dict[str, float], form: str = ".2f") -> str:
+    """Cells of a table: pydensecrf2, ours, their ratio."""
     if not INSTALLED:
         return f"| {values['ours']:{form}} |"
     return f"{values['pydensecrf2']:{form}} | {values['ours']:{form}} | {values['pydensecrf2'] / values['ours']:.1f}"
 
 
 def real(model: str, data: Path, repeats: int) -> None:
-    """A real network's marginals on ten images."""
+    """The marginals of a network on ten images."""
     network = load(model)
+    predictor = Predictor(network, replace(network.inference, precision="32-true"))
     pairs = []
-    for image, _ in open_dataset(data, "val").spread(10):
-        marginals = network.segment(image).probabilities[None]
+    for image, _ in open_dataset(data, "val").spread(10).without_transform():
+        marginals = predictor.segment(image, UNARY_PAIRWISE).probabilities[None]
         pairs.append((logits_from_probabilities(marginals, floor=1e-8), image[None]))
     work: dict[str, Callable[[], object]] = {
         f"ours, tolerance {tolerance:g}": lambda tolerance=tolerance: [ours(*pair, tolerance) for pair in pairs]
@@ -123,6 +131,7 @@ def real(model: str, data: Path, repeats: int) -> None:
 
 
 def batch(repeats: int) -> None:
+    """One image against a batch of eight."""
     one, eight = problem(375, 500, 21), problem(375, 500, 21, 8)
     seconds = interleaved({"one": lambda: ours(*one), "eight": lambda: ours(*eight)}, repeats)
     print(f"one image {seconds['one']:.2f} s, eight {seconds['eight']:.2f} s: {seconds['eight'] / seconds['one']:.1f}x")
@@ -130,7 +139,7 @@ def batch(repeats: int) -> None:
 
 
 def gradient(repeats: int) -> None:
-    """Forward and backward; the gradient of the logits, then of everything that can be learned."""
+    """Forward and backward pass, for the gradient of the logits, and for that of all parameters too."""
     logits, images = problem(375, 500, 21)
 
     def step(learnable: bool) -> None:
@@ -147,6 +156,7 @@ def gradient(repeats: int) -> None:
 
 
 def growth(repeats: int) -> None:
+    """Time and memory by the number of pixels."""
     print("| pixels | s | MiB |\n|---:|---:|---:|")
     rows = []
     for height, width in ((250, 333), (500, 666), (1000, 1333), (3000, 4000)):
@@ -160,7 +170,7 @@ def growth(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="camvid", help="for real: a bundled model's name, or a folder")
+    parser.add_argument("--model", default="camvid", help="for real: the name of a bundled model, or a folder")
     parts = {
         "random": lambda options: random(options.repeats),
         "real": lambda options: real(options.model, options.data, options.repeats),

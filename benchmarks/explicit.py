@@ -1,4 +1,4 @@
-"""The usual way, to compare with: the table of all pair logits."""
+"""The usual way, for comparison: mean field and the pairwise loss with a table of all pair logits."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,22 @@ from contextcrf import PairwisePotential
 
 Pairs = list[tuple[PairwisePotential, Tensor]]
 
-# The table is kept up to this size, and made anew in every iteration beyond it.
+# A table up to this size is kept; a larger one is computed again in every iteration.
 TABLE_BYTES = 6 << 30
 
 
-class Explicit:
-    """The usual way: the E x K x K pair logits, in chunks; kept between iterations where they fit."""
+class ExplicitTable:
+    """Mean field on the E x K x K pair logits, which are computed in chunks and kept between iterations if they fit.
+
+    Args:
+        pairs: potentials with their features of one image.
+        chunk: edges of a chunk.
+    """
 
     def __init__(self, pairs: Pairs, chunk: int = 1 << 14) -> None:
         self.pairs, self.chunk = pairs, chunk
         self.edges = [potential.graph(features).edges() for potential, features in pairs]
-        self.halves = [[half[0] for half in potential.project(features)] for potential, features in pairs]
+        self.projections = [[part[0] for part in potential.project(features)] for potential, features in pairs]
         size = 4 * pairs[0][0].num_classes ** 2 * sum(edges.shape[1] for edges in self.edges)
         self.kept: dict[tuple[int, int], Tensor] | None = {} if size <= TABLE_BYTES else None
 
@@ -28,29 +33,29 @@ class Explicit:
             return self.kept[relation, start]
         potential = self.pairs[relation][0]
         p, q = self.edges[relation][:, start : start + self.chunk]
-        owner, neighbor = self.halves[relation]
+        owner, neighbor = self.projections[relation]
         table = potential.last(F.relu(owner[p] + neighbor[q])).unflatten(-1, (potential.num_classes,) * 2)
         if self.kept is not None:
             self.kept[relation, start] = table
         return table
 
     def mean_field(self, unary: Tensor, iterations: int = 2) -> Tensor:
-        """As `contextcrf.mean_field`."""
-        beliefs = unary[0].flatten(1).T.softmax(1)
+        """As `contextcrf.mean_field`, for unary logits [1, K, H, W]."""
+        marginals = unary[0].flatten(1).T.softmax(1)
         for _ in range(iterations):
             logits = unary[0].flatten(1).T.clone()
             for relation, edges in enumerate(self.edges):
                 for start in range(0, edges.shape[1], self.chunk):
                     p, q = edges[:, start : start + self.chunk]
                     table = self.table(relation, start)
-                    logits.index_add_(0, p, torch.bmm(table, beliefs[q, :, None])[:, :, 0])
-                    logits.index_add_(0, q, torch.bmm(beliefs[p, None], table)[:, 0])
-            beliefs = logits.softmax(1)
-        return beliefs.T.view(unary.shape)
+                    logits.index_add_(0, p, torch.bmm(table, marginals[q, :, None])[:, :, 0])
+                    logits.index_add_(0, q, torch.bmm(marginals[p, None], table)[:, 0])
+            marginals = logits.softmax(1)
+        return marginals.T.view(unary.shape)
 
 
 def naive_nll(potential: PairwisePotential, features: Tensor, labels: Tensor) -> Tensor:
-    """The pairwise loss as one would first write it: all logits at once."""
+    """The pairwise loss in its simplest form, with all logits at once."""
     edges, logits = potential.pair_logits(features)
     known = labels.flatten(1)
     target = known[:, edges[0]] * potential.num_classes + known[:, edges[1]]

@@ -1,4 +1,4 @@
-"""Times as ratios of one run, and peak memory of one function in a process of its own."""
+"""Times as ratios within one run, and the peak memory of a function in a process of its own."""
 
 import argparse
 import json
@@ -13,17 +13,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+from contextcrf.utils.files import write_json
+
 FIGURES = Path(__file__).parent.parent / "results" / "crf" / "figures.json"
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
-    """Median seconds of each function; they take turns, so that a busy moment of the machine falls on all."""
+    """Median seconds of each function; they take turns, so that other load on the machine affects all of them alike."""
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     for repeat in range(repeats):
-        # Another one first each time: what runs after a large one finds its caches cold.
+        # Another one comes first each time, since a function that follows a large one finds cold caches.
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             start = time.perf_counter()
             functions[name]()
@@ -32,35 +34,34 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5)
 
 
 def peak_memory(function: Callable[..., object], *arguments: Any, processes: int = 1) -> float:
-    """MiB that a function takes beyond what stood before: the median high-water mark of fresh processes.
+    """MiB that a function takes beyond the memory in use before: the median high-water mark of fresh processes.
 
     Args:
-        function: a generator: it prepares, yields once, and then does what is measured.
-        arguments: what it is called with.
-        processes: how much of the freed memory a process keeps is a matter of chance; for small things take several.
+        function: a generator: it prepares, yields once, and then does the work that is measured.
+        arguments: its arguments.
+        processes: how much of the freed memory a process keeps is a matter of chance; for small amounts take several.
     """
-
-    return statistics.median(apart(function, *arguments).added for _ in range(processes))
+    return statistics.median(cost_of(function, *arguments).added for _ in range(processes))
 
 
 class Cost(NamedTuple):
-    """Of a function: seconds, and the most MiB that it took beyond what stood before, and in all."""
+    """Seconds of a function, and its most MiB: beyond the memory in use before, and in all."""
 
     seconds: float
     added: float
     total: float
 
 
-def apart(function: Callable[..., object], *arguments: Any) -> Cost:
-    """What a function costs in a process of its own; arguments as `peak_memory`'s."""
+def cost_of(function: Callable[..., object], *arguments: Any) -> Cost:
+    """The cost of a function in a process of its own; arguments as for `peak_memory`."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (function, arguments))
+        return pool.apply(_cost_here, (function, arguments))
 
 
-def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Cost:
+def _cost_here(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Cost:
     work = function(*arguments)
     next(work)
-    # Linux: writing 5 sets the high-water mark back to what is resident now.
+    # On Linux, writing 5 resets the high-water mark to the resident memory.
     Path("/proc/self/clear_refs").write_text("5")
     before, start = _water_mark(), time.perf_counter()
     for _ in work:
@@ -70,6 +71,7 @@ def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Cost:
 
 
 def _water_mark() -> int:
+    """KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1])
@@ -77,14 +79,14 @@ def _water_mark() -> int:
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 4096) -> float:
-    """The machine's own rate of a square matrix product, GFLOP/s."""
+    """The rate of a square matrix product on this machine, GFLOP/s."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / interleaved({"product": lambda: a @ b}, 3)["product"] / 1e9
 
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Matrix products of float32 numbers that are rounded to bfloat16, with sums in float32, where it is faster."""
+    """Round the factors of float32 matrix products to bfloat16, where that is faster; sums stay in float32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -94,7 +96,7 @@ def bfloat16_products() -> Iterator[None]:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Processor, threads and version of torch, for the record of the figures."""
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -104,23 +106,24 @@ def machine() -> str:
 
 
 def run_parts(
-    parser: argparse.ArgumentParser, parts: Mapping[str, Callable[[argparse.Namespace], None]], needy: set[str]
+    parser: argparse.ArgumentParser, parts: Mapping[str, Callable[[argparse.Namespace], None]], need_data: set[str]
 ) -> None:
-    """Run the parts that the command line names, all if none, each under its heading.
+    """Run the parts that are named on the command line, all of them if none is, each under its heading.
 
     Args:
-        parser: with the options that the parts take.
+        parser: with the options of the parts.
         parts: by name.
-        needy: those that need `--data`.
+        need_data: the parts that need `--data`.
     """
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
-    parser.add_argument("--repeats", type=int, default=5, help="of everything that is timed")
-    parser.add_argument("--data", type=Path, help=f"a data set, for {', '.join(sorted(needy))}")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of every time, of which the median counts")
+    if need_data:
+        parser.add_argument("--data", type=Path, help=f"folder of a data set, for {', '.join(sorted(need_data))}")
     options = parser.parse_args()
     chosen = options.parts or list(parts)
     if unknown := sorted(set(chosen) - set(parts)):
         parser.error(f"{unknown}: expected some of {', '.join(parts)}")
-    if options.data is None and (without := sorted(needy & set(chosen))):
+    if (without := sorted(need_data & set(chosen))) and options.data is None:
         parser.error(f"{', '.join(without)}: expected --data")
     print(machine())
     for name in chosen:
@@ -130,7 +133,6 @@ def run_parts(
 
 def store(values: dict[str, Any], path: Path = FIGURES) -> None:
     """Add values to a JSON file of figures."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     machines = {**known.get("machine", {}), **dict.fromkeys(values, machine())}
-    path.write_text(json.dumps({**known, **values, "machine": machines}, indent=1) + "\n")
+    write_json(path, {**known, **values, "machine": machines})

@@ -1,7 +1,7 @@
-"""What the CRF costs and brings on real streets: the parts of the benchmark that need CamVid and the bundled model."""
+"""Time and mean IoU of the CRF on CamVid, with the bundled model: parts of `crf.py`."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
@@ -12,72 +12,89 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from contextcrf import ContextCRF, DenseCRF, PairwisePotential, load
-from contextcrf.data.dataset import SegmentationDataset, open_dataset
-from contextcrf.evaluation.evaluate import ConfusionMatrix
+from contextcrf import ContextCRF, DenseCRF, InferenceConfig, PairwisePotential, Predictor, load
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.figures import save_figure
-from contextcrf.modeling.config import UNARY
-from contextcrf.training import CachedFeatures, CachedHeads, SeededSampler, augmentation, cache_features
-from contextcrf.training.config import Recipe
+from contextcrf.evaluation.metrics import ConfusionMatrix
+from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
+from contextcrf.modeling.merging import with_config
+from contextcrf.training import CachedFeatures, HeadsModule, SeededSampler, TrainingConfig, augmentation, cache_features
+from contextcrf.utils.progress import show_progress
 from contextcrf.utils.resizing import upsample
 from measure import FIGURES, bfloat16_products, interleaved, store
 
-Strengths = Mapping[str, float | None]
-ONES: Strengths = {"surrounding": 1.0, "above": 1.0}
-PLAIN: Strengths = {"surrounding": None, "above": None}
-# Learning rates of the objectives; mean field in the loop diverges at 1e-3.
+RelationWeights = Mapping[str, float | None]
+ONES: RelationWeights = {"surrounding": 1.0, "above": 1.0}
+PLAIN_SUM: RelationWeights = {"surrounding": None, "above": None}
+# Learning rates of the objectives; with mean field in the loop, training diverges at 1e-3.
 RATES = {"piecewise": 1e-3, "pseudo-likelihood": 1e-3, "mean-field": 1e-4}
 
 
-@dataclass
-class Known:
-    """What a network says of an image once and for all."""
+def exact(model: ContextCRF, relation_weights: RelationWeights) -> InferenceConfig:
+    """The model's settings with some relation weights, in single precision."""
+    return replace(model.inference, relation_weights=relation_weights, precision="32-true")
+
+
+@dataclass(frozen=True)
+class FeaturedImage:
+    """The features and the mask of an image."""
 
     features: dict[str, Tensor]
     mask: Tensor
 
 
 @torch.inference_mode()
-def look(model: ContextCRF, data: SegmentationDataset) -> list[Known]:
-    """Features of all images."""
-    return [Known(model.features(image[None].float()), mask) for image, mask in data]
+def extract_features(model: ContextCRF, data: SegmentationDataset) -> list[FeaturedImage]:
+    """The features of all images, in single precision."""
+    predictor = Predictor(model, exact(model, ONES))
+    return [
+        FeaturedImage(predictor.extract_features(image[None].float()), mask) for image, mask in data.without_transform()
+    ]
 
 
 @torch.inference_mode()
-def mean_iou(model: ContextCRF, known: list[Known], strengths: Strengths, rounded: bool = False) -> float:
-    """Mean IoU, %, of mean field with these strengths; the products in float32, or rounded to bfloat16."""
+def mean_iou_of(
+    model: ContextCRF, images: Sequence[FeaturedImage], relation_weights: RelationWeights, rounded: bool = False
+) -> float:
+    """Mean IoU, %, of mean field with some relation weights; products are in float32, or rounded to bfloat16."""
     matrix = ConfusionMatrix(model.num_classes)
-    for image in known:
-        marginals = infer(model, image, strengths, rounded)
+    for image in images:
+        marginals = marginals_of(model, image, relation_weights, rounded)
         matrix.update(upsample(marginals, image.mask.shape).argmax(1), image.mask[None])
     return 100 * matrix.mean_iou()
 
 
-def infer(model: ContextCRF, image: Known, strengths: Strengths, rounded: bool) -> Tensor:
-    """Marginals of one image."""
+def marginals_of(
+    model: ContextCRF, image: FeaturedImage, relation_weights: RelationWeights, rounded: bool = False
+) -> Tensor:
+    """Marginals [1, K, h, w] of one image."""
+    predictor = Predictor(model, exact(model, relation_weights))
     with bfloat16_products() if rounded else nullcontext():
-        return model.infer(image.features, strengths=strengths)
+        return predictor.mean_field(image.features, UNARY_PAIRWISE)
 
 
 def picture(data: Path, repeats: int) -> None:
-    """The whole way of a picture of 480x360: the unary, the contextual CRF on top, the dense CRF on top of that."""
-    # At the bundled strengths of 0 no message is sent at all. The paper's graph has a stride of 32.
-    model, coarse = load("camvid"), load("camvid")
-    model.config = replace(model.config, strengths=dict(ONES))
-    coarse.config = replace(model.config, graph_stride=32)
-    dense = DenseCRF(**model.config.dense)
+    """One image of 480 x 360: the unary, the contextual CRF after it, and the dense CRF after that."""
+    # With the bundled relation weights of 0 no message would be sent. The paper's graph has a stride of 32.
+    model = load("camvid")
+    coarse, fine = (
+        Predictor(with_config(model, replace(model.config, graph_stride=stride)), exact(model, ONES))
+        for stride in (32, 16)
+    )
+    dense = DenseCRF(**model.inference.dense)
     image, _ = open_dataset(data, "val")[0]
-    marginals = model.segment(image).probabilities.clamp(min=1e-8).log()[None]
+    logits = fine.segment(image).probabilities.clamp(min=1e-8).log()[None]
 
     @torch.inference_mode()
     def refine() -> None:
-        dense(marginals, image[None])
+        dense(logits, image[None])
 
     seconds = interleaved(
         {
-            "unary": lambda: model.segment(image, [UNARY]),
+            "unary": lambda: fine.segment(image, UNARY_ONLY),
             "unary and contextual CRF, graph at stride 32": lambda: coarse.segment(image),
-            "unary and contextual CRF, graph at stride 16": lambda: model.segment(image),
+            "unary and contextual CRF, graph at stride 16": lambda: fine.segment(image),
             "dense CRF alone": refine,
         },
         repeats,
@@ -89,57 +106,59 @@ def picture(data: Path, repeats: int) -> None:
 
 
 def half(data: Path) -> None:
-    """What products in bfloat16 change on CamVid's validation images."""
+    """The effect of products in bfloat16 on CamVid's validation images."""
     model = load("camvid").eval()
-    known = look(model, open_dataset(data, "val"))
+    images = extract_features(model, open_dataset(data, "val"))
     with torch.inference_mode():
         errors = [
-            (infer(model, image, ONES, True) - infer(model, image, ONES, False)).abs().flatten() for image in known
+            (marginals_of(model, image, ONES, rounded=True) - marginals_of(model, image, ONES)).abs().flatten()
+            for image in images
         ]
     error = torch.cat(errors)
-    exact, rounded = (mean_iou(model, known, ONES, way) for way in (False, True))
+    single, rounded = (mean_iou_of(model, images, ONES, precision) for precision in (False, True))
     print("| | float32 | bfloat16 |\n|---|---:|---:|")
-    print(f"| mean IoU, strengths 1, % | {exact:.3f} | {rounded:.3f} |")
+    print(f"| mean IoU, relation weights 1, % | {single:.3f} | {rounded:.3f} |")
     print(f"| marginals, mean and largest difference | | {error.mean():.2e}, {error.max():.2e} |")
-    store({"bfloat16": {"mIoU": [exact, rounded], "mean error": error.mean().item(), "max error": error.max().item()}})
+    store({"bfloat16": {"mIoU": [single, rounded], "mean error": error.mean().item(), "max error": error.max().item()}})
 
 
-def batches(cached: CachedFeatures, recipe: Recipe) -> Iterator[list[Tensor]]:
-    """Features, labels and unary logits, for ever."""
-    sampler = SeededSampler(len(cached), recipe.seed)
-    loader = DataLoader(cached, recipe.batch_size, sampler=sampler)
+def batches(cached: CachedFeatures, config: TrainingConfig) -> Iterator[list[Tensor]]:
+    """Features, labels and unary logits, without end."""
+    sampler = SeededSampler(len(cached), config.seed)
+    loader = DataLoader(cached, config.batch_size, sampler=sampler)
     for epoch in count():
         sampler.set_epoch(epoch)
         yield from loader
 
 
 def reset(head: PairwisePotential) -> None:
-    """As a new model has it: random, and silent."""
+    """Give a head the parameters of a new model: a random first layer, and a last layer of zeros."""
     head.owner.reset_parameters()
     head.neighbor.reset_parameters()
-    head.last.silence()
+    head.last.zero_()
 
 
 def objectives(data: Path, minutes: float) -> None:
-    """Validation mean IoU against the time spent in training steps, heads from scratch on one frozen trunk."""
+    """Validation mean IoU by the time spent in training steps, for new heads on one frozen trunk."""
     model = load("camvid")
     # The likelihood with mean field in the loop needs the paper's coarse graph to make any progress in minutes.
-    model.config = replace(model.config, graph_stride=32)
-    known = look(model.eval(), open_dataset(data, "val"))
+    model = with_config(model, replace(model.config, graph_stride=32)).eval()
+    images = extract_features(model, open_dataset(data, "val"))
     curves: dict[str, list[list[float]]] = {}
-    alone = mean_iou(model, known, dict.fromkeys(ONES, 0.0))
-    print(f"unary {alone:.2f}\n\n| objective | s | steps | plain sum | strength 1 |\n|---|" + "---:|" * 4)
-    recipe = Recipe(crop=(360, 480), scale=(0.8, 1.5), color=0.3, precision="bf16-mixed")
-    cached = cache_features(model, open_dataset(data, "train", augmentation(recipe)), "surrounding", 1, recipe)
+    alone = mean_iou_of(model, images, dict.fromkeys(ONES, 0.0))
+    print(f"unary {alone:.2f}\n\n| objective | s | steps | plain sum | weights 1 |\n|---|" + "---:|" * 4)
+    config = TrainingConfig(crop=(360, 480), scale=(0.8, 1.5), color=0.3)
+    with show_progress():
+        cached = cache_features(model, open_dataset(data, "train", augmentation(config)), "surrounding", 1, config)
     for objective, rate in RATES.items():
         torch.manual_seed(0)
-        for head in model.pairwise.values():
-            reset(head)
-        recipe = replace(recipe, objective=objective, max_edges=8192 if objective == "piecewise" else None)
-        module = CachedHeads(model, list(ONES), recipe, 0)
+        for name in model.pairwise:
+            reset(model.relation(name))
+        config = replace(config, objective=objective, max_edges=8192 if objective == "piecewise" else None)
+        module = HeadsModule(model, list(ONES), config, 0)
         optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05)
         spent, mark, points = 0.0, minutes * 60 / 64, []
-        for steps, batch in enumerate(batches(cached, recipe), 1):
+        for steps, batch in enumerate(batches(cached, config), 1):
             begun = time.perf_counter()
             loss = torch.stack(list(module.losses(batch).values())).sum()
             optimizer.zero_grad()
@@ -147,21 +166,21 @@ def objectives(data: Path, minutes: float) -> None:
             optimizer.step()
             spent += time.perf_counter() - begun
             if spent >= mark:
-                both = [mean_iou(model, known, strengths) for strengths in (PLAIN, ONES)]
+                both = [mean_iou_of(model, images, weights) for weights in (PLAIN_SUM, ONES)]
                 print(f"| {objective} | {spent:.0f} | {steps} | {both[0]:.2f} | {both[1]:.2f} |", flush=True)
                 points.append([spent, *both])
                 mark *= 2
             if spent >= minutes * 60:
                 break
         curves[objective] = points
-    store({"objectives": {"unary": alone, "curves: seconds, plain sum, strength 1": curves}})
+    store({"objectives": {"unary": alone, "curves: seconds, plain sum, weights 1": curves}})
     plot(curves, alone)
 
 
 def plot(curves: dict[str, list[list[float]]], alone: float) -> None:
     """The curves of `objectives` beside the unary."""
     figure = Figure((9, 3.5), layout="constrained")
-    for axes, column, title in zip(figure.subplots(1, 2), (1, 2), ("plain sum", "strength 1"), strict=True):
+    for axes, column, title in zip(figure.subplots(1, 2), (1, 2), ("plain sum", "relation weights 1"), strict=True):
         for objective, points in curves.items():
             axes.semilogx([point[0] for point in points], [point[column] for point in points], "o-", label=objective)
         axes.axhline(alone, color="gray", linestyle=":", label="unary")

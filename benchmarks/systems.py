@@ -1,58 +1,61 @@
-"""What whole systems cost: `python benchmarks/systems.py PART...`, or all parts.
+"""Time and memory of whole systems: `python benchmarks/systems.py PART...`; all parts if none is named.
 
-`paper`: the paper's networks at full size, one training step and one picture of 500 x 375 with 21 classes, each in a
-process of its own. `training`: images a second of every system that `contextcrf reproduce camvid` trains, as ratios of
-one run. `pictures`: seconds of an image of 480 x 360 through each of them, as ratios of one run. Figures go to
-results/systems/figures.json.
+`paper`: the paper's networks at full size, one training step and one image of 500 x 375 with 21 classes, each in a
+process of its own. `training`: images per second of every system that `contextcrf reproduce camvid` trains, as ratios
+within one run. `pictures`: seconds of an image of 480 x 360 through each of these systems, as ratios within one run.
+Figures go to results/systems/figures.json.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.nn import functional as F
 
+from contextcrf import ContextCRF, InferenceConfig, ModelConfig, Predictor
 from contextcrf.data.classes import Classes
-from contextcrf.data.dataset import CAMVID, VOC
-from contextcrf.modeling.config import UNARY, ModelConfig
-from contextcrf.modeling.model import ContextCRF
-from contextcrf.reproduction import Study, open_study, shape_of, through_dense
-from contextcrf.training import CachedHeads, Piecewise
-from contextcrf.training.config import Recipe
+from contextcrf.data.layouts import CAMVID, VOC
+from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
+from contextcrf.modeling.config import UNARY
+from contextcrf.reproduction import Study, baseline_config, crf_rnn_config, open_study
+from contextcrf.reproduction.rows import UNARY_DENSE
+from contextcrf.training import HeadsModule, ModelModule, TrainingConfig, TrainingModule
 from contextcrf.utils.runtime import autocast
-from measure import apart, interleaved, run_parts, store
+from measure import cost_of, interleaved, run_parts, store
 
 FIGURES = Path(__file__).parent.parent / "results" / "systems" / "figures.json"
 # Of PASCAL VOC.
 HEIGHT, WIDTH = 375, 500
+COMPETITORS = ("fcn-8s", "deeplab-largefov", "deeplab-msc-largefov", "deeplabv3plus")
+FIVE_ITERATIONS = InferenceConfig(dense={"iterations": 5})
 
 
-def model_of(config: ModelConfig, classes: Classes = VOC) -> ContextCRF:
-    """A model with random weights, whose pairwise heads speak."""
+def random_model(config: ModelConfig, classes: Classes = VOC, inference: InferenceConfig | None = None) -> ContextCRF:
+    """A model with random weights, those of the pairwise heads included."""
     torch.manual_seed(0)
-    model = ContextCRF(config, classes, pretrained=False)
-    for head in model.pairwise.values():
-        head.last.reset_parameters()  # type: ignore[union-attr, operator]
+    model = ContextCRF(config, classes, pretrained=False, inference=inference)
+    for name in model.pairwise:
+        model.relation(name).last.reset_parameters()
     return model
 
 
-def batch_of(count: int, height: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth pictures with a grain, and masks of squares.
+def random_batch(count: int, height: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth images with a little noise, and masks of squares.
 
-    The lattice of a dense CRF has as many vertices as for a photograph; of plain noise it has sixty times as many.
+    The lattice of a dense CRF has as many vertices as for a photograph; for plain noise it has sixty times as many.
     """
     coarse = 255 * torch.rand(count, 1, -(-height // 64), -(-width // 64)) + 20 * torch.rand(count, 3, 1, 1)
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    smooth = F.interpolate(coarse, (height, width), mode="bilinear")
     images = (smooth + 3 * torch.randn_like(smooth)).clamp(0, 255).to(torch.uint8)
     squares = torch.randint(classes, (count, 1, -(-height // 50), -(-width // 50))).float()
-    masks = torch.nn.functional.interpolate(squares, (height, width))[:, 0].long()
+    masks = F.interpolate(squares, (height, width))[:, 0].long()
     return images, masks
 
 
-def step_of(module: Piecewise | CachedHeads, batch: tuple[torch.Tensor, ...], precision: str) -> Callable[[], None]:
-    """A training step: forward, backward, the optimizer."""
+def training_step(module: TrainingModule, batch: tuple[torch.Tensor, ...], precision: str) -> Callable[[], None]:
+    """A training step as a function: forward pass, backward pass, optimizer."""
     module.train()
     [optimizer], _ = module.configure_optimizers()
 
@@ -67,54 +70,53 @@ def step_of(module: Piecewise | CachedHeads, batch: tuple[torch.Tensor, ...], pr
 
 
 def paper_step(potential: str, scales: tuple[float, ...]) -> Iterator[None]:
-    """The second training step of one of the paper's networks, when the optimizer's memory is there."""
+    """The second training step of one of the paper's networks, when the state of the optimizer exists."""
     study = open_study("voc")
-    model = model_of(replace(study.model, scales=scales))
+    model = random_model(replace(study.model, scales=scales))
     for name in model.potentials:
         if name != potential:
             del model.trunks[name]  # each network is trained by itself
-    module = Piecewise(model, replace(study.recipe, potentials=[potential]), 10)
-    step = step_of(module, batch_of(1, HEIGHT, WIDTH, len(VOC)), study.recipe.precision)
+    module = ModelModule(model, replace(study.training, potentials=[potential]), 10)
+    step = training_step(module, random_batch(1, HEIGHT, WIDTH, len(VOC)), study.training.precision)
     step()
     yield
     step()
 
 
-def paper_picture(potentials: tuple[str, ...], scales: tuple[float, ...], dense: bool) -> Iterator[None]:
-    """One picture through some of the paper's networks."""
+def paper_picture(system: System, scales: tuple[float, ...]) -> Iterator[None]:
+    """One image through a system of the paper's networks."""
     study = open_study("voc")
-    model = model_of(replace(study.model, scales=scales)).eval()
-    for name in model.potentials:
-        if name not in potentials:
-            del model.trunks[name]
-    images, _ = batch_of(1, HEIGHT, WIDTH, len(VOC))
+    inference = replace(study.inference, precision=study.training.precision)
+    model = random_model(replace(study.model, scales=scales), inference=inference).eval()
+    for name in set(model.potentials) - set(system.potentials(model)):
+        del model.trunks[name]
+    images, _ = random_batch(1, HEIGHT, WIDTH, len(VOC))
     yield
-    model.segment(images[0], potentials, dense)
+    model.segment(images[0], system)
 
 
 def paper(options: argparse.Namespace) -> None:
-    """Seconds and GiB of a step and of a picture."""
+    """Seconds and GiB of a step and of an image."""
     three, one = (1.2, 0.8, 0.4), (1.0,)
-    every = (UNARY, "surrounding", "above")
     steps = {
         "unary-1scale": (UNARY, one),
         "unary-3scales": (UNARY, three),
         "pairwise-surrounding": ("surrounding", three),
         "pairwise-above": ("above", three),
     }
-    pictures: dict[str, tuple[Any, ...]] = {
-        "unary-1scale": ((UNARY,), one, False),
-        "unary-3scales": ((UNARY,), three, False),
-        "pairwise-surrounding": (("surrounding",), three, False),
-        "pairwise-above": (("above",), three, False),
-        "1unary+2pair": (every, three, False),
-        "full": (every, three, True),
+    pictures = {
+        "unary-1scale": (UNARY_ONLY, one),
+        "unary-3scales": (UNARY_ONLY, three),
+        "pairwise-surrounding": (System(unary=False, relations=("surrounding",)), three),
+        "pairwise-above": (System(unary=False, relations=("above",)), three),
+        "1unary+2pair": (UNARY_PAIRWISE, three),
+        "full": (FULL, three),
     }
     print("| row | step, s | step, GiB | picture, s | picture, GiB |\n|---|---:|---:|---:|---:|")
     found = {}
     for row, arguments in pictures.items():
-        costs = {"step": apart(paper_step, *steps[row])} if row in steps else {}
-        costs["picture"] = apart(paper_picture, *arguments)
+        costs = {"step": cost_of(paper_step, *steps[row])} if row in steps else {}
+        costs["picture"] = cost_of(paper_picture, *arguments)
         cells = [f"{cost.seconds:.1f} | {cost.total / 1024:.1f}" for cost in costs.values()]
         print(f"| {row} | {' | '.join([' | '] * (2 - len(cells)) + cells)} |", flush=True)
         found[row] = {name: cost._asdict() for name, cost in costs.items()}
@@ -122,11 +124,10 @@ def paper(options: argparse.Namespace) -> None:
 
 
 def training(options: argparse.Namespace) -> None:
-    """Images a second of each system's training on CamVid's recipe."""
+    """Images per second of each system's training with the configuration of CamVid."""
     study = open_study("camvid")
-    functions = dict(_training_steps(study))
-    seconds = interleaved(functions, options.repeats)
-    rates = {name: study.recipe.batch_size / value for name, value in seconds.items()}
+    seconds = interleaved(dict(_training_steps(study)), options.repeats)
+    rates = {name: study.training.batch_size / value for name, value in seconds.items()}
     print("| system | images/s | of unary-3scales |\n|---|---:|---:|")
     for name, rate in rates.items():
         print(f"| {name} | {rate:.2f} | {rate / rates['unary-3scales']:.2f} |")
@@ -136,30 +137,27 @@ def training(options: argparse.Namespace) -> None:
 def pictures(options: argparse.Namespace) -> None:
     """Seconds of an image of CamVid's size through each system that `contextcrf reproduce camvid` measures."""
     study = open_study("camvid")
-    image = batch_of(1, 360, 480, len(CAMVID))[0][0]
+    image = random_batch(1, 360, 480, len(CAMVID))[0][0]
+    tuned = {"spatial_compat": 0, "bilateral_sxy": 20, "bilateral_srgb": 3, "bilateral_compat": 4}
+    inference = replace(study.inference, dense=tuned, precision=study.training.precision)
 
-    def through(changes: dict[str, Any], potentials: list[str] | None, dense: bool) -> Callable[[], None]:
-        tuned = {"spatial_compat": 0, "bilateral_sxy": 20, "bilateral_srgb": 3, "bilateral_compat": 4}
-        model = model_of(replace(study.model, dense=tuned, **changes), CAMVID).eval()
+    def segment(config: ModelConfig, system: System) -> Callable[[], object]:
+        predictor = Predictor(random_model(config, CAMVID).eval(), inference)
+        return lambda: predictor.segment(image, system)
 
-        def look() -> None:
-            with autocast(torch.device("cpu"), study.recipe.precision):
-                model.segment(image, potentials, dense)
-
-        return look
-
+    baselines = {name: baseline_config(study.model, name) for name in COMPETITORS}
     functions = {
-        "unary-1scale": through({"scales": (1.0,)}, [UNARY], False),
-        "unary-3scales": through({}, [UNARY], False),
-        "1unary+2pair": through({}, None, False),
-        "full": through({}, None, True),
+        "unary-1scale": segment(replace(study.model, scales=(1.0,)), UNARY_ONLY),
+        "unary-3scales": segment(study.model, UNARY_ONLY),
+        "1unary+2pair": segment(study.model, UNARY_PAIRWISE),
+        "full": segment(study.model, FULL),
     }
-    for name in ("fcn-8s", "deeplab-largefov", "deeplab-msc-largefov", "deeplabv3plus"):
-        functions[name] = through(shape_of(name), [UNARY], False)
+    for name, config in baselines.items():
+        functions[name] = segment(config, UNARY_ONLY)
     for name in ("fcn-8s", "deeplab-largefov", "deeplab-msc-largefov"):
-        functions[f"{name}+dense"] = through(shape_of(name), [UNARY], True)
-    graph = {"graph_stride": study.model.graph_stride, "strengths": study.model.strengths}
-    functions["deeplabv3plus+2pair"] = through({**shape_of("deeplabv3plus"), **graph}, None, False)
+        functions[f"{name}+dense"] = segment(baselines[name], UNARY_DENSE)
+    on_baseline = replace(baselines["deeplabv3plus"], graph_stride=study.model.graph_stride)
+    functions["deeplabv3plus+2pair"] = segment(on_baseline, UNARY_PAIRWISE)
     seconds = interleaved(functions, options.repeats)
     print("| system | s | of unary-3scales |\n|---|---:|---:|")
     for name, value in seconds.items():
@@ -168,42 +166,44 @@ def pictures(options: argparse.Namespace) -> None:
 
 
 def _training_steps(study: Study) -> Iterator[tuple[str, Callable[[], None]]]:
-    recipe, size = study.recipe, study.recipe.crop
+    training, size = study.training, study.training.crop
 
-    def networks(config: ModelConfig, recipe: Recipe) -> Callable[[], None]:
-        model = model_of(config, CAMVID).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name in {*model.trunks}:
-            model.trunk(name if name != "shared" else UNARY).backbone.pretrained = True
-        module = Piecewise(model, recipe, 10)
-        return step_of(module, batch_of(recipe.batch_size, *size, len(CAMVID)), recipe.precision)
+    def networks(
+        config: ModelConfig, training: TrainingConfig, inference: InferenceConfig | None = None
+    ) -> Callable[[], None]:
+        model = random_model(config, CAMVID, inference).to(memory_format=torch.channels_last)
+        for name in model.potentials:
+            model.trunk(name).backbone.pretrained = True
+        module = ModelModule(model, training, 10)
+        return training_step(module, random_batch(training.batch_size, *size, len(CAMVID)), training.precision)
 
-    one = replace(study.model, scales=(1.0,))
-    yield "unary-1scale", networks(one, replace(recipe, potentials=[UNARY]))
-    yield "unary-3scales", networks(study.model, replace(recipe, potentials=[UNARY]))
+    unary = replace(training, potentials=[UNARY])
+    yield "unary-1scale", networks(replace(study.model, scales=(1.0,)), unary)
+    yield "unary-3scales", networks(study.model, unary)
     for name in study.model.relations:
-        yield f"pairwise-{name}", networks(study.model, replace(recipe, potentials=[name]))
-    yield "all potentials together", networks(study.model, recipe)
-    for name in ("fcn-8s", "deeplab-largefov", "deeplab-msc-largefov", "deeplabv3plus"):
-        config = replace(study.model, **shape_of(name))
-        yield name, networks(config, replace(recipe, potentials=[UNARY]))
-    config = replace(study.model, **shape_of("fcn-8s"), learned_dense=True, dense={"iterations": 5})
-    yield "crf-rnn, its last quarter", networks(config, replace(through_dense(recipe), potentials=[UNARY]))
-    config = replace(study.model, learned_dense=True, dense={"iterations": 5})
-    yield "full-end-to-end, its last quarter", networks(config, through_dense(recipe))
-    yield "heads on cached features", _heads(study)
+        yield f"pairwise-{name}", networks(study.model, replace(training, potentials=[name]))
+    yield "all potentials together", networks(study.model, training)
+    for name in COMPETITORS:
+        yield name, networks(baseline_config(study.model, name), unary)
+    config = replace(baseline_config(study.model, "fcn-8s"), learned_dense=True)
+    yield "crf-rnn, its last quarter", networks(config, crf_rnn_config(unary), FIVE_ITERATIONS)
+    config = replace(study.model, learned_dense=True)
+    inference = replace(FIVE_ITERATIONS, relation_weights=study.inference.relation_weights)
+    yield "full-end-to-end, its last quarter", networks(config, crf_rnn_config(training), inference)
+    yield "heads on cached features", _heads_step(study)
 
 
-def _heads(study: Study) -> Callable[[], None]:
-    model = model_of(study.model, CAMVID)
-    images, masks = batch_of(study.heads.batch_size, *study.heads.crop, len(CAMVID))
+def _heads_step(study: Study) -> Callable[[], None]:
+    model = random_model(study.model, CAMVID)
+    images, masks = random_batch(study.heads.batch_size, *study.heads.crop, len(CAMVID))
     with torch.no_grad():
         maps = model.eval().features(images.float())["surrounding"].to(torch.bfloat16)
-    labels = torch.nn.functional.interpolate(masks[:, None].float(), maps.shape[-2:])[:, 0].long()
-    module = CachedHeads(model, list(model.pairwise), study.heads, 10)
+    labels = F.interpolate(masks[:, None].float(), maps.shape[-2:])[:, 0].long()
+    module = HeadsModule(model, list(model.pairwise), study.heads, 10)
     unary = torch.zeros(len(labels), len(CAMVID), *labels.shape[-2:])
-    return step_of(module, (maps, labels, unary), study.heads.precision)
+    return training_step(module, (maps, labels, unary), study.heads.precision)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run_parts(parser, {"paper": paper, "training": training, "pictures": pictures}, needy=set())
+    run_parts(parser, {"paper": paper, "training": training, "pictures": pictures}, need_data=set())

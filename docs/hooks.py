@@ -1,4 +1,4 @@
-"""What MkDocs does beside mkdocs.yml: results and notebooks become pages, formulas become MathML.
+"""What MkDocs does beside mkdocs.yml: results and notebooks become pages, formulas become MathML, doctests become code.
 
 A page's links are those of the repository, where `results/` lies beside `docs/`; in the site it lies below.
 Formulas are turned into MathML while the site is built, so that a browser needs no script and no network for them.
@@ -9,13 +9,24 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+_EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+class ExampleSections(griffe.Extension):
+    """Read the `Example:` of a docstring like Griffe's own `Examples:`, whose doctests are rendered as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rename the section."""
+        if obj.docstring is not None:
+            obj.docstring.value = _EXAMPLE.sub("Examples:", obj.docstring.value)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

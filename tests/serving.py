@@ -1,4 +1,4 @@
-"""`contextcrf demo` in a process of its own, with a log of the files that it writes and the addresses that it contacts."""
+"""`contextcrf demo` in a process of its own, and a log of what it writes and contacts."""
 
 import os
 import signal

@@ -26,9 +26,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, RangeBox, mean_field
-from contextcrf.cli.main import COMMANDS, build_parser, main
-from contextcrf.data.dataset import CAMVID
+from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, RangeBox
+from contextcrf.cli.main import COMMANDS, main, read_command
+from contextcrf.data.layouts import CAMVID
 from contextcrf.data.synthetic import write_scenes
 from contextcrf.modeling.serialization import save
 
@@ -52,7 +52,7 @@ RUN = {
     "docs/dense.md": (2, 0),
     "docs/faq.md": (10, 2),
     "docs/mathematics.md": (16, 0),
-    "docs/models.md": (2, 3),
+    "docs/models.md": (3, 3),
     "docs/training.md": (0, 9),
     "docs/tutorials/developer.md": (7, 0),
     "docs/tutorials/practitioner.md": (3, 9),
@@ -61,28 +61,29 @@ RUN = {
 }
 # Beginnings of commands of these pages that are not run, and why. They are parsed too.
 NOT_RUN = {
-    "make demo": "the tour, which tests/test_cli.py runs",
+    "make demo": "runs the quickstart, as tests/cli/test_commands.py does",
     "make test": "runs these tests",
     "python3 -m pip install": "installs what is installed",
-    "contextcrf demo": "serves until it is stopped; tests/test_web_server.py does that",
+    "contextcrf demo": "serves until it is stopped; tests/webapp/test_server.py does that",
     "contextcrf reproduce camvid": "trains a dozen networks; the tutorial of the researcher has a small study",
     "contextcrf reproduce voc": "trains VGG-16 for days",
-    "contextcrf voc": "fetches 3.4 GB",
-    "contextcrf voc-submission": "takes what these made; tests/test_submission.py has it",
+    "contextcrf prepare-voc": "fetches 3.4 GB",
+    "contextcrf voc-submission": "needs the models of these; tests/inference/test_voc_submission.py has it",
     "srun": "needs SLURM",
-    "torchrun": "needs two machines; tests/test_processes.py trains with two processes",
+    "torchrun": "needs two machines; tests/training/test_processes.py trains with two processes",
 }
 # Appended to the commands of pages whose data and models are the reader's: here they are drawn, and small.
-_RECIPE = (
-    "--recipe.epochs 1 --recipe.batch_size 3 --recipe.crop '[64,96]' --recipe.scale '[1,1]' --recipe.precision 32-true"
+_TRAINING = (
+    "--training.epochs 1 --training.batch-size 3 --training.crop '[64,96]' --training.scale '[1,1]' "
+    "--training.precision 32-true"
 )
-_SHAPE = (
-    "--model.backbone plain --model.output_stride null --model.channels 8 --model.hidden 8 --model.scales '[1.0]' "
-    "--model.graph_stride null --recipe.frozen_stages 0 --recipe.frozen_filters false --pretrained false"
+_MODEL = (
+    "--model.backbone plain --model.output-stride null --model.channels 8 --model.hidden 8 --model.scales '[1.0]' "
+    "--model.graph-stride null --training.frozen-stages 0 --training.frozen-filters false --pretrained false"
 )
 SMALL = {
-    "fit": shlex.split(f"{_SHAPE} {_RECIPE}"),
-    "fit-heads": shlex.split(f"{_RECIPE} --recipe.max_edges 256 --views 1"),
+    "fit": shlex.split(f"{_MODEL} {_TRAINING}"),
+    "fit-heads": shlex.split(f"{_TRAINING} --training.max-edges 256 --copies 1"),
     "tune": ["--limit", "1"],
     "export": ["--height", "64", "--width", "96"],
 }
@@ -92,13 +93,13 @@ WISHES = {
     "GPU and speed": "Does it run on a GPU?",
     "batches larger than one": "Batches of more than one?",
     "learning the parameters": "Can I learn the parameters of the dense CRF?",
-    "numbers with and without the CRF": "How much does the dense CRF bring?",
+    "numbers with and without the CRF": "How much does the dense CRF gain?",
     "it made things worse": "The CRF made it worse. Why?",
     "traps of layout": "Height and width, classes, types: what goes where?",
     "channels other than three, 3-D": "Gray images, five channels, volumes?",
     "NaN from zeros": "My probabilities have exact zeros.",
-    "void": "Some pixels have no label.",
-    "memory of large pictures": "How large may a picture be?",
+    "unlabeled pixels": "Some pixels have no label.",
+    "memory of large images": "How large may an image be?",
     "scripting, export": "Can it be scripted, traced or exported?",
     "VOC without SBD by mistake": "PASCAL VOC without SBD by mistake?",
 }
@@ -156,9 +157,9 @@ def run_notebook(name):
 
 
 def mean_iou(folder):
-    """Mean IoU by row of what `evaluate` or `reproduce` wrote."""
-    rows = json.loads(Path(folder, "results.json").read_text())["rows"]
-    return {row["name"]: row["mean_iou"] for row in rows}
+    """Mean IoU by system of what `evaluate` or `reproduce` wrote."""
+    systems = json.loads(Path(folder, "results.json").read_text())["systems"]
+    return {system["name"]: system["mean_iou"] for system in systems}
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +228,7 @@ def test_the_page_on_models(tmp_path, monkeypatch):
     pushed = []
 
     def push_to_hub(model, repo, private):
-        pushed.append((model.about["measured"][0]["data"], repo, private))
+        pushed.append((model.metadata["measured"][0]["data"], repo, private))
         return repo
 
     monkeypatch.setattr(ContextCRF, "push_to_hub", push_to_hub)
@@ -250,8 +251,7 @@ def test_the_page_on_networks_of_ones_own():
         assert logits.shape[-1] % features.shape[-1] == 0
         potential = PairwisePotential(features.shape[1], 21, RangeBox.surrounding(0.2), 8)
         assert names["train_step"](potential, torch.optim.SGD(potential.parameters()), features, labels).isfinite()
-        cell = logits.shape[-1] // features.shape[-1]
-        assert mean_field(logits, [(potential, features)], cell=cell).shape == logits.shape
+        assert names["predict"](potential, features, logits).shape == logits.shape
 
 
 def test_the_relations_of_the_page_on_the_crf_are_a_configuration():
@@ -273,7 +273,7 @@ def test_the_mathematics():
 def test_the_tutorial_of_the_practitioner(tmp_path):
     run("docs/tutorials/practitioner.md", {})
     found = mean_iou("runs/val")
-    assert found["1unary+2pair"] > found["unary"] + 0.05
+    assert found["unary+pairwise"] > found["unary"] + 0.05
     assert "sheep" in json.loads((tmp_path / "runs/val/results.json").read_text())["classes"]
     for name in ("overlay.png", "why.png", "labels/train_0002.png", "labels/train_0002_overlay.png"):
         assert (tmp_path / name).exists()
@@ -281,7 +281,7 @@ def test_the_tutorial_of_the_practitioner(tmp_path):
 
 def test_the_tutorial_of_the_developer():
     names = run("docs/tutorials/developer.md", {})
-    before, after = (names["mean_iou"](*names["test"], strength) for strength in (0.0, names["strength"]))
+    before, after = (names["mean_iou"](*names["test"], weight) for weight in (0.0, names["best"]))
     assert after > before + 0.05
     assert names["matrix"].mean_iou() > after
     assert names["found"].push_map(6, 7).shape == (20, 30)
@@ -328,7 +328,7 @@ def test_what_the_questions_say_of_scripts_and_traces():
 
 def test_the_notebook_on_pictures_of_ones_own():
     names = run_notebook("own-pictures")
-    unary, together = (row.matrix.mean_iou() for row in names["rows"])
+    unary, together = (system.matrix.mean_iou() for system in names["systems"])
     assert together > unary + 0.05
     assert names["segmentation"].overlay().size == (144, 96)
 
@@ -339,13 +339,13 @@ def test_the_notebook_on_any_features():
     assert (torch.cat(names["trace"]).diff() > 0).all()
 
 
-def check_command(program, arguments, parser):
+def check_command(program, arguments):
     """Whether there is such a command, with such options, files of the repository among them."""
     if program == "contextcrf":
         for config in re.findall(r"--config (\S+)", shlex.join(arguments)):
             if not config.startswith("configs/"):
                 Path(config).write_text("{}\n")
-        parser.parse_args(arguments)
+        assert read_command(arguments)[0] == arguments[0]
     elif program == "make":
         assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text()
     elif program == "python" and arguments[0] == "-c":
@@ -358,7 +358,7 @@ def check_command(program, arguments, parser):
 
 def test_every_page_and_every_command_is_known(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    parser, seen = build_parser(), set()
+    seen = set()
     for page in PAGES:
         texts = [text for language, text in blocks(page) if language == "sh"]
         runs = texts or any(language == "python" for language, _ in blocks(page))
@@ -369,12 +369,24 @@ def test_every_page_and_every_command_is_known(tmp_path):
             program, *arguments = shlex.split(command)
             if program in ("torchrun", "srun"):  # they start ours
                 program, *arguments = arguments[arguments.index("contextcrf") :]
-            check_command(program, arguments, parser)
+            check_command(program, arguments)
     assert seen >= set(NOT_RUN)
     assert {f"{path.stem}.ipynb" for path in (ROOT / "docs" / "notebooks").iterdir()} == {
         "own-pictures.ipynb",
         "any-features.ipynb",
     }
+
+
+def test_the_commands_for_windows(tmp_path):
+    (block,) = [text for language, text in blocks("README.md") if language == "powershell"]
+    seen = [line.replace(".venv\\Scripts\\", "").split(maxsplit=1) for line in block.splitlines()]
+    assert [program for program, _ in seen] == ["py", "python", "contextcrf", "python"]
+    # Those of the Makefile, in its order.
+    _, install, demo, test = (rest for _, rest in seen)
+    makefile = (ROOT / "Makefile").read_text()
+    for command in (f"python {install}", f"contextcrf {demo}", f"python {test}"):
+        assert f"\t$(BIN)/{command}" in makefile
+    check_command("contextcrf", shlex.split(demo))
 
 
 def test_commands_stand_in_shell_blocks():
@@ -399,9 +411,12 @@ def site(tmp_path_factory):
 
 def test_the_site_needs_no_other_and_leads_to_every_page(site):
     folder, said = site
-    pages = {path.name: path.read_text() for path in folder.rglob("*.html")}
+    pages = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.html")}
     assert "<math" in pages["mathematics.html"]
     assert not [name for name, text in pages.items() if 'src="http' in text or "arithmatex" in text]
+    # Examples of docstrings are code: not boxes of text, in which their prompts would be quotations.
+    assert '<span class="gp">&gt;&gt;&gt; </span>' in pages["reference/crf.html"]
+    assert not [name for name, text in pages.items() if 'class="example"' in text or "<blockquote" in text]
     assert 'href="../results/context.html"' in (folder / "tutorials/practitioner.html").read_text()
     # Tables below the results are no pages of their own.
     assert not re.findall(r"^  - (?!results/\w+/).*\.md$", said, re.MULTILINE), said
@@ -409,7 +424,8 @@ def test_the_site_needs_no_other_and_leads_to_every_page(site):
 
 def public_names():
     """Every name that must have an entry: those of `__all__`, the commands, and what pages and notebooks import."""
-    names = {f"{function.__module__}.{function.__name__}" for function, _ in COMMANDS.values()}
+    functions = [command.function for command in COMMANDS.values()]
+    names = {f"{function.__module__}.{function.__name__}" for function in functions}
     for path in (ROOT / "src").rglob("*.py"):
         if "__all__" in path.read_text():
             module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")

@@ -1,6 +1,6 @@
-"""The pictures of docs/demo.md: the page of a model in Chromium, with a drawn scene.
+"""The pictures of docs/demo.md: the page of a model in Chromium, with a synthetic scene.
 
-contextcrf tour --out demo
+contextcrf quickstart --out demo
 python docs/images/make_demo.py demo/model
 """
 
@@ -20,43 +20,41 @@ from contextcrf.webapp.session import Session
 
 OUT = Path(__file__).parent
 SCENE = 3
-# Row and column of the pixel that is clicked: in a white disc, a boat that the unary takes for a sheep.
+# Row and column of the pixel that is clicked. It lies in a white disc, a boat that the unary labels sheep.
 PIXEL = (130, 116)
-# What a file of some kilobytes may unpack to.
+# The image to which a file of some kilobytes may unpack.
 BOMB = Image.new("1", (8000, 8000))
 
 
 def drop(page: Page, image: Image.Image) -> None:
-    """Give the page a picture."""
+    """Drop an image on the page."""
     file = io.BytesIO()
     image.save(file, "PNG")
     page.locator("#drop input[type=file]").set_input_files(
-        {"name": "picture.png", "mimeType": "image/png", "buffer": file.getvalue()}
+        {"name": "image.png", "mimeType": "image/png", "buffer": file.getvalue()}
     )
 
 
 def save(screenshot: bytes, name: str) -> None:
-    """With 256 colors, which is a third of the bytes."""
+    """Write a screenshot with 256 colors, which takes a third of the bytes."""
     Image.open(io.BytesIO(screenshot)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
         OUT / name, optimize=True
     )
 
 
 def photograph(page: Page, scene: Image.Image) -> None:
-    """Drop the scene, click the pixel, take the picture; then drop a decompression bomb, and take another."""
+    """Take a screenshot after the scene is dropped and the pixel clicked, and one after a decompression bomb."""
     drop(page, scene)
-    crf = page.locator("#crf img")
-    crf.wait_for()
-    page.wait_for_function(
-        "[...document.querySelectorAll('#refined img, #crf img, #unary img')].every(image => image.complete)"
-    )
-    box = crf.bounding_box()
+    view = page.locator("#unary-pairwise img")
+    view.wait_for()
+    page.wait_for_function("[...document.querySelectorAll('[id^=unary] img')].every(image => image.complete)")
+    box = view.bounding_box()
     assert box is not None
     (row, column), (width, height) = PIXEL, scene.size
-    crf.click(position={"x": box["width"] * (column + 0.5) / width, "y": box["height"] * (row + 0.5) / height})
-    page.locator("#why img").wait_for()
+    view.click(position={"x": box["width"] * (column + 0.5) / width, "y": box["height"] * (row + 0.5) / height})
+    page.locator("#messages img").wait_for()
     page.mouse.move(0, 0)
-    page.wait_for_timeout(1000)  # progress bars fade
+    page.wait_for_timeout(1000)  # until the progress bars have faded
     save(page.screenshot(full_page=True), "demo.png")
     drop(page, BOMB)
     page.locator("#message [role=alert]").wait_for()
@@ -65,7 +63,7 @@ def photograph(page: Page, scene: Image.Image) -> None:
 
 
 def main(model: str) -> None:
-    """Serve a model, photograph its page."""
+    """Serve the page of a model and take the screenshots."""
     image, _ = ContextScenes(SCENE + 1, "val").render(SCENE)
     with running(Session(load(model), Limits()), "demo/model") as address, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -1,97 +1,126 @@
-"""Models travel: folders with a card, and the hub's calls, which are answered here."""
+"""Models in folders with a card, and on the hub, whose requests are answered here."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from contextcrf import ContextCRF, load
 from contextcrf.cli.main import main
 from contextcrf.modeling import hub
 from contextcrf.modeling.model_card import model_card
-from contextcrf.modeling.serialization import ModelError, fingerprint, save
+from contextcrf.modeling.serialization import CONFIG, ModelError, bundled_models, save
+from models import same_weights, settings, tiny
 
 
-def front(text):
-    return yaml.safe_load(text.split("---\n")[1])
+def listed(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
 
 
-def same(first, second):
-    return all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
-
-
-def test_a_saved_model_is_the_model_with_a_card(tiny_model, tmp_path):
-    tiny_model.about = {"fit": {"data": "scenes", "split": "train", "recipe": {"epochs": 7, "potentials": None}}}
-    tiny_model.config.strengths = {"surrounding": 0.0, "above": 0.5}
-    tiny_model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+def test_a_saved_model_is_the_model_with_a_card(tmp_path):
+    model = tiny(inference=settings(relation_weights={"surrounding": 0.0, "above": 0.5}))
+    model.metadata = {"fit": {"data": "scenes", "split": "train"}}
+    assert model.save_pretrained(tmp_path / "new") is None
+    assert listed(tmp_path / "new") == ["README.md", "config.json", "model.safetensors"]
     for read in (ContextCRF.from_pretrained, load):
-        found = read(tmp_path)
+        found = read(tmp_path / "new")
         assert isinstance(found, ContextCRF)
-        assert same(found, tiny_model)
-        assert found.config == tiny_model.config
-        assert found.about == tiny_model.about
-    card = (tmp_path / "README.md").read_text()
-    assert front(card)["library_name"] == "contextcrf"
-    assert front(card)["pipeline_tag"] == "image-segmentation"
-    for text in (
-        "| 6 | sheep | ",
-        "`above`, K x K, has 0.5 unary votes",
-        "`surrounding`, K x K, is silent",
-        "epochs 7",
-    ):
-        assert text in card
-    assert "trained on scenes" in card
-    assert "Nothing was measured" in card
+        assert same_weights(found, model)
+        assert (found.config, found.inference, found.metadata) == (model.config, model.inference, model.metadata)
+        assert not found.training
+    card = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
+    assert card == model_card(model).content
 
 
-def test_what_is_not_known_is_not_made_up(tiny_model, tmp_path):
-    tiny_model.save_pretrained(tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert "What it was trained on was not noted." in card
-    assert "What they were trained on was not noted: the terms" in card
+def test_the_card_of_an_earlier_model_is_replaced(tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    model.metadata = {"fit": {"data": "beach", "split": "train"}}
+    model.save_pretrained(tmp_path)
+    assert "- fit: beach, split train" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert listed(tmp_path) == ["README.md", "config.json", "model-2.safetensors"]
 
 
-def test_the_bundled_model_says_what_was_measured_with_it():
-    card = model_card(load("camvid"))
-    assert "On CamVid val, 101 images:" in card
-    assert "| full | 75.1 | 94.7 |" in card  # as results/camvid.md
+def test_a_relative_folder_and_that_of_a_training_are_read(tmp_path, monkeypatch):
+    model = tiny()
+    save(model, tmp_path / "runs" / "mine" / "model")
+    monkeypatch.chdir(tmp_path)
+    assert same_weights(ContextCRF.from_pretrained("runs/mine"), model)
 
 
-def test_bundled_models_have_their_names():
-    assert same(ContextCRF.from_pretrained("camvid"), load("camvid"))
+@pytest.mark.parametrize("name", bundled_models())
+def test_the_name_of_a_bundled_model_is_for_load(name, monkeypatch):
+    monkeypatch.setattr(hub, "snapshot_download", None)  # nothing is asked of the hub
+    with pytest.raises(ModelError, match=rf"'{name}' .* comes with the package: use contextcrf\.load\('{name}'\)"):
+        ContextCRF.from_pretrained(name)
 
 
-def test_what_is_no_model_is_refused(tiny_model, tmp_path):
-    with pytest.raises(ModelError, match="bundled"):
-        ContextCRF.from_pretrained("nothing")
-    save(tiny_model, tmp_path)
-    with pytest.raises(TypeError, match="classes"):
-        ContextCRF.from_pretrained(tmp_path, classes=[])
+@pytest.mark.parametrize("name", ["nothing", "a/b/c", "/somewhere/else", "."])
+def test_what_is_neither_a_folder_nor_a_repository_is_named(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "snapshot_download", None)
+    with pytest.raises(ModelError, match=rf"model '{name}': "):
+        ContextCRF.from_pretrained(name)
 
 
-def test_a_model_comes_from_the_hub(tiny_model, tmp_path, monkeypatch):
+def test_a_repository_that_cannot_be_read_is_named():
+    with pytest.raises(ModelError, match="model 'no body/scenes': no such folder, and not found on the hub: "):
+        ContextCRF.from_pretrained("no body/scenes")  # no repository has such a name
+
+
+def test_a_repository_without_network_is_named(monkeypatch):
+    def snapshot_download(name, **options):
+        raise LocalEntryNotFoundError("outgoing traffic has been disabled")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    with pytest.raises(ModelError, match=r"model 'somebody/scenes': .* not found on the hub: outgoing traffic"):
+        ContextCRF.from_pretrained("somebody/scenes")
+
+
+@pytest.mark.parametrize("option", ["classes", "inference", "config", "map_location"])
+def test_arguments_that_would_change_a_saved_model_are_refused(option, tmp_path):
+    save(tiny(), tmp_path)
+    with pytest.raises(TypeError, match=f"unexpected {option}: a model is loaded as it was saved"):
+        ContextCRF.from_pretrained(tmp_path, **{option: {}})
+
+
+def test_a_damaged_model_is_named(tmp_path):
+    save(tiny(), tmp_path)
+    for content in ("{", "[]", "{}"):
+        (tmp_path / CONFIG).write_text(content)
+        with pytest.raises(ModelError, match=r"config\.json: "):
+            ContextCRF.from_pretrained(tmp_path)
+
+
+def test_a_model_comes_from_the_hub(tmp_path, monkeypatch):
     asked = []
 
     def snapshot_download(name, **options):
         asked.append((name, options))
         return str(tmp_path)
 
-    save(tiny_model, tmp_path)
+    model = tiny()
+    save(model, tmp_path)
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     found = ContextCRF.from_pretrained("somebody/scenes", revision="v2", token="secret", local_files_only=True)
-    assert same(found, tiny_model)
+    assert same_weights(found, model)
     [(name, options)] = asked
     assert name == "somebody/scenes"
-    assert options["allow_patterns"] == ["config.json", "model.safetensors"]
-    assert (options["revision"], options["token"], options["local_files_only"]) == ("v2", "secret", True)
+    assert options == {
+        "revision": "v2",
+        "token": "secret",
+        "local_files_only": True,
+        "cache_dir": None,
+        "force_download": False,
+        # The file of weights has one of two names.
+        "allow_patterns": ["config.json", "*.safetensors"],
+    }
 
 
 @pytest.fixture
 def pushed(monkeypatch):
-    """What is put on the hub: (call, arguments), with the names of a folder's files."""
+    """The requests to the hub: (call, arguments), with the names of a folder's files."""
     calls = []
 
     class Api:
@@ -103,19 +132,30 @@ def pushed(monkeypatch):
             return SimpleNamespace(repo_id=repo_id)
 
         def upload_folder(self, folder_path, **options):
-            calls.append(("upload", {**options, "files": sorted(path.name for path in Path(folder_path).iterdir())}))
+            calls.append(("upload", {**options, "files": listed(folder_path), "model": load(folder_path)}))
             return "https://hub/commit/1"
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     return calls
 
 
-def test_a_model_goes_to_the_hub(tiny_model, pushed):
-    assert tiny_model.push_to_hub("somebody/scenes", private=True) == "https://hub/commit/1"
+def test_a_model_goes_to_the_hub(pushed):
+    model = tiny()
+    assert model.push_to_hub("somebody/scenes", private=True) == "https://hub/commit/1"
     assert [name for name, _ in pushed] == ["login", "create", "upload"]
     assert pushed[1][1]["private"] is True
     assert pushed[2][1]["repo_id"] == "somebody/scenes"
     assert pushed[2][1]["files"] == ["README.md", "config.json", "model.safetensors"]
+    assert same_weights(pushed[2][1]["model"], model)
+
+
+@pytest.mark.parametrize(("options", "repo"), [({"repo_id": "a/b", "private": True}, "a/b"), ({}, "scenes")])
+def test_a_model_is_saved_and_goes_to_the_hub_in_one_call(options, repo, tmp_path, pushed):
+    model = tiny()
+    assert model.save_pretrained(tmp_path / "scenes", push_to_hub=True, **options) == "https://hub/commit/1"
+    assert same_weights(load(tmp_path / "scenes"), model)
+    assert pushed[1][1]["repo_id"] == pushed[2][1]["repo_id"] == repo
+    assert pushed[1][1]["private"] is options.get("private")
 
 
 def test_publish_takes_the_table_of_this_model_and_of_no_other(tiny_model, scenes, tmp_path, pushed, capsys):
@@ -123,20 +163,19 @@ def test_publish_takes_the_table_of_this_model_and_of_no_other(tiny_model, scene
     results, out = tmp_path / "results", tmp_path / "out"
     main(["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--out", str(results), "--pictures", "0"])
     main(["publish", str(tmp_path / "model"), "--out", str(out), "--repo", "a/b", "--results", f"[{results}]"])
-    card = (out / "README.md").read_text()
+    card = (out / "README.md").read_text(encoding="utf-8")
     assert f"On {scenes.name} val, 3 images" in card
-    assert card.count("| 1unary+2pair | ") == 1
-    assert load(out).about["measured"][0]["rows"][0]["name"] == "unary"
+    assert card.count("| unary+pairwise ") == 1
+    assert load(out).metadata["measured"][0]["systems"][0]["name"] == "unary"
     assert "pushed to https://hub/commit/1" in capsys.readouterr().out
+    assert pushed[1][1]["private"] is True
     assert pushed[-1][1]["files"] == ["README.md", "config.json", "model.safetensors"]
 
-    before = fingerprint(tiny_model)
-    tiny_model.config.strengths = {"surrounding": 3.0}
-    assert fingerprint(tiny_model) != before
-    save(tiny_model, tmp_path / "model")
+    # The weights are the same, but not the predictions.
+    save(tiny_model, tmp_path / "model", inference=settings(relation_weights={"surrounding": 3.0}))
     command = ["publish", str(tmp_path / "model")]
     for options, message in (
-        (["--out", str(out), "--results", f"[{results}]"], "measured with the model"),
+        (["--out", str(out), "--results", f"[{results}]"], "measured with relation_weights"),
         (["--out", str(out), "--results", f"[{tmp_path}]"], "no such file"),
         ([], "expected --out FOLDER, --repo OWNER/NAME"),
     ):

@@ -31,7 +31,7 @@ def test_weights_are_those_that_were_set_in_the_order_of_the_relations():
 
 
 def test_a_weight_of_an_unknown_relation_is_refused():
-    with pytest.raises(ValueError, match=r"relation_weights: \['below'\] are not relations .* \['surrounding', 'above'\]"):
+    with pytest.raises(ValueError, match=r"\['below'\] are not relations .* \['surrounding', 'above'\]"):
         InferenceConfig(relation_weights={"below": 1.0, "above": 2.0}).weights(["surrounding", "above"])
 
 
@@ -127,9 +127,7 @@ def test_impossible_settings_of_weights_are_refused(settings, message):
         ModelConfig(**settings)
 
 
-@pytest.mark.parametrize(
-    "name", ["a.b", "keys", "a+b", "unary", "pairwise", "dense", "lovasz", "two words", "1st", ""]
-)
+@pytest.mark.parametrize("name", ["a.b", "keys", "a+b", "unary", "pairwise", "dense", "lovasz", "two words", "1st", ""])
 def test_relations_have_names_that_systems_and_modules_can_have(name):
     with pytest.raises(ValueError, match=r"relations: .*expected a word"):
         ModelConfig(relations={name: RangeBox.above()})

@@ -1,10 +1,10 @@
 """The features that the second stage of training keeps."""
 
 import torch
-from trainings import QUICK
 
 from contextcrf.training import SeededSampler, cache_features
 from contextcrf.utils.resizing import downsample
+from trainings import QUICK
 
 
 def test_cached_features_are_those_of_the_trunk(tiny_model, train):

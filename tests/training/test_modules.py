@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainings import COUPLED, QUICK
 
 from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.training import HeadsModule, ModelModule
+from trainings import COUPLED, QUICK
 
 
 @pytest.mark.parametrize(("objective", "stays_zero"), [("piecewise", False), ("pseudo-likelihood", True)])

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from trainings import COUPLED, QUICK, losses, training_batch
 
 from contextcrf import PairwisePotential, RangeBox
 from contextcrf.crf import mean_field_nll, pair_table, pseudo_likelihood_nll, unrolled_nll
@@ -20,6 +19,7 @@ from contextcrf.modeling.model import ContextCRF
 from contextcrf.training import HeadsModule, ModelModule, objectives
 from contextcrf.training.objectives import OBJECTIVES, Batch, lovasz_softmax
 from contextcrf.utils.resizing import downsample, upsample
+from trainings import COUPLED, QUICK, losses, training_batch
 
 CRF_RNN = replace(COUPLED, potentials=["unary"], objective="crf-rnn")
 COUPLED_LOSSES = {"pseudo-likelihood": pseudo_likelihood_nll, "mean-field": mean_field_nll, "unrolled": unrolled_nll}
@@ -251,9 +251,7 @@ def test_a_model_with_a_learned_dense_crf_can_be_built_without_values(learned):
 
 def test_a_relation_between_parts_of_a_tiny_image_has_a_loss(tiny_model, scenes):
     """A graph without edges, as that of a crop smaller than the box, has a loss of 0 and a gradient."""
-    config = ModelConfig(
-        "plain", channels=8, hidden=8, scales=(1.0,), relations={"far": RangeBox(0.1, 0.1, 0.1, 0.1)}
-    )
+    config = ModelConfig("plain", channels=8, hidden=8, scales=(1.0,), relations={"far": RangeBox(0.1, 0.1, 0.1, 0.1)})
     model = ContextCRF(config, tiny_model.classes, pretrained=False)
     images, masks = training_batch(scenes)
     found = ModelModule(model, QUICK, 4).losses((images[:1, :, :32, :32], masks[:1, :32, :32]))

@@ -1,4 +1,4 @@
-"""The server behind the page: where it listens, what it writes, whom it asks, what it leaves behind."""
+"""The server of the page: where it listens, what it writes and contacts, and what is left after it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from serving import served
 
 
 def upload(address, data):
-    """What a browser sends when a file is dropped; where the server put it."""
+    """Send a file as a browser does when it is dropped; return where the server put it."""
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + data + b"\r\n--x--\r\n"
     request = Request(
         address + "gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}, method="POST"
@@ -28,17 +28,17 @@ def upload(address, data):
     return Path(path)
 
 
-def code(address, **headers):
-    """The status with which a request is refused."""
+def status_of(address, **headers):
+    """The status code with which a request is refused."""
     with pytest.raises(HTTPError) as error:
         urlopen(Request(address, headers=headers))
     error.value.close()
     return error.value.code
 
 
-def test_the_page_is_for_this_machine_alone_and_leaves_nothing(tiny_model, tmp_path):
+def test_the_page_is_for_this_machine_alone_and_leaves_no_files(tiny_model, tmp_path):
     save(tiny_model, tmp_path / "model")
-    with served(tmp_path / "model", tmp_path / "home", "--max_mb", "0.1") as page:
+    with served(tmp_path / "model", tmp_path / "home", "--max-mb", "0.1") as page:
         assert page.address.startswith("http://127.0.0.1:")
         port = int(page.address.rstrip("/").rsplit(":", 1)[1])
         listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -54,18 +54,18 @@ def test_the_page_is_for_this_machine_alone_and_leaves_nothing(tiny_model, tmp_p
         assert error.value.code == 413
         error.value.close()
 
-        assert code(page.address + "gradio_api/file=https://example.org/") == 404
-        assert code(page.address + "gradio_api/process_recording") == 404
-        assert code(page.address + "gradio_api/file=/etc/passwd") == 403
-        # A page elsewhere whose name was made to lead here.
-        assert code(page.address, Host="elsewhere.example") == 400
+        assert status_of(page.address + "gradio_api/file=https://example.org/") == 404
+        assert status_of(page.address + "gradio_api/process_recording") == 404
+        assert status_of(page.address + "gradio_api/file=/etc/passwd") == 403
+        # The name of another site may resolve to this address (DNS rebinding).
+        assert status_of(page.address, Host="elsewhere.example") == 400
 
         page.stop()
         assert page.process.returncode == 0
-        assert set(page.noted("ask")) <= {"127.0.0.1"}
-        written = [line for line in page.noted("write") if line != os.devnull]
+        assert set(page.logged("contact")) <= {"127.0.0.1"}
+        written = [line for line in page.logged("write") if line != os.devnull]
         assert any(line.startswith(str(folder)) for line in written)
-        # Beside it: matplotlib's list of fonts, torch's empty cache, a try whether files can be made at all.
+        # The others are matplotlib's list of fonts, torch's empty cache and a test whether files can be written at all.
         others = [Path(line).relative_to(page.home) for line in written if not line.startswith(str(folder))]
         assert {path.parts[0] for path in others} <= {"matplotlib", "tmp"}
         assert not [path for path in others if "gradio" in path.parts]
@@ -73,30 +73,30 @@ def test_the_page_is_for_this_machine_alone_and_leaves_nothing(tiny_model, tmp_p
         assert [path for path in (page.home / "tmp").rglob("*") if path.is_file()] == []
 
 
-def test_a_taken_port_is_one_line(tiny_model, tmp_path, capsys):
+def test_a_taken_port_is_an_error_of_one_line(tiny_model, tmp_path, capsys):
     save(tiny_model, tmp_path / "model")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         with pytest.raises(SystemExit) as stop:
-            main(["demo", str(tmp_path / "model"), "--port", port, "--browser", "false"])
+            main(["demo", str(tmp_path / "model"), "--port", port, "--no-browser"])
     assert stop.value.code == 2
     assert f"port {port} of 127.0.0.1 is taken; choose another with --port" in capsys.readouterr().err
 
 
-def test_the_bundled_model_is_what_is_shown_without_another():
+def test_the_bundled_model_is_the_default():
     assert read_command(["demo"])[1]["model"] == "camvid"
     assert read_command(["demo", "runs/mine/model"])[1]["model"] == "runs/mine/model"
 
 
-def test_without_gradio_the_command_says_what_brings_it(monkeypatch, capsys):
+def test_without_gradio_the_error_has_the_command_that_installs_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit):
         main(["demo"])
     assert 'pip install "contextcrf[demo]"' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["max_mb", "max_pixels", "side", "seconds"])
-def test_impossible_limits_are_one_line(option, capsys):
+@pytest.mark.parametrize("option", ["max-mb", "max-pixels", "side", "seconds"])
+def test_impossible_limits_are_errors_of_one_line(option, capsys):
     with pytest.raises(SystemExit):
         main(["demo", f"--{option}", "0"])
     assert "expected a positive number" in capsys.readouterr().err

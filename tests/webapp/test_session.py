@@ -189,10 +189,11 @@ def test_a_model_without_relations(session, scene):
 
 def test_a_coarse_graph_has_the_models_explanation(tiny_model, scene):
     model = with_config(tiny_model, replace(tiny_model.config, graph_stride=16))
-    session, pixel = Session(model, Limits()), (40, 50)
+    session, pixel = Session(model, Limits()), (80, 100)
+    scene = scene.resize((192, 128))  # so that the coarse graph has neighbors in both relations
     image = session.open(encoded(scene))
     text = session.explain(image, session.inference, pixel).text
-    label, rival = model.segment(scene, UNARY_PAIRWISE).probabilities[:, 40, 50].topk(2).indices.tolist()
+    label, rival = model.segment(scene, UNARY_PAIRWISE).probabilities[:, 80, 100].topk(2).indices.tolist()
     for name, one in model.explain(scene, pixel).items():
         assert f"- Messages through *{name}* add **{float(one.push(label, rival).sum()):+.2f}**" in text
 

@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from itertools import pairwise
@@ -119,19 +119,19 @@ def _add_options(parser: ArgumentParser, command: Command) -> None:
     flags = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
-    skip = {*command.positional, *flags}
+    skip: set[str | int] = {*command.positional, *flags}
     if isinstance(source, type):
         parser.add_class_arguments(source, skip=skip, as_group=False)
     else:
         parser.add_function_arguments(source, skip=skip, as_group=False)
 
 
-def option_names(command: Command) -> dict[str, set[str]]:
-    """The names of a command's options; those that are groups of settings with the names of these."""
-    names: dict[str, set[str]] = {}
+def option_names(command: Command) -> set[str]:
+    """The names of a command's options; those in a group of settings have its name in front, as "training.epochs"."""
+    names = set()
     for name, parameter in inspect.signature(command.options).parameters.items():
         kind = parameter.annotation
-        names[name] = set(inspect.signature(kind).parameters) if is_dataclass(kind) else set()
+        names |= {f"{name}.{field.name}" for field in fields(kind)} if is_dataclass(kind) else {name}
     return names
 
 
@@ -142,18 +142,17 @@ def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         ValueError: an option that does not exist, or a value that does not fit.
     """
     # Options are typed with hyphens; Python's names have underscores.
-    arguments = [_with_underscores(argument) for argument in arguments]
-    if arguments and arguments[0] in COMMANDS:
-        _check_options(arguments[0], arguments[1:])
+    arguments = [_with_underscores(argument) for argument in arguments] or ["--help"]
+    name = arguments[0]
+    if name in COMMANDS:
+        _check_options(name, arguments[1:])
     parser = build_parser()
-    if not arguments:
-        arguments = ["--help"]
     try:
         options = parser.parse_args(arguments)
         values = parser.instantiate(options)[options.command].as_dict()
     except ArgumentError as error:
         # The parser puts the command's name before those of its options.
-        raise ValueError(error.message.replace(f"{arguments[0]}.", "")) from error
+        raise ValueError(error.message.replace(f"{name}.", "")) from error
     values.pop("config")
     return options.command, values
 
@@ -166,51 +165,45 @@ def _with_underscores(argument: str) -> str:
 
 
 def _check_options(name: str, arguments: Sequence[str]) -> None:
-    """Raise a ValueError for an option that the command does not have, on the command line or in a file of options."""
+    """Raise a ValueError for an option that a command does not have, on the command line or in a file of options."""
     known = option_names(COMMANDS[name])
-    flat = {*known, *(f"{group}.{part}" for group, parts in known.items() for part in parts)}
+    groups = {option.partition(".")[0] for option in known if "." in option}
     for argument, following in pairwise([*arguments, ""]):
-        option, _, value = argument[2:].partition("=")
         if not argument.startswith("--"):
             continue
+        option, _, value = argument[2:].partition("=")
+        given = [option]
+        place = ""
         if option == "config":
-            _check_file(name, Path(value or following), known)
-        elif option not in flat and option not in ("help", "print_config") and not _is_nested(option, known):
-            raise ValueError(f"{name} has no option --{_typed(option)}.{_typed(_suggestion(option, flat))}")
+            path = Path(value or following)
+            given, place = list(_names(_read_options(path), groups, path)), f"{path}: "
+        for option in given:
+            # The inside of a setting that is itself a mapping is free, as in model.relations.above.top.
+            outer = {".".join(option.split(".")[:depth]) for depth in (1, 2, 3)}
+            if not outer & (known | {"print_config", "help"}) and option not in groups:
+                near = get_close_matches(option, known | groups, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{place}{name} has no option {option}.{hint}")
 
 
-def _is_nested(option: str, known: Mapping[str, set[str]]) -> bool:
-    """Whether an option is inside a setting that is itself a mapping, such as --model.relations.above.top."""
-    group, _, rest = option.partition(".")
-    return rest.partition(".")[0] in known.get(group, set())
-
-
-def _check_file(name: str, path: Path, known: Mapping[str, set[str]]) -> None:
+def _read_options(path: Path) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected options by their names, got {content!r}")
-    for key, value in content.items():
-        if key not in known:
-            raise ValueError(f"{path}: {name} has no option {key}.{_suggestion(str(key), known)}")
-        if not known[key]:
-            continue
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: {key} {value!r}: expected settings by their names, as in {key}: {{NAME: VALUE}}")
-        for part in value:
-            if part not in known[key]:
-                raise ValueError(f"{path}: {key} has no setting {part}.{_suggestion(str(part), known[key])}")
 
 
-def _suggestion(word: str, known: Sequence[str] | set[str] | Mapping[str, Any]) -> str:
-    near = get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
-def _typed(option: str) -> str:
-    return option.replace("_", "-")
+def _names(values: Any, groups: set[str], path: Path, group: str = "") -> Iterator[str]:
+    """The names of the options in a file, those in groups of settings too."""
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path}: {group or 'options'} {values!r}: expected settings by their names, as in NAME: VALUE"
+        )
+    for key, value in values.items():
+        if not group and key in groups:
+            yield from _names(value, groups, path, key)
+        else:
+            yield f"{group}.{key}" if group else str(key)
 
 
 class _PrintHandler(logging.Handler):

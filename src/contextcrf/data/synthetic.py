@@ -160,7 +160,10 @@ def write_scenes(
         root: the folder.
         train: the number of scenes in the split train.
         val: the number of scenes in the split val.
-        height, width, seed, ambiguity: as for `ContextScenes`.
+        height: as for `ContextScenes`.
+        width: as for `ContextScenes`.
+        seed: as for `ContextScenes`.
+        ambiguity: as for `ContextScenes`.
 
     Returns:
         `root`.

@@ -57,7 +57,8 @@ def index_png(labels: Labels, palette: Sequence[Color]) -> Image.Image:
     The inverse is `numpy.asarray(image)`.
 
     Args:
-        labels, palette: as for `colorize`.
+        labels: as for `colorize`.
+        palette: as for `colorize`.
 
     Raises:
         ValueError: as for `colorize`.
@@ -72,7 +73,8 @@ def overlay(image: Image.Image, labels: Labels, palette: Sequence[Color], opacit
 
     Args:
         image: the image.
-        labels, palette: as for `colorize`.
+        labels: as for `colorize`.
+        palette: as for `colorize`.
         opacity: 0 shows the image only, 1 the colors only.
 
     Raises:

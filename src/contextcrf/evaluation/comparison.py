@@ -43,8 +43,9 @@ def paired_bootstrap(
     for that, train with several seeds and compare each of them too.
 
     Args:
-        first, second: confusion matrices of every image, integers [images, K, K], in the same order; or
-            [trainings, images, K, K] of several trainings of one system, whose mean IoU are averaged.
+        first: confusion matrices of every image, integers [images, K, K]; or [trainings, images, K, K] of several
+            trainings of one system, whose mean IoU are averaged.
+        second: those of the other system, likewise, with the images in the same order.
         samples: draws of all images.
         block: draw this many neighboring images together (the block bootstrap, Carlstein 1986), since frames of a
             video resemble each other, which would make the interval too narrow.

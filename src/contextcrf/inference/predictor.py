@@ -151,10 +151,12 @@ class Predictor:
         return weight / max(1.0, self.model.relation(relation).graph(features).mean_degree())
 
     def _takes_part(self, relation: str) -> bool:
-        """Whether a relation's potential is not zero, or may learn; a traced graph cannot depend on values."""
-        if torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return True
-        return self.weights[relation] != 0 and not self.model.relation(relation).last.is_zero
+        """Whether a relation has a weight, and its potential is not zero, or may learn."""
+        if self.weights[relation] == 0:
+            return False
+        # A traced graph cannot depend on the values of parameters.
+        traced = torch.compiler.is_exporting()
+        return torch.is_grad_enabled() or traced or not self.model.relation(relation).last.is_zero
 
     def refine(self, marginals: Tensor, images: Tensor) -> Tensor:
         """Marginals [B, K, H, W] through the dense CRF, guided by images [B, 3, H, W] in 0..255."""

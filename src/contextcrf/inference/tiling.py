@@ -14,7 +14,8 @@ def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Re
     The relations of a tile's graph are fractions of the tile's shorter side, not of the image's.
 
     Args:
-        height, width: of the image, pixels.
+        height: of the image, pixels.
+        width: of the image, pixels.
         side: of the part of a tile that is kept, pixels, at least 32; rounded down to a multiple of 32.
         overlap: pixels that are computed around it, as far as the image reaches; rounded up to a multiple of 32.
 

@@ -149,7 +149,8 @@ class HeadsModule(TrainingModule):
     Args:
         model: whose heads are trained.
         names: of the relations.
-        config, steps: as in `ModelModule`.
+        config: as in `ModelModule`.
+        steps: as in `ModelModule`.
     """
 
     def __init__(self, model: ContextCRF, names: Sequence[str], config: TrainingConfig, steps: int) -> None:

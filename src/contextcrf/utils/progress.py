@@ -6,10 +6,10 @@ terminal, and writes a line to the log every half minute where there is none.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,8 +22,8 @@ T = TypeVar("T")
 LOG_INTERVAL = 30.0
 
 
-class Task(Protocol):
-    """A step that is under way."""
+class Task:
+    """A step that is under way. This one is silent; those of reporters show what happens."""
 
     def advance(self, steps: int = 1) -> None:
         """Count steps as done."""
@@ -35,12 +35,8 @@ class Task(Protocol):
         """End the step."""
 
 
-class Reporter(Protocol):
-    """Where progress is shown."""
-
-    def start(self, description: str, total: int | None, transient: bool) -> Task:
-        """Begin a step; a transient one leaves no trace when it has ended."""
-
+# Begins a step: its description, its number of parts, and whether it leaves no trace on a terminal when it has ended.
+Reporter = Callable[[str, int | None, bool], Task]
 
 _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
@@ -77,7 +73,7 @@ def task(description: str, total: int | None, transient: bool = False) -> Iterat
         transient: leave no trace on a terminal at the end.
     """
     reporter = _reporter.get()
-    running = _Silent() if reporter is None else reporter.start(description, total, transient)
+    running = Task() if reporter is None else reporter(description, total, transient)
     try:
         yield running
     finally:
@@ -106,17 +102,21 @@ def track(items: Iterable[T], description: str, total: int | None = None, transi
 
 
 class Bars:
-    """Progress bars on a terminal."""
+    """Progress bars on a terminal.
+
+    Args:
+        console: the terminal.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def start(self, description: str, total: int | None, transient: bool) -> Task:
+    def __call__(self, description: str, total: int | None, transient: bool) -> Task:
         """Draw a bar."""
         return _Bar(self.console, description, total, transient)
 
 
-class _Bar:
+class _Bar(Task):
     def __init__(self, console: Console, description: str, total: int | None, transient: bool) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=transient)
@@ -143,12 +143,12 @@ class Lines:
     def __init__(self, interval: float = LOG_INTERVAL) -> None:
         self.interval = interval
 
-    def start(self, description: str, total: int | None, transient: bool) -> Task:
+    def __call__(self, description: str, total: int | None, transient: bool) -> Task:
         """Begin to write lines."""
         return _Line(self.interval, description, total)
 
 
-class _Line:
+class _Line(Task):
     def __init__(self, interval: float, description: str, total: int | None) -> None:
         self.interval, self.description, self.total = interval, description, total
         self.done, self.started = 0, time.monotonic()
@@ -169,20 +169,6 @@ class _Line:
     def describe(self, description: str | None = None, total: int | None = None) -> None:
         self.description = self.description if description is None else description
         self.total = self.total if total is None else total
-
-    def stop(self) -> None:
-        pass
-
-
-class _Silent:
-    def advance(self, steps: int = 1) -> None:
-        pass
-
-    def describe(self, description: str | None = None, total: int | None = None) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 def duration(seconds: float) -> str:

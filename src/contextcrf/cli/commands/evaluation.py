@@ -51,6 +51,7 @@ def evaluate(
     from contextcrf.modeling.serialization import fingerprint, load
     from contextcrf.utils.runtime import default_device, resolve_precision
 
+    resolved = resolve_precision(precision)  # warns first if it is slow here
     network = load(model).to(default_device())
     inference = network.inference
     inference = replace(inference, precision=precision, scales=scales or inference.scales, flip=flip or inference.flip)
@@ -68,7 +69,7 @@ def evaluate(
         "command": f"`{shlex.join(command)}`",
         "model": fingerprint(network),
         "inference": replace(inference, precision="auto").changes(),
-        "precision": resolve_precision(precision),
+        "precision": resolved,
     }
     results = EvaluationResults(dataset.classes.names, measured, metadata)
     results.write(out)

@@ -88,8 +88,9 @@ def tune(
     from contextcrf.data.validation import check_dataset, check_same_classes
     from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights
     from contextcrf.modeling.serialization import find_model, load, save
-    from contextcrf.utils.runtime import default_device
+    from contextcrf.utils.runtime import default_device, resolve_precision
 
+    resolve_precision(precision)  # warns first if it is slow here
     if out is None and not Path(model).is_dir():
         raise ValueError(f"{model} is a bundled model and is not changed; name a folder with --out")
     folder = out or find_model(model)

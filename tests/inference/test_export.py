@@ -6,36 +6,41 @@ import onnxruntime
 import pytest
 import torch
 
+from contextcrf import InferenceConfig, Predictor
 from contextcrf.cli.main import main
 from contextcrf.data.classes import Classes
 from contextcrf.inference.export import save_onnx, save_program, trace
-from contextcrf.modeling.config import ModelConfig
-from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.serialization import save
+from models import settings, tiny, untrained
 
 
-@pytest.fixture(params=["both", "unary", "coarse"])
+def image_of(height, width):
+    return torch.randint(0, 256, (1, 3, height, width)).float()
+
+
+@pytest.fixture(params=["both", "unary", "coarse", "half trained"])
 def model(request, tiny_model):
-    """All potentials; the unary alone; a real backbone, two scales, graphs coarser than its map, some without edges."""
+    """All potentials; the unary alone; a real backbone and graphs coarser than its map; a relation that is zero."""
     if request.param == "unary":
-        tiny_model.config.strengths = {"surrounding": 0.0, "above": 0.0}
-    if request.param != "coarse":
-        return tiny_model.eval()
-    config = ModelConfig(
-        "resnet10t", stride=8, scales=(1.0, 0.6), channels=8, hidden=8, graph_stride=16, strengths={"above": None}
-    )
-    model = ContextCRF(config, tiny_model.classes, pretrained=False).eval()
-    for head in model.pairwise.values():
-        head.last.reset_parameters()
-    return model
+        weights = dict.fromkeys(tiny_model.pairwise, 0.0)
+        return with_config(tiny_model, tiny_model.config, settings(relation_weights=weights)).eval()
+    if request.param == "coarse":
+        inference = settings(relation_weights={"above": None}, iterations=3)
+        return tiny(backbone="resnet10t", scales=(1.0, 0.6), graph_stride=16, inference=inference)
+    if request.param == "half trained":
+        half = untrained()
+        half.relation("above").last.reset_parameters()
+        return half
+    return tiny_model.eval()
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (75, 50)])
-def test_onnxruntime_says_what_the_model_says(model, height, width, tmp_path):
+def test_onnxruntime_computes_the_marginals_of_the_model(model, height, width, tmp_path):
     path = tmp_path / "model.onnx"
     assert save_onnx(trace(model, height, width), model, path) < 1e-4
     session = onnxruntime.InferenceSession(path)
-    image = torch.randint(0, 256, (1, 3, height, width)).float()
+    image = image_of(height, width)
     [marginals] = session.run(["marginals"], {"image": image.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(marginals), model(image), rtol=0, atol=1e-4)
@@ -51,26 +56,46 @@ def test_another_size_is_refused(tiny_model, tmp_path):
         session.run(None, {"image": np.zeros((1, 3, 64, 97), np.float32)})
 
 
-def test_a_program_says_what_the_model_says(model, tmp_path):
+def test_a_program_computes_the_marginals_of_the_model(model, tmp_path):
     path = tmp_path / "model.pt2"
     assert save_program(trace(model, 64, 96), model, path) < 1e-5
     extra = {"classes.json": ""}
     program = torch.export.load(path, extra_files=extra).module()
-    image = torch.randint(0, 256, (1, 3, 64, 96)).float()
+    image = image_of(64, 96)
     with torch.no_grad():
         torch.testing.assert_close(program(image), model(image), rtol=0, atol=1e-5)
     assert Classes.from_dict(json.loads(extra["classes.json"])) == model.classes
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt2"]
 
 
-def test_the_messages_are_in_the_graph(tiny_model, tmp_path):
-    image = torch.randint(0, 256, (1, 3, 64, 96)).float()
-    found = []
-    for strengths in ({"surrounding": 0.0, "above": 0.0}, {"surrounding": 3.0, "above": 3.0}):
-        tiny_model.config.strengths = strengths
+def test_a_program_may_have_another_suffix(tiny_model, tmp_path):
+    save_program(trace(tiny_model, 64, 96), tiny_model, tmp_path / "model.bin")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_the_messages_are_in_the_graph(tiny_model):
+    image, found = image_of(64, 96), []
+    for weight in (0.0, 3.0):
+        inference = settings(relation_weights=dict.fromkeys(tiny_model.pairwise, weight))
+        weighted = with_config(tiny_model, tiny_model.config, inference)
         with torch.no_grad():
-            found.append(trace(tiny_model, 64, 96).module()(image))
+            found.append(trace(weighted, 64, 96).module()(image))
     assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_the_graph_computes_in_single_precision_whatever_the_settings(tiny_model):
+    image = image_of(64, 96)
+    mixed = with_config(tiny_model.eval(), tiny_model.config, InferenceConfig(precision="bf16-mixed"))
+    exact = Predictor(tiny_model)
+    with torch.no_grad():
+        torch.testing.assert_close(trace(mixed, 64, 96).module()(image), exact(image), rtol=0, atol=1e-5)
+        assert (mixed(image) - exact(image)).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("size", [(0, 9), (9, 0), (-1, 9)])
+def test_impossible_sizes_are_refused(tiny_model, size):
+    with pytest.raises(ValueError, match=f"size {size[0]} x {size[1]}: expected the height and width"):
+        trace(tiny_model, *size)
 
 
 def test_the_command_writes_and_checks(tiny_model, tmp_path, capsys):
@@ -86,7 +111,7 @@ def test_the_command_writes_and_checks(tiny_model, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_what_is_missing_is_named(tiny_model, tmp_path, monkeypatch):
+def test_a_package_that_is_missing_is_named(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     program = trace(tiny_model, 64, 96)
     with pytest.raises(ValueError, match=r"onnxruntime.*contextcrf\[export\]"):

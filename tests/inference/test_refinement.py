@@ -9,7 +9,8 @@ from PIL import Image
 
 from contextcrf.cli.main import main
 from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
-from contextcrf.inference.refinement import pair_up
+from contextcrf.inference.refinement import MapFormat, match_maps, refine_files
+from contextcrf.utils.errors import DataError
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def picture(folders, name):
     return torch.from_numpy(np.array(Image.open(folders / "images" / f"{name}.png"))).permute(2, 0, 1)[None]
 
 
-def test_maps_become_what_the_module_makes_of_them(folders, capsys):
-    refine(folders, "--bilateral_sxy", "20", "--marginals", "true")
+def test_files_are_refined_as_the_module_refines_tensors(folders, capsys):
+    refine(folders, "--bilateral-sxy", "20", "--marginals")
     assert "2 of 2 maps refined" in capsys.readouterr().out
     for name, maps in (("a", np.load(folders / "maps" / "a.npy")), ("b", np.load(folders / "maps" / "b.npz")["arr_0"])):
         logits = logits_from_probabilities(torch.from_numpy(maps)[None])
@@ -71,7 +72,7 @@ def test_logits_and_labels_and_a_classes_file(folders):
     assert written.getpalette()[:3] == [9, 8, 7]
 
 
-def test_what_does_not_fit_is_listed_and_the_rest_done(folders, capsys):
+def test_maps_that_do_not_fit_are_listed_and_the_others_refined(folders, capsys):
     maps = np.load(folders / "maps" / "a.npy")
     np.save(folders / "maps" / "last.npy", maps.transpose(1, 2, 0))
     np.save(folders / "maps" / "turned.npy", maps.transpose(0, 2, 1))
@@ -82,13 +83,15 @@ def test_what_does_not_fit_is_listed_and_the_rest_done(folders, capsys):
     (folders / "maps" / "zip.npz").write_bytes((folders / "maps" / "b.npz").read_bytes()[:-40])
     (folders / "maps" / "cut.npy").write_bytes((folders / "maps" / "a.npy").read_bytes()[:300])
     Image.fromarray(maps.argmax(0).astype(np.uint8)).save(folders / "maps" / "label.png")
-    for name in ("last", "turned", "whole", "nan", "two", "pickled", "cut", "zip", "label"):
+    for name in ("last", "turned", "whole", "nan", "two", "pickled", "cut", "zip", "label", "no image"):
         (folders / "images" / f"{name}.png").write_bytes((folders / "images" / "a.png").read_bytes())
+    np.save(folders / "maps" / "no image.npy", maps)
+    (folders / "images" / "no image.png").write_bytes(b"none")
     with pytest.raises(SystemExit) as stop:
         refine(folders)
     assert stop.value.code == 1
     captured = capsys.readouterr()
-    assert "2 of 11 maps refined" in captured.out
+    assert "2 of 12 maps refined" in captured.out
     for name, reason in {
         "last.npy": "expected the classes on axis 1",
         "turned.npy": "expected [K, H, W] of the image's height and width",
@@ -98,7 +101,8 @@ def test_what_does_not_fit_is_listed_and_the_rest_done(folders, capsys):
         "pickled.npy": "allow_pickle",
         "cut.npy": "",
         "zip.npz": "not a zip file",
-        "label.png": "--num_classes",
+        "label.png": "--num-classes",
+        "no image.png": "the image cannot be read",
     }.items():
         [line] = [line for line in captured.err.splitlines() if name in line]
         assert reason in line
@@ -126,7 +130,7 @@ def test_pairs_are_checked_before_anything_is_done(folders, capsys):
     with pytest.raises(SystemExit):
         main([
             "refine", str(folders / "images" / "c.png"), "--images", str(folders / "images"),
-            "--out", str(folders / "images"), "--num_classes", "2",
+            "--out", str(folders / "images"), "--num-classes", "2",
         ])  # fmt: skip
     assert "written over an input" in capsys.readouterr().err
 
@@ -140,9 +144,26 @@ def test_labels_that_predict_wrote_are_refined_without_their_overlays(folders, c
     with pytest.raises(SystemExit) as stop:
         refine(folders)
     assert stop.value.code == 2
-    assert capsys.readouterr().err.count("name --classes or --num_classes") == 1
-    pairs = pair_up(sorted((folders / "maps").iterdir()), folders / "images")
+    assert capsys.readouterr().err.count("give --classes or --num-classes") == 1
+    pairs = match_maps(sorted((folders / "maps").iterdir()), folders / "images")
     assert [path.name for path, _ in pairs] == ["a.png", "b.png"]
     # A map of that name alone is a map.
     (folders / "images" / "c_overlay.png").write_bytes((folders / "images" / "a.png").read_bytes())
-    assert len(pair_up([folders / "maps" / "a.png", folders / "maps" / "c_overlay.png"], folders / "images")) == 2
+    assert len(match_maps([folders / "maps" / "a.png", folders / "maps" / "c_overlay.png"], folders / "images")) == 2
+
+
+def test_files_are_refined_without_the_command(folders):
+    pairs = match_maps(sorted((folders / "maps").iterdir()), folders / "images")
+    outcome = refine_files(pairs, DenseCRF(), MapFormat(), folders / "out")
+    assert outcome.written == [folders / "out" / "a.png", folders / "out" / "b.png"]
+    assert outcome.failed == []
+    with pytest.raises(DataError, match=r"a\.png would be written over an input"):
+        refine_files(pairs, DenseCRF(), MapFormat(), folders / "images")
+
+
+def test_a_map_of_more_classes_than_a_label_file_can_hold_is_named(folders):
+    np.save(folders / "maps" / "a.npy", np.zeros((257, 20, 24), np.float32))
+    pair = (folders / "maps" / "a.npy", folders / "images" / "a.png")
+    outcome = refine_files([pair], DenseCRF(), MapFormat(kind="logits"), folders / "out")
+    assert outcome.written == []
+    assert outcome.failed == [(pair[0], f"{pair[0]}: 257 classes: expected at most 256, which is what a label PNG can hold")]

@@ -1,15 +1,14 @@
 """Archives for VOC's evaluation server."""
 
 import tarfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from contextcrf import ContextCRF
+from contextcrf import ContextCRF, Predictor
 from contextcrf.cli.main import main
-from contextcrf.data.dataset import VOC
+from contextcrf.data.layouts import VOC
 from contextcrf.inference.voc_submission import write_submission
 from contextcrf.modeling.serialization import save
 from contextcrf.utils.errors import DataError
@@ -19,7 +18,7 @@ STEMS = ["2008_000001", "2008_000007"]
 
 @pytest.fixture
 def model(tiny_model):
-    return ContextCRF(replace(tiny_model.config), VOC, pretrained=False).eval()
+    return ContextCRF(tiny_model.config, VOC, pretrained=False, inference=tiny_model.inference).eval()
 
 
 @pytest.fixture
@@ -55,23 +54,23 @@ def test_the_archive_holds_one_palette_image_of_labels_for_each_image(model, kit
     assert [path.name for path in out.parent.iterdir()] == ["results.tgz"]
 
 
-def test_what_the_server_would_refuse_is_refused_here(model, tiny_model, kit, tmp_path):
+def test_archives_that_the_server_would_refuse_are_refused(model, tiny_model, kit, tmp_path):
     with pytest.raises(ValueError, match="expected VOC's 21"):
-        write_submission(tiny_model, kit, tmp_path / "r.tgz")
+        write_submission(Predictor(tiny_model), kit, tmp_path / "r.tgz")
     with pytest.raises(ValueError, match=r"r\.zip: expected an archive"):
-        write_submission(model, kit, tmp_path / "r.zip")
+        write_submission(Predictor(model), kit, tmp_path / "r.zip")
     with pytest.raises(ValueError, match="'comp7': expected comp5 or comp6"):
-        write_submission(model, kit, tmp_path / "r.tgz", competition="comp7")
+        write_submission(Predictor(model), kit, tmp_path / "r.tgz", competition="comp7")
     with pytest.raises(DataError, match=r"no ImageSets/Segmentation/val\.txt"):
-        write_submission(model, kit, tmp_path / "r.tgz", split="val")
+        write_submission(Predictor(model), kit, tmp_path / "r.tgz", split="val")
 
 
 def test_an_archive_is_whole_or_not_there(model, kit, tmp_path):
     broken = kit / "JPEGImages" / f"{STEMS[1]}.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(DataError, match=rf"{STEMS[1]}\.jpg: could not be read"):
-        write_submission(model, kit, tmp_path / "r.tgz", progress=False)
+    with pytest.raises(DataError, match=rf"{STEMS[1]}\.jpg: the image cannot be read"):
+        write_submission(Predictor(model), kit, tmp_path / "r.tgz")
     assert not (tmp_path / "r.tgz").exists()
     broken.unlink()
     with pytest.raises(DataError, match=rf"{STEMS[1]}\.jpg: no such image; 1 of 2 of test"):
-        write_submission(model, kit, tmp_path / "r.tgz")
+        write_submission(Predictor(model), kit, tmp_path / "r.tgz")

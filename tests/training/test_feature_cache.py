@@ -25,4 +25,6 @@ def test_cached_features_are_those_of_the_trunk(tiny_model, train):
             assert torch.equal(labels[row], downsample(mask[None], (8, 12))[0])
             # A sampler's key has a seed, which has no meaning here.
             item = cached[row, key[1]]
-            assert all(torch.equal(a, b) for a, b in zip(item, (features[row], labels[row], cached.unary[row])))
+            assert all(
+                torch.equal(a, b) for a, b in zip(item, (features[row], labels[row], cached.unary[row]), strict=True)
+            )

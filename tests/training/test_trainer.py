@@ -34,12 +34,13 @@ def test_training_lowers_the_loss_of_every_potential(tiny_model, train, scenes, 
 
 
 def test_logs_and_the_checkpoints_of_the_last_two_epochs(tiny_model, train, scenes, tmp_path):
-    fit(tiny_model, train, open_dataset(scenes, "val"), QUICK, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch=1.ckpt", "epoch=2.ckpt"]
+    config = replace(QUICK, epochs=4, val_every=4)
+    fit(tiny_model, train, open_dataset(scenes, "val"), config, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch=2.ckpt", "epoch=3.ckpt"]
     assert list((tmp_path / "tensorboard").glob("events*"))
     rows = logged(tmp_path)
     assert {"val/unary", "val/unary+pairwise"} <= set(rows[0])
-    assert [bool(row["val/unary"]) for row in rows].count(True) == 1  # every third of three epochs
+    assert [bool(row["val/unary"]) for row in rows].count(True) == 1  # once in four epochs
     assert {"train/unary", "train/surrounding", "train/above", "lr-AdamW/new"} <= set(rows[0])
 
 
@@ -74,6 +75,31 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_model, t
     again = copy.deepcopy(tiny_model)
     fit(again, train, None, config, tmp_path / "again", checkpoint=tmp_path / "whole" / "checkpoints" / "epoch=1.ckpt")
     assert torch.equal(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_goes_on_with_other_rates_and_more_epochs(tiny_model, train, tmp_path, optimizer):
+    """Rates and schedule are those of a run that had these settings from the beginning."""
+    first = replace(QUICK, optimizer=optimizer)
+    other = replace(first, epochs=5, lr=0.02, weight_decay=0.01)
+    fit(copy.deepcopy(tiny_model), train, None, first, tmp_path / "run")
+    # A folder of its own for the logs of the second part.
+    newest = tmp_path / "run" / "checkpoints" / "epoch=2.ckpt"
+    fit(copy.deepcopy(tiny_model), train, None, other, tmp_path / "more", checkpoint=newest)
+    fit(copy.deepcopy(tiny_model), train, None, other, tmp_path / "whole")
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "epoch=4.ckpt", weights_only=True) for name in ("more", "whole")
+    ]
+    groups = [state["optimizer_states"][0]["param_groups"] for state in states]
+    assert groups[0] == groups[1]
+    assert groups[0][0]["weight_decay"] == 0.01
+    assert states[0]["lr_schedulers"][0]["last_epoch"] == (15 if optimizer == "adamw" else 5)
+
+
+def test_the_checkpoint_of_another_optimizer_is_refused(tiny_model, train, tmp_path):
+    fit(tiny_model, train, None, QUICK, tmp_path)
+    with pytest.raises(ValueError, match="the checkpoint is that of another optimizer than sgd"):
+        fit(tiny_model, train, None, replace(QUICK, epochs=4, optimizer="sgd"), tmp_path, checkpoint="last")
 
 
 def test_without_a_checkpoint_a_resumption_is_an_error(tiny_model, train, tmp_path):
@@ -223,7 +249,7 @@ def test_frozen_parts_of_the_backbone_stay_as_they_are(train, tmp_path):
 def test_processes_that_load_data_change_nothing_under_any_start_method(tiny_model, train, tmp_path, monkeypatch):
     """On macOS and Windows they are spawned: all that they need is pickled."""
     models = [copy.deepcopy(tiny_model) for _ in range(2)]
-    config = replace(QUICK, epochs=1)
+    config = replace(QUICK, epochs=2)
     fit(models[0], train, None, config, tmp_path / "none")
     started, spawn = [], multiprocessing.get_context("spawn")
     start = spawn.Process.start
@@ -241,13 +267,13 @@ def test_processes_that_load_data_change_nothing_under_any_start_method(tiny_mod
 
     monkeypatch.setattr(DataLoader, "__init__", spawning)
     fit(models[1], train, None, replace(config, workers=2), tmp_path / "two")
-    assert len(started) == 2
+    assert len(started) == 2  # once for both epochs
     assert torch.equal(weights(models[1]), weights(models[0]))
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16-mixed", "32-true"])
 def test_slow_bfloat16_is_used_with_one_warning(tiny_model, train, scenes, tmp_path, caplog, monkeypatch, precision):
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda *_: False)
     config = replace(QUICK, epochs=1, val_every=1, precision=precision)
     with caplog.at_level(logging.WARNING):
         fit(tiny_model, train, open_dataset(scenes, "val"), config, tmp_path / "fit")
@@ -261,13 +287,13 @@ def test_slow_bfloat16_is_used_with_one_warning(tiny_model, train, scenes, tmp_p
 
 def test_automatic_precision_is_that_of_the_machine(tmp_path, monkeypatch):
     for fast in (True, False):
-        monkeypatch.setattr(runtime, "has_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr(runtime, "has_bfloat16", lambda *_, fast=fast: fast)
         trainer = make_trainer(replace(QUICK, precision="auto"), tmp_path)
         assert trainer.precision == ("bf16-mixed" if fast else "32-true")
 
 
 def test_devices_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(ValueError, match="devices 0, num_nodes 1: .*not a valid input"):
+    with pytest.raises(ValueError, match=r"devices 0, num_nodes 1: .*not a valid input"):
         make_trainer(QUICK, tmp_path, devices=0)
 
 

@@ -3,23 +3,24 @@
 import logging
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from contextcrf.data.layouts import open_dataset
 from contextcrf.training import ModelModule, fit
 from contextcrf.training.progress import ProgressCallback
-from contextcrf.utils.progress import reporting
+from contextcrf.utils.progress import Task, reporting
 from trainings import QUICK
 
 
-class Recorder:
+class Recorder(Task):
     """A reporter that keeps what it is given."""
 
     def __init__(self):
         self.events = []
 
-    def start(self, description, total, transient):
+    def __call__(self, description, total, transient):
         self.events.append((description, total))
         return self
 
@@ -48,8 +49,8 @@ def test_steps_are_reported_and_every_epoch_has_a_line(tiny_model, train, scenes
     with caplog.at_level(logging.INFO, "contextcrf"):
         fit(tiny_model, train, open_dataset(scenes, "val"), config, tmp_path)
     # Six images in batches of two.
-    steps = [[f"epoch {number} of 3", 1, 1, 1] for number in (1, 2, 3)]
-    assert recorder.events == [("epoch 1 of 3", 9), 0, *sum(steps, []), "stop"]
+    steps = [event for number in (1, 2, 3) for event in (f"epoch {number} of 3", 1, 1, 1)]
+    assert recorder.events == [("epoch 1 of 3", 9), 0, *steps, "stop"]
     loss, score = r"loss \d+\.\d{3}", r"\d+\.\d %"
     lines = epoch_lines(caplog)
     assert len(lines) == 3
@@ -64,7 +65,7 @@ def test_the_loss_of_a_line_is_the_mean_of_the_epoch(tiny_model, train, tmp_path
 
     def recorded(module, batch, batch_idx):
         total = step(module, batch, batch_idx)
-        totals.append(float(total))
+        totals.append(float(total.detach()))
         return total
 
     monkeypatch.setattr(ModelModule, "training_step", recorded)
@@ -100,16 +101,11 @@ def test_a_resumed_training_goes_on_at_the_right_count(tiny_model, train, tmp_pa
     assert epoch_lines(caplog) == []
 
 
-class OtherProcess:
-    """A trainer of a process that is not the first."""
-
-    is_global_zero = False
-    max_epochs, current_epoch, num_training_batches = 2, 0, 3
-    callback_metrics: dict = {}
-
-
 def test_only_the_first_process_reports(recorder, caplog):
-    callback, trainer = ProgressCallback(), OtherProcess()
+    callback = ProgressCallback()
+    trainer = SimpleNamespace(
+        is_global_zero=False, max_epochs=2, current_epoch=0, num_training_batches=3, callback_metrics={}
+    )
     with caplog.at_level(logging.INFO, "contextcrf"):
         callback.on_train_start(trainer, None)
         callback.on_train_epoch_start(trainer, None)

@@ -26,7 +26,7 @@ _STRIPE = 1024
 
 @dataclass
 class Outcome:
-    """The files that were written, and (file, reason) for those that could not be read."""
+    """The files that were written, and those that could not be read, each with a reason that names the file."""
 
     written: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)

@@ -167,10 +167,8 @@ def refine_files(
                 raise ValueError(f"{logits.shape[1]} classes: expected at most 256, which is what a label PNG can hold")
             refined = crf(logits.to(device), pixels[None].to(device))[0].cpu()
         except ARRAY_ERRORS as error:
-            reason = str(error)
-            outcome.failed.append(
-                (path, reason if str(path) in reason or str(image) in reason else f"{path}: {reason}")
-            )
+            # A DataError begins with the name of the image.
+            outcome.failed.append((path, str(error) if isinstance(error, DataError) else f"{path}: {error}"))
             continue
         labels = out / f"{path.stem}.png"
         with atomic_write(labels) as partial:

@@ -66,6 +66,23 @@ class TrainingModule(L.LightningModule):
         )
         return [adamw], [{"scheduler": cycle, "interval": "step"}]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the rates and the schedule of this configuration in place of those of the checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is that of the other optimizer.
+        """
+        (optimizer,), (entry,) = self.configure_optimizers()
+        fresh, schedule = optimizer.state_dict()["param_groups"], entry["scheduler"].state_dict()
+        for found, wanted in zip(checkpoint["optimizer_states"][0]["param_groups"], fresh, strict=True):
+            if found.keys() != wanted.keys():
+                raise ValueError(f"the checkpoint is that of another optimizer than {self.config.optimizer}")
+            found["lr"] *= wanted["initial_lr"] / found["initial_lr"]
+            found |= {key: wanted[key] for key in ("initial_lr", "max_lr", "min_lr", "weight_decay") if key in wanted}
+        for key in ("total_steps", "_schedule_phases", "base_lrs"):
+            if key in schedule:
+                checkpoint["lr_schedulers"][0][key] = schedule[key]
+
 
 class ModelModule(TrainingModule):
     """Trains trunks and heads of some potentials of a model on images. A batch is (images, masks).

@@ -68,11 +68,14 @@ def fit(
         raise ValueError(f"batch_size {config.batch_size}: expected a multiple of the {world} processes")
     model.to(memory_format=torch.channels_last)
     sampler = SeededSampler(len(train), config.seed, rank, world)
+    # Where processes are spawned (macOS, Windows), starting them again in every epoch would take seconds.
+    persistent = config.workers > 0
     loader = DataLoader(
         train,
         config.batch_size // world,
         sampler=sampler,
         num_workers=config.workers,
+        persistent_workers=persistent,
         drop_last=len(train) >= config.batch_size,
     )
     if len(loader) == 0:
@@ -87,7 +90,7 @@ def fit(
             raise ValueError(f"{len(val)} validation images for {world} processes: expected one for each, or more")
         # Each process validates its share of the images; the confusion matrices are added up.
         share = Subset(val, range(rank, len(val), world))
-        validation = DataLoader(share, 1, num_workers=config.workers)
+        validation = DataLoader(share, 1, num_workers=config.workers, persistent_workers=persistent)
     _run(trainer, module, loader, validation, out, checkpoint)
 
 
@@ -247,6 +250,7 @@ def _without_warnings() -> Iterator[None]:
             ".*LeafSpec.* is deprecated",
             ".*does not have many workers",
             "Checkpoint directory .* exists and is not empty",
+            "The dirpath has changed from",  # a checkpoint of another training
             "The number of training batches .* is smaller than the logging interval",
             "You defined a `validation_step` but have no `val_dataloader`",
             r"Found \d+ module\(s\) in eval mode",  # BatchNorm at its ImageNet statistics

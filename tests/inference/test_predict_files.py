@@ -1,0 +1,168 @@
+"""Image files in, label files out; stopped and resumed, by one process or several."""
+
+import multiprocessing
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contextcrf import Predictor
+from contextcrf.data.images import read_image
+from contextcrf.data.visualization import overlay
+from contextcrf.inference import files as predict_module
+from contextcrf.inference.files import find_files, plan_outputs, predict_files
+from contextcrf.modeling.serialization import load, save
+from contextcrf.utils.errors import DataError
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(generator.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def with_settings(predictor, **changes):
+    return Predictor(predictor.model, replace(predictor.inference, **changes))
+
+
+@pytest.fixture
+def predictor(tiny_model):
+    return Predictor(tiny_model)
+
+
+def test_files_hold_the_labels_of_the_predictor_and_an_overlay(predictor, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "_STRIPE", 7)  # the overlay is drawn in several pieces
+    out = tmp_path / "out"
+    outcome = predict_files(predictor, pictures[:2], out, opacity=0.3)
+    assert outcome.written == [out / name for stem in "01" for name in (f"{stem}.png", f"{stem}_overlay.png")]
+    assert outcome.failed == []
+    palette = predictor.model.classes.palette
+    for path in pictures[:2]:
+        labels = predictor.label(read_image(path))
+        with Image.open(out / path.name) as found, Image.open(path) as image:
+            assert found.mode == "P"
+            assert np.array_equal(np.asarray(found), labels.numpy())
+            with Image.open(out / f"{path.stem}_overlay.png") as drawn:
+                assert np.array_equal(np.asarray(drawn), np.asarray(overlay(image, labels, palette, 0.3)))
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(predictor, pictures, tmp_path):
+    pictures[1].write_bytes(pictures[1].read_bytes()[:100])
+    outcome = predict_files(predictor, pictures[:3], tmp_path / "out")
+    [(path, reason)] = outcome.failed
+    assert path == pictures[1]
+    assert reason.startswith(f"{pictures[1]}: the image cannot be read: ")
+    assert reason.count(str(pictures[1])) == 1
+    assert [path.name for path in outcome.written] == ["0.png", "0_overlay.png", "2.png", "2_overlay.png"]
+
+
+def test_a_stopped_prediction_is_resumed_where_it_stopped(predictor, pictures, tmp_path):
+    out = tmp_path / "out"
+    predict_files(predictor, pictures, out)
+    expected = contents(out)
+    (out / "3.png").unlink()
+    (out / "3_overlay.png").write_bytes(b"cut short")
+    kept = (out / "2.png").stat().st_mtime_ns
+    outcome = predict_files(predictor, pictures, out, resume=True)
+    assert outcome.written == [out / "3.png", out / "3_overlay.png"]
+    assert contents(out) == expected
+    assert (out / "2.png").stat().st_mtime_ns == kept
+    assert sorted(path.name for path in out.iterdir()) == sorted([*expected, "provenance.json"])
+
+
+def test_results_of_another_model_or_of_other_settings_are_not_resumed(predictor, pictures, tmp_path):
+    out = tmp_path / "out"
+    predict_files(predictor, pictures, out)
+    flipped = with_settings(predictor, flip=True)
+    with pytest.raises(DataError, match=r"made with inference\.flip False, not True; choose another --out"):
+        predict_files(flipped, pictures, out, resume=True)
+    with pytest.raises(DataError, match=r"made with opacity 0\.5, not 0\.4"):
+        predict_files(predictor, pictures, out, opacity=0.4, resume=True)
+    predict_files(flipped, pictures, out)  # from the beginning, over the old ones
+    predict_files(flipped, pictures, out, resume=True)
+    with torch.no_grad():
+        predictor.model.unary.last.bias += 1
+    with pytest.raises(DataError, match="made with model"):
+        predict_files(flipped, pictures, out, resume=True)
+    (out / "provenance.json").unlink()
+    with pytest.raises(DataError, match="holds labels of unknown origin"):
+        predict_files(flipped, pictures, out, resume=True)
+
+
+def test_labels_of_an_earlier_model_do_not_survive_a_run_that_is_stopped(predictor, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict_files(predictor, pictures, out)
+    with torch.no_grad():
+        predictor.model.unary.last.bias += torch.arange(predictor.model.num_classes)
+
+    def stop(path):
+        if path == pictures[2]:
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_module, "read_image", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(predictor, pictures, out)
+    predict_files(predictor, pictures, out, resume=True)
+    predict_files(predictor, pictures, tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_inputs_are_files_and_folders(pictures, tmp_path):
+    folder = pictures[0].parent
+    (folder / "notes.txt").touch()
+    (folder / "deeper").mkdir()
+    assert find_files([folder, pictures[0]]) == [*pictures, pictures[0]]
+    assert find_files([folder / "notes.txt"]) == [folder / "notes.txt"]  # named by the user, whatever it is
+    with pytest.raises(DataError, match=r"deeper: no images in this folder; expected files \.png, "):
+        find_files([folder / "deeper"])
+    with pytest.raises(DataError, match=r"deeper: no maps in this folder; expected files \.npy"):
+        find_files([folder / "deeper"], [".npy"], "maps")
+    with pytest.raises(DataError, match="missing: no such file or folder"):
+        find_files([tmp_path / "missing"])
+
+
+def test_outputs_do_not_clash(pictures, tmp_path):
+    first, out = pictures[0], tmp_path / "out"
+    assert plan_outputs([first], out) == [(out / "0.png", out / "0_overlay.png")]
+    with pytest.raises(DataError, match=r"0\.png: its result .* would be written over an image; choose another --out"):
+        plan_outputs([first], first.parent)
+    with pytest.raises(DataError, match=r"0\.png and .*0\.jpg would both be written as .*0\.png; rename one"):
+        plan_outputs([first, tmp_path / "0.jpg"], out)
+    with pytest.raises(DataError, match=r"0\.png and .*0_overlay\.jpg would both be written as .*0_overlay\.png"):
+        plan_outputs([first, tmp_path / "0_overlay.jpg"], out)
+
+
+def work(model, pictures, out, barrier, written):
+    torch.set_num_threads(1)
+    predictor = Predictor(load(model))
+    barrier.wait()
+    written.put(predict_files(predictor, pictures, out, resume=True).written)
+
+
+def test_processes_with_one_command_share_the_images(tiny_model, pictures, tmp_path):
+    save(tiny_model, tmp_path / "model")
+    context = multiprocessing.get_context("spawn")
+    barrier, written = context.Barrier(2), context.Queue()
+    arguments = (tmp_path / "model", pictures, tmp_path / "out", barrier, written)
+    processes = [context.Process(target=work, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    parts = [written.get(timeout=240) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    names = sorted(os.fspath(path.name) for part in parts for path in part)
+    assert names == sorted(f"{path.stem}{end}.png" for path in pictures for end in ("", "_overlay"))

@@ -1,0 +1,200 @@
+"""One training on several processes, and several trainings under one launcher."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.evaluate import evaluate
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
+from contextcrf.modeling.serialization import load
+from contextcrf.training import FitJob, SeededSampler, augmentation, fit, run
+from contextcrf.training.trainer import make_trainer
+from trainings import QUICK, fit_job, logged, losses
+
+# Run by each process: its validation images and its messages are kept in files named after its rank.
+SCRIPT = """
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from trainings import QUICK, fit_job
+from contextcrf.training import ModelModule, run
+
+data, out = Path(sys.argv[1]), Path(sys.argv[2])
+validate = ModelModule.validation_step
+
+
+def recorded(module, batch, batch_idx):
+    with (out / f"validated-{module.global_rank}").open("a") as file:
+        print(int(batch[0].long().sum()), file=file)
+    validate(module, batch, batch_idx)
+
+
+ModelModule.validation_step = recorded
+job = fit_job(data, out, training=replace(QUICK, scale=(1.0, 1.0), max_edges=None), val_split="val", devices=2)
+logger = logging.getLogger("contextcrf")
+logger.setLevel(logging.INFO)
+out.mkdir(exist_ok=True)
+logger.addHandler(logging.FileHandler(out / f"messages-{job.trainer().global_rank}"))
+run(job)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _launcher(monkeypatch):
+    """No variables of a launcher, and Lightning's rank as it was after the test."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name.endswith("RANK") or name == "WORLD_SIZE":
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)
+
+
+@pytest.fixture(scope="module")
+def two_processes(scenes, tmp_path_factory):
+    """The folder of a training on two processes."""
+    folder = tmp_path_factory.mktemp("ddp")
+    (folder / "script.py").write_text(SCRIPT)
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, folder / "script.py", scenes, folder / "out"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "out"
+
+
+def test_two_processes_train_to_the_losses_of_one(two_processes, scenes, tmp_path):
+    run(fit_job(scenes, tmp_path, training=replace(QUICK, scale=(1.0, 1.0), max_edges=None)))
+    found, expected = (losses(load(folder / "model"), scenes) for folder in (two_processes, tmp_path))
+    assert set(expected) == {"unary", "surrounding", "above"}
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, rtol=2e-5, atol=0)
+
+
+def test_every_image_is_validated_by_one_of_two_processes(two_processes, scenes):
+    shares = [(two_processes / f"validated-{rank}").read_text().split() for rank in (0, 1)]
+    images = [str(int(image.long().sum())) for image, _ in open_dataset(scenes, "val")]
+    assert len(set(images)) == 3
+    assert shares == [[images[0], images[2]], [images[1]]]
+
+
+def test_the_scores_of_two_processes_are_those_of_one(two_processes, scenes):
+    model = load(two_processes / "model").to(memory_format=torch.channels_last)
+    results = evaluate(Predictor(model), open_dataset(scenes, "val"), [UNARY_ONLY, UNARY_PAIRWISE])
+    [row] = [row for row in logged(two_processes) if row["val/unary"]]
+    for result in results:
+        # Lightning logs single precision.
+        assert float(row[f"val/{result.name}"]) == torch.tensor(result.matrix.mean_iou()).item()
+
+
+def test_the_first_of_two_processes_logs_the_progress(two_processes):
+    first, second = ((two_processes / f"messages-{rank}").read_text().splitlines() for rank in (0, 1))
+    assert [line.partition(":")[0] for line in first] == ["epoch 1 of 3", "epoch 2 of 3", "epoch 3 of 3"]
+    assert second == []
+
+
+def test_a_step_of_two_processes_has_the_images_of_a_step_of_one():
+    whole = list(SeededSampler(11, seed=3))
+    parts = [list(SeededSampler(11, 3, rank, 2)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [len(SeededSampler(11, 3, 0, 2))] * 2 == [5, 5]
+    for step in range(2):  # of four images, two each
+        together = [sample for part in parts for sample in part[2 * step : 2 * step + 2]]
+        assert sorted(together) == sorted(whole[4 * step : 4 * step + 4])
+
+
+def test_images_are_divided_among_processes_or_refused(tiny_model, scenes, tmp_path):
+    trainer = make_trainer(QUICK, tmp_path, devices=2)
+    train, val = open_dataset(scenes, "train", augmentation(QUICK)), open_dataset(scenes, "val")
+    with pytest.raises(ValueError, match="batch_size 3: expected a multiple of the 2 processes"):
+        fit(tiny_model, train, val, replace(QUICK, batch_size=3), tmp_path, trainer=trainer)
+    with pytest.raises(ValueError, match="1 images for 2 processes"):
+        fit(tiny_model, train.spread(1), val, QUICK, tmp_path, trainer=trainer)
+    with pytest.raises(ValueError, match="1 validation images for 2 processes"):
+        fit(tiny_model, train, val.spread(1), QUICK, tmp_path, trainer=trainer)
+
+
+@pytest.mark.parametrize(
+    ("environment", "num_nodes", "rank"),
+    [
+        ({}, 1, 0),
+        ({"LOCAL_RANK": "1"}, 1, 1),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 2, 2),
+        ({"TORCHELASTIC_RUN_ID": "1", "RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "4"}, 2, 3),
+        (
+            {
+                "SLURM_NTASKS": "4",
+                "SLURM_NTASKS_PER_NODE": "2",
+                "SLURM_PROCID": "3",
+                "SLURM_LOCALID": "1",
+                "SLURM_NODEID": "1",
+            },
+            2,
+            3,
+        ),
+    ],
+    ids=["none", "Lightning", "Lightning on two machines", "torchrun", "SLURM"],
+)
+def test_the_rank_is_that_of_the_launcher(scenes, tmp_path, monkeypatch, environment, num_nodes, rank):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    trainer = fit_job(scenes, tmp_path, devices=2, num_nodes=num_nodes).trainer()
+    assert (trainer.global_rank, trainer.world_size) == (rank, 2 * num_nodes)
+    assert trainer.is_global_zero == (rank == 0)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "1"},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_JOB_ID": "7"},
+        {"LOCAL_RANK": "3", "NODE_RANK": "1"},
+    ],
+    ids=["torchrun", "SLURM", "LOCAL_RANK"],
+)
+def test_a_training_of_one_process_is_its_own_first_under_any_launcher(scenes, tmp_path, monkeypatch, environment):
+    """One `srun` may start many trainings side by side."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 3)  # as Lightning sets it by these variables when it is imported
+    job = fit_job(scenes, tmp_path, training=replace(QUICK, epochs=1))
+    trainer = job.trainer()
+    assert (trainer.global_rank, trainer.world_size) == (0, 1)
+    run(job)
+    load(tmp_path / "model")
+    assert logged(tmp_path)
+    monkeypatch.setattr(FitJob, "train", None)
+    run(job)
+
+
+def test_other_processes_train_with_the_first_and_leave_its_files_to_it(scenes, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(FitJob, "train", lambda job, checkpoint, trainer: trained.append((checkpoint, trainer)))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    job = fit_job(scenes, tmp_path, devices=2)
+    run(job)
+    run(replace(job, checkpoint="somewhere.ckpt"))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({}, tmp_path / "checkpoints" / "epoch=1.ckpt")
+    run(job)
+    assert [(checkpoint, trainer.global_rank) for checkpoint, trainer in trained] == [
+        (None, 1),
+        ("somewhere.ckpt", 1),
+        ("last", 1),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    # Nothing is left to do where the training has ended.
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert run(job) == tmp_path / "model"
+    assert len(trained) == 3

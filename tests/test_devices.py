@@ -1,16 +1,23 @@
 """Everything that touches a device, on the CPU and, where there is one, on a GPU: nothing is left on the wrong one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from contextcrf.crf import DenseCRF
-from contextcrf.data.dataset import open_dataset
-from contextcrf.evaluation.evaluate import evaluate, systems
-from contextcrf.evaluation.tuning import tune_dense, tune_strengths
+from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.evaluate import evaluate
+from contextcrf.evaluation.tuning import tune_dense, tune_relation_weights
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.system import FULL, UNARY_PAIRWISE
+from contextcrf.modeling.config import InferenceConfig
+from contextcrf.modeling.merging import with_config
 from contextcrf.training import augmentation, fit, fit_heads
-from contextcrf.training.config import Recipe
+from contextcrf.training.objectives import OBJECTIVES, Batch
+from trainings import COUPLED, QUICK
 
-RECIPE = Recipe(epochs=1, batch_size=3, crop=(64, 96), max_edges=64, precision="32-true", workers=0)
+ONCE = replace(QUICK, epochs=1, batch_size=3, val_every=1)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -20,8 +27,9 @@ def model(request, tiny_model):
 
 def test_inference_is_that_of_the_cpu(model, scenes):
     image, _ = open_dataset(scenes, "val")[0]
-    found = [model.segment(image, dense=dense).probabilities for dense in (False, True)]
-    expected = [model.cpu().segment(image, dense=dense).probabilities for dense in (False, True)]
+    systems = (UNARY_PAIRWISE, FULL)
+    found = [model.segment(image, system).probabilities for system in systems]
+    expected = [model.cpu().segment(image, system).probabilities for system in systems]
     for here, there in zip(found, expected, strict=True):
         torch.testing.assert_close(here, there, atol=2e-3, rtol=0)
 
@@ -30,41 +38,42 @@ def test_losses_and_their_gradients_are_those_of_the_cpu(model, scenes):
     image, mask = open_dataset(scenes, "train")[0]
 
     def gradient():
-        device = next(model.parameters()).device
-        images, masks = image[None].float().to(device), mask[None].to(device)
+        images, masks = image[None].float().to(model.device), mask[None].to(model.device)
         model.zero_grad()
-        features = model.features(images)
-        losses = [*model.nll(features, masks).values(), model.coupled_nll(features, masks, "unrolled")]
+        batch = Batch(model, model.features(images), masks, images)
+        losses = [*OBJECTIVES["piecewise"](batch, COUPLED).values(), *OBJECTIVES["unrolled"](batch, COUPLED).values()]
         torch.stack(losses).sum().backward()
-        return model.pairwise["above"].owner.weight.grad.cpu().clone()
+        return model.relation("above").owner.weight.grad.cpu().clone()
 
     here = gradient()
     model.cpu()
     torch.testing.assert_close(here, gradient(), atol=1e-4, rtol=1e-3)
 
 
-def test_training_leaves_a_model_whole_where_it_was(model, scenes, tmp_path):
+def test_training_leaves_a_model_where_it_was(model, scenes, tmp_path):
     where = {p.device for p in model.parameters()}
-    train, val = open_dataset(scenes, "train", augmentation(RECIPE)), open_dataset(scenes, "val")
-    fit(model, train, val, RECIPE, tmp_path / "fit", progress=False)
+    train, val = open_dataset(scenes, "train", augmentation(ONCE)), open_dataset(scenes, "val")
+    fit(model, train, val, ONCE, tmp_path / "fit")
     assert {p.device for p in model.parameters()} == where
-    fit_heads(model, train, RECIPE, tmp_path / "heads", views=1, progress=False)
+    fit_heads(model, train, ONCE, tmp_path / "heads", copies=1)
     assert {p.device for p in model.parameters()} == where
-    [row] = evaluate(model, val, systems(model, ["crf"]), "32-true")
-    assert 0 <= row.matrix.mean_iou() <= 1
+    [result] = evaluate(Predictor(model), val, [UNARY_PAIRWISE])
+    assert 0 <= result.matrix.mean_iou() <= 1
 
 
-def test_tuning_tries_everything_there(model, scenes):
+def test_tuning_works_there(model, scenes):
     val = open_dataset(scenes, "val").spread(1)
-    assert len(tune_strengths(model, val, progress=False)) > 1
-    assert len(tune_dense(model, val, rounds=1, progress=False)) > 1
+    assert len(tune_relation_weights(model, val)) > 1
+    assert len(tune_dense(model, val, rounds=1)) > 1
 
 
-def test_a_learned_dense_crf_learns_there(model, scenes):
-    model.learn_dense({"bilateral_sxy": 20, "iterations": 2})
-    device = next(model.trunks.parameters()).device
+def test_a_learned_dense_crf_is_trained_there(model, scenes):
+    inference = InferenceConfig(dense={"bilateral_sxy": 20, "iterations": 2}, precision="32-true")
+    learned = with_config(model, replace(model.config, learned_dense=True), inference)
+    assert learned.device == model.device
     image, mask = open_dataset(scenes, "train")[0]
-    images, masks = image[None].float().to(device), mask[None].to(device)
-    model.refined_nll(model.features(images), images, masks).backward()
-    assert isinstance(model.dense, DenseCRF)
-    assert all(p.grad is not None and p.grad.device.type == device.type for p in model.dense.parameters())
+    images, masks = image[None].float().to(model.device), mask[None].to(model.device)
+    batch = Batch(learned, learned.features(images), masks, images)
+    OBJECTIVES["crf-rnn"](batch, replace(COUPLED, objective="crf-rnn"))["crf-rnn"].backward()
+    assert isinstance(learned.dense, DenseCRF)
+    assert all(p.grad is not None and p.grad.device.type == model.device.type for p in learned.dense.parameters())

@@ -456,16 +456,31 @@ def found(name):
     raise AssertionError(name)
 
 
+def imported_for_types(module):
+    """The names that a module imports only for its annotations, below `if TYPE_CHECKING`."""
+    names = {}
+    for block in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            for node in (node for node in block.body if isinstance(node, ast.ImportFrom)):
+                source = importlib.import_module(node.module)
+                names |= {alias.asname or alias.name: getattr(source, alias.name) for alias in node.names}
+    return names
+
+
 def mentioned(thing):
     """The library's own classes in the signature, and its errors in the docstring, of a function or a class."""
     thing = getattr(thing, "__func__", getattr(thing, "fget", thing))
-    if not callable(thing):
+    if not (inspect.isroutine(thing) or inspect.isclass(thing)):
         return set()
-    kinds = list(typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing).values())
+    function = thing.__init__ if inspect.isclass(thing) else thing
+    hints = typing.get_type_hints(function, localns=imported_for_types(thing.__module__))
+    kinds = list(hints.values())
     for kind in kinds:
         kinds += kind if isinstance(kind, list) else typing.get_args(kind)
-    names = {kind.__name__ for kind in kinds if getattr(kind, "__module__", "").startswith("contextcrf")}
-    return names | set(re.findall(r"\b(DataError|ModelError|WeightsNotFoundError)\b", inspect.getdoc(thing) or ""))
+    classes = [kind for kind in kinds if inspect.isclass(kind)]
+    names = {kind.__name__ for kind in classes if kind.__module__.startswith("contextcrf")}
+    errors = r"\b(DataError|ModelError|WeightsNotFoundError|OtherSettingsError|BusyError)\b"
+    return names | set(re.findall(errors, inspect.getdoc(thing) or ""))
 
 
 def test_the_reference_has_every_public_name(site):

@@ -19,7 +19,7 @@ from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.utils.errors import DataError
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
-FIT += ["--model.scales", "[1.0]", "--training.epochs", "12", "--training.crop", "[64,96]"]
+FIT += ["--model.scales", "[1.0]", "--training.epochs", "10", "--training.crop", "[64,96]"]
 FIT += ["--training.max-edges", "64", "--training.batch-size", "1", "--training.ema", "0.5"]
 FIT += ["--training.precision", "32-true", "--val-split", "null"]
 
@@ -83,7 +83,7 @@ def test_kills_at_any_time_change_nothing(scenes, tmp_path, undisturbed):
     process, tries = start(scenes, tmp_path), 0
     wait_for(process, tmp_path / "checkpoints" / "epoch=0.ckpt")
     while process.poll() is None:
-        time.sleep(0.05 * tries)
+        time.sleep(0.02 * tries)
         process.kill()
         process.communicate()
         tries += 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from contextcrf.cli.main import main
-from contextcrf.data.dataset import open_dataset
+from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.comparison import (
     COUNTS,
     Difference,
@@ -15,7 +15,9 @@ from contextcrf.evaluation.comparison import (
     read_counts,
     write_counts,
 )
-from contextcrf.evaluation.evaluate import evaluate, systems
+from contextcrf.evaluation.evaluate import evaluate
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.system import default_systems
 from contextcrf.modeling.serialization import save
 from contextcrf.utils.errors import DataError
 
@@ -30,11 +32,9 @@ def matrices(images: int, hits: float, seed: int = 0) -> torch.Tensor:
 
 def test_mean_iou_is_that_of_the_evaluation(tiny_model, scenes):
     data = open_dataset(scenes, "val")
-    for row in evaluate(tiny_model, data, systems(tiny_model), progress=False):
-        assert len(row.images) == len(data)
-        counts = torch.stack(row.images)
-        torch.testing.assert_close(counts.sum(0), row.matrix.counts)
-        assert paired_bootstrap(counts, counts).first == pytest.approx(row.matrix.mean_iou(), abs=1e-12)
+    for result in evaluate(Predictor(tiny_model), data, default_systems(tiny_model)):
+        found = paired_bootstrap(result.counts, result.counts)
+        assert found.first == pytest.approx(result.matrix.mean_iou(), abs=1e-12)
 
 
 def test_a_class_that_occurs_nowhere_and_an_image_without_truth_do_not_count():
@@ -85,7 +85,7 @@ def test_the_interval_is_that_of_the_mean_where_there_is_a_formula():
     assert found.high == pytest.approx(float(paired.mean()) + error, abs=0.1 * error)
 
 
-def test_pairs_tell_more_than_two_samples():
+def test_pairs_give_a_narrower_interval_than_two_samples():
     first = matrices(60, 0.7)
     better = first.clone()
     # Every image gains one pixel of the first class.
@@ -97,10 +97,10 @@ def test_pairs_tell_more_than_two_samples():
     assert shuffled.high - shuffled.low > 5 * (paired.high - paired.low)
 
 
-def test_frames_that_repeat_each_other_are_worth_one():
+def test_frames_that_repeat_each_other_count_as_one():
     first, second = matrices(12, 0.6), matrices(12, 0.7)
     single = paired_bootstrap(first, second)
-    # Every image four times, one after the other: as blocks they say what the images said.
+    # Every image four times, one after the other: blocks of them give the interval of the images.
     frames = [counts.repeat_interleave(4, 0) for counts in (first, second)]
     assert paired_bootstrap(*frames, block=4) == single
     alone = paired_bootstrap(*frames)
@@ -130,16 +130,16 @@ def test_shapes_and_truths_must_agree():
         paired_bootstrap(matrices(3, 0.5), matrices(4, 0.5))
 
 
-def test_the_command_line_compares_rows_of_one_evaluation(tiny_model, scenes, tmp_path, capsys):
+def test_the_command_line_compares_systems_of_one_evaluation(tiny_model, scenes, tmp_path, capsys):
     save(tiny_model, tmp_path / "model")
     out = tmp_path / "val"
     main(["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--out", str(out), "--pictures", "1"])
-    images, rows = read_counts(out / COUNTS)
+    images, systems = read_counts(out / COUNTS)
     assert images == [f"images/{path.name}" for path, _ in open_dataset(scenes, "val").pairs]
-    assert list(rows) == ["unary", "pairwise-surrounding", "pairwise-above", "1unary+2pair"]
+    assert list(systems) == ["unary", "surrounding", "above", "unary+pairwise"]
     capsys.readouterr()
-    main(["compare", str(out), str(out), "--first_row", "unary", "--second_row", "1unary+2pair"])
-    expected = paired_bootstrap(rows["unary"], rows["1unary+2pair"])
+    main(["compare", str(out), str(out), "--first-system", "unary", "--second-system", "unary+pairwise"])
+    expected = paired_bootstrap(systems["unary"], systems["unary+pairwise"])
     assert capsys.readouterr().out == f"{expected}\n"
 
 
@@ -155,32 +155,40 @@ def test_only_classes_of_enough_images_count(tmp_path):
     better[:] = counts
     better[0, 2] = torch.tensor([0, 0, 4])
     write_counts(tmp_path / COUNTS, list("abcd"), {"first": counts, "second": better})
-    found = [compare(tmp_path, tmp_path, "first", "second", least=least) for least in (0, 1, 2, 4)]
+    found = [compare(tmp_path, tmp_path, "first", "second", min_images=least) for least in (0, 1, 2, 4)]
     assert [found[k].second for k in range(3)] == pytest.approx(
         [(32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16) / 2]
     )
     assert (found[3].first, found[3].second) == pytest.approx((32 / 42, 32 / 38))
-    with pytest.raises(DataError, match="no class is shown by 5 or more of its 4 images"):
-        compare(tmp_path, tmp_path, "first", "second", least=5)
+    with pytest.raises(DataError, match="no class occurs in 5 or more of its 4 images"):
+        compare(tmp_path, tmp_path, "first", "second", min_images=5)
 
 
-def test_a_table_says_what_the_pairwise_terms_and_the_dense_crf_gain():
-    names = ("unary", "1unary+2pair", "full")
+def test_the_gains_of_the_pairwise_terms_and_of_the_dense_crf_are_put_into_words():
+    names = ("unary", "unary+pairwise", "unary+pairwise+dense")
 
-    def said(*shares):
-        return gains(dict(zip(names, (matrices(20, share) for share in shares), strict=False)), "unary")
+    def sentences(*shares):
+        return gains(dict(zip(names, (matrices(20, share) for share in shares), strict=False)))
 
-    better, worse = said(0.5, 0.7, 0.6)
-    assert better == f"unary -> 1unary+2pair: {paired_bootstrap(matrices(20, 0.5), matrices(20, 0.7))}"
-    assert worse.startswith("1unary+2pair -> full: ")
-    assert "the dense CRF cost here; choose its parameters: contextcrf tune --dense true, on images that" in worse
-    hardly = gains({"unary": matrices(20, 0.5), "full": matrices(20, 0.5, seed=1)}, "unary")[0]
-    assert hardly.endswith("the dense CRF change here cannot be told from chance")
-    [same] = said(0.5, 0.5)
-    assert same.endswith("+0.00 [+0.00, +0.00]: what the pairwise terms change here cannot be told from chance")
-    assert gains({"unary": matrices(20, 0.5), "full": matrices(20, 0.9)}, "unary")[0].startswith("unary -> full: ")
-    assert gains({"unary": matrices(1, 0.5), "full": matrices(1, 0.9)}, "unary") == []
-    assert gains({"deeplab": matrices(20, 0.5)}, "unary") == []
+    better, worse = sentences(0.5, 0.7, 0.6)
+    assert better == f"unary -> unary+pairwise: {paired_bootstrap(matrices(20, 0.5), matrices(20, 0.7))}"
+    assert worse.startswith("unary+pairwise -> unary+pairwise+dense: ")
+    assert worse.endswith(
+        ": the mean IoU is lower with the dense CRF; choose it with contextcrf tune --dense, on images that the "
+        "network was not trained on"
+    )
+    [worse] = sentences(0.7, 0.5)
+    assert worse.endswith(
+        ": the mean IoU is lower with the pairwise terms; choose their weights with contextcrf tune, on images that "
+        "the network was not trained on"
+    )
+    [chance] = gains({"unary": matrices(20, 0.5), "unary+pairwise+dense": matrices(20, 0.5, seed=1)})
+    assert chance.startswith("unary -> unary+pairwise+dense: ")
+    assert chance.endswith("]: the effect of the dense CRF is within chance here")
+    [same] = sentences(0.5, 0.5)
+    assert same.endswith("+0.00 [+0.00, +0.00]: the effect of the pairwise terms is within chance here")
+    assert gains({"unary": matrices(1, 0.5), "unary+pairwise": matrices(1, 0.9)}) == []
+    assert gains({"deeplab": matrices(20, 0.5)}) == []
 
 
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
@@ -191,25 +199,21 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
     ):
         (tmp_path / name).mkdir()
         counts = torch.ones(2, classes, classes, dtype=torch.int64)
-        write_counts(tmp_path / name / COUNTS, images, {"unary": counts, "crf": counts})
+        write_counts(tmp_path / name / COUNTS, images, {"unary": counts, "above": counts})
     a, b, c = (tmp_path / name for name in "abc")
-    with pytest.raises(DataError, match=r"no row 'full'; expected one of unary, crf"):
+    with pytest.raises(DataError, match=r"no system 'full'; expected one of unary, above"):
         compare(a, a, "unary", "full")
-    write_counts(a / COUNTS, images, {"unary": counts, "1unary+2pair": 2 * counts})
-    assert compare(a, a, "crf", "1unary+2pair").first == compare(a, a, "crf", "crf").second
-    write_counts(
-        a / COUNTS, ["1.png", "2.png"], {"unary": torch.ones(2, 2, 2).long(), "crf": torch.ones(2, 2, 2).long()}
-    )
-    with pytest.raises(DataError, match=r"several rows; name one of unary, crf"):
-        compare(a, a, None, "crf")
+    with pytest.raises(DataError, match=r"several systems; name one of unary, above"):
+        compare(a, a, None, "above")
     with pytest.raises(DataError, match=r"expected the same images, but 2\.png is in one only"):
         compare(a, b, "unary", "unary")
     with pytest.raises(DataError, match="2 and 3 classes"):
         compare(a, c, "unary", "unary")
-    with pytest.raises(
-        DataError, match=r"nowhere.images\.npz: no such file; expected what `contextcrf evaluate` wrote"
-    ):
+    with pytest.raises(DataError, match=r"nowhere.images\.npz: no such file; expected a file of `contextcrf evaluate`"):
         compare(tmp_path / "nowhere", a, "unary", "unary")
+    # The name may be left out where there is one system.
+    write_counts(b / COUNTS, ["1.png", "2.png"], {"unary": torch.ones(2, 2, 2, dtype=torch.int64)})
+    assert compare(a, b, "above") == Difference(1 / 3, 1 / 3, 0.0, 0.0)
     write_counts(b / COUNTS, ["1.png", "2.png", "2.png"], {"unary": torch.ones(3, 2, 2, dtype=torch.int64)})
     with pytest.raises(DataError, match="their order or number differs"):
         compare(a, b, "unary", "unary")
@@ -230,7 +234,7 @@ def test_damaged_files_are_named(tmp_path, damage):
     counts = torch.arange(4000).view(1000, 2, 2) % 7
     write_counts(tmp_path / COUNTS, [f"{i}.png" for i in range(1000)], {"unary": counts})
     (tmp_path / COUNTS).write_bytes(damaged((tmp_path / COUNTS).read_bytes())[damage])
-    with pytest.raises(DataError, match=r"images\.npz: .*expected what `contextcrf evaluate` wrote"):
+    with pytest.raises(DataError, match=r"images\.npz: .*expected a file of `contextcrf evaluate`"):
         read_counts(tmp_path / COUNTS)
 
 

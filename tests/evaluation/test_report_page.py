@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from contextcrf.data.classes import Classes
-from contextcrf.data.dataset import open_dataset
-from contextcrf.evaluation.evaluate import ConfusionMatrix, Results, Row, evaluate, systems
-from contextcrf.evaluation.report import write_page
+from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult, evaluate
+from contextcrf.evaluation.report import write_report
 from contextcrf.evaluation.report_page import Example, pick, render
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.system import default_systems
 
 
 class Page(HTMLParser):
@@ -34,53 +36,63 @@ class Page(HTMLParser):
         self.text += data
 
 
-def row_of(name, *counts):
-    row = Row(name, ConfusionMatrix(2), 0.25, [torch.tensor(count) for count in counts])
-    row.matrix.metric.confmat = torch.stack(row.images).sum(0)
-    return row
+def result_of(name, *counts):
+    return SystemResult(name, torch.tensor(counts), 0.25)
+
+
+def results_of(classes, *results):
+    return EvaluationResults(classes.names, results, {"data": "two"})
 
 
 def image(hits):
     return [[hits, 10 - hits], [10 - hits, hits]]
 
 
-def test_best_middle_and_worst_are_told_apart_and_none_comes_twice():
-    row = row_of("crf", *(image(hits) for hits in (3, 9, 5, 0, 7, 10, 6)), [[0, 0], [0, 0]])
-    assert pick(row, 2) == {"Best": [5, 1], "Middle": [4, 6], "Worst": [0, 3]}
-    assert pick(row, 1) == {"Best": [5], "Middle": [6], "Worst": [3]}
-    assert pick(row_of("crf", image(3)), 2) == {"Best": [0]}
-    assert pick(row_of("crf", image(3), image(4)), 2) == {"Best": [1], "Worst": [0]}
+def test_the_best_the_middle_and_the_worst_images_are_picked_and_none_twice():
+    counts = torch.tensor([*(image(hits) for hits in (3, 9, 5, 0, 7, 10, 6)), [[0, 0], [0, 0]]])
+    assert pick(counts, 2) == {"Best": [5, 1], "Middle": [4, 6], "Worst": [0, 3]}
+    assert pick(counts, 1) == {"Best": [5], "Middle": [6], "Worst": [3]}
+    assert pick(torch.tensor([image(3)]), 2) == {"Best": [0]}
+    assert pick(torch.tensor([image(3), image(4)]), 2) == {"Best": [1], "Worst": [0]}
 
 
-def test_the_page_stands_by_itself_and_says_what_the_table_says(tiny_model, scenes, tmp_path):
-    data, wanted = open_dataset(scenes, "val"), systems(tiny_model)
-    results = Results(data.classes.names, evaluate(tiny_model, data, wanted, progress=False), {"data": "scenes val"})
-    write_page(tiny_model, data, wanted, results, tmp_path, pictures=3)
-    page = Page((tmp_path / "report.html").read_text())
+def test_the_page_stands_by_itself_and_has_the_scores_of_the_table(tiny_model, scenes, tmp_path):
+    data, systems = open_dataset(scenes, "val"), default_systems(tiny_model)
+    measured = evaluate(Predictor(tiny_model), data, systems, keep_labels=(systems[0], systems[-1]))
+    results = EvaluationResults(data.classes.names, measured, {"data": "scenes val"})
+    write_report(data, results, tmp_path, pictures=3)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.open == []
     sources = [attributes[name] for _, attributes in page.tags for name in ("src", "href") if name in attributes]
     assert len(sources) == 3 * (5 + 4)  # for three images: the photograph in five columns, four of them covered
     assert all(source.startswith(("data:image/png", "data:image/jpeg")) for source in sources)
-    for row in results.rows:
-        assert row.name in page.text
-        assert f"{100 * row.matrix.mean_iou():.1f}" in page.text
+    for system in results.systems:
+        assert system.name in page.text
+        assert f"{100 * system.matrix.mean_iou():.1f}" in page.text
     assert all(path.name in page.text for path, _ in data.pairs)
+    assert "Change from unary to unary+pairwise: green has become right" in page.text
 
 
 def test_confusions_are_shares_of_the_truth():
     classes = Classes(["sea", "<sky>"], [(0, 0, 0), (1, 2, 3)])
-    results = Results(classes.names, [row_of("unary", [[30, 10], [0, 60]])], {"data": "two"})
-    page = render(results, classes, {})
-    assert "25.0 % of sea is taken for &lt;sky&gt;: 100.0 % of all mistakes" in page
-    assert page.count("is taken for &") == 1
+    page = render(results_of(classes, result_of("unary", [[30, 10], [0, 60]])), classes, {})
+    assert "25.0 % of sea is labeled &lt;sky&gt;: 100.0 % of all mistakes" in page
+    assert page.count("is labeled &") == 1
     assert re.findall(r"<td style=[^>]*>(\d*)</td>", page) == ["75", "25", "", "100"]
     assert "<sky>" not in page
+
+
+def test_a_page_without_mistakes_and_pictures_lists_none():
+    classes = Classes(["a", "b"], [(0, 0, 0), (1, 2, 3)])
+    page = render(results_of(classes, result_of("unary", [[30, 0], [0, 60]])), classes, {})
+    assert "is labeled" not in page
+    assert "<img" not in page
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_class_that_never_occurs_has_a_dash(known):
     classes = Classes(["a", "b"], [(0, 0, 0), (1, 2, 3)])
-    page = render(Results(classes.names, [row_of("r", [[5, 0], [0, 5 * known]])], {}), classes, {})
+    page = render(results_of(classes, result_of("r", [[5, 0], [0, 5 * known]])), classes, {})
     assert ("<td>-</td>" in page) is not known
 
 
@@ -92,7 +104,8 @@ def test_large_pictures_are_embedded_small(height, width, size):
     left = (torch.arange(width) < width // 2).long().expand(height, width)
     pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     example = Example("x.png", 0.5, pixels, left, {"unary": 1 - left, "crf": left})
-    page = Page(render(Results(classes.names, [row_of("crf", [[5, 0], [0, 5]])], {}), classes, {"Best": [example]}))
+    results = results_of(classes, result_of("crf", [[5, 0], [0, 5]]))
+    page = Page(render(results, classes, {"Best": [example]}))
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     pictures = [Image.open(BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources]
     assert {picture.size for picture in pictures} == {size}

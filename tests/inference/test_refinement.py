@@ -166,4 +166,6 @@ def test_a_map_of_more_classes_than_a_label_file_can_hold_is_named(folders):
     pair = (folders / "maps" / "a.npy", folders / "images" / "a.png")
     outcome = refine_files([pair], DenseCRF(), MapFormat(kind="logits"), folders / "out")
     assert outcome.written == []
-    assert outcome.failed == [(pair[0], f"{pair[0]}: 257 classes: expected at most 256, which is what a label PNG can hold")]
+    assert outcome.failed == [
+        (pair[0], f"{pair[0]}: 257 classes: expected at most 256, which is what a label PNG can hold")
+    ]

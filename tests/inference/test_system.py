@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import images, settings, tiny, untrained
 
 from contextcrf import InferenceConfig, Predictor, System
 from contextcrf.crf import mean_field
 from contextcrf.inference import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.inference.system import default_systems
 from contextcrf.modeling.config import RESERVED
+from models import images, settings, tiny, untrained
 
 WORDS = st.from_regex(r"[a-z_][a-z0-9_]{0,6}", fullmatch=True).filter(lambda word: word not in RESERVED)
 
@@ -105,7 +105,9 @@ def test_potentials_are_in_the_order_of_the_model(name, potentials):
 
 
 def test_relations_that_the_model_does_not_have_are_refused():
-    with pytest.raises(ValueError, match=r"system 'unary\+below': .*expected some of \['unary', 'surrounding', 'above'\]"):
+    with pytest.raises(
+        ValueError, match=r"system 'unary\+below': .*expected some of \['unary', 'surrounding', 'above'\]"
+    ):
         System.from_name("unary+below").potentials(tiny())
     without = tiny(relations={})
     assert UNARY_PAIRWISE.potentials(without) == ("unary",)
@@ -162,7 +164,9 @@ def test_segment_takes_a_system_by_its_name_as_a_value_and_from_the_settings(nam
 
 def test_the_public_systems_differ():
     model, pixels = tiny(inference=settings(dense=DENSE)), images()[0]
-    unary, pairwise, dense = (model.segment(pixels, system).probabilities for system in (UNARY_ONLY, UNARY_PAIRWISE, FULL))
+    unary, pairwise, dense = (
+        model.segment(pixels, system).probabilities for system in (UNARY_ONLY, UNARY_PAIRWISE, FULL)
+    )
     assert (unary - pairwise).abs().max() > 1e-4
     assert (pairwise - dense).abs().max() > 1e-3
     assert torch.equal(model.segment(pixels).probabilities, pairwise)

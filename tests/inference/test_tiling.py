@@ -55,7 +55,9 @@ def test_a_network_of_a_smaller_field_than_the_overlap_labels_tiles_as_it_labels
 def test_small_images_are_not_cut(monkeypatch):
     shapes = []
     predict = Predictor.predict
-    monkeypatch.setattr(Predictor, "predict", lambda self, p, systems: shapes.append(p.shape) or predict(self, p, systems))
+    monkeypatch.setattr(
+        Predictor, "predict", lambda self, p, systems: shapes.append(p.shape) or predict(self, p, systems)
+    )
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     model = tiny()
     Predictor(model, settings(tile_above=64 * 96)).label(image)

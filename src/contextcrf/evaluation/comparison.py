@@ -144,7 +144,7 @@ def gains(systems: Mapping[str, Tensor]) -> list[str]:
             continue  # of a single image no interval can be drawn
         verdict = ""
         if found.high < 0:
-            verdict = f": {part} lower the mean IoU here; {advice}, on images that the network was not trained on"
+            verdict = f": the mean IoU is lower with {part}; {advice}, on images that the network was not trained on"
         elif found.low <= 0:
             verdict = f": the effect of {part} is within chance here"
         lines.append(f"{first} -> {second}: {found}{verdict}")

@@ -130,38 +130,43 @@ class Runner:
         init: Path | None = None,
         inference: InferenceConfig | None = None,
     ) -> ContextCRF:
-        return self._train(
-            FitJob(
-                data=self.data,
-                out=self._network(name),
-                model=config,
-                training=replace(training or self.study.training, potentials=list(potentials)),
-                inference=inference or replace(self.inference, relation_weights={}),
-                train_split=self.study.train_split,
-                val_split=None,
-                pretrained=self.study.pretrained,
-                init=None if init is None else str(init),
-            )
+        inference = inference or self._untuned
+        job = FitJob(
+            data=self.data,
+            out=self._network(name),
+            model=config,
+            training=replace(training or self.study.training, potentials=list(potentials)),
+            inference=inference,
+            train_split=self.study.train_split,
+            val_split=None,
+            pretrained=self.study.pretrained,
+            init=None if init is None else str(init),
         )
+        return self._train(job, inference)
 
     def _heads(self, name: str) -> ContextCRF:
-        return self._train(
-            FitHeadsJob(
-                model=str(self._network(name)),
-                data=self.data,
-                out=self._network(f"{name}-heads"),
-                training=self.study.heads,
-                train_split=self.study.train_split,
-                copies=self.study.copies,
-                # That of the study's own network, since competitors have finer maps.
-                graph_stride=self.study.model.graph_stride or self.study.model.stride,
-            )
+        job = FitHeadsJob(
+            model=str(self._network(name)),
+            data=self.data,
+            out=self._network(f"{name}-heads"),
+            training=self.study.heads,
+            train_split=self.study.train_split,
+            copies=self.study.copies,
+            # That of the study's own network, since competitors have finer maps.
+            graph_stride=self.study.model.graph_stride or self.study.model.stride,
         )
+        return self._train(job, self._untuned)
 
-    def _train(self, job: Job) -> ContextCRF:
+    @property
+    def _untuned(self) -> InferenceConfig:
+        return replace(self.inference, relation_weights={})
+
+    def _train(self, job: Job, inference: InferenceConfig) -> ContextCRF:
         if not (job.out / "model" / CONFIG).exists():
             logger.info("  training network %s", job.out.name)
-        return load_here(run(job))
+        model = load_here(run(job))
+        # A network that was trained before the study's inference settings were changed has the old ones.
+        return with_config(model, model.config, inference)
 
     def _network(self, name: str) -> Path:
         return self.out / "networks" / name

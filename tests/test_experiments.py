@@ -23,7 +23,8 @@ from contextcrf.evaluation.comparison import read_counts, write_counts
 from contextcrf.evaluation.metrics import confusion
 from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.merging import merge_potentials, with_config
-from contextcrf.modeling.serialization import load, save
+from contextcrf.modeling.model import load
+from contextcrf.modeling.serialization import save
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.jobs import OtherSettingsError
 from contextcrf.utils.resizing import downsample, upsample

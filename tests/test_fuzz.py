@@ -16,7 +16,8 @@ from contextcrf.data.classes import Classes
 from contextcrf.data.images import read_image, read_mask
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_pairs
-from contextcrf.modeling.serialization import ModelError, load, save
+from contextcrf.modeling.model import load
+from contextcrf.modeling.serialization import ModelError, save
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.utils.errors import DataError
 

@@ -14,7 +14,8 @@ import torch
 
 from contextcrf.cli.main import main
 from contextcrf.data import dataset
-from contextcrf.modeling.serialization import CONFIG, load
+from contextcrf.modeling.model import load
+from contextcrf.modeling.serialization import CONFIG
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.utils.errors import DataError
 

@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, UnaryPotential, mean_field
     from contextcrf.inference import Predictor, Segmentation, System
     from contextcrf.modeling.config import InferenceConfig, ModelConfig
-    from contextcrf.modeling.model import ContextCRF
-    from contextcrf.modeling.serialization import load
+    from contextcrf.modeling.model import ContextCRF, load
 
 # Public names by module. They are imported when first used, so that `import contextcrf.crf` needs torch alone.
 _MODULES = {
@@ -23,7 +22,7 @@ _MODULES = {
     "Segmentation": "contextcrf.inference",
     "System": "contextcrf.inference",
     "UnaryPotential": "contextcrf.crf",
-    "load": "contextcrf.modeling.serialization",
+    "load": "contextcrf.modeling.model",
     "mean_field": "contextcrf.crf",
 }
 

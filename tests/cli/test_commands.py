@@ -19,7 +19,8 @@ from contextcrf.cli.errors import MEMORY_ADVICE
 from contextcrf.cli.main import COMMANDS, Command, build_parser, main, option_names, read_command
 from contextcrf.data.layouts import open_dataset
 from contextcrf.inference.system import default_systems
-from contextcrf.modeling.serialization import load, save
+from contextcrf.modeling.model import load
+from contextcrf.modeling.serialization import save
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
 FIT += ["--model.scales", "[1.0]", "--training.epochs", "1", "--training.crop", "[64,96]", "--training.max-edges", "64"]

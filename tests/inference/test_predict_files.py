@@ -14,7 +14,8 @@ from contextcrf.data.images import read_image
 from contextcrf.data.visualization import overlay
 from contextcrf.inference import files as predict_module
 from contextcrf.inference.files import find_files, plan_outputs, predict_files
-from contextcrf.modeling.serialization import load, save
+from contextcrf.modeling.model import load
+from contextcrf.modeling.serialization import save
 from contextcrf.utils.errors import DataError
 
 

@@ -8,7 +8,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from contextcrf import ContextCRF, load
 from contextcrf.cli.main import main
-from contextcrf.modeling import hub
+from contextcrf.modeling import model as hub
 from contextcrf.modeling.model_card import model_card
 from contextcrf.modeling.serialization import CONFIG, ModelError, bundled_models, save
 from models import same_weights, settings, tiny
@@ -70,10 +70,10 @@ def test_a_repository_that_cannot_be_read_is_named():
 
 
 def test_a_repository_without_network_is_named(monkeypatch):
-    def snapshot_download(name, **options):
+    def hf_hub_download(**options):
         raise LocalEntryNotFoundError("outgoing traffic has been disabled")
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", hf_hub_download)
     with pytest.raises(ModelError, match=r"model 'somebody/scenes': .* not found on the hub: outgoing traffic"):
         ContextCRF.from_pretrained("somebody/scenes")
 
@@ -103,6 +103,7 @@ def test_a_model_comes_from_the_hub(tmp_path, monkeypatch):
     model = tiny()
     save(model, tmp_path)
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **options: str(tmp_path / CONFIG))
     found = ContextCRF.from_pretrained("somebody/scenes", revision="v2", token="secret", local_files_only=True)
     assert same_weights(found, model)
     [(name, options)] = asked

@@ -10,7 +10,8 @@ from filelock import FileLock
 
 from contextcrf.data.layouts import open_dataset
 from contextcrf.modeling.config import InferenceConfig
-from contextcrf.modeling.serialization import CONFIG, load, save
+from contextcrf.modeling.model import load
+from contextcrf.modeling.serialization import CONFIG, save
 from contextcrf.training import FitHeadsJob, FitJob, HeadsModule, ModelModule, run
 from contextcrf.training.jobs import BusyError, OtherSettingsError, check_finished
 from contextcrf.utils.provenance import Provenance

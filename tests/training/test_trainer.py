@@ -13,8 +13,8 @@ from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.modeling.config import ModelConfig
 from contextcrf.modeling.merging import with_config
-from contextcrf.modeling.model import ContextCRF
-from contextcrf.modeling.serialization import load, save
+from contextcrf.modeling.model import ContextCRF, load
+from contextcrf.modeling.serialization import save
 from contextcrf.training import HeadsModule, augmentation, class_weights, fit, fit_heads
 from contextcrf.training.trainer import make_trainer
 from contextcrf.utils import runtime

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from contextcrf.inference.predictor import Predictor
 from contextcrf.inference.system import System
-from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.network import ContextNetwork
 from contextcrf.utils.files import atomic_write
 from contextcrf.utils.resizing import upsample
 
@@ -40,7 +40,7 @@ class PredictorGraph(nn.Module):
 
 
 @torch.no_grad()
-def trace(model: ContextCRF, height: int, width: int) -> torch.export.ExportedProgram:
+def trace(model: ContextNetwork, height: int, width: int) -> torch.export.ExportedProgram:
     """The graph of a model's predictor for images of one size, in single precision.
 
     Args:
@@ -58,7 +58,7 @@ def trace(model: ContextCRF, height: int, width: int) -> torch.export.ExportedPr
     return torch.export.export(graph, (image,))
 
 
-def save_program(program: torch.export.ExportedProgram, model: ContextCRF, path: Path) -> float:
+def save_program(program: torch.export.ExportedProgram, model: ContextNetwork, path: Path) -> float:
     """Write a file for `torch.export.load`, with the classes as extra file "classes.json".
 
     Returns:
@@ -76,7 +76,7 @@ def save_program(program: torch.export.ExportedProgram, model: ContextCRF, path:
         return (run(image) - _predictor(model)(image)).abs().max().item()
 
 
-def save_onnx(program: torch.export.ExportedProgram, model: ContextCRF, path: Path) -> float:
+def save_onnx(program: torch.export.ExportedProgram, model: ContextNetwork, path: Path) -> float:
     """Write an ONNX file, weights within, classes among its metadata, and run it once with onnxruntime.
 
     Input "image", float32 [1, 3, H, W] in 0..255; output "marginals", float32 [1, K, H, W].
@@ -107,11 +107,11 @@ def save_onnx(program: torch.export.ExportedProgram, model: ContextCRF, path: Pa
         return (torch.from_numpy(marginals) - _predictor(model)(image).cpu()).abs().max().item()
 
 
-def _predictor(model: ContextCRF) -> Predictor:
+def _predictor(model: ContextNetwork) -> Predictor:
     """Autocasts are not traced: the graph computes in single precision."""
     return Predictor(model, replace(model.inference, precision="32-true"))
 
 
-def _image(model: ContextCRF, height: int, width: int) -> Tensor:
+def _image(model: ContextNetwork, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return (255 * torch.rand(1, 3, height, width, generator=generator)).to(model.device)

@@ -18,7 +18,7 @@ from contextcrf.inference.system import UNARY_PAIRWISE, System
 from contextcrf.inference.tiling import tiles
 from contextcrf.inference.tta import augmented
 from contextcrf.modeling.config import UNARY, InferenceConfig
-from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.network import ContextNetwork
 from contextcrf.utils.progress import track
 from contextcrf.utils.resizing import upsample
 from contextcrf.utils.runtime import autocast
@@ -65,7 +65,7 @@ class Predictor:
         torch.Size([48, 64])
     """
 
-    def __init__(self, model: ContextCRF, inference: InferenceConfig | None = None) -> None:
+    def __init__(self, model: ContextNetwork, inference: InferenceConfig | None = None) -> None:
         self.model = model
         self.inference = inference or model.inference
         self.weights = self.inference.weights(model.pairwise)

@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from contextcrf.modeling.config import UNARY
-from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.network import ContextNetwork
 
 PAIRWISE, DENSE = "pairwise", "dense"
 
@@ -65,7 +65,7 @@ class System:
             "and joined by +, as in unary+pairwise+dense; dense not alone"
         )
 
-    def potentials(self, model: ContextCRF) -> tuple[str, ...]:
+    def potentials(self, model: ContextNetwork) -> tuple[str, ...]:
         """The names of the potentials that take part, in the model's order.
 
         Raises:
@@ -84,7 +84,7 @@ UNARY_PAIRWISE = System()
 FULL = System(dense=True)
 
 
-def default_systems(model: ContextCRF) -> list[System]:
+def default_systems(model: ContextNetwork) -> list[System]:
     """The systems that are evaluated unless others are asked for.
 
     Each potential alone that has been trained, then unary+pairwise if a relation has been trained, then

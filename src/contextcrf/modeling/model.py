@@ -1,37 +1,36 @@
-"""ContextCRF: Network Part-1 and the CRF's potentials put together (Fig. 2 of the paper)."""
+"""ContextCRF: the model with its ways to predict, to be saved and loaded, on disk and on the Hugging Face Hub.
 
-from __future__ import annotations
+This module stands above `inference`: it joins the network, its predictor and its storage in one class. The predictor
+works on a `ContextNetwork`, so that no import makes a circle.
+"""
 
-from collections.abc import Iterable
-from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 
-from contextcrf.crf import CoarseGrid, Explanation, PairwisePotential, UnaryPotential
-from contextcrf.crf.meanfield import Pair
-from contextcrf.crf.pair_table import PairTable
+from contextcrf.crf import Explanation
 from contextcrf.data.classes import Classes
-from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
-from contextcrf.modeling.hub import HubModel
-from contextcrf.nets.backbones import create_backbone
-from contextcrf.nets.base import Backbone
-from contextcrf.nets.baselines import BASELINES
-from contextcrf.nets.multiscale import MultiScale
+from contextcrf.data.images import ImageLike
+from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.segmentation import Segmentation
+from contextcrf.inference.system import System
+from contextcrf.modeling.config import InferenceConfig, ModelConfig
+from contextcrf.modeling.model_card import model_card
+from contextcrf.modeling.network import ContextNetwork
+from contextcrf.modeling.serialization import ModelError, bundled_models, find_model, read_model, save
+from contextcrf.utils.files import write_text
 
-if TYPE_CHECKING:
-    from contextcrf.data.images import ImageLike
-    from contextcrf.inference import Predictor, Segmentation, System
+_HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
 
 
-class ContextCRF(nn.Module, HubModel):
+class ContextCRF(ContextNetwork, ModelHubMixin):
     """A deep structured model: multi-scale networks give the unary and the pairwise terms of a CRF.
 
     Images are RGB, [B, 3, H, W], values 0..255 of any dtype; normalization belongs to the model. The potentials are
-    "unary" and the names of the relations; wherever `potentials` is an argument, None means all.
+    "unary" and the names of the relations.
 
     Args:
         config: what defines the weights.
@@ -55,9 +54,6 @@ class ContextCRF(nn.Module, HubModel):
         ('unary', 'surrounding', 'above')
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         config: ModelConfig,
@@ -65,124 +61,8 @@ class ContextCRF(nn.Module, HubModel):
         pretrained: bool | Path = True,
         inference: InferenceConfig | None = None,
     ) -> None:
-        super().__init__()
-        # A copy: the caller's configuration may change later.
-        self.config = config = deepcopy(config)
-        self.inference = inference or InferenceConfig()
-        self.classes = classes
-        self.num_classes = num_classes = len(classes)
-        self.metadata: dict[str, Any] = {}
-
-        def trunk() -> MultiScale:
-            return MultiScale(
-                _backbone(config, pretrained),
-                config.scales,
-                config.block6_per_scale,
-                config.pyramid,
-                config.upsampling,
-            )
-
-        names = [UNARY, *config.relations]
-        self.trunks = nn.ModuleDict({"shared": trunk()} if config.shared_trunk else {name: trunk() for name in names})
-        first = self.trunk(UNARY)
-        width = first.out_channels
-        self.unary = UnaryPotential(width, num_classes, config.hidden if config.network == "context" else None)
-        self.pairwise = nn.ModuleDict(
-            {name: PairwisePotential(width, num_classes, box, config.hidden) for name, box in config.relations.items()}
-        )
-        # An untrained potential sends no messages, instead of random ones.
-        for name in self.pairwise:
-            self.relation(name).last.zero_()
-        self.dense = None
-        if config.learned_dense:
-            self.dense = self.inference.dense_crf(learnable=True, num_classes=num_classes)
-            self.dense.to(torch.get_default_device())
-        self.register_buffer("mean", 255 * torch.tensor(first.backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(first.backbone.std).view(1, 3, 1, 1), persistent=False)
+        super().__init__(config, classes, pretrained, inference)
         self.predictor()  # refuses settings that do not fit: here, and not when the model is first used
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.mean.device
-
-    @property
-    def potentials(self) -> tuple[str, ...]:
-        """The names of all potentials: "unary" and the relations."""
-        return (UNARY, *self.pairwise)
-
-    @property
-    def trained_relations(self) -> list[str]:
-        """The relations whose potentials have been trained; the others are zero and send no messages."""
-        return [name for name in self.pairwise if not self.relation(name).last.is_zero]
-
-    def select(self, potentials: Iterable[str] | None) -> tuple[str, ...]:
-        """The named potentials in the model's order, all for None.
-
-        Raises:
-            ValueError: a name that is not a potential's, or no name at all.
-        """
-        if potentials is None:
-            return self.potentials
-        wanted = tuple(potentials)
-        unknown = [name for name in wanted if name not in self.potentials]
-        if unknown or not wanted:
-            raise ValueError(f"potentials {list(wanted)}: expected some of {list(self.potentials)}")
-        return tuple(name for name in self.potentials if name in wanted)
-
-    def potential(self, name: str) -> nn.Module:
-        """The head of one potential."""
-        return self.unary if name == UNARY else self.pairwise[name]
-
-    def relation(self, name: str) -> PairwisePotential:
-        """The pairwise potential of one relation."""
-        potential = self.pairwise[name]
-        assert isinstance(potential, PairwisePotential)
-        return potential
-
-    def trunk(self, name: str) -> MultiScale:
-        """The Network Part-1 of one potential."""
-        trunk = self.trunks["shared" if self.config.shared_trunk else name]
-        assert isinstance(trunk, MultiScale)
-        return trunk
-
-    def features(self, images: Tensor, potentials: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The feature map each potential works on.
-
-        Args:
-            images: [B, 3, H, W], RGB in 0..255.
-            potentials: which; None is all.
-
-        Returns:
-            By name: [B, C, h, w] for the unary, the same on the coarser graph for the pairwise potentials.
-
-        Raises:
-            ValueError: images of another shape.
-        """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images {tuple(images.shape)}: expected [B, 3, H, W]")
-        normalized = (images - self.mean) / self.std
-        names = self.select(potentials)
-        trunks = {name: self.trunk(name) for name in names}
-        fine = {trunk: trunk(normalized) for trunk in dict.fromkeys(trunks.values())}
-        coarse = {trunk: self.pool(map_) for trunk, map_ in fine.items()} if names != (UNARY,) else {}
-        return {name: (fine if name == UNARY else coarse)[trunks[name]] for name in names}
-
-    def pool(self, maps: Tensor) -> Tensor:
-        """Average a map on the unary's grid over the nodes of the pairwise graphs."""
-        factor = self.config.coarse_factor
-        return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
-
-    def pair(self, name: str, features: Tensor, tabulate: bool = False) -> Pair:
-        """One relation as `mean_field` takes it, with marginals on the unary's grid.
-
-        Args:
-            name: the relation.
-            features: its map, as `features` returns it.
-            tabulate: hold the pair logits of the one image, as `PairTable` does.
-        """
-        potential = PairTable(self.relation(name), features) if tabulate else self.relation(name)
-        return CoarseGrid(potential, self.config.coarse_factor), features
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..255 to marginals [B, K, H, W] of the system "unary+pairwise".
@@ -210,16 +90,89 @@ class ContextCRF(nn.Module, HubModel):
 
     def predictor(self, inference: InferenceConfig | None = None) -> Predictor:
         """The predictor of this model, with its own settings or with others."""
-        # The one import against the order of the packages: a model can be asked for predictions.
-        from contextcrf.inference.predictor import Predictor
-
         return Predictor(self, inference)
 
+    def save_pretrained(
+        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
+    ) -> str | None:
+        """Write the model and its card, README.md, into a folder; an earlier model there is replaced in one step.
 
-def _backbone(config: ModelConfig, pretrained: bool | Path) -> Backbone:
-    if config.network == "context":
-        return create_backbone(
-            config.backbone, config.stride, config.output_stride, config.channels, pretrained, config.depth
-        )
-    kind = BASELINES[config.network]
-    return kind(create_backbone(config.backbone, kind.output_stride, None, None, pretrained), config.channels)
+        The mixin's own method removes config.json before it writes, so that a killed process would leave no model.
+
+        Args:
+            save_directory: made if missing.
+            repo_id: repository on the hub, "owner/name"; None is the name of the folder.
+            push_to_hub: put the model on the hub too.
+            options: as for `push_to_hub`.
+
+        Returns:
+            The address of the commit on the hub if the model was put there.
+        """
+        folder = Path(save_directory)
+        save(self, folder)
+        write_text(folder / "README.md", self.generate_model_card().content)
+        return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of the model."""
+        return model_card(self)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a model from a folder, or from a repository of the hub, "owner/name".
+
+        Args:
+            pretrained_model_name_or_path: the folder or the repository.
+            options: for the hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Returns:
+            The model in evaluation mode on the CPU.
+
+        Raises:
+            ModelError: there is no such folder or repository, or the model in it is damaged.
+            TypeError: other options.
+        """
+        name = str(pretrained_model_name_or_path)
+        if unknown := sorted(set(options) - _HUB_OPTIONS):
+            raise TypeError(f"from_pretrained: unexpected {', '.join(unknown)}: a model is loaded as it was saved")
+        if name in bundled_models() and not Path(name).is_dir():
+            raise ModelError(f"{name!r} is a model that comes with the package: use contextcrf.load({name!r})")
+        if Path(name).is_dir() or name.count("/") != 1:
+            return load(name)  # type: ignore[return-value]  # there is one class of models
+        try:
+            return super().from_pretrained(name, **options)
+        except (OSError, HFValidationError) as error:
+            raise ModelError(f"model {name!r}: no such folder, and not found on the hub: {error}") from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+        # The mixin adds what it reads from config.json by itself; `load` reads all of it.
+        hub_options = {name: options[name] for name in _HUB_OPTIONS}
+        folder = snapshot_download(model_id, allow_patterns=["config.json", "*.safetensors"], **hub_options)
+        return load(folder)  # type: ignore[return-value]
+
+
+def load(name_or_path: str | Path) -> ContextCRF:
+    """Load a model: a folder that `save` or a training wrote, or the name of a bundled model such as "camvid".
+
+    Args:
+        name_or_path: the folder or the name.
+
+    Returns:
+        The model in evaluation mode on the CPU, with its classes and preprocessing.
+
+    Raises:
+        ModelError: there is no such model, or a file of it is damaged or of another format.
+
+    Example:
+        >>> load("camvid").classes.names[:3]
+        ('sky', 'building', 'pole')
+    """
+    saved = read_model(find_model(name_or_path))
+    try:
+        model = ContextCRF(saved.config, saved.classes, pretrained=False, inference=saved.inference)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{saved.path}: not the configuration of a model: {error}") from error
+    model.metadata = saved.metadata
+    saved.load_weights(model)
+    return model.eval()

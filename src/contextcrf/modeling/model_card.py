@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.network import ContextNetwork
 from contextcrf.modeling.serialization import fingerprint
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.tables import Table
@@ -31,7 +31,7 @@ On the command line: `contextcrf predict FOLDER photo.jpg --out labels`.
 _MEASURED_WITH = ("iterations", "relation_weights", "dense")
 
 
-def model_card(model: ContextCRF) -> ModelCard:
+def model_card(model: ContextNetwork) -> ModelCard:
     """The card, made from the model's configuration, classes and metadata alone."""
     data = ModelCardData(
         library_name="contextcrf",
@@ -46,7 +46,7 @@ def model_card(model: ContextCRF) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(parts))
 
 
-def measured(model: ContextCRF, folder: Path) -> dict[str, Any]:
+def measured(model: ContextNetwork, folder: Path) -> dict[str, Any]:
     """The table that `evaluate` wrote into a folder, for `metadata["measured"]`.
 
     Raises:
@@ -72,7 +72,7 @@ def measured(model: ContextCRF, folder: Path) -> dict[str, Any]:
     return {"data": data, "systems": systems}
 
 
-def _description(model: ContextCRF) -> str:
+def _description(model: ContextNetwork) -> str:
     config = model.config
     network = "" if config.network == "context" else f" in the network {config.network}"
     scales = ", ".join(f"{scale:g}" for scale in config.scales)
@@ -94,7 +94,7 @@ def _relation(name: str, weight: float | None) -> str:
     return f"The K x K pairwise potential `{name}` {'is switched off' if weight == 0 else f'takes part {used}'}."
 
 
-def _classes(model: ContextCRF) -> str:
+def _classes(model: ContextNetwork) -> str:
     rows = [
         [str(number), name, ", ".join(map(str, color))]
         for number, (name, color) in enumerate(zip(model.classes.names, model.classes.palette, strict=True))
@@ -137,7 +137,7 @@ def _measured(tables: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _license(model: ContextCRF) -> str:
+def _license(model: ContextNetwork) -> str:
     data = sorted({entry["data"] for _, entry in _stages(model.metadata)})
     trained = f"The weights were trained on {', '.join(data)}" if data else "The training data were not recorded"
     return (

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from contextcrf.crf import RangeBox, Relation
 from contextcrf.data.classes import Classes
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
-from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.network import ContextNetwork
 from contextcrf.utils.files import atomic_write, write_json
 
 FORMAT = 2
@@ -29,7 +29,7 @@ class ModelError(ValueError):
 
 
 def save(
-    model: ContextCRF,
+    model: ContextNetwork,
     folder: str | Path,
     metadata: Mapping[str, Any] | None = None,
     half: bool = False,
@@ -54,6 +54,7 @@ def save(
 
     Example:
         >>> import tempfile
+        >>> from contextcrf import ContextCRF, load
         >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
         >>> model = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
         >>> folder = tempfile.mkdtemp()
@@ -63,7 +64,7 @@ def save(
     """
     folder = Path(folder)
     inference = inference or model.inference
-    model.predictor(inference)  # refuses settings with which the model could not be loaded
+    inference.weights(model.pairwise)  # refuses relations with which the model could not be loaded
     dtype = torch.float16 if half else torch.float32
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
@@ -129,23 +130,50 @@ def bundled_models() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
 
 
-def load(name_or_path: str | Path) -> ContextCRF:
-    """Load a model: a folder that `save` or a training wrote, or the name of a bundled model such as "camvid".
+@dataclass(frozen=True)
+class SavedModel:
+    """The content of a model's folder, its weights excepted.
 
-    Args:
-        name_or_path: the folder or the name.
+    Attributes:
+        path: of config.json.
+        config, inference, classes, metadata: of the model.
+        weights: the file of weights.
+        sha256: of that file.
+    """
 
-    Returns:
-        The model in evaluation mode on the CPU, with its classes and preprocessing.
+    path: Path
+    config: ModelConfig
+    inference: InferenceConfig
+    classes: Classes
+    metadata: dict[str, Any]
+    weights: Path
+    sha256: str
+
+    def load_weights(self, network: ContextNetwork) -> None:
+        """Load the weights into a network of this configuration.
+
+        Raises:
+            ModelError: the file is missing, damaged, or does not fit.
+        """
+        try:
+            if _sha256(self.weights) != self.sha256:
+                raise ModelError(
+                    f"{self.weights}: damaged, or not the weights of {self.path}: expected the SHA-256 {self.sha256}"
+                )
+            state = load_file(self.weights)
+            network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ModelError(f"{self.weights}: cannot be loaded into the model of {self.path}: {error}") from error
+        for name in network.potentials:
+            network.trunk(name).backbone.pretrained = True
+
+
+def read_model(folder: Path) -> SavedModel:
+    """Read the configuration of a saved model.
 
     Raises:
-        ModelError: there is no such model, or a file of it is damaged or of another format.
-
-    Example:
-        >>> load("camvid").classes.names[:3]
-        ('sky', 'building', 'pole')
+        ModelError: `config.json` is damaged or of another format.
     """
-    folder = find_model(name_or_path)
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -157,25 +185,20 @@ def load(name_or_path: str | Path) -> ContextCRF:
     try:
         settings = dict(config["model"])
         settings["relations"] = {name: _relation(value) for name, value in settings["relations"].items()}
-        inference, classes = InferenceConfig(**config["inference"]), Classes.from_dict(config["classes"])
-        model = ContextCRF(ModelConfig(**settings), classes, pretrained=False, inference=inference)
-        model.metadata = config["metadata"]
-        weights, digest = folder / config["weights"]["file"], config["weights"]["sha256"]
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return SavedModel(
+            path,
+            ModelConfig(**settings),
+            InferenceConfig(**config["inference"]),
+            Classes.from_dict(config["classes"]),
+            config["metadata"],
+            folder / config["weights"]["file"],
+            config["weights"]["sha256"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: not the configuration of a model: {error!r}") from error
-    try:
-        if _sha256(weights) != digest:
-            raise ModelError(f"{weights}: damaged, or not the weights of {path}: expected the SHA-256 {digest}")
-        state = load_file(weights)
-        model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{weights}: cannot be loaded into the model of {path}: {error}") from error
-    for name in model.potentials:
-        model.trunk(name).backbone.pretrained = True
-    return model.eval()
 
 
-def fingerprint(model: ContextCRF) -> str:
+def fingerprint(model: ContextNetwork) -> str:
     """16 hexadecimal digits that identify a model's configuration and weights; its inference settings do not count."""
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for value in model.state_dict().values():

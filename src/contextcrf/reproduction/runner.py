@@ -10,8 +10,8 @@ from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights
 from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import merge_potentials, with_config
-from contextcrf.modeling.model import ContextCRF
-from contextcrf.modeling.serialization import CONFIG, fingerprint, load, save
+from contextcrf.modeling.model import ContextCRF, load
+from contextcrf.modeling.serialization import CONFIG, fingerprint, save
 from contextcrf.reproduction.study import Study, baseline_config, crf_rnn_config
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.jobs import FitHeadsJob, FitJob, Job, run

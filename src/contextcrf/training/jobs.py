@@ -15,8 +15,8 @@ from contextcrf.data.validation import check_same_classes, log_skipped, training
 from contextcrf.inference.system import System
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import with_config
-from contextcrf.modeling.model import ContextCRF
-from contextcrf.modeling.serialization import CONFIG, load, save, weights_digest
+from contextcrf.modeling.model import ContextCRF, load
+from contextcrf.modeling.serialization import CONFIG, save, weights_digest
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.trainer import augmentation, fit, fit_heads, make_trainer

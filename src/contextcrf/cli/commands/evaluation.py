@@ -48,7 +48,8 @@ def evaluate(
     from contextcrf.evaluation.report import write_report
     from contextcrf.inference.predictor import Predictor
     from contextcrf.inference.system import default_systems
-    from contextcrf.modeling.serialization import fingerprint, load
+    from contextcrf.modeling.model import load
+    from contextcrf.modeling.serialization import fingerprint
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     resolved = resolve_precision(precision)  # warns first if it is slow here

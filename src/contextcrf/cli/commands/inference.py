@@ -63,7 +63,7 @@ def explain(
     from contextcrf.data.images import read_image
     from contextcrf.evaluation.report import draw_explanation
     from contextcrf.inference.predictor import Predictor
-    from contextcrf.modeling.serialization import load
+    from contextcrf.modeling.model import load
     from contextcrf.utils.files import atomic_write
     from contextcrf.utils.runtime import default_device
 
@@ -189,7 +189,7 @@ def demo(
     """
     if find_spec("gradio") is None:
         raise ValueError('the page needs gradio: pip install "contextcrf[demo]"')
-    from contextcrf.modeling.serialization import load
+    from contextcrf.modeling.model import load
     from contextcrf.utils.runtime import default_device
     from contextcrf.webapp.limits import Limits
     from contextcrf.webapp.server import serve
@@ -204,7 +204,7 @@ def _predictor(model: str, dense: bool, scales: list[float] | None, flip: bool, 
     from dataclasses import replace
 
     from contextcrf.inference.predictor import Predictor
-    from contextcrf.modeling.serialization import load
+    from contextcrf.modeling.model import load
     from contextcrf.utils.runtime import default_device
 
     network = load(model).to(default_device())

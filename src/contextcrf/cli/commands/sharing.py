@@ -19,8 +19,8 @@ def publish(
         results: folders that `evaluate` wrote for this model: their tables go into the card.
         public: make a new repository public.
     """
+    from contextcrf.modeling.model import load
     from contextcrf.modeling.model_card import measured
-    from contextcrf.modeling.serialization import load
 
     if out is None and repo is None:
         raise ValueError("expected --out FOLDER, --repo OWNER/NAME, or both")
@@ -45,7 +45,7 @@ def export(model: str, height: int, width: int, onnx: Path | None = None, progra
         program: file for `torch.export.load`, by custom with the suffix .pt2.
     """
     from contextcrf.inference.export import save_onnx, save_program, trace
-    from contextcrf.modeling.serialization import load
+    from contextcrf.modeling.model import load
 
     wanted = [(path, write) for path, write in ((onnx, save_onnx), (program, save_program)) if path is not None]
     if not wanted:

@@ -36,7 +36,8 @@ def merge_potentials(unary: str, pairwise: dict[str, str], out: Path) -> None:
         out: folder for the model.
     """
     from contextcrf.modeling.merging import merge_potentials as run
-    from contextcrf.modeling.serialization import load, save
+    from contextcrf.modeling.model import load
+    from contextcrf.modeling.serialization import save
 
     print("merging", ", ".join(f"{name} of {path}" for name, path in {"unary": unary, **pairwise}.items()))
     parts = {name: load(path) for name, path in pairwise.items()}
@@ -53,7 +54,8 @@ def average_weights(models: list[str], out: Path) -> None:
         out: folder for the model, with the first one's inference settings.
     """
     from contextcrf.modeling.merging import average_weights as run
-    from contextcrf.modeling.serialization import load, save
+    from contextcrf.modeling.model import load
+    from contextcrf.modeling.serialization import save
 
     print(f"averaging the weights of {len(models)} models")
     parts = [load(model) for model in models]
@@ -87,7 +89,8 @@ def tune(
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
     from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights
-    from contextcrf.modeling.serialization import find_model, load, save
+    from contextcrf.modeling.model import load
+    from contextcrf.modeling.serialization import find_model, save
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     resolve_precision(precision)  # warns first if it is slow here

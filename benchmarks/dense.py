@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from contextcrf import DenseCRF, Predictor, load
 from contextcrf.crf import logits_from_probabilities
 from contextcrf.data.layouts import open_dataset
-from contextcrf.inference.system import UNARY_PAIRWISE
+from contextcrf.modeling.system import UNARY_PAIRWISE
 from measure import interleaved, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.figures import save_figure
 from contextcrf.evaluation.metrics import ConfusionMatrix
-from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.merging import with_config
+from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.training import CachedFeatures, HeadsModule, SeededSampler, TrainingConfig, augmentation, cache_features
 from contextcrf.utils.progress import show_progress
 from contextcrf.utils.resizing import upsample

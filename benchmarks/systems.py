@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from contextcrf import ContextCRF, InferenceConfig, ModelConfig, Predictor
 from contextcrf.data.classes import Classes
 from contextcrf.data.layouts import CAMVID, VOC
-from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.modeling.config import UNARY
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.reproduction import Study, baseline_config, crf_rnn_config, open_study
 from contextcrf.reproduction.rows import UNARY_DENSE
 from contextcrf.training import HeadsModule, ModelModule, TrainingConfig, TrainingModule
@@ -88,7 +88,7 @@ def paper_picture(system: System, scales: tuple[float, ...]) -> Iterator[None]:
     study = open_study("voc")
     inference = replace(study.inference, precision=study.training.precision)
     model = random_model(replace(study.model, scales=scales), inference=inference).eval()
-    for name in set(model.potentials) - set(system.potentials(model)):
+    for name in set(model.potentials) - set(system.potentials(model.pairwise)):
         del model.trunks[name]
     images, _ = random_batch(1, HEIGHT, WIDTH, len(VOC))
     yield

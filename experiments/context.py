@@ -34,9 +34,9 @@ from contextcrf.data.cross_validation import make_folds
 from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.comparison import classes_in, paired_bootstrap, read_counts, write_counts
 from contextcrf.evaluation.metrics import confusion, intersection_over_union
-from contextcrf.inference.system import UNARY_ONLY
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.serialization import weights_digest
+from contextcrf.modeling.system import UNARY_ONLY
 from contextcrf.training.jobs import BusyError, FitHeadsJob, FitJob, Job, check_finished, run
 from contextcrf.utils.files import write_json, write_text
 from contextcrf.utils.locks import claim

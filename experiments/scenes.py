@@ -27,8 +27,8 @@ from contextcrf.evaluation.comparison import paired_bootstrap
 from contextcrf.evaluation.figures import save_figure
 from contextcrf.evaluation.metrics import confusion
 from contextcrf.evaluation.tuning import best_of, tune_relation_weights
-from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.config import UNARY
+from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.training import TrainingConfig, augmentation, fit
 from contextcrf.utils.files import write_json
 from contextcrf.utils.locks import claim

@@ -10,9 +10,9 @@ from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.evaluate import evaluate
 from contextcrf.evaluation.tuning import tune_dense, tune_relation_weights
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import FULL, UNARY_PAIRWISE
 from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.merging import with_config
+from contextcrf.modeling.system import FULL, UNARY_PAIRWISE
 from contextcrf.training import augmentation, fit, fit_heads
 from contextcrf.training.objectives import OBJECTIVES, Batch
 from trainings import COUPLED, QUICK

@@ -71,7 +71,7 @@ NOT_RUN = {
     "contextcrf prepare-voc": "fetches 3.4 GB",
     "contextcrf voc-submission": "needs the models of these; tests/inference/test_voc_submission.py has it",
     "srun": "needs SLURM",
-    "torchrun": "needs two machines; tests/training/test_processes.py trains with two processes",
+    "torchrun": "needs two machines; tests/training/test_distributed.py trains with two processes",
 }
 # Appended to the commands of pages whose data and models are the reader's: here they are drawn, and small.
 _TRAINING = (
@@ -389,6 +389,14 @@ def test_the_commands_for_windows(tmp_path):
     for command in (f"python {install}", f"contextcrf {demo}", f"python {test}"):
         assert f"\t$(BIN)/{command}" in makefile
     check_command("contextcrf", shlex.split(demo))
+
+
+def test_files_of_the_repository_that_pages_name_exist():
+    texts = {page: (ROOT / page).read_text() for page in PAGES} | {"NOT_RUN": "\n".join(NOT_RUN.values())}
+    pattern = r"\b(?:tests|experiments|benchmarks|configs|src|docs)/[\w./-]*\.(?:py|yaml|json|md)\b"
+    named = [(page, path) for page, text in texts.items() for path in re.findall(pattern, text)]
+    assert len(named) > 20
+    assert not [(page, path) for page, path in named if not (ROOT / path).exists()]
 
 
 def test_commands_stand_in_shell_blocks():

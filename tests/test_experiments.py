@@ -21,10 +21,10 @@ from contextcrf.data.layouts import open_dataset
 from contextcrf.data.synthetic import write_scenes
 from contextcrf.evaluation.comparison import read_counts, write_counts
 from contextcrf.evaluation.metrics import confusion
-from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.merging import merge_potentials, with_config
 from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import save
+from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.jobs import OtherSettingsError
 from contextcrf.utils.resizing import downsample, upsample

@@ -18,7 +18,7 @@ from contextcrf.cli import quickstart
 from contextcrf.cli.errors import MEMORY_ADVICE
 from contextcrf.cli.main import COMMANDS, Command, build_parser, main, option_names, read_command
 from contextcrf.data.layouts import open_dataset
-from contextcrf.inference.system import default_systems
+from contextcrf.evaluation.evaluate import default_systems
 from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import save
 

@@ -15,9 +15,8 @@ from contextcrf.evaluation.comparison import (
     read_counts,
     write_counts,
 )
-from contextcrf.evaluation.evaluate import evaluate
+from contextcrf.evaluation.evaluate import default_systems, evaluate
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import default_systems
 from contextcrf.modeling.serialization import save
 from contextcrf.utils.errors import DataError
 

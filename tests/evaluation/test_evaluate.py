@@ -9,10 +9,9 @@ from rich.console import Console
 
 from contextcrf import Predictor, System
 from contextcrf.data.layouts import open_dataset
-from contextcrf.evaluation.evaluate import EvaluationResults, PackedLabels, SystemResult, evaluate
+from contextcrf.evaluation.evaluate import EvaluationResults, PackedLabels, SystemResult, default_systems, evaluate
 from contextcrf.evaluation.metrics import ConfusionMatrix
 from contextcrf.inference import FULL, UNARY_ONLY, UNARY_PAIRWISE
-from contextcrf.inference.system import default_systems
 from models import count_trunk_runs, settings
 
 

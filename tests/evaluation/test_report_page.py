@@ -9,11 +9,10 @@ from PIL import Image
 
 from contextcrf.data.classes import Classes
 from contextcrf.data.layouts import open_dataset
-from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult, evaluate
+from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult, default_systems, evaluate
 from contextcrf.evaluation.report import write_report
 from contextcrf.evaluation.report_page import Example, pick, render
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import default_systems
 
 
 class Page(HTMLParser):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.nets.baselines import BASELINES
 from contextcrf.reproduction import ROWS, Runner, check, measure, open_study, rows, rows_of, write_all
 from contextcrf.reproduction.tables import CITED_TEST, CITED_VAL

@@ -13,8 +13,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.evaluate import evaluate
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.model import load
+from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.training import FitJob, SeededSampler, augmentation, fit, run
 from contextcrf.training.trainer import make_trainer
 from trainings import QUICK, fit_job, logged, losses

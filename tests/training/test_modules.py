@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.training import HeadsModule, ModelModule
 from trainings import COUPLED, QUICK
 

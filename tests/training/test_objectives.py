@@ -12,10 +12,10 @@ from contextcrf import PairwisePotential, RangeBox
 from contextcrf.crf import mean_field_nll, pair_table, pseudo_likelihood_nll, unrolled_nll
 from contextcrf.crf.pair_table import PairTable
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import FULL, UNARY_ONLY
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import FULL, UNARY_ONLY
 from contextcrf.training import HeadsModule, ModelModule, objectives
 from contextcrf.training.objectives import OBJECTIVES, Batch, lovasz_softmax
 from contextcrf.utils.resizing import downsample, upsample
@@ -249,8 +249,8 @@ def test_a_model_with_a_learned_dense_crf_can_be_built_without_values(learned):
     assert shape.dense.spatial_compat.is_meta
 
 
-def test_a_relation_between_parts_of_a_tiny_image_has_a_loss(tiny_model, scenes):
-    """A graph without edges, as that of a crop smaller than the box, has a loss of 0 and a gradient."""
+def test_a_graph_without_edges_has_a_loss_of_zero(tiny_model, scenes):
+    """A box can be smaller than a node of a small crop."""
     config = ModelConfig("plain", channels=8, hidden=8, scales=(1.0,), relations={"far": RangeBox(0.1, 0.1, 0.1, 0.1)})
     model = ContextCRF(config, tiny_model.classes, pretrained=False)
     images, masks = training_batch(scenes)

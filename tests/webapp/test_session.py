@@ -8,10 +8,10 @@ from PIL import Image
 
 from contextcrf.data.images import as_pixels
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.config import ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.webapp.limits import Limits, Refusal
 from contextcrf.webapp.session import DENSE_PARAMETERS, Session, with_dense
 from pictures import encoded

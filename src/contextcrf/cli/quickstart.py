@@ -13,11 +13,10 @@ from rich.console import Console
 
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.synthetic import write_scenes
-from contextcrf.evaluation.evaluate import EvaluationResults, evaluate
+from contextcrf.evaluation.evaluate import EvaluationResults, default_systems, evaluate
 from contextcrf.evaluation.report import write_report
 from contextcrf.evaluation.tuning import best_of, tune_relation_weights
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import default_systems
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.serialization import save

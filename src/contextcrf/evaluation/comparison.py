@@ -12,7 +12,7 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation.metrics import ConfusionMatrix, confusion
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import System
+from contextcrf.modeling.network import ContextNetwork
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.utils.files import write_json, write_text
 from contextcrf.utils.progress import track
 from contextcrf.utils.tables import Table
@@ -125,6 +126,21 @@ class EvaluationResults:
         matrix = system.matrix
         values = [matrix.mean_iou(), matrix.pixel_accuracy(), *matrix.iou().tolist()]
         return [system.name, *("-" if v != v else f"{100 * v:.1f}" for v in values)]
+
+
+def default_systems(model: ContextNetwork) -> list[System]:
+    """The systems that are evaluated unless others are asked for.
+
+    Each potential alone that has been trained, then unary+pairwise if a relation has been trained, then
+    unary+pairwise+dense if the model has a dense CRF of its own.
+    """
+    relations = model.trained_relations
+    systems = [UNARY_ONLY, *(System(unary=False, relations=(name,)) for name in relations)]
+    if relations:
+        systems.append(UNARY_PAIRWISE)
+    if model.inference.dense or model.dense is not None:
+        systems.append(FULL)
+    return systems
 
 
 def evaluate(

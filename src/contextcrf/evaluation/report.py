@@ -15,7 +15,7 @@ from contextcrf.evaluation.metrics import image_scores
 from contextcrf.evaluation.report_page import Example, pick, render
 from contextcrf.inference.predictor import Predictor
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.system import UNARY_PAIRWISE
+from contextcrf.modeling.system import UNARY_PAIRWISE
 from contextcrf.utils.files import atomic_write, write_text
 from contextcrf.utils.progress import track
 

@@ -18,9 +18,9 @@ from contextcrf.crf import DenseCRF
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation.metrics import ConfusionMatrix
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import UNARY_PAIRWISE, System
 from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import UNARY_PAIRWISE, System
 from contextcrf.utils.progress import Task, task, track
 from contextcrf.utils.resizing import upsample
 
@@ -211,7 +211,7 @@ class _CachedFeatures:
         """Labels [1, H, W] under the predictor's weights."""
         active = tuple(name for name, weight in predictor.weights.items() if weight != 0)
         system = System(relations=active)
-        features = {name: self.features[name].float() for name in system.potentials(predictor.model)}
+        features = {name: self.features[name].float() for name in system.potentials(predictor.model.pairwise)}
         return upsample(predictor.mean_field(features, system), self.mask.shape).argmax(1).cpu()
 
 

@@ -2,8 +2,8 @@
 
 from contextcrf.inference.predictor import Prediction, Predictor
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.modeling.config import InferenceConfig
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 
 __all__ = [
     "FULL",

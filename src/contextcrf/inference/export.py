@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import System
 from contextcrf.modeling.network import ContextNetwork
+from contextcrf.modeling.system import System
 from contextcrf.utils.files import atomic_write
 from contextcrf.utils.resizing import upsample
 

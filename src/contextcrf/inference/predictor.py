@@ -14,11 +14,11 @@ from contextcrf.crf.meanfield import Pair
 from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.images import ImageLike, as_pixels
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.system import UNARY_PAIRWISE, System
 from contextcrf.inference.tiling import tiles
 from contextcrf.inference.tta import augmented
 from contextcrf.modeling.config import UNARY, InferenceConfig
 from contextcrf.modeling.network import ContextNetwork
+from contextcrf.modeling.system import UNARY_PAIRWISE, System
 from contextcrf.utils.progress import track
 from contextcrf.utils.resizing import upsample
 from contextcrf.utils.runtime import autocast
@@ -83,7 +83,7 @@ class Predictor:
         """
         system = self.inference.system if system is None else system
         found = System.from_name(system) if isinstance(system, str) else system
-        found.potentials(self.model)
+        found.potentials(self.model.pairwise)
         return found
 
     # The steps, in their order.
@@ -95,7 +95,7 @@ class Predictor:
             images: [B, 3, H, W], RGB in 0..255.
             systems: the systems.
         """
-        names = {name for system in systems for name in system.potentials(self.model)}
+        names = {name for system in systems for name in system.potentials(self.model.pairwise)}
         with self._autocast():
             return self.model.features(images, names)
 
@@ -116,7 +116,7 @@ class Predictor:
             Marginals [B, K, h, w] on the unary's grid, on the graph's where the unary takes no part.
         """
         with self._autocast():
-            return self._mean_field(features, system.potentials(self.model), tabulate)
+            return self._mean_field(features, system.potentials(self.model.pairwise), tabulate)
 
     def _mean_field(self, features: Mapping[str, Tensor], names: Sequence[str], tabulate: bool | None) -> Tensor:
         model, iterations = self.model, self.inference.iterations

@@ -13,14 +13,13 @@ import torch
 
 from contextcrf.crf import DenseCRF, RangeBox, Relation
 from contextcrf.crf.checks import whole_number
+from contextcrf.modeling.system import DENSE, PAIRWISE, UNARY, System
 from contextcrf.nets.baselines import BASELINES
 from contextcrf.nets.multiscale import Upsampling
 from contextcrf.utils.runtime import Precision, check_precision
 
-# The name of the unary potential; the others have those of their relations.
-UNARY = "unary"
 # Words of the names of systems and losses, which no relation can have.
-RESERVED = (UNARY, "pairwise", "dense", "lovasz")
+RESERVED = (UNARY, PAIRWISE, DENSE, "lovasz")
 
 
 def paper_relations() -> dict[str, Relation]:
@@ -170,6 +169,17 @@ class InferenceConfig:
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales {list(self.scales)}: expected at least one, each > 0")
         check_precision(self.precision)
+        System.from_name(self.system)
+
+    def check(self, relations: Iterable[str]) -> None:
+        """Check that the settings fit a model with these relations.
+
+        Raises:
+            ValueError: the system or `relation_weights` names another relation.
+        """
+        names = list(relations)
+        self.weights(names)
+        System.from_name(self.system).potentials(names)
 
     def weights(self, relations: Iterable[str]) -> dict[str, float | None]:
         """The weight of each relation, in the order given.

@@ -16,11 +16,11 @@ from contextcrf.data.classes import Classes
 from contextcrf.data.images import ImageLike
 from contextcrf.inference.predictor import Predictor
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.system import System
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.model_card import model_card
 from contextcrf.modeling.network import ContextNetwork
 from contextcrf.modeling.serialization import ModelError, bundled_models, find_model, read_model, save
+from contextcrf.modeling.system import System
 from contextcrf.utils.files import write_text
 
 _HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}

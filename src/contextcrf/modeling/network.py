@@ -53,6 +53,7 @@ class ContextNetwork(nn.Module):
         # A copy: the caller's configuration may change later.
         self.config = config = deepcopy(config)
         self.inference = inference or InferenceConfig()
+        self.inference.check(config.relations)
         self.classes = classes
         self.num_classes = num_classes = len(classes)
         self.metadata: dict[str, Any] = {}

@@ -64,7 +64,7 @@ def save(
     """
     folder = Path(folder)
     inference = inference or model.inference
-    inference.weights(model.pairwise)  # refuses relations with which the model could not be loaded
+    inference.check(model.pairwise)  # with others the model could not be loaded
     dtype = torch.float16 if half else torch.float32
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()

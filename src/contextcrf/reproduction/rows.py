@@ -12,8 +12,8 @@ from contextcrf.data.validation import check_dataset
 from contextcrf.evaluation.comparison import read_counts, write_counts
 from contextcrf.evaluation.evaluate import SystemResult, evaluate
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.reproduction.runner import Runner, measurement
 from contextcrf.reproduction.study import Study, baseline_config
 from contextcrf.utils.files import write_json

@@ -13,7 +13,7 @@ from contextcrf.evaluation.comparison import COUNTS, write_counts
 from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult
 from contextcrf.evaluation.metrics import image_scores
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import System
+from contextcrf.modeling.system import System
 from contextcrf.reproduction.rows import TableRow, check, measure
 from contextcrf.reproduction.runner import Runner
 from contextcrf.utils.files import atomic_write, write_json, write_text

@@ -12,7 +12,6 @@ from lightning import Trainer
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_same_classes, log_skipped, training_pairs
-from contextcrf.inference.system import System
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF, load
@@ -72,9 +71,8 @@ class FitJob:
     num_nodes: int = 1
 
     def __post_init__(self) -> None:
-        System.from_name(self.inference.system)  # raises a ValueError if there is no such system
         if self.init is None:
-            self.inference.weights(self.model.relations)  # likewise for relations
+            self.inference.check(self.model.relations)
 
     def provenance(self) -> Provenance:
         """Everything that decides the trained weights.

@@ -11,9 +11,9 @@ from torch import Tensor
 from contextcrf.crf import PairwisePotential
 from contextcrf.evaluation.metrics import ConfusionMatrix
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import UNARY_ONLY, System
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import UNARY_ONLY, System
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.objectives import OBJECTIVES, Batch
 from contextcrf.utils.resizing import channels_last

@@ -16,9 +16,9 @@ from contextcrf.crf.meanfield import Pair
 from contextcrf.crf.potentials import unary_nll
 from contextcrf.data.classes import IGNORE_INDEX
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.system import System
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import System
 from contextcrf.training.config import TrainingConfig
 from contextcrf.utils.resizing import downsample, upsample
 

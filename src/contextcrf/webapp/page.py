@@ -9,8 +9,8 @@ import gradio as gr
 from PIL import Image
 
 from contextcrf.data.classes import Classes
-from contextcrf.inference.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.config import InferenceConfig
+from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.webapp.limits import Limits, Refusal
 from contextcrf.webapp.session import DENSE_PARAMETERS, Labelings, OpenedImage, Session, with_dense
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from contextcrf.evaluation.report import draw_messages
 from contextcrf.inference.predictor import Predictor
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.utils.resizing import upsample
 from contextcrf.webapp.description import changes_score, describe
 from contextcrf.webapp.limits import Deadline, Limits

@@ -43,11 +43,10 @@ def evaluate(
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
     from contextcrf.evaluation.comparison import COUNTS, gains, write_counts
-    from contextcrf.evaluation.evaluate import EvaluationResults
+    from contextcrf.evaluation.evaluate import EvaluationResults, default_systems
     from contextcrf.evaluation.evaluate import evaluate as run
     from contextcrf.evaluation.report import write_report
     from contextcrf.inference.predictor import Predictor
-    from contextcrf.inference.system import default_systems
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import fingerprint
     from contextcrf.utils.runtime import default_device, resolve_precision

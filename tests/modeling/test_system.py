@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from contextcrf import InferenceConfig, Predictor, System
 from contextcrf.crf import mean_field
+from contextcrf.evaluation.evaluate import default_systems
 from contextcrf.inference import FULL, UNARY_ONLY, UNARY_PAIRWISE
-from contextcrf.inference.system import default_systems
 from contextcrf.modeling.config import RESERVED
 from models import images, settings, tiny, untrained
 
@@ -101,18 +101,16 @@ def test_impossible_systems_are_refused(arguments, message):
     ],
 )
 def test_potentials_are_in_the_order_of_the_model(name, potentials):
-    assert System.from_name(name).potentials(tiny()) == potentials
+    assert System.from_name(name).potentials(tiny().pairwise) == potentials
 
 
 def test_relations_that_the_model_does_not_have_are_refused():
-    with pytest.raises(
-        ValueError, match=r"system 'unary\+below': .*expected some of \['unary', 'surrounding', 'above'\]"
-    ):
-        System.from_name("unary+below").potentials(tiny())
+    with pytest.raises(ValueError, match=r"system 'unary\+below': .*the model, which has \['surrounding', 'above'\]"):
+        System.from_name("unary+below").potentials(tiny().pairwise)
     without = tiny(relations={})
-    assert UNARY_PAIRWISE.potentials(without) == ("unary",)
-    with pytest.raises(ValueError, match=r"system 'pairwise': .*expected some of \['unary'\]"):
-        System(unary=False).potentials(without)
+    assert UNARY_PAIRWISE.potentials(without.pairwise) == ("unary",)
+    with pytest.raises(ValueError, match="system 'pairwise': the model has no relations"):
+        System(unary=False).potentials(without.pairwise)
 
 
 def test_the_default_systems_are_those_that_the_model_has_been_trained_for():

@@ -1,12 +1,11 @@
 """A system: the part of a model that makes a prediction."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from contextcrf.modeling.config import UNARY
-from contextcrf.modeling.network import ContextNetwork
-
-PAIRWISE, DENSE = "pairwise", "dense"
+# The parts of a system's name. "unary" is also the name of the unary potential; others are named by their relations.
+UNARY, PAIRWISE, DENSE = "unary", "pairwise", "dense"
 
 
 @dataclass(frozen=True)
@@ -65,35 +64,28 @@ class System:
             "and joined by +, as in unary+pairwise+dense; dense not alone"
         )
 
-    def potentials(self, model: ContextNetwork) -> tuple[str, ...]:
+    def potentials(self, relations: Iterable[str]) -> tuple[str, ...]:
         """The names of the potentials that take part, in the model's order.
+
+        Args:
+            relations: those of the model.
 
         Raises:
             ValueError: the model does not have a relation of the system, or has none at all where all are asked for
                 without the unary.
         """
-        relations = tuple(model.pairwise) if self.relations is None else self.relations
-        try:
-            return model.select([*([UNARY] if self.unary else []), *relations])
-        except ValueError as error:
-            raise ValueError(f"system {self.name!r}: {error}") from error
+        known = tuple(relations)
+        wanted = known if self.relations is None else self.relations
+        if unknown := [name for name in wanted if name not in known]:
+            raise ValueError(f"system {self.name!r}: {unknown} are not relations of the model, which has {list(known)}")
+        chosen = ((UNARY,) if self.unary else ()) + tuple(name for name in known if name in wanted)
+        if not chosen:
+            raise ValueError(
+                f"system {self.name!r}: the model has no relations; expected the unary among the potentials"
+            )
+        return chosen
 
 
 UNARY_ONLY = System(relations=())
 UNARY_PAIRWISE = System()
 FULL = System(dense=True)
-
-
-def default_systems(model: ContextNetwork) -> list[System]:
-    """The systems that are evaluated unless others are asked for.
-
-    Each potential alone that has been trained, then unary+pairwise if a relation has been trained, then
-    unary+pairwise+dense if the model has a dense CRF of its own.
-    """
-    relations = model.trained_relations
-    systems = [UNARY_ONLY, *(System(unary=False, relations=(name,)) for name in relations)]
-    if relations:
-        systems.append(UNARY_PAIRWISE)
-    if model.inference.dense or model.dense is not None:
-        systems.append(FULL)
-    return systems

@@ -20,6 +20,7 @@ DATA = {
     "reproduction/studies/voc-small.yaml",
     "reproduction/studies/voc.yaml",
     "evaluation/templates/report.html",
+    "modeling/templates/model_card.md",
 }
 
 

@@ -153,7 +153,7 @@ def objectives(data: Path, minutes: float) -> None:
     for objective, rate in RATES.items():
         torch.manual_seed(0)
         for name in model.pairwise:
-            reset(model.relation(name))
+            reset(model.pairwise_potential(name))
         config = replace(config, objective=objective, max_edges=8192 if objective == "piecewise" else None)
         module = HeadsModule(model, list(ONES), config, 0)
         optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05)

@@ -37,7 +37,7 @@ def random_model(config: ModelConfig, classes: Classes = VOC, inference: Inferen
     torch.manual_seed(0)
     model = ContextCRF(config, classes, pretrained=False, inference=inference)
     for name in model.pairwise:
-        model.relation(name).last.reset_parameters()
+        model.pairwise_potential(name).last.reset_parameters()
     return model
 
 

@@ -37,7 +37,8 @@ from contextcrf.evaluation.metrics import confusion, intersection_over_union
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.serialization import weights_digest
 from contextcrf.modeling.system import UNARY_ONLY
-from contextcrf.training.jobs import BusyError, FitHeadsJob, FitJob, Job, check_finished, run
+from contextcrf.training.config import FitHeadsJob, FitJob, Job
+from contextcrf.training.jobs import BusyError, check_finished, run
 from contextcrf.utils.files import write_json, write_text
 from contextcrf.utils.locks import claim
 from contextcrf.utils.progress import show_progress, track
@@ -237,7 +238,9 @@ class SeparateTrunks:
         maps = {key: potential_features(network, key[0], images) for key, network in self.networks.items()}
         for seed in SEEDS:
             other = SEEDS[SEEDS.index(seed) - 1]
-            pairs = {name: (self.networks[name, other].relation(name), maps[name, other]) for name in RELATIONS}
+            pairs = {
+                name: (self.networks[name, other].pairwise_potential(name), maps[name, other]) for name in RELATIONS
+            }
             factor = self.unaries.networks[seed].config.coarse_factor
             yield marginals_by_row(pairs, {"1unary": unaries[seed], THREE: three}, factor)
 
@@ -263,7 +266,7 @@ class SharedTrunk:
         """Marginals by row, for one seed after the other."""
         for model in self.models:
             fine = potential_features(model, UNARY, images)
-            pairs = {name: (model.relation(name), model.pool(fine)) for name in RELATIONS}
+            pairs = {name: (model.pairwise_potential(name), model.pool(fine)) for name in RELATIONS}
             unary = unary_marginals(model, fine)
             rows = marginals_by_row(pairs, {"1unary": unary}, model.config.coarse_factor)
             yield {f"{SHARED}{row}": marginals for row, marginals in rows.items()}

@@ -230,7 +230,7 @@ def collect_evidence(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bo
     predictor = Predictor(model, replace(model.inference, precision="32-true"))
     features = predictor.extract_features(image[None].float())
     unary = model.unary(features[UNARY]).log_softmax(1)
-    tables = {name: PairTable(model.relation(name), features[name]) for name in model.pairwise}
+    tables = {name: PairTable(model.pairwise_potential(name), features[name]) for name in model.pairwise}
     pairs = [table.pair for table in tables.values()]
     logs, rows = {UNARY: unary}, {UNARY: unary.softmax(1), "plain sum": mean_field(unary, pairs)}
     if not coupled:

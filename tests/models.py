@@ -23,7 +23,7 @@ def tiny(classes: Classes = CLASSES, inference: InferenceConfig | None = None, *
     config = ModelConfig(**{"backbone": "plain", "channels": 8, "hidden": 8, "scales": (1.0, 0.5), **changes})
     model = ContextCRF(config, classes, pretrained=False, inference=inference or settings()).eval()
     for name in model.pairwise:
-        model.relation(name).last.reset_parameters()
+        model.pairwise_potential(name).last.reset_parameters()
     return model
 
 

@@ -43,7 +43,7 @@ def test_losses_and_their_gradients_are_those_of_the_cpu(model, scenes):
         batch = Batch(model, model.features(images), masks, images)
         losses = [*OBJECTIVES["piecewise"](batch, COUPLED).values(), *OBJECTIVES["unrolled"](batch, COUPLED).values()]
         torch.stack(losses).sum().backward()
-        return model.relation("above").owner.weight.grad.cpu().clone()
+        return model.pairwise_potential("above").owner.weight.grad.cpu().clone()
 
     here = gradient()
     model.cpu()

@@ -351,7 +351,10 @@ def check_command(program, arguments):
     elif program == "make":
         assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text()
     elif program == "python" and arguments[0] == "-c":
-        compile(arguments[1], "-c", "exec")
+        for node in ast.walk(ast.parse(arguments[1])):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), arguments[1]
     elif program == "python" and arguments[0] != "-m":
         assert (ROOT / arguments[0]).is_file(), arguments[0]
     else:

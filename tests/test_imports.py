@@ -84,6 +84,19 @@ torch.testing.assert_close(marginals.sum(1), torch.ones(1, 8, 10))
     )
 
 
+def test_the_command_line_loads_no_heavy_libraries():
+    """`--help` and errors of options come at once."""
+    program = """
+import sys
+from contextcrf.cli.main import build_parser, read_command
+build_parser()
+read_command(["fit", "--data", "d", "--out", "o"])
+heavy = {"lightning", "timm", "torchmetrics", "torchvision", "matplotlib", "gradio"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_the_page_loads_gradio_alone():
     """Neither the package nor the computations of the page need the library that draws it."""
     program = """

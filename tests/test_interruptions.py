@@ -1,13 +1,13 @@
 """Whatever stops a training, the same command goes on and ends with the weights of an undisturbed one."""
 
+import multiprocessing
 import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -25,96 +25,122 @@ FIT += ["--training.max-edges", "64", "--training.batch-size", "1", "--training.
 FIT += ["--training.precision", "32-true", "--val-split", "null"]
 
 
-def default_interrupt():
-    """Undo that shells let background processes ignore Ctrl-C, which their children inherit."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Each training runs in a process of its own, forked from one that has imported the library, which takes seconds.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["contextcrf.cli.main", "contextcrf.training.jobs"])
 
 
-def start(scenes, out, **options):
-    command = [sys.executable, "-m", "contextcrf", "fit", "--data", scenes, "--out", out, *FIT]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, **pipes, **{"preexec_fn": default_interrupt, **options}
-    )
+def run_command(arguments, log, largest_file):
+    """Run a command as `python -m contextcrf` does, with its output in a file."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    # Shells let background processes ignore Ctrl-C, which their children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    main(arguments)
 
 
-def wait_for(process, path):
-    """Wait until a file exists."""
-    while process.poll() is None and not path.exists():
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[0]
+class Training:
+    """A training that has been started; `output` waits for its end."""
+
+    def __init__(self, scenes, out, largest_file=None):
+        out.mkdir(exist_ok=True)
+        self.log = out / "output.txt"
+        self.log.unlink(missing_ok=True)
+        arguments = ["fit", "--data", str(scenes), "--out", str(out), *FIT]
+        self.process = FORKSERVER.Process(target=run_command, args=(arguments, self.log, largest_file))
+        self.process.start()
+
+    @property
+    def runs(self):
+        return self.process.is_alive()
+
+    def wait_for(self, path):
+        """Wait until a file exists."""
+        while self.runs and not path.exists():
+            time.sleep(0.002)
+        assert self.runs, self.output()
+
+    def send(self, number):
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.process.pid, number)
+
+    def output(self):
+        self.process.join()
+        return self.log.read_text()
+
+    def code(self):
+        self.process.join()
+        return self.process.exitcode
 
 
 @pytest.fixture(scope="module")
 def undisturbed(scenes, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole")
-    process = start(scenes, out)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    """The weights of a training that nothing stopped."""
+    return finished(Training(scenes, out := tmp_path_factory.mktemp("whole")), out)
+
+
+def finished(training, out):
+    """The weights of a training, after its end."""
+    output = training.output()
+    assert training.code() == 0, output
     return load(out / "model").state_dict()
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    return all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 BEGUN, LATER = "provenance.json", "checkpoints/epoch=1.ckpt"
 
 
 @pytest.mark.parametrize(
-    ("ends", "files"), [(signal.SIGKILL, (BEGUN, LATER)), (signal.SIGINT, (LATER,))], ids=["kill -9", "Ctrl-C"]
+    ("number", "files"), [(signal.SIGKILL, (BEGUN, LATER)), (signal.SIGINT, (LATER,))], ids=["kill -9", "Ctrl-C"]
 )
-def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path, undisturbed, ends, files):
+def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path, undisturbed, number, files):
     for file in files:
-        process = start(scenes, tmp_path)
-        wait_for(process, tmp_path / file)
-        process.send_signal(ends)
-        output, _ = process.communicate()
-        assert process.returncode == (130 if ends == signal.SIGINT else -9)
-        assert ("contextcrf: stopped; the same command goes on" in output) == (ends == signal.SIGINT)
+        training = Training(scenes, tmp_path)
+        training.wait_for(tmp_path / file)
+        training.send(number)
+        output = training.output()
+        assert training.code() == (130 if number == signal.SIGINT else -9)
+        assert ("contextcrf: stopped; the same command goes on" in output) == (number == signal.SIGINT)
         assert "Traceback" not in output
         assert not (tmp_path / "model" / CONFIG).exists()
-    process = start(scenes, tmp_path)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert re.search(rf"{tmp_path}: going on from epoch=\d+\.ckpt", output)
-    found = load(tmp_path / "model").state_dict()
-    assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
+    training = Training(scenes, tmp_path)
+    assert same(finished(training, tmp_path), undisturbed)
+    assert re.search(rf"{tmp_path}: going on from epoch=\d+\.ckpt", training.output())
 
 
 def test_kills_at_any_time_change_nothing(scenes, tmp_path, undisturbed):
     """Also while a checkpoint or the model is written: each one comes a little later than the last."""
-    process, tries = start(scenes, tmp_path), 0
-    wait_for(process, tmp_path / "checkpoints" / "epoch=0.ckpt")
-    while process.poll() is None:
-        time.sleep(0.02 * tries)
-        process.kill()
-        process.communicate()
+    training, tries = Training(scenes, tmp_path), 0
+    training.wait_for(tmp_path / "checkpoints" / "epoch=0.ckpt")
+    while training.runs:
+        time.sleep(0.01 * tries)
+        training.send(signal.SIGKILL)
+        training.output()
         tries += 1
-        process = start(scenes, tmp_path)
+        training = Training(scenes, tmp_path)
         end = time.monotonic() + 120
         files = set(tmp_path.glob("checkpoints/epoch=*.ckpt"))
-        while process.poll() is None and set(tmp_path.glob("checkpoints/epoch=*.ckpt")) == files:
+        while training.runs and set(tmp_path.glob("checkpoints/epoch=*.ckpt")) == files:
             assert time.monotonic() < end
             time.sleep(0.002)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    assert same(finished(training, tmp_path), undisturbed)
     assert tries >= 3
-    found = load(tmp_path / "model").state_dict()
-    assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
 
 
 def test_a_full_disk_ends_clearly_and_loses_nothing(scenes, tmp_path, undisturbed):
-    def small():
-        # No file may be larger: what a full disk does to a checkpoint.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    process = start(scenes, tmp_path, preexec_fn=small)
-    output, _ = process.communicate()
-    assert process.returncode == 2
-    assert "contextcrf: error: a file of fit: it is larger than the file system" in output
-    process = start(scenes, tmp_path)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    found = load(tmp_path / "model").state_dict()
-    assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
+    # No file may be larger: what a full disk does to a checkpoint.
+    training = Training(scenes, tmp_path, largest_file=20_000)
+    assert "contextcrf: error: a file of fit: it is larger than the file system" in training.output()
+    assert training.code() == 2
+    assert same(finished(Training(scenes, tmp_path), tmp_path), undisturbed)
 
 
 @pytest.fixture
@@ -158,18 +184,15 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(checkpoints, caplog):
 
 
 def test_a_training_leaves_a_second_checkpoint_should_its_last_be_damaged(scenes, tmp_path, undisturbed):
-    process = start(scenes, tmp_path)
-    wait_for(process, tmp_path / "checkpoints" / "epoch=3.ckpt")
-    process.kill()
-    process.communicate()
+    training = Training(scenes, tmp_path)
+    training.wait_for(tmp_path / "checkpoints" / "epoch=3.ckpt")
+    training.send(signal.SIGKILL)
+    training.output()
     last = newest_checkpoint(tmp_path / "checkpoints")
     last.write_bytes(last.read_bytes()[:1000])
-    process = start(scenes, tmp_path)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert f"{last.name}: damaged" in output
-    found = load(tmp_path / "model").state_dict()
-    assert all(torch.equal(found[name], value) for name, value in undisturbed.items())
+    training = Training(scenes, tmp_path)
+    assert same(finished(training, tmp_path), undisturbed)
+    assert f"{last.name}: damaged" in training.output()
 
 
 def breaks_in_the_third_epoch(monkeypatch, data):

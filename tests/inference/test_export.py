@@ -30,7 +30,7 @@ def model(request, tiny_model):
         return tiny(backbone="resnet10t", scales=(1.0, 0.6), graph_stride=16, inference=inference)
     if request.param == "half trained":
         half = untrained()
-        half.relation("above").last.reset_parameters()
+        half.pairwise_potential("above").last.reset_parameters()
         return half
     return tiny_model.eval()
 

@@ -84,7 +84,7 @@ def test_marginals_are_mean_field_over_the_heads():
     plain = Predictor(model, settings(relation_weights=dict.fromkeys(model.pairwise), iterations=3))
     features = features_of(plain, images(2))
     with torch.inference_mode():
-        pairs = [(model.relation(name), features[name]) for name in ("surrounding", "above")]
+        pairs = [(model.pairwise_potential(name), features[name]) for name in ("surrounding", "above")]
         unary = model.unary(features["unary"])
         assert torch.equal(marginals(plain, features), mean_field(unary, pairs, 3))
         assert torch.equal(marginals(plain, features, System(relations=("above",))), mean_field(unary, pairs[1:], 3))
@@ -103,7 +103,7 @@ def test_weights_are_relative_to_the_unary_over_the_mean_neighborhood():
     model = tiny()
     predictor = Predictor(model, settings(relation_weights={"surrounding": 3.0}))
     features = features_of(predictor, images())
-    potential = model.relation("surrounding")
+    potential = model.pairwise_potential("surrounding")
     weight = 3.0 / potential.graph(features["surrounding"]).mean_degree()
     assert predictor.message_weight("surrounding", features["surrounding"]) == weight
     with torch.inference_mode():
@@ -117,7 +117,7 @@ def test_a_graph_of_few_edges_does_not_raise_a_weight():
     model = tiny(relations={"corner": RangeBox(0.0, 0.9, 0.0, 0.0)})
     predictor = Predictor(model, settings(relation_weights={"corner": 3.0}))
     features = features_of(predictor, images(1, 16, 16))
-    assert model.relation("corner").graph(features["corner"]).mean_degree() <= 1
+    assert model.pairwise_potential("corner").graph(features["corner"]).mean_degree() <= 1
     assert predictor.message_weight("corner", features["corner"]) == 3.0
 
 
@@ -138,7 +138,7 @@ def test_relations_of_weight_0_are_not_computed(monkeypatch):
     off = Predictor(model, settings(relation_weights={"surrounding": 0.0}))
     features = features_of(off, images())
     found = marginals(off, features)
-    assert prepared == [model.relation("above")]
+    assert prepared == [model.pairwise_potential("above")]
     # The weight that is left is the one of a relation that was not named, of two.
     assert off.weights == {"surrounding": 0.0, "above": 0.5}
     assert torch.equal(found, marginals(off, features, System(relations=("above",))))
@@ -148,12 +148,14 @@ def test_without_the_unary_mean_field_starts_at_the_edges_own_marginals_and_weig
     model = tiny()
     features = features_of(Predictor(model), images())
     with torch.inference_mode():
-        own = [model.relation(name).edge_marginals(features[name]) for name in ("surrounding", "above")]
+        own = [model.pairwise_potential(name).edge_marginals(features[name]) for name in ("surrounding", "above")]
     start = Predictor(model, settings(iterations=0))
     assert torch.equal(marginals(start, features, ABOVE_ONLY), own[1])
     assert torch.equal(marginals(start, features, System(unary=False)), torch.stack(own).mean(0))
     with torch.inference_mode():
-        expected = mean_field(torch.zeros_like(own[1]), [(model.relation("above"), features["above"])], 2, start=own[1])
+        expected = mean_field(
+            torch.zeros_like(own[1]), [(model.pairwise_potential("above"), features["above"])], 2, start=own[1]
+        )
     for weight in (None, 0.0, 3.0):
         predictor = Predictor(model, settings(relation_weights={"above": weight}))
         assert torch.equal(marginals(predictor, features, ABOVE_ONLY), expected)
@@ -179,7 +181,7 @@ def test_a_call_gives_marginals_at_the_images_size_with_gradients():
     expected = upsample(marginals(Predictor(model), features), (50, 70))
     torch.testing.assert_close(found.detach(), expected)
     (found**2).sum().backward()
-    for parameter in (model.unary.last.weight, model.relation("above").last.owner.weight):
+    for parameter in (model.unary.last.weight, model.pairwise_potential("above").last.owner.weight):
         assert parameter.grad is not None
         assert parameter.grad.any()
 
@@ -320,8 +322,8 @@ def test_explanations_add_up_to_the_message_that_mean_field_adds_to_the_unary():
     with torch.inference_mode():
         for name, explanation in found.items():
             maps = features[name]
-            weight = 2.0 / model.relation(name).graph(maps).mean_degree() if name == "surrounding" else 1.0
-            message = weight * model.relation(name).messages(maps, cells)[0, :, 70 // 16, 140 // 16]
+            weight = 2.0 / model.pairwise_potential(name).graph(maps).mean_degree() if name == "surrounding" else 1.0
+            message = weight * model.pairwise_potential(name).messages(maps, cells)[0, :, 70 // 16, 140 // 16]
             torch.testing.assert_close(explanation.messages.sum(0), message)
             assert explanation.size == (6, 10)
     again = predictor.explain_marginals(features, final, (70, 140), (96, 160))

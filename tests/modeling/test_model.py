@@ -66,8 +66,8 @@ def test_unknown_potentials_are_refused_by_name():
 def test_relations_are_zero_until_they_are_trained():
     model = untrained()
     assert model.trained_relations == []
-    assert all(model.relation(name).last.is_zero for name in model.pairwise)
-    model.relation("above").last.reset_parameters()
+    assert all(model.pairwise_potential(name).last.is_zero for name in model.pairwise)
+    model.pairwise_potential("above").last.reset_parameters()
     assert model.trained_relations == ["above"]
 
 
@@ -79,10 +79,10 @@ def test_untrained_relations_do_not_change_a_prediction():
 def test_untrained_relations_cost_no_time_but_can_be_trained(monkeypatch):
     model = untrained()
     (model(images().float()) ** 2).sum().backward()
-    gradient = model.relation("above").last.interaction.weight.grad
+    gradient = model.pairwise_potential("above").last.interaction.weight.grad
     assert gradient is not None
     assert gradient.any()
-    model.relation("above").last.reset_parameters()
+    model.pairwise_potential("above").last.reset_parameters()
     prepared = []
     prepare = PairwisePotential.prepare
     monkeypatch.setattr(PairwisePotential, "prepare", lambda self, maps: prepared.append(self) or prepare(self, maps))

@@ -121,7 +121,7 @@ def test_the_default_systems_are_those_that_the_model_has_been_trained_for():
     assert names(untrained()) == ["unary"]
     assert names(tiny(relations={})) == ["unary"]
     half = untrained()
-    half.relation("above").last.reset_parameters()
+    half.pairwise_potential("above").last.reset_parameters()
     assert names(half) == ["unary", "above", "unary+pairwise"]
     tuned = settings(dense={"bilateral_sxy": 20})
     assert names(tiny(inference=tuned))[-2:] == ["unary+pairwise", "unary+pairwise+dense"]
@@ -138,7 +138,7 @@ def by_hand(model, pixels, name):
     features = model.features(pixels[None].float())
     pairs, weights = [], []
     for relation in model.pairwise if "pairwise" in name else ():
-        potential = model.relation(relation)
+        potential = model.pairwise_potential(relation)
         pairs.append((potential, features[relation]))
         weights.append(0.5 / potential.graph(features[relation]).mean_degree())
     marginals = mean_field(model.unary(features["unary"]), pairs, 2, weights)

@@ -16,6 +16,7 @@ from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.model import load
 from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.training import FitJob, SeededSampler, augmentation, fit, run
+from contextcrf.training.jobs import trainer_of
 from contextcrf.training.trainer import make_trainer
 from trainings import QUICK, fit_job, logged, losses
 
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from trainings import QUICK, fit_job
 from contextcrf.training import ModelModule, run
+from contextcrf.training.jobs import trainer_of
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
 validate = ModelModule.validation_step
@@ -44,7 +46,7 @@ job = fit_job(data, out, training=replace(QUICK, scale=(1.0, 1.0), max_edges=Non
 logger = logging.getLogger("contextcrf")
 logger.setLevel(logging.INFO)
 out.mkdir(exist_ok=True)
-logger.addHandler(logging.FileHandler(out / f"messages-{job.trainer().global_rank}"))
+logger.addHandler(logging.FileHandler(out / f"messages-{trainer_of(job).global_rank}"))
 run(job)
 """
 
@@ -148,7 +150,7 @@ def test_images_are_divided_among_processes_or_refused(tiny_model, scenes, tmp_p
 def test_the_rank_is_that_of_the_launcher(scenes, tmp_path, monkeypatch, environment, num_nodes, rank):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    trainer = fit_job(scenes, tmp_path, devices=2, num_nodes=num_nodes).trainer()
+    trainer = trainer_of(fit_job(scenes, tmp_path, devices=2, num_nodes=num_nodes))
     assert (trainer.global_rank, trainer.world_size) == (rank, 2 * num_nodes)
     assert trainer.is_global_zero == (rank == 0)
 
@@ -168,7 +170,7 @@ def test_a_training_of_one_process_is_its_own_first_under_any_launcher(scenes, t
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rank_zero_only, "rank", 3)  # as Lightning sets it by these variables when it is imported
     job = fit_job(scenes, tmp_path, training=replace(QUICK, epochs=1))
-    trainer = job.trainer()
+    trainer = trainer_of(job)
     assert (trainer.global_rank, trainer.world_size) == (0, 1)
     run(job)
     load(tmp_path / "model")

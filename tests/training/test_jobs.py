@@ -13,7 +13,7 @@ from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import CONFIG, save
 from contextcrf.training import FitHeadsJob, FitJob, HeadsModule, ModelModule, run
-from contextcrf.training.jobs import BusyError, OtherSettingsError, check_finished
+from contextcrf.training.jobs import BusyError, OtherSettingsError, check_finished, provenance_of
 from contextcrf.utils.provenance import Provenance
 from trainings import COUPLED, MODEL, QUICK, fit_job, heads_job, weights
 
@@ -65,7 +65,7 @@ def test_a_job_writes_a_model_with_its_settings_and_their_record(finished, scene
     assert model.metadata["fit"]["data"] == scenes.name
     assert model.metadata["fit"]["split"] == "train"
     assert model.metadata["fit"]["training"]["epochs"] == 3
-    assert Provenance.read(finished.out) == finished.provenance()
+    assert Provenance.read(finished.out) == provenance_of(finished)
 
 
 def test_the_same_job_again_trains_nothing(finished, monkeypatch, caplog):
@@ -117,11 +117,11 @@ def test_settings_that_change_no_weights_do_not_count(finished, monkeypatch, cha
 def test_inference_settings_count_where_the_training_goes_through_inference(scenes, tmp_path):
     through = fit_job(scenes, tmp_path, training=replace(COUPLED, objective="crf-rnn"))
     other = replace(through, inference=replace(through.inference, iterations=5))
-    assert through.provenance().difference(other.provenance()) == ("inference.iterations", 2, 5)
+    assert provenance_of(through).difference(provenance_of(other)) == ("inference.iterations", 2, 5)
     # A learned dense CRF that another objective does not train still starts with the parameters of the settings.
     untrained = fit_job(scenes, tmp_path, model=replace(MODEL, learned_dense=True))
     other = replace(untrained, inference=replace(untrained.inference, dense={"bilateral_sxy": 20}))
-    assert untrained.provenance().difference(other.provenance()) == ("inference.dense.bilateral_sxy", None, 20)
+    assert provenance_of(untrained).difference(provenance_of(other)) == ("inference.dense.bilateral_sxy", None, 20)
 
 
 def test_other_data_of_the_same_name_are_not_taken_for_the_old_ones(finished, scenes, tmp_path):
@@ -207,9 +207,9 @@ def test_a_training_starts_from_a_model(finished, scenes, tmp_path):
     before, after = load(finished.out), load(job.out)
     assert after.config == before.config
     assert torch.equal(weights(after.unary), weights(before.unary))
-    assert not torch.equal(weights(after.relation("above")), weights(before.relation("above")))
+    assert not torch.equal(weights(after.pairwise_potential("above")), weights(before.pairwise_potential("above")))
     # The model that it starts from counts by its weights.
-    assert job.provenance().difference(replace(job, init=str(finished.out / "model")).provenance()) is None
+    assert provenance_of(job).difference(provenance_of(replace(job, init=str(finished.out / "model")))) is None
     changed = load(finished.out)
     torch.nn.init.zeros_(changed.unary.last.bias)
     save(changed, tmp_path / "changed")
@@ -238,7 +238,7 @@ def test_heads_are_trained_on_a_model(finished, scenes, tmp_path):
     assert run(job) == tmp_path / "model"
     before, after = load(finished.out), load(tmp_path)
     assert torch.equal(weights(after.trunks), weights(before.trunks))
-    assert not torch.equal(weights(after.relation("above")), weights(before.relation("above")))
+    assert not torch.equal(weights(after.pairwise_potential("above")), weights(before.pairwise_potential("above")))
     assert (after.config, after.inference) == (before.config, before.inference)
     assert after.metadata["fit"] == before.metadata["fit"]
     assert after.metadata["fit-heads"]["training"]["epochs"] == 3

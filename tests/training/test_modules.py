@@ -15,7 +15,7 @@ from trainings import COUPLED, QUICK
 
 @pytest.mark.parametrize(("objective", "stays_zero"), [("piecewise", False), ("pseudo-likelihood", True)])
 def test_zero_heads_start_at_random_only_where_potentials_are_trained_apart(tiny_model, objective, stays_zero):
-    above, surrounding = (tiny_model.relation(name).last for name in ("above", "surrounding"))
+    above, surrounding = (tiny_model.pairwise_potential(name).last for name in ("above", "surrounding"))
     above.zero_()
     before = surrounding.weight.clone()
     config = replace(COUPLED, objective=objective)

@@ -53,7 +53,9 @@ def test_the_piecewise_losses_are_those_of_each_potential_by_itself(tiny_model, 
     with torch.no_grad():
         features = tiny_model.features(images)
         labels = downsample(masks, features["unary"].shape[-2:])
-        expected = {name: tiny_model.relation(name).nll(features[name], labels) for name in ("surrounding", "above")}
+        expected = {
+            name: tiny_model.pairwise_potential(name).nll(features[name], labels) for name in ("surrounding", "above")
+        }
         expected["unary"] = F.cross_entropy(tiny_model.unary(features["unary"]), labels, ignore_index=255)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -111,7 +113,7 @@ def test_coupled_losses_on_cached_features_take_the_frozen_unary(tiny_model, bat
         unary, labels = tiny_model.unary(maps), downsample(masks, maps.shape[-2:])
         module = HeadsModule(tiny_model, ["above"], replace(COUPLED, objective=objective), 4)
         found = module.losses((maps, labels, unary + 1.0))
-        expected = COUPLED_LOSSES[objective](unary + 1.0, [(tiny_model.relation("above"), maps)], labels)
+        expected = COUPLED_LOSSES[objective](unary + 1.0, [(tiny_model.pairwise_potential("above"), maps)], labels)
     torch.testing.assert_close(found, {objective: expected})
 
 
@@ -152,7 +154,7 @@ def test_the_loss_of_crf_rnn_is_the_likelihood_of_the_refined_pixels_and_reaches
 def test_crf_rnn_trains_all_potentials_with_or_without_their_tables(learned, batch, monkeypatch):
     images, masks = batch
     for name in learned.pairwise:
-        learned.relation(name).last.reset_parameters()
+        learned.pairwise_potential(name).last.reset_parameters()
 
     def gradients():
         learned.zero_grad()

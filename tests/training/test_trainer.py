@@ -118,8 +118,10 @@ def test_potentials_train_one_by_one(tiny_model, train, tmp_path):
     before = copy.deepcopy(tiny_model)
     fit(tiny_model, train, None, replace(QUICK, potentials=["above"], epochs=1), tmp_path)
     assert torch.equal(weights(tiny_model.unary), weights(before.unary))
-    assert torch.equal(weights(tiny_model.relation("surrounding")), weights(before.relation("surrounding")))
-    assert not torch.equal(weights(tiny_model.relation("above")), weights(before.relation("above")))
+    assert torch.equal(
+        weights(tiny_model.pairwise_potential("surrounding")), weights(before.pairwise_potential("surrounding"))
+    )
+    assert not torch.equal(weights(tiny_model.pairwise_potential("above")), weights(before.pairwise_potential("above")))
     assert not torch.equal(weights(tiny_model.trunks), weights(before.trunks))
 
 

@@ -16,7 +16,7 @@ MEMORY_ADVICE = {
     "export": "lower --height and --width",
     "demo": "lower --side",
 }
-# The meaning of the system's error numbers for a path that was named,
+# The meaning of the operating system's error numbers for a path that the error names.
 PATH_ERRORS = {
     errno.EACCES: "no permission to read or write it; change its permissions, or name another place",
     errno.EPERM: "no permission to read or write it; change its permissions, or name another place",
@@ -27,7 +27,7 @@ PATH_ERRORS = {
     errno.EROFS: "is on a read-only file system; name another place",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
-# and for any file: often the system does not name it.
+# Their meaning for any file: these errors often come without a path.
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space, or name another place",
     errno.EDQUOT: "your disk quota is used up; free some space, or name another place",

@@ -47,15 +47,15 @@ def start(data: Path, recipe: Path, ignore_index: int = IGNORE_INDEX, val_every:
         data: the folder.
         recipe: the file to write; the recipe of the second stage goes into another beside it, `heads_path`.
         ignore_index: the value of the masks that means "no label", where there is no classes.yaml.
-        val_every: one image of so many goes to the split "val", the others to "train".
+        val_every: every n-th image goes to the split "val", the others to "train".
 
     Raises:
-        DataError: what `pair_up`, `survey` and `guess_classes` find.
+        DataError: as `pair_files`, `mask_statistics` and `guess_classes`.
         FileExistsError: the recipe exists.
         ValueError: no image would be left to train on.
     """
     if val_every < 2:
-        raise ValueError(f"val_every {val_every}: expected 2 or more, since one image of so many is not trained on")
+        raise ValueError(f"val_every {val_every}: expected 2 or more, since every n-th image is not trained on")
     for path in (recipe, heads_path(recipe)):
         if path.exists():
             raise FileExistsError(f"{path} exists already; move it away or name another --out")

@@ -21,6 +21,7 @@ from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.serialization import save
 from contextcrf.training.config import TrainingConfig
+from contextcrf.training.jobs import TUNED
 from contextcrf.training.trainer import augmentation, fit
 from contextcrf.utils.provenance import Provenance
 from contextcrf.utils.runtime import default_device
@@ -80,9 +81,11 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Evaluatio
 
     console.print("[bold]3/4[/] choosing the relation weights on training scenes")
     images = open_dataset(scenes, "train").spread(TUNING_IMAGES)
-    inference = best_of(tune_relation_weights(model, images, RELATION_WEIGHTS)).inference
-    entry = Provenance.of(data="context scenes", split="train", training=config).values
-    save(model, out / "model", {"fit": entry}, inference=inference)
+    best = best_of(tune_relation_weights(model, images, RELATION_WEIGHTS))
+    inference = best.inference
+    trained = Provenance.of(data="context scenes", split="train", training=config).values
+    tuned = {"data": "context scenes", "split": "train", "images": len(images), "mean_iou": best.mean_iou}
+    save(model, out / "model", {"fit": trained, TUNED: tuned}, inference=inference)
 
     console.print("[bold]4/4[/] evaluating")
     systems = default_systems(model)

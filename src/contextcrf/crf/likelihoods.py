@@ -106,7 +106,7 @@ def unrolled_nll(
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
         labels: int64 [B, H, W].
-        iterations: mean-field iterations, >= 1; as many as at prediction.
+        iterations: mean-field iterations, >= 1.
         ignore_index: the label of ignored nodes.
 
     Returns:

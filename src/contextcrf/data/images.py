@@ -99,6 +99,11 @@ def describe_error(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def to_picture(image: Tensor) -> Image.Image:
+    """A tensor uint8 [3, H, W] as a PIL image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
 def upright(image: Image.Image) -> Image.Image:
     """The image with the rotation and reflection of its EXIF orientation applied."""
     return ImageOps.exif_transpose(image)

@@ -103,10 +103,15 @@ def known_splits(root: str | Path) -> list[str]:
     return _splits_in(lists)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder by their suffix, sorted; hidden files and sub-folders are not searched."""
+def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The files of a folder with some suffixes, sorted; hidden files and sub-folders are not searched.
+
+    Args:
+        folder: where to look.
+        suffixes: lower case; those of images by default.
+    """
     return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
 
 

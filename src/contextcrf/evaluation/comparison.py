@@ -79,7 +79,7 @@ def paired_bootstrap(
     times = torch.zeros_like(ones).scatter_add_(1, drawn, ones)
 
     def mean_iou(counts: Tensor, times: Tensor) -> Tensor:
-        """Over the classes that occur, of images that count so many times [..., images]."""
+        """Over the classes that occur, of images with weights `times` [..., images]."""
         counts = counts[known].double()
         hits = counts.diagonal(dim1=1, dim2=2)
         return (times @ hits / (times @ (counts.sum(1) + counts.sum(2) - hits)))[..., scored].nanmean(-1)
@@ -152,7 +152,7 @@ def gains(systems: Mapping[str, Tensor]) -> list[str]:
 
 
 def classes_in(counts: Tensor, min_images: int) -> list[int]:
-    """The classes that occur in at least so many images, of confusion matrices [images, K, K]."""
+    """The classes that occur in at least `min_images` images, of confusion matrices [images, K, K]."""
     return [k for k, images in enumerate((counts.sum(2) > 0).sum(0).tolist()) if images >= min_images]
 
 
@@ -172,10 +172,10 @@ def compare(
         first_system: name of a system in `first`; None where there is only one.
         second_system: name of a system in `second`, likewise.
         block: as for `paired_bootstrap`.
-        min_images: only classes that occur in so many images are averaged.
+        min_images: only classes that occur in at least this many images are averaged.
 
     Raises:
-        DataError: a system is missing, the images are not the same, or no class occurs in so many of them.
+        DataError: a system is missing, the images are not the same, or no class occurs in that many of them.
     """
     (images, counts), (others, other_counts) = _read_system(first, first_system), _read_system(second, second_system)
     if images != others:

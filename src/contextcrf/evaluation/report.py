@@ -8,6 +8,7 @@ from PIL import Image
 
 from contextcrf.crf import Explanation
 from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.images import to_picture
 from contextcrf.data.visualization import colorize, qualitative_grid
 from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult
 from contextcrf.evaluation.figures import explanation_picture, iou_bars, save_figure
@@ -62,7 +63,7 @@ def _draw_examples(
     palette, rows = data.classes.palette, []
     for number in track(list(dict.fromkeys(numbers)), "examples"):
         image, mask = data.sample(number)
-        drawn = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), colorize(mask, palette)]
+        drawn = [to_picture(image), colorize(mask, palette)]
         rows.append(drawn + [colorize(system.labels[number].unpack(), palette) for system in shown])
     grid = qualitative_grid(rows, ["image", "truth", *(system.name for system in shown)], data.classes)
     with atomic_write(path) as partial:

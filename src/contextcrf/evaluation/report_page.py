@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from contextcrf.data.classes import IGNORE_INDEX, Classes, Color
+from contextcrf.data.images import to_picture
 from contextcrf.data.visualization import SERIES_COLORS, colorize
 from contextcrf.evaluation.evaluate import EvaluationResults
 from contextcrf.evaluation.metrics import image_scores
@@ -159,7 +160,7 @@ def _layers(example: Example, palette: Sequence[Color]) -> dict[str, Any]:
         picture[(right_now & ~right_before & known).numpy()] = (*IMPROVED, 255)
         picture[(right_before & ~right_now & known).numpy()] = (*WORSENED, 255)
         layers.append(("change", _embedded(Image.fromarray(picture), Image.Resampling.NEAREST)))
-    photo = Image.fromarray(example.image.permute(1, 2, 0).contiguous().numpy())
+    photo = to_picture(example.image)
     return {
         "name": example.name,
         "score": _percent(example.score),

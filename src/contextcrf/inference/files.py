@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from contextcrf.data.classes import Color
-from contextcrf.data.images import read_image
-from contextcrf.data.layouts import IMAGE_SUFFIXES
+from contextcrf.data.images import read_image, to_picture
+from contextcrf.data.layouts import IMAGE_SUFFIXES, list_images
 from contextcrf.data.visualization import index_png, overlay
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.serialization import fingerprint
@@ -46,7 +46,7 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES,
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            found = list_images(path, suffixes)
             if not found:
                 raise DataError(f"{path}: no {kind} in this folder; expected files {', '.join(suffixes)}")
             files += found
@@ -138,7 +138,7 @@ def _overlay(image: Tensor, labels: Tensor, palette: Sequence[Color], opacity: f
     result = Image.new("RGB", (image.shape[2], image.shape[1]))
     for top in range(0, image.shape[1], _STRIPE):
         rows = slice(top, top + _STRIPE)
-        stripe = Image.fromarray(image[:, rows].permute(1, 2, 0).contiguous().numpy())
+        stripe = to_picture(image[:, rows])
         result.paste(overlay(stripe, labels[rows], palette, opacity), (0, top))
     return result
 

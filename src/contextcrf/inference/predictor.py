@@ -47,8 +47,13 @@ class Prediction:
 class Predictor:
     """Predict with a model under some inference settings; neither is changed.
 
-    Everything that predicts goes through this class: `segment`, the commands, evaluation, tuning, validation during
-    training, the web page and export.
+    Everything that predicts goes through this class: the commands, evaluation, tuning, validation during training, the
+    web page and export. Its steps are `extract_features`, `mean_field` and `refine`; the ways through them are
+
+    - `predict`: one image, several systems, with test-time augmentation; the others but the last call it;
+    - `segment`: one image of any common type, one system, as a `Segmentation`;
+    - `label`: the labels of one image, in tiles if it is large;
+    - calling it: a batch of tensors to marginals of "unary+pairwise", with gradients, without augmentation.
 
     Args:
         model: the model.
@@ -122,14 +127,14 @@ class Predictor:
         model, iterations = self.model, self.inference.iterations
         relations = [name for name in names if name != UNARY]
         if tabulate is None:
-            tables = [PairTable.fits(model.relation(name), features[name]) for name in relations]
+            tables = [PairTable.fits(model.pairwise_potential(name), features[name]) for name in relations]
             tabulate = bool(tables) and all(tables)
         if tabulate and len(batch := next(iter(features.values()))) > 1:
             # A table belongs to one image.
             singles = [{name: maps[i : i + 1] for name, maps in features.items()} for i in range(len(batch))]
             return torch.cat([self._mean_field(single, names, tabulate) for single in singles])
         if UNARY not in names:
-            heads = [(model.relation(name), features[name]) for name in relations]
+            heads = [(model.pairwise_potential(name), features[name]) for name in relations]
             start = torch.stack([head.edge_marginals(maps) for head, maps in heads]).mean(0)
             pairs: list[Pair] = [PairTable(*head).pair for head in heads] if tabulate else list(heads)
             return mean_field(torch.zeros_like(start), pairs, iterations, start=start)
@@ -148,7 +153,7 @@ class Predictor:
         weight = self.weights[relation]
         if weight is None:
             return 1.0
-        return weight / max(1.0, self.model.relation(relation).graph(features).mean_degree())
+        return weight / max(1.0, self.model.pairwise_potential(relation).graph(features).mean_degree())
 
     def _takes_part(self, relation: str) -> bool:
         """Whether a relation has a weight, and its potential is not zero, or may learn."""
@@ -156,7 +161,7 @@ class Predictor:
             return False
         # A traced graph cannot depend on the values of parameters.
         traced = torch.compiler.is_exporting()
-        return torch.is_grad_enabled() or traced or not self.model.relation(relation).last.is_zero
+        return torch.is_grad_enabled() or traced or not self.model.pairwise_potential(relation).last.is_zero
 
     def refine(self, marginals: Tensor, images: Tensor) -> Tensor:
         """Marginals [B, K, H, W] through the dense CRF, guided by images [B, 3, H, W] in 0..255."""
@@ -191,13 +196,13 @@ class Predictor:
             for scaled, restore in augmented(images.float(), self.inference.scales, self.inference.flip):
                 start = self._clock()
                 features = self.extract_features(scaled, systems)
-                network = self._clock() - start
+                network_seconds = self._clock() - start
                 for number, system in enumerate(systems):
                     start = self._clock()
                     found = restore(self.mean_field(features, system).float())
                     total = totals[number]
                     totals[number] = found if total is None else total + found
-                    seconds[number] += network + self._clock() - start
+                    seconds[number] += network_seconds + self._clock() - start
             predictions = []
             for number, system in enumerate(systems):
                 start = self._clock()
@@ -278,7 +283,7 @@ class Predictor:
         result = {}
         for name in self.model.pairwise:
             with self._autocast():
-                found = explain(self.model.relation(name), features[name], coarse, node)
+                found = explain(self.model.pairwise_potential(name), features[name], coarse, node)
             weight = self.message_weight(name, features[name])
             result[name] = replace(found, messages=weight * found.messages.float())
         return result

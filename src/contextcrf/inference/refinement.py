@@ -14,7 +14,7 @@ from torch import Tensor
 from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
 from contextcrf.data.classes import IGNORE_INDEX, Classes, Color, voc_palette
 from contextcrf.data.images import ARRAY_ERRORS, read_image
-from contextcrf.data.layouts import IMAGE_SUFFIXES
+from contextcrf.data.layouts import list_images
 from contextcrf.data.visualization import index_png
 from contextcrf.inference.files import Outcome
 from contextcrf.utils.errors import DataError
@@ -103,9 +103,8 @@ def match_maps(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
     stems = {path.stem for path in maps}
     maps = [path for path in maps if path.stem.removesuffix("_overlay") not in stems - {path.stem}]
     by_stem: dict[str, list[Path]] = {}
-    for path in sorted(images.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            by_stem.setdefault(path.stem, []).append(path)
+    for path in list_images(images):
+        by_stem.setdefault(path.stem, []).append(path)
     problems, pairs, owner = [], [], dict[str, Path]()
     for path in maps:
         found = by_stem.get(path.stem, [])

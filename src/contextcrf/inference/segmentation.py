@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from contextcrf.data.classes import Classes
+from contextcrf.data.images import to_picture
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Segmentation:
     @property
     def picture(self) -> Image.Image:
         """The image as a PIL image."""
-        return Image.fromarray(self.image.permute(1, 2, 0).contiguous().numpy())
+        return to_picture(self.image)
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The image with the labels' colors laid over it.

@@ -89,6 +89,9 @@ class ModelConfig:
                     f"relations: {name!r}: expected a word of letters, digits and _ that is not {', '.join(RESERVED)} "
                     "or a method of torch.nn.ModuleDict"
                 )
+            if self.relations[name] == ():
+                raise ValueError(f"relations: {name}: no box; expected one or more")
+        _check_scales(self.scales)
         for name in ("channels", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")
@@ -118,11 +121,11 @@ class InferenceConfig:
     """The settings of prediction. They change what a trained model predicts, and none of its weights.
 
     Args:
-        system: the system that predicts unless another is asked for; see `contextcrf.inference.System`.
+        system: the system that predicts unless another is asked for; see `System`.
         iterations: mean-field iterations; the paper uses 2.
-        relation_weights: by relation, the weight of its messages, averaged over the neighbors of a node: 1 counts as
-            much as the unary, 0 switches the relation off. None is the paper's plain sum over all neighbors. Relations
-            that are not named share a weight of 1.
+        relation_weights: by relation. The sum of its messages is divided by the mean number of neighbors and multiplied
+            by this weight: with 1 it counts as much as the unary, 0 switches the relation off. None is the paper's
+            plain sum. The default is 1 / the number of relations.
         dense: arguments of the `DenseCRF`; those that are not named keep its defaults.
         scales: factors of the image's size in test-time augmentation, whose marginals are averaged.
         flip: average the marginals of the mirrored image too.
@@ -157,6 +160,8 @@ class InferenceConfig:
         object.__setattr__(self, "scales", tuple(self.scales))
         for name, least in {"iterations": 0, "tile": 32, "overlap": 0, "tile_above": 0}.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip {self.flip!r}: expected true or false")
         for name, weight in self.relation_weights.items():
             if weight is not None and not math.isfinite(weight):
                 raise ValueError(
@@ -166,8 +171,7 @@ class InferenceConfig:
             self.dense_crf()
         except TypeError as error:
             raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
-        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
-            raise ValueError(f"scales {list(self.scales)}: expected at least one, each > 0")
+        _check_scales(self.scales)
         check_precision(self.precision)
         System.from_name(self.system)
 
@@ -218,3 +222,8 @@ class InferenceConfig:
             names = ("spatial_compat", "bilateral_compat")
             potts = {name: -getattr(fixed, name) * torch.eye(num_classes) for name in names}
             return DenseCRF(**{**self.dense, **potts}, learnable=True)
+
+
+def _check_scales(scales: Sequence[float]) -> None:
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales {list(scales)}: expected at least one, each > 0 and finite")

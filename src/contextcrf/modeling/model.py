@@ -12,11 +12,10 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from contextcrf.crf import Explanation
-from contextcrf.data.classes import Classes
 from contextcrf.data.images import ImageLike
 from contextcrf.inference.predictor import Predictor
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.modeling.config import InferenceConfig, ModelConfig
+from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model_card import model_card
 from contextcrf.modeling.network import ContextNetwork
 from contextcrf.modeling.serialization import ModelError, bundled_models, find_model, read_model, save
@@ -48,26 +47,18 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
         ValueError: the inference settings name a relation that the model does not have.
 
     Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.classes import Classes
         >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
         >>> model = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
         >>> model.potentials
         ('unary', 'surrounding', 'above')
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        classes: Classes,
-        pretrained: bool | Path = True,
-        inference: InferenceConfig | None = None,
-    ) -> None:
-        super().__init__(config, classes, pretrained, inference)
-        self.predictor()  # refuses settings that do not fit: here, and not when the model is first used
-
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..255 to marginals [B, K, H, W] of the system "unary+pairwise".
 
-        This is `Predictor.forward` with the model's own settings.
+        This is `Predictor.__call__` with the model's own settings.
         """
         return self.predictor()(images)
 

@@ -77,7 +77,7 @@ class ContextNetwork(nn.Module):
         )
         # An untrained potential sends no messages, instead of random ones.
         for name in self.pairwise:
-            self.relation(name).last.zero_()
+            self.pairwise_potential(name).last.zero_()
         self.dense = None
         if config.learned_dense:
             self.dense = self.inference.dense_crf(learnable=True, num_classes=num_classes)
@@ -98,7 +98,7 @@ class ContextNetwork(nn.Module):
     @property
     def trained_relations(self) -> list[str]:
         """The relations whose potentials have been trained; the others are zero and send no messages."""
-        return [name for name in self.pairwise if not self.relation(name).last.is_zero]
+        return [name for name in self.pairwise if not self.pairwise_potential(name).last.is_zero]
 
     def select(self, potentials: Iterable[str] | None) -> tuple[str, ...]:
         """The named potentials in the model's order, all for None.
@@ -118,7 +118,7 @@ class ContextNetwork(nn.Module):
         """The head of one potential."""
         return self.unary if name == UNARY else self.pairwise[name]
 
-    def relation(self, name: str) -> PairwisePotential:
+    def pairwise_potential(self, name: str) -> PairwisePotential:
         """The pairwise potential of one relation."""
         potential = self.pairwise[name]
         assert isinstance(potential, PairwisePotential)
@@ -165,7 +165,7 @@ class ContextNetwork(nn.Module):
             features: its map, as `features` returns it.
             tabulate: hold the pair logits of the one image, as `PairTable` does.
         """
-        potential = PairTable(self.relation(name), features) if tabulate else self.relation(name)
+        potential = PairTable(self.pairwise_potential(name), features) if tabulate else self.pairwise_potential(name)
         return CoarseGrid(potential, self.config.coarse_factor), features
 
 

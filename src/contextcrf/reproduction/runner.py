@@ -13,8 +13,8 @@ from contextcrf.modeling.merging import merge_potentials, with_config
 from contextcrf.modeling.model import ContextCRF, load
 from contextcrf.modeling.serialization import CONFIG, fingerprint, save
 from contextcrf.reproduction.study import Study, baseline_config, crf_rnn_config
-from contextcrf.training.config import TrainingConfig
-from contextcrf.training.jobs import FitHeadsJob, FitJob, Job, run
+from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
+from contextcrf.training.jobs import TUNED, run
 from contextcrf.utils.provenance import Provenance
 from contextcrf.utils.runtime import default_device
 
@@ -184,8 +184,10 @@ class Runner:
         if not (folder / CONFIG).exists():
             logger.info("  tuning %s of %s", "the dense CRF" if dense else "the relation weights", name)
             best = best_of((tune_dense if dense else tune_relation_weights)(model, data))
-            entry = {"split": self.study.tune_split, "images": len(data), "settings": dict(best.settings)}
-            save(model, folder, {**model.metadata, "tuned": entry}, inference=best.inference)
+            entry = {"data": self.data.name, "split": self.study.tune_split, "images": len(data)}
+            entry |= {"mean_iou": best.mean_iou, "settings": dict(best.settings)}
+            kind = "tune-dense" if dense else TUNED
+            save(model, folder, {**model.metadata, kind: entry}, inference=best.inference)
         return folder
 
 

@@ -4,9 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.images import to_picture
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.visualization import colorize, qualitative_grid
 from contextcrf.evaluation.comparison import COUNTS, write_counts
@@ -160,7 +159,7 @@ def _draw(drawn: Sequence[_Drawn], val: SegmentationDataset, numbers: Sequence[i
     pictures = []
     for number in track(numbers, path.name):
         image, mask = val.sample(number)
-        row = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), colorize(mask, palette)]
+        row = [to_picture(image), colorize(mask, palette)]
         for _, predictor, system in drawn:
             row.append(colorize(predictor.predict(image, [system])[0].labels, palette))
         pictures.append(row)

@@ -1,9 +1,14 @@
-"""How a model is trained, as plain values."""
+"""The settings of trainings, as plain values, typed from the command line to the optimizer.
+
+The command line takes the options of its commands from these classes, so that this module imports nothing heavy.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.utils.runtime import Precision, default_batch_size, default_workers
 
 LossAt = Literal["graph", "pixels"]
@@ -111,3 +116,71 @@ class TrainingConfig:
                 f"loss_at {self.loss_at!r}, lovasz {self.lovasz}: expected graph and 0 with the objective "
                 f"{self.objective!r}"
             )
+
+
+@dataclass
+class FitJob:
+    """A training end to end; `training.jobs.run` does it.
+
+    Args:
+        data: folder of the data set.
+        out: folder for logs, checkpoints and the model.
+        model: what defines the weights.
+        training: how to train.
+        inference: how the trained model predicts.
+        train_split: split to train on.
+        val_split: split to validate on; null for none.
+        pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
+        init: a trained model to start from instead; its configurations replace `model` and `inference`, except that a
+            dense CRF to be learned is added with the parameters of `inference`.
+        checkpoint: resume from this checkpoint without comparing settings; "last" is the newest in OUT.
+        devices: devices of this machine that share a step's images, with a process for each.
+        num_nodes: machines, each with this many devices; torchrun or SLURM starts the processes.
+    """
+
+    data: Path
+    out: Path
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    train_split: str = "train"
+    val_split: str | None = "val"
+    pretrained: bool | Path = True
+    init: str | None = None
+    checkpoint: str | None = None
+    devices: int = 1
+    num_nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.init is None:
+            self.inference.check(self.model.relations)
+
+
+@dataclass
+class FitHeadsJob:
+    """The second stage of a training; `training.jobs.run` does it.
+
+    Relation weights that were tuned for other heads or another graph are reset.
+
+    Args:
+        model: trained model: a folder, or the name of a bundled one.
+        data: folder of the data set.
+        out: folder for logs and the model.
+        training: how to train; `potentials` names the relations, null is all of them.
+        train_split: split to train on.
+        copies: augmented copies of each image whose features are kept in memory.
+        graph_stride: pixels per node of the pairwise graphs; the model's own if null.
+        checkpoint: resume from this checkpoint without comparing settings; "last" is the newest in OUT.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    train_split: str = "train"
+    copies: int = 2
+    graph_stride: int | None = None
+    checkpoint: str | None = None
+
+
+Job = FitJob | FitHeadsJob

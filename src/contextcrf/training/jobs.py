@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,12 +12,11 @@ from lightning import Trainer
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_same_classes, log_skipped, training_pairs
-from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF, load
 from contextcrf.modeling.serialization import CONFIG, save, weights_digest
 from contextcrf.training.checkpoints import newest_checkpoint
-from contextcrf.training.config import TrainingConfig
+from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
 from contextcrf.training.trainer import augmentation, fit, fit_heads, make_trainer
 from contextcrf.utils.locks import claim
 from contextcrf.utils.provenance import Provenance
@@ -25,8 +24,8 @@ from contextcrf.utils.runtime import default_device
 
 logger = logging.getLogger(__name__)
 
-# Keys of the metadata of relation weights that were tuned, by the command and in a study.
-TUNED = ("tune", "tuned")
+# The key of the metadata of relation weights that were tuned.
+TUNED = "tune"
 
 
 class OtherSettingsError(ValueError):
@@ -35,150 +34,6 @@ class OtherSettingsError(ValueError):
 
 class BusyError(OSError):
     """Another process is working on a training."""
-
-
-@dataclass
-class FitJob:
-    """A training end to end; `run` does it.
-
-    Args:
-        data: folder of the data set.
-        out: folder for logs, checkpoints and the model.
-        model: what defines the weights.
-        training: how to train.
-        inference: how the trained model predicts.
-        train_split: split to train on.
-        val_split: split to validate on; null for none.
-        pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
-        init: a trained model to start from instead; its configurations replace `model` and `inference`, except that a
-            dense CRF to be learned is added with the parameters of `inference`.
-        checkpoint: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
-        devices: devices of this machine that share a step's images, with a process for each.
-        num_nodes: machines with so many devices each; torchrun or SLURM starts the processes.
-    """
-
-    data: Path
-    out: Path
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
-    train_split: str = "train"
-    val_split: str | None = "val"
-    pretrained: bool | Path = True
-    init: str | None = None
-    checkpoint: str | None = None
-    devices: int = 1
-    num_nodes: int = 1
-
-    def __post_init__(self) -> None:
-        if self.init is None:
-            self.inference.check(self.model.relations)
-
-    def provenance(self) -> Provenance:
-        """Everything that decides the trained weights.
-
-        A model that the training starts from counts by its weights, data by the names of their folder, classes and
-        images.
-        """
-        return Provenance.of(
-            job="fit",
-            data=self.data.name,
-            images=_images_digest(self.data, self.train_split),
-            train_split=self.train_split,
-            model=self.model,
-            training=_decisive(self.training),
-            # The objective trains through inference, and a learned dense CRF starts from its parameters.
-            inference=self.inference if self.training.objective == "crf-rnn" or self.model.learned_dense else None,
-            pretrained=self.pretrained,
-            init=None if self.init is None else weights_digest(self.init),
-        )
-
-    def trainer(self) -> Trainer:
-        """The Lightning trainer, which has the rank of this process among those of the training."""
-        return make_trainer(self.training, self.out, self.devices, self.num_nodes)
-
-    def train(self, checkpoint: str | None, trainer: Trainer) -> None:
-        """Train and write the model."""
-        train = _open(self.data, self.train_split, self.training)
-        val = open_dataset(self.data, self.val_split) if self.val_split else None
-        train = training_pairs(train, val)
-        torch.manual_seed(self.training.seed)
-        if self.init is None:
-            network = ContextCRF(self.model, train.classes, self.pretrained, self.inference)
-        else:
-            network = load(self.init)
-            if self.model.learned_dense and network.dense is None:
-                inference = replace(network.inference, dense=self.inference.dense)
-                network = with_config(network, replace(network.config, learned_dense=True), inference)
-        check_same_classes(network.classes, train.classes)
-        fit(network, train, val, self.training, self.out, checkpoint, trainer)
-        if trainer.is_global_zero:
-            log_skipped(train.broken)
-            entry = Provenance.of(data=self.data.name, split=self.train_split, training=self.training)
-            save(network, self.out / "model", {**network.metadata, "fit": entry.values})
-
-
-@dataclass
-class FitHeadsJob:
-    """The second stage of a training; `run` does it.
-
-    Relation weights that were tuned for other heads or another graph are reset.
-
-    Args:
-        model: trained model: a folder, or the name of a bundled one.
-        data: folder of the data set.
-        out: folder for logs and the model.
-        training: how to train; `potentials` names the relations, null is all of them.
-        train_split: split to train on.
-        copies: augmented copies of each image whose features are kept in memory.
-        graph_stride: pixels per node of the pairwise graphs; the model's own if null.
-        checkpoint: go on from a checkpoint even if its settings were others; "last" is the newest in OUT.
-    """
-
-    model: str
-    data: Path
-    out: Path
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    train_split: str = "train"
-    copies: int = 2
-    graph_stride: int | None = None
-    checkpoint: str | None = None
-
-    def provenance(self) -> Provenance:
-        """Everything that decides the trained weights, as in `FitJob.provenance`."""
-        return Provenance.of(
-            job="fit-heads",
-            data=self.data.name,
-            images=_images_digest(self.data, self.train_split),
-            train_split=self.train_split,
-            model=weights_digest(self.model),
-            training=_decisive(self.training),
-            copies=self.copies,
-            graph_stride=self.graph_stride,
-        )
-
-    def trainer(self) -> Trainer:
-        """A trainer of one process."""
-        return make_trainer(self.training, self.out)
-
-    def train(self, checkpoint: str | None, trainer: Trainer) -> None:
-        """Train and write the model."""
-        network = load(self.model)
-        metadata = {key: value for key, value in network.metadata.items() if key not in TUNED}
-        if self.graph_stride is not None or metadata != network.metadata:
-            stride = network.config.graph_stride if self.graph_stride is None else self.graph_stride
-            config = replace(network.config, graph_stride=stride)
-            network = with_config(network, config, replace(network.inference, relation_weights={}))
-        train = _open(self.data, self.train_split, self.training)
-        check_same_classes(network.classes, train.classes)
-        train = training_pairs(train)
-        fit_heads(network.to(default_device()), train, self.training, self.out, self.copies, checkpoint, trainer)
-        log_skipped(train.broken)
-        entry = Provenance.of(data=self.data.name, split=self.train_split, training=self.training)
-        save(network, self.out / "model", {**metadata, "fit-heads": entry.values})
-
-
-Job = FitJob | FitHeadsJob
 
 
 def run(job: Job) -> Path:
@@ -194,18 +49,18 @@ def run(job: Job) -> Path:
         OtherSettingsError: the folder holds a training, finished or not, with other settings.
         BusyError: another process is working on it.
     """
-    model, provenance, trainer = job.out / "model", job.provenance(), job.trainer()
+    model, provenance, trainer = job.out / "model", provenance_of(job), trainer_of(job)
     done = model / CONFIG
     if job.checkpoint is not None:
         if trainer.is_global_zero:
             provenance.write(job.out)
-        job.train(job.checkpoint, trainer)
+        _train(job, job.checkpoint, trainer)
         return model
     if not trainer.is_global_zero:
         # The first process has claimed the training for all of them, and logs what happens.
         if not done.exists():
             resumed = newest_checkpoint(job.out / "checkpoints") is not None
-            job.train("last" if resumed else None, trainer)
+            _train(job, "last" if resumed else None, trainer)
         return model
     with claim(done) as mine:
         if mine:
@@ -218,7 +73,7 @@ def run(job: Job) -> Path:
                 # Stopped before its first epoch had ended.
                 shutil.rmtree(job.out / "checkpoints")
             provenance.write(job.out)
-            job.train(checkpoint, trainer)
+            _train(job, checkpoint, trainer)
         elif done.exists():
             logger.info("%s: already trained; nothing is left to do", job.out)
     check_finished(job, provenance)
@@ -234,7 +89,7 @@ def check_finished(job: Job, provenance: Provenance | None = None) -> None:
     """
     if not (job.out / "model" / CONFIG).exists():
         raise BusyError(f"{job.out}: another process is working on this training; start again when it has ended")
-    _check_provenance(job.out, provenance or job.provenance(), "trained")
+    _check_provenance(job.out, provenance or provenance_of(job), "trained")
 
 
 def _check_provenance(out: Path, wanted: Provenance, done: str) -> None:
@@ -248,6 +103,84 @@ def _check_provenance(out: Path, wanted: Provenance, done: str) -> None:
         )
 
 
+def provenance_of(job: Job) -> Provenance:
+    """Everything that decides the weights that a job trains.
+
+    A model that the training starts from counts by its weights, data by the names of their folder, classes and images.
+    Settings that change no weights do not count: who loads the data, and when they are validated.
+    """
+    common = Provenance.of(
+        data=job.data.name,
+        images=_images_digest(job.data, job.train_split),
+        train_split=job.train_split,
+        training=replace(job.training, workers=0, val_every=1),
+    )
+    if isinstance(job, FitHeadsJob):
+        model = weights_digest(job.model)
+        own = Provenance.of(job="fit-heads", model=model, copies=job.copies, graph_stride=job.graph_stride)
+    else:
+        # The objective trains through inference, and a learned dense CRF starts from its parameters.
+        used = job.training.objective == "crf-rnn" or job.model.learned_dense
+        own = Provenance.of(
+            job="fit",
+            model=job.model,
+            inference=job.inference if used else None,
+            pretrained=job.pretrained,
+            init=None if job.init is None else weights_digest(job.init),
+        )
+    return Provenance({**own.values, **common.values})
+
+
+def trainer_of(job: Job) -> Trainer:
+    """The Lightning trainer of a job, which has the rank of this process among those of the training."""
+    if isinstance(job, FitHeadsJob):
+        return make_trainer(job.training, job.out)
+    return make_trainer(job.training, job.out, job.devices, job.num_nodes)
+
+
+def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
+    """Train, and write the model in the first process."""
+    train = _open(job.data, job.train_split, job.training)
+    if isinstance(job, FitHeadsJob):
+        network, name = _load_for_heads(job), "fit-heads"
+        check_same_classes(network.classes, train.classes)
+        train = training_pairs(train)
+        fit_heads(network, train, job.training, job.out, job.copies, checkpoint, trainer)
+    else:
+        val = open_dataset(job.data, job.val_split) if job.val_split else None
+        train = training_pairs(train, val)
+        torch.manual_seed(job.training.seed)
+        network, name = _start(job, train), "fit"
+        check_same_classes(network.classes, train.classes)
+        fit(network, train, val, job.training, job.out, checkpoint, trainer)
+    if trainer.is_global_zero:
+        log_skipped(train.broken)
+        entry = Provenance.of(data=job.data.name, split=job.train_split, training=job.training)
+        save(network, job.out / "model", {**network.metadata, name: entry.values})
+
+
+def _start(job: FitJob, train: SegmentationDataset) -> ContextCRF:
+    """The model that a training begins with."""
+    if job.init is None:
+        return ContextCRF(job.model, train.classes, job.pretrained, job.inference)
+    network = load(job.init)
+    if job.model.learned_dense and network.dense is None:
+        inference = replace(network.inference, dense=job.inference.dense)
+        network = with_config(network, replace(network.config, learned_dense=True), inference)
+    return network
+
+
+def _load_for_heads(job: FitHeadsJob) -> ContextCRF:
+    """The model whose heads are trained, without relation weights that were tuned for others or for another graph."""
+    network = load(job.model)
+    tuned = network.metadata.pop(TUNED, None) is not None
+    if job.graph_stride is not None or tuned:
+        stride = network.config.graph_stride if job.graph_stride is None else job.graph_stride
+        config = replace(network.config, graph_stride=stride)
+        network = with_config(network, config, replace(network.inference, relation_weights={}))
+    return network.to(default_device())
+
+
 def _images_digest(data: Path, split: str) -> str:
     """The number of a split's images, and a digest of its classes and of the images' names."""
     images = open_dataset(data, split)
@@ -255,12 +188,7 @@ def _images_digest(data: Path, split: str) -> str:
     return f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
 
 
-def _decisive(config: TrainingConfig) -> TrainingConfig:
-    """The configuration without the settings that change no weights."""
-    return replace(config, workers=0, val_every=1)
-
-
-def _open(data: Path, split: str, config: TrainingConfig) -> SegmentationDataset:
+def _open(data: Path, split: str, config: TrainingConfig) -> "SegmentationDataset":
     dataset = open_dataset(data, split, augmentation(config))
     dataset.skip_broken = config.broken_images == "skip"
     return dataset

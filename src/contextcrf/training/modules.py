@@ -173,7 +173,7 @@ class HeadsModule(TrainingModule):
     def __init__(self, model: ContextCRF, names: Sequence[str], config: TrainingConfig, steps: int) -> None:
         super().__init__(config, steps)
         self._model = (model,)  # in a tuple: its other parameters do not belong to this module
-        self.heads = torch.nn.ModuleDict({name: model.relation(name) for name in names})
+        self.heads = torch.nn.ModuleDict({name: model.pairwise_potential(name) for name in names})
         _prepare_heads(self.heads.values(), config)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:

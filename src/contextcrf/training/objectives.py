@@ -58,7 +58,7 @@ class Batch:
     def pairs(self) -> list[Pair]:
         """The relations as `mean_field` takes them, on the grid of `unary`."""
         if self.unary_logits is not None:  # it is on the graph's grid
-            return [(self.model.relation(name), self.features[name]) for name in self.relations]
+            return [(self.model.pairwise_potential(name), self.features[name]) for name in self.relations]
         return [self.model.pair(name, self.features[name]) for name in self.relations]
 
 
@@ -75,7 +75,7 @@ def piecewise(batch: Batch, config: TrainingConfig) -> Losses:
     for name, maps in batch.features.items():
         if name != UNARY:
             labels = downsample(batch.masks, maps.shape[-2:])
-            losses[name] = batch.model.relation(name).nll(maps, labels, max_edges=config.max_edges)
+            losses[name] = batch.model.pairwise_potential(name).nll(maps, labels, max_edges=config.max_edges)
             continue
         logits, labels = batch.unary(), batch.masks
         if config.loss_at == "pixels":

@@ -155,10 +155,10 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
         config: how to train.
         out: folder for logs and checkpoints.
         devices: processes, each with a device, on this machine; they share a step's images.
-        num_nodes: machines with so many devices each (torchrun or SLURM starts the processes).
+        num_nodes: machines, each with this many devices (torchrun or SLURM starts the processes).
 
     Raises:
-        ValueError: this machine does not have so many devices.
+        ValueError: this machine has fewer devices.
     """
     callbacks: list[Callback] = [
         # The last two: should one be damaged, one epoch is lost.

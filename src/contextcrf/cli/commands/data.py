@@ -14,7 +14,7 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int = 255, v
         data: the folder.
         out: the recipe to write, a commented YAML file; that of the second stage, OUT-heads.yaml, beside it.
         ignore_index: the value of the masks that means "no label"; classes.yaml has it where it exists.
-        val_every: one image of so many is kept to measure on.
+        val_every: every n-th image is kept to measure on.
     """
     from contextcrf.cli.project import heads_path, start
 

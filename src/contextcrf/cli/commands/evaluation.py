@@ -34,7 +34,7 @@ def evaluate(
         pictures: images to draw, with the truth and the first and last system.
         precision: of the networks.
         scales: test-time augmentation: average the marginals of the image at these scales; the model's own if null.
-        flip: test-time augmentation: average those of the mirrored image too.
+        flip: test-time augmentation: average the marginals of the mirrored image too.
     """
     from dataclasses import replace
 
@@ -97,8 +97,8 @@ def compare(
         second: another, or the same.
         first_system: name of the system in `first`; may be left out where there is only one.
         second_system: name of the system in `second`.
-        block: draw so many neighboring images together; more than 1 for frames of a video, which repeat each other.
-        min_images: average only over the classes that occur in at least so many images; those of rare ones are noise.
+        block: draw this many neighboring images together; more than 1 for frames of a video, which repeat each other.
+        min_images: average only over the classes that occur in at least this many images; those of rare ones are noise.
     """
     from contextcrf.evaluation.comparison import compare as run
 

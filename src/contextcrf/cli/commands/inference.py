@@ -30,9 +30,9 @@ def predict(
         opacity: of the colors in the overlays.
         dense: refine the labels with the dense CRF, with the parameters that `tune --dense` wrote into the model.
         scales: test-time augmentation: average the marginals of each image at these scales; the model's own if null.
-        flip: test-time augmentation: average those of the mirrored image too.
-        tile: side in pixels of the tiles, computed with an overlap of 256, in which images of more than 16 megapixels
-            are labeled; the model's own if null.
+        flip: test-time augmentation: average the marginals of the mirrored image too.
+        tile: side of the tiles, pixels, in which large images are labeled; the model's own if null. Its settings
+            `overlap` and `tile_above` are 256 pixels and 16 megapixels by default.
         resume: skip images whose labels are in OUT already; several processes with the same command share the work.
     """
     from contextcrf.inference.files import find_files, plan_outputs, predict_files
@@ -55,8 +55,8 @@ def explain(
         column: of the pixel, from the left.
         out: PNG to write: the labels, then for each relation the neighbors, red for the label and blue for the
             runner-up.
-        relation_weights: in place of the model's, as in '{"above": 1}': the messages where tuning has switched the
-            relations off.
+        relation_weights: in place of the model's, as in '{"above": 1}', to see the messages of relations whose weight
+            is 0.
     """
     from dataclasses import replace
 
@@ -159,7 +159,7 @@ def voc_submission(
         competition: comp5 for networks that were trained on VOC's own masks only, comp6 for all others.
         dense: refine the labels with the dense CRF.
         scales: test-time augmentation: average the marginals of each image at these scales; the model's own if null.
-        flip: test-time augmentation: average those of the mirrored image too.
+        flip: test-time augmentation: average the marginals of the mirrored image too.
     """
     from contextcrf.inference.voc_submission import write_submission
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from contextcrf.training.jobs import FitHeadsJob, FitJob
+from contextcrf.training.config import FitHeadsJob, FitJob
 from contextcrf.utils.runtime import Precision
 
 
@@ -10,7 +10,7 @@ def fit(job: FitJob) -> None:
     """Train a model end to end; the result is OUT/model, which `evaluate` and `predict` take.
 
     Stopped for any reason, the same command goes on exactly where the last epoch ended. Where OUT holds a training with
-    other settings, the command names the first that differs.
+    other settings, the command stops and names the first that differs.
     """
     from contextcrf.training.jobs import run
 
@@ -91,6 +91,7 @@ def tune(
     from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import find_model, save
+    from contextcrf.training.jobs import TUNED
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     resolve_precision(precision)  # warns first if it is slow here
@@ -118,7 +119,7 @@ def tune(
     print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
     entry = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
     tuned = replace(best.inference, precision=network.inference.precision)
-    save(network, folder, {**network.metadata, "tune-dense" if dense else "tune": entry}, inference=tuned)
+    save(network, folder, {**network.metadata, "tune-dense" if dense else TUNED: entry}, inference=tuned)
     print(f"model written to {folder}")
     if split == network.metadata.get("fit", {}).get("split"):
         print(

@@ -27,7 +27,7 @@ FIT += ["--training.precision", "32-true", "--val-split", "null"]
 
 # Each training runs in a process of its own, forked from one that has imported the library, which takes seconds.
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["contextcrf.cli.main", "contextcrf.training.jobs"])
+FORKSERVER.set_forkserver_preload(["contextcrf.cli.main", "contextcrf.training.trainer", "torch.utils.tensorboard"])
 
 
 def run_command(arguments, log, largest_file):

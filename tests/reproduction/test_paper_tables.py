@@ -10,7 +10,7 @@ from PIL import Image
 from contextcrf import load
 from contextcrf.cli.main import main
 from contextcrf.reproduction import ROWS, Runner, open_study
-from contextcrf.training import FitHeadsJob, FitJob
+from contextcrf.training import jobs
 
 
 def stamps(folder):
@@ -66,8 +66,7 @@ def test_all_rows_of_a_study(scenes, tmp_path, write_study, capsys, monkeypatch)
     main(["compare", str(out), str(out), "--first-system", "fcn-8s", "--second-system", "full", "--min-images", "1"])
     assert f"{100 * here['fcn-8s']:.2f} -> {100 * here['full']:.2f}: " in capsys.readouterr().out
     # All is there: the command again trains and tunes nothing.
-    for job in (FitJob, FitHeadsJob):
-        monkeypatch.setattr(job, "train", None)
+    monkeypatch.setattr(jobs, "_train", None)
     check_models(Runner(open_study(study), scenes, out))
 
 
@@ -76,7 +75,7 @@ def check_models(runner):
     assert runner.unary(scales=1).config.scales == (1.0,)
     rnn, [tuned] = runner.crf_rnn(), (runner.out / "tuned").glob("crf-rnn-before+dense-*")
     assert rnn.metadata["fit"]["training"]["objective"] == "crf-rnn"
-    chosen = load(tuned).metadata["tuned"]["settings"]
+    chosen = load(tuned).metadata["tune-dense"]["settings"]
     assert rnn.inference.dense == {**chosen, "iterations": 5}
     assert set(chosen) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
     whole, [tuned] = runner.end_to_end(), (runner.out / "tuned").glob("end-to-end-before+full-*")
@@ -88,5 +87,5 @@ def check_models(runner):
     for name in ("unary", *active):
         head, before = whole.get_submodule(name), start.get_submodule(name)
         assert not torch.equal(head.last.weight.cpu(), before.last.weight), name
-    assert runner.baseline("deeplab-largefov", dense=True).metadata["tuned"]["split"] == "train"
+    assert runner.baseline("deeplab-largefov", dense=True).metadata["tune-dense"]["split"] == "train"
     assert runner.on_baseline("deeplabv3plus").config.network == "deeplabv3plus"

@@ -9,7 +9,7 @@ import torch
 
 from contextcrf import load
 from contextcrf.reproduction import Runner, open_study, runner
-from contextcrf.training import FitHeadsJob, FitJob, ModelModule
+from contextcrf.training import ModelModule, jobs
 from contextcrf.training.jobs import OtherSettingsError
 
 
@@ -24,8 +24,7 @@ def test_networks_are_trained_once_and_named_in_the_log(scenes, tmp_path, write_
     lines = [record.getMessage().strip() for record in caplog.records]
     assert lines == ["training network unary-3scales", "training network unary-3scales-heads"]
     caplog.clear()
-    for job in (FitJob, FitHeadsJob):
-        monkeypatch.setattr(job, "train", None)
+    monkeypatch.setattr(jobs, "_train", None)
     with caplog.at_level(logging.INFO, "contextcrf.reproduction"):
         model = found.pairwise("surrounding")
     assert caplog.records == []
@@ -62,10 +61,10 @@ def test_relation_weights_are_tuned_unless_the_study_names_them(scenes, tmp_path
     [folder] = (tmp_path / "out" / "tuned").iterdir()
     assert folder.name.startswith("1unary+2pair-")
     tuned = load(folder)
-    assert tuned.metadata["tuned"]["images"] == 2
-    assert tuned.metadata["tuned"]["split"] == "train"
+    assert tuned.metadata["tune"]["images"] == 2
+    assert tuned.metadata["tune"]["split"] == "train"
     assert model.inference == tuned.inference
-    assert set(tuned.metadata["tuned"]["settings"]) <= {"surrounding", "above"}
+    assert set(tuned.metadata["tune"]["settings"]) <= {"surrounding", "above"}
     # The same again is found, not tuned.
     monkeypatch.setattr(runner, "tune_relation_weights", None)
     assert found.together().inference == tuned.inference

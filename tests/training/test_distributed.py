@@ -15,7 +15,7 @@ from contextcrf.evaluation.evaluate import evaluate
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.model import load
 from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
-from contextcrf.training import FitJob, SeededSampler, augmentation, fit, run
+from contextcrf.training import SeededSampler, augmentation, fit, jobs, run
 from contextcrf.training.jobs import trainer_of
 from contextcrf.training.trainer import make_trainer
 from trainings import QUICK, fit_job, logged, losses
@@ -175,13 +175,13 @@ def test_a_training_of_one_process_is_its_own_first_under_any_launcher(scenes, t
     run(job)
     load(tmp_path / "model")
     assert logged(tmp_path)
-    monkeypatch.setattr(FitJob, "train", None)
+    monkeypatch.setattr(jobs, "_train", None)
     run(job)
 
 
 def test_other_processes_train_with_the_first_and_leave_its_files_to_it(scenes, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(FitJob, "train", lambda job, checkpoint, trainer: trained.append((checkpoint, trainer)))
+    monkeypatch.setattr(jobs, "_train", lambda job, checkpoint, trainer: trained.append((checkpoint, trainer)))
     monkeypatch.setenv("LOCAL_RANK", "1")
     job = fit_job(scenes, tmp_path, devices=2)
     run(job)

@@ -12,7 +12,7 @@ from contextcrf.data.layouts import open_dataset
 from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import CONFIG, save
-from contextcrf.training import FitHeadsJob, FitJob, HeadsModule, ModelModule, run
+from contextcrf.training import HeadsModule, ModelModule, jobs, run
 from contextcrf.training.jobs import BusyError, OtherSettingsError, check_finished, provenance_of
 from contextcrf.utils.provenance import Provenance
 from trainings import COUPLED, MODEL, QUICK, fit_job, heads_job, weights
@@ -39,8 +39,7 @@ def stopped(job, monkeypatch):
 
 def without_training(patch):
     """Make a training that begins an error."""
-    for job in (FitJob, FitHeadsJob):
-        patch.setattr(job, "train", None)
+    patch.setattr(jobs, "_train", None)
 
 
 @pytest.fixture(scope="module")
@@ -264,11 +263,10 @@ def test_heads_are_asked_for_again_stopped_and_refused_like_other_trainings(fini
             run(replace(parts, **change))
 
 
-@pytest.mark.parametrize("stage", ["tune", "tuned"])
-def test_new_heads_reset_tuned_relation_weights(finished, scenes, tmp_path, stage):
+def test_new_heads_reset_tuned_relation_weights(finished, scenes, tmp_path):
     tuned = load(finished.out)
     inference = replace(tuned.inference, relation_weights={"above": 4.0}, iterations=3)
-    save(tuned, tmp_path / "tuned", {**tuned.metadata, stage: {"split": "train"}}, inference=inference)
+    save(tuned, tmp_path / "tuned", {**tuned.metadata, "tune": {"split": "train"}}, inference=inference)
     run(heads_job(tmp_path / "tuned", scenes, tmp_path / "heads", training=replace(QUICK, epochs=1)))
     found = load(tmp_path / "heads")
     assert found.inference == replace(inference, relation_weights={})

@@ -175,6 +175,8 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
     ]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
+    # After an interruption the writer of TensorBoard may end only with its next flush, by default within 2 minutes.
+    tensorboard = TensorBoardLogger(out, name=None, version="tensorboard", flush_secs=5)
     environment = None
     if devices * num_nodes == 1:
         # The variables of a launcher, such as RANK, may be those of several independent trainings. By them Lightning
@@ -191,7 +193,7 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
                 precision=resolve_precision(config.precision),
                 callbacks=callbacks,
                 plugins=environment,
-                logger=[TensorBoardLogger(out, name=None, version="tensorboard"), CSVLogger(out, name="csv")],
+                logger=[tensorboard, CSVLogger(out, name="csv")],
                 check_val_every_n_epoch=config.val_every,
                 num_sanity_val_steps=0,
                 enable_progress_bar=False,

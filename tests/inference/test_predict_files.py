@@ -97,7 +97,7 @@ def test_results_of_another_model_or_of_other_settings_are_not_resumed(predictor
     with pytest.raises(DataError, match="made with model"):
         predict_files(flipped, pictures, out, resume=True)
     (out / "provenance.json").unlink()
-    with pytest.raises(DataError, match="holds labels of unknown origin"):
+    with pytest.raises(DataError, match="its labels were made with settings that were not recorded"):
         predict_files(flipped, pictures, out, resume=True)
 
 

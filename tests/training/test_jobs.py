@@ -147,7 +147,7 @@ def test_a_stopped_job_is_not_finished_and_is_refused_with_other_settings(begun,
         with pytest.raises(OtherSettingsError, match=r"begun: was begun with training\.epochs 3, not 4"):
             run(replace(begun, training=replace(QUICK, epochs=4)))
     (begun.out / "provenance.json").unlink()
-    with pytest.raises(OtherSettingsError, match="begun: its settings were not recorded; move it away"):
+    with pytest.raises(OtherSettingsError, match="begun: was begun with settings that were not recorded; move it away"):
         run(begun)
 
 

@@ -100,8 +100,8 @@ def predict_files(
         for labels, _ in planned:
             labels.unlink(missing_ok=True)
     provenance = Provenance.of(model=fingerprint(predictor.model), inference=predictor.inference, opacity=opacity)
-    if any(labels.exists() for labels, _ in planned):
-        _check_origin(out, provenance)
+    if any(labels.exists() for labels, _ in planned) and (mismatch := provenance.mismatch(out)):
+        raise DataError(f"{out}: its labels were made {mismatch}; choose another --out, or leave out --resume")
     provenance.write(out)
     outcome = Outcome()
     missing = [(path, outputs) for path, outputs in zip(files, planned, strict=True) if not outputs[0].exists()]
@@ -120,17 +120,6 @@ def predict_files(
             _write(index_png(found, palette), labels)  # last: labels that exist mark the image as done
             outcome.written += [labels, drawn]
     return outcome
-
-
-def _check_origin(out: Path, provenance: Provenance) -> None:
-    before = Provenance.read(out)
-    if before is None:
-        raise DataError(f"{out}: it holds labels of unknown origin; choose another --out, or leave out --resume")
-    if (difference := before.difference(provenance)) is not None:
-        name, there, here = difference
-        raise DataError(
-            f"{out}: its labels were made with {name} {there}, not {here}; choose another --out, or leave out --resume"
-        )
 
 
 def _overlay(image: Tensor, labels: Tensor, palette: Sequence[Color], opacity: float) -> Image.Image:

@@ -26,17 +26,7 @@ class ContextNetwork(nn.Module):
     Images are RGB, [B, 3, H, W], values 0..255 of any dtype; normalization belongs to the model. The potentials are
     "unary" and the names of the relations; wherever `potentials` is an argument, None means all.
 
-    Args:
-        config: what defines the weights.
-        classes: names and colors of the K classes.
-        pretrained: ImageNet weights for the backbone, or a file of them.
-        inference: how the model predicts unless other settings are given; None takes the defaults.
-
-    Attributes:
-        config: the argument.
-        inference: the argument.
-        metadata: where the model comes from and what was measured, any JSON values.
-        dense: the learned dense CRF, or None.
+    Arguments and attributes are those of `ContextCRF`.
     """
 
     mean: Tensor

@@ -93,14 +93,8 @@ def check_finished(job: Job, provenance: Provenance | None = None) -> None:
 
 
 def _check_provenance(out: Path, wanted: Provenance, done: str) -> None:
-    found = Provenance.read(out)
-    if found is None:
-        raise OtherSettingsError(f"{out}: its settings were not recorded; move it away, or choose another folder")
-    if (difference := found.difference(wanted)) is not None:
-        name, there, here = difference
-        raise OtherSettingsError(
-            f"{out}: was {done} with {name} {there}, not {here}; move it away, or choose another folder"
-        )
+    if mismatch := wanted.mismatch(out):
+        raise OtherSettingsError(f"{out}: was {done} {mismatch}; move it away, or choose another folder")
 
 
 def provenance_of(job: Job) -> Provenance:

@@ -58,6 +58,18 @@ class Provenance:
                 return name, ours.get(name), theirs.get(name)
         return None
 
+    def mismatch(self, folder: Path) -> str | None:
+        """The end of a sentence on how a folder's record differs from this one, "with NAME THERE, not HERE".
+
+        Returns:
+            None if the records are equal.
+        """
+        found = Provenance.read(folder)
+        if found is None:
+            return "with settings that were not recorded"
+        difference = found.difference(self)
+        return None if difference is None else "with {} {}, not {}".format(*difference)
+
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):

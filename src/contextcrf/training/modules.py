@@ -101,7 +101,7 @@ class ModelModule(TrainingModule):
         self.model = model
         self.class_weights = class_weights
         self.names = model.select(config.potentials)
-        self.systems = self._validated_systems()
+        self.systems = self._systems_to_validate()
         self.matrices = torch.nn.ModuleDict({s.name: ConfusionMatrix(model.num_classes) for s in self.systems})
         self.predictor = Predictor(model, replace(model.inference, precision=config.precision))
         model.requires_grad_(False)
@@ -113,7 +113,7 @@ class ModelModule(TrainingModule):
             model.trunk(name).backbone.norm_eval = config.norm_eval
         _prepare_heads([model.potential(name) for name in self.names], config)
 
-    def _validated_systems(self) -> list[System]:
+    def _systems_to_validate(self) -> list[System]:
         """The unary alone, all trained potentials together, and with the dense CRF where that is trained too."""
         relations = tuple(name for name in self.names if name != UNARY)
         # All relations of the model are called "pairwise", as in evaluation.

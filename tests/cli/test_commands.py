@@ -591,3 +591,20 @@ def test_prepare_voc_names_what_is_missing(tmp_path, capsys):
     (tmp_path / "VOC2012" / "ImageSets" / "Segmentation").mkdir(parents=True)
     main(["prepare-voc", str(tmp_path)])
     assert f"PASCAL VOC 2012 is in {tmp_path / 'VOC2012'}" in capsys.readouterr().out
+
+
+def test_wrong_values_are_refused_before_anything_is_lost(tiny_model, scenes, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    before = (tmp_path / "model" / "config.json").read_bytes()
+    labels = tmp_path / "out" / "val_0000.png"
+    labels.touch()
+    for command, message in (
+        (["tune", "--data", str(scenes), "--limit", "0"], "--limit 0: expected 1 or more"),
+        (["predict", str(scenes / "images"), "--out", str(labels.parent), "--opacity", "2"], "expected 0 to 1"),
+    ):
+        with pytest.raises(SystemExit):
+            main([command[0], str(tmp_path / "model"), *command[1:]])
+        assert message in capsys.readouterr().err
+    assert labels.exists()
+    assert (tmp_path / "model" / "config.json").read_bytes() == before

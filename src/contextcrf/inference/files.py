@@ -94,6 +94,8 @@ def predict_files(
         DataError: as `plan_outputs`; or, when resuming, the existing results were made by another model or with other
             settings.
     """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity {opacity}: expected 0 to 1")
     planned = plan_outputs(files, out)
     if not resume:
         # Labels of an earlier run must not be taken for this model's when this run is stopped and resumed.

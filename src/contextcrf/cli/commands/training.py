@@ -94,6 +94,8 @@ def tune(
     from contextcrf.training.jobs import TUNED
     from contextcrf.utils.runtime import default_device, resolve_precision
 
+    if limit < 1:
+        raise ValueError(f"--limit {limit}: expected 1 or more images to choose on")
     resolve_precision(precision)  # warns first if it is slow here
     if out is None and not Path(model).is_dir():
         raise ValueError(f"{model} is a bundled model and is not changed; name a folder with --out")
@@ -126,5 +128,5 @@ def tune(
             "warning: the unary is overconfident on its training split, so the tuned "
             f"{'dense CRF' if dense else 'relation weights'} will be too weak"
         )
-    elif not dense and not any(tuned.weights(network.pairwise).values()):
-        print("relation weights 0: the pairwise terms do not help here, and the unary predicts alone")
+    elif not dense and all(weight == 0 for weight in tuned.weights(network.pairwise).values()):
+        print("relation weights 0: the pairwise terms do not help here, and are switched off")

@@ -205,12 +205,13 @@ def _predictor(model: str, dense: bool, scales: list[float] | None, flip: bool, 
 
     from contextcrf.inference.predictor import Predictor
     from contextcrf.modeling.model import load
+    from contextcrf.modeling.system import System
     from contextcrf.utils.runtime import default_device
 
     network = load(model).to(default_device())
     own = network.inference
-    predictor = Predictor(network, own)
-    system = replace(predictor.system(None), dense=True) if dense else predictor.system(None)
+    system = System.from_name(own.system)
+    system = replace(system, dense=True) if dense else system
     settings = replace(
         own,
         system=system.name,

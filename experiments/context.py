@@ -59,34 +59,36 @@ VIDEO_BLOCK = 10
 
 BUSY = "another process is working on it; start again when it has ended"
 
-# The rows of the table. "?" stands for a weight that is chosen among WEIGHTS.
+# The end of the names of rows whose weight is chosen among WEIGHTS, on images that are not reported.
+CHOSEN = "chosen weight"
 THREE, SHARED = "three unaries", "shared trunk: "
+# The rows of the table.
 ROWS = (
     UNARY,
     "pairwise-surrounding",
     "pairwise-above",
     "1unary+2pair, plain sum",
     "1unary+2pair, weight 1",
-    "1unary+2pair, weight ?",
-    "1unary+surrounding, weight ?",
-    "1unary+above, weight ?",
-    "1unary + edge marginals, weight ?",
+    f"1unary+2pair, {CHOSEN}",
+    f"1unary+surrounding, {CHOSEN}",
+    f"1unary+above, {CHOSEN}",
+    f"1unary + edge marginals, {CHOSEN}",
     THREE,
-    "three unaries+2pair, weight ?",
+    f"three unaries+2pair, {CHOSEN}",
     f"{SHARED}pairwise-surrounding",
     f"{SHARED}pairwise-above",
     f"{SHARED}1unary+2pair, plain sum",
     f"{SHARED}1unary+2pair, weight 1",
-    f"{SHARED}1unary+2pair, weight ?",
-    f"{SHARED}1unary+surrounding, weight ?",
-    f"{SHARED}1unary+above, weight ?",
-    f"{SHARED}1unary + edge marginals, weight ?",
+    f"{SHARED}1unary+2pair, {CHOSEN}",
+    f"{SHARED}1unary+surrounding, {CHOSEN}",
+    f"{SHARED}1unary+above, {CHOSEN}",
+    f"{SHARED}1unary + edge marginals, {CHOSEN}",
 )
 # The gain of the neighbors' labels: rows that use them, against the same networks without them.
 CONTRASTS = (
-    ("1unary + edge marginals, weight ?", "1unary+2pair, weight ?"),
-    (THREE, "three unaries+2pair, weight ?"),
-    (f"{SHARED}1unary + edge marginals, weight ?", f"{SHARED}1unary+2pair, weight ?"),
+    (f"1unary + edge marginals, {CHOSEN}", f"1unary+2pair, {CHOSEN}"),
+    (THREE, f"three unaries+2pair, {CHOSEN}"),
+    (f"{SHARED}1unary + edge marginals, {CHOSEN}", f"{SHARED}1unary+2pair, {CHOSEN}"),
 )
 
 
@@ -421,10 +423,10 @@ def collect(
     for row in ROWS:
         if group_of(row) not in groups:
             continue
-        if not row.endswith("?"):
+        if not row.endswith(CHOSEN):
             result[row] = RowResult(torch.cat([part[row] for part, _ in parts], 1), [])
             continue
-        names = {weight: f"{row[:-1]}{weight:g}" for weight in WEIGHTS}
+        names = {weight: f"{row.removesuffix(CHOSEN)}weight {weight:g}" for weight in WEIGHTS}
         chosen = []
         for _, other in parts:
             scores = {weight: float(mean_iou_by_seed(other[name], classes).mean()) for weight, name in names.items()}
@@ -462,7 +464,7 @@ def write_tables(
     if classes is not None:
         names = open_dataset(folds[0].data, folds[0].test).classes.names
         images += ", classes " + ", ".join(names[k] for k in classes)
-    header = [f"row ({images})", "mean IoU", "seeds", "over one unary", "over three unaries", "weight"]
+    header = [f"row ({images})", "mean IoU", "seeds", "over one unary", "over three unaries", "chosen weights"]
     cells = []
     found: list[dict[str, Any]] = []
     for row, result in rows.items():

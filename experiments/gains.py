@@ -11,11 +11,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from context import CONTEXT_STUDIES, RESULTS, THREE
+from context import CHOSEN, CONTEXT_STUDIES, RESULTS, THREE
 from contextcrf.evaluation.figures import save_figure
 from contextcrf.modeling.config import UNARY
 
-CRF = "1unary+2pair, weight ?"
+CRF = f"1unary+2pair, {CHOSEN}"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from context import (
+    CHOSEN,
     CONTEXT_STUDIES,
     HEADS,
     RELATIONS,
@@ -306,13 +307,13 @@ def counts_by_row(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Seque
     found = {row: torch.cat(counts) for row, counts in fixed.items()}
     if len(evidence[0][0].logs) == 1:
         return found
-    chosen: dict[str, list[Tensor]] = {row: [] for row in (*(f"{kind}, weight ?" for kind in WEIGHTED), *LEARNED)}
+    chosen: dict[str, list[Tensor]] = {row: [] for row in (*(f"{kind}, {CHOSEN}" for kind in WEIGHTED), *LEARNED)}
     for number, (part, truth) in enumerate(zip(evidence, truths, strict=True)):
         others = [k for k in range(len(evidence)) if k != number]
         for kind in WEIGHTED:
             options = [row for row in fixed if row.startswith(f"{kind}, ")]
             scores = [float(mean_iou_by_seed(torch.cat([fixed[row][k] for k in others])[None])) for row in options]
-            chosen[f"{kind}, weight ?"].append(fixed[options[scores.index(max(scores))]][number])
+            chosen[f"{kind}, {CHOSEN}"].append(fixed[options[scores.index(max(scores))]][number])
         for row, kinds in LEARNED.items():
             names = [UNARY, *(name for name in part[0].logs if name.split()[0] in kinds)]
             weights = learn_weights([image for k in others for image in evidence[k]], names)

@@ -49,9 +49,10 @@ def fold(work, number, best):
     part = context.Fold(work, "train", "test", work / f"{number}")
     rows = {}
     for row in context.ROWS:
-        names = [row] if not row.endswith("?") else [f"{row[:-1]}{weight:g}" for weight in context.WEIGHTS]
+        chosen, stem = row.endswith(context.CHOSEN), row.removesuffix(context.CHOSEN)
+        names = [f"{stem}weight {weight:g}" for weight in context.WEIGHTS] if chosen else [row]
         for name in names:
-            hits = [9 if row.endswith("?") and name.endswith(f"weight {weight:g}") else 5 for weight in best] * 2
+            hits = [9 if chosen and name.endswith(f"weight {weight:g}") else 5 for weight in best] * 2
             seeds = 3 if row == context.UNARY else 2
             for seed in range(seeds):
                 rows[f"{name}|{seed}"] = torch.stack([image(2 if seed == 2 else right) for right in hits])
@@ -83,7 +84,7 @@ def test_rare_classes_are_not_scored(tmp_path):
 
 def test_each_part_takes_the_weight_that_is_best_on_the_other_part_not_its_own(tmp_path):
     rows = context.collect([fold(tmp_path, 0, (4.0, 1.0)), fold(tmp_path, 1, (2.0, 2.0))], False, list(context.GROUPS))
-    result = rows["1unary+2pair, weight ?"]
+    result = rows["1unary+2pair, chosen weight"]
     assert result.weights == [1.0, 4.0, 2.0, 2.0]
     # The first part takes weight 1, at which it is no better than elsewhere; its own best, 4, does not count.
     assert torch.equal(result.counts[0], torch.stack([image(hits) for hits in (5, 5, 5, 5, 9, 9, 9, 9)]))
@@ -104,7 +105,7 @@ def test_rows_on_two_unaries_are_compared_with_these_two(tmp_path, monkeypatch):
     table = json.loads((tmp_path / "msrc.json").read_text())
     found = {row["row"]: row["over one unary"][0] for row in table if "row" in row}
     assert found["1unary+2pair, weight 1"] == found[context.UNARY] == 0
-    assert found["1unary+2pair, weight ?"] > 0
+    assert found["1unary+2pair, chosen weight"] > 0
     assert found["shared trunk: 1unary+2pair, weight 1"] == 0
     assert found["pairwise-above"] > 0
     contrast = next(row for row in table if row.get("without") == context.THREE)
@@ -361,7 +362,7 @@ def test_chosen_and_learned_weights_come_from_the_other_folds(monkeypatch):
     )
     found = hypotheses.counts_by_row(folds, [[image.labels for image in part] for part in folds])
     # Fold 0 takes weight 2, which is best in folds 1 and 2 and wrong here.
-    hits = found["mean field, weight ?"].diagonal(dim1=1, dim2=2).sum(1) / 72
+    hits = found["mean field, chosen weight"].diagonal(dim1=1, dim2=2).sum(1) / 72
     assert hits[:2].tolist() == [0, 0]
     assert len(taught) == 3 * len(hypotheses.LEARNED)
     for number, (images, _) in enumerate(taught[:: len(hypotheses.LEARNED)]):
@@ -419,9 +420,9 @@ def test_hypotheses_are_trained_on_one_part_and_measured_on_the_other(tiny_model
     hypotheses.write_table("all", [runner, runner], tmp_path)
     table = json.loads((tmp_path / "results" / "hypotheses-all.json").read_text())
     rows = [(row["hypothesis"], row["row"]) for row in table]
-    assert ("unseen images", "sum-product, weight ?") in rows
+    assert ("unseen images", "sum-product, chosen weight") in rows
     assert ("then unrolled mean field", "plain sum") in rows
-    assert ("then unrolled mean field", "sum-product, weight ?") not in rows
+    assert ("then unrolled mean field", "sum-product, chosen weight") not in rows
     assert table[0]["row"] == "unary"
     assert table[0]["over unary, base"] == [[0, 0, 0], [0, 0, 0]]
     expected = torch.stack(

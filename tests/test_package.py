@@ -1,6 +1,8 @@
 """The wheel and the sdist: both can be built, are whole, and work where they are installed."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -78,3 +80,20 @@ def test_the_installed_wheel_works(built, tmp_path):
     place, name = call("-c", program, **here).split()
     assert Path(place) == target / "contextcrf" / "__init__.py"
     assert name == "sky"
+
+
+def test_the_readme_of_a_package_index_leads_to_the_repository(built, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    hook = importlib.import_module("hatch_build").ReadmeHook(str(ROOT), {})
+    metadata = {"urls": {"Source": "https://host/owner/name"}}
+    hook.update(metadata)
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", metadata["readme"]["text"])
+    assert len(links) > 10
+    assert all(link.startswith("https://") for _, link in links)
+    for image, link in links:
+        head = f"https://host/owner/name/{'raw' if image else 'blob'}/HEAD/"
+        assert (ROOT / link.removeprefix(head)).is_file() or not link.startswith("https://host/"), link
+    # Until the repository has an address, the package carries the README as it is.
+    with ZipFile(built[1]) as wheel:
+        [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        assert (ROOT / "README.md").read_text() in wheel.read(name).decode()

@@ -264,7 +264,14 @@ def test_a_table_has_the_trained_systems_and_a_verdict(trained, scenes, tmp_path
         ["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--out", str(tmp_path / "out"), "--pictures", "0"]
     )
     said = capsys.readouterr().out
-    assert "unary -> unary+pairwise+dense: " in said
+    assert "unary -> unary+pairwise+dense: mIoU " in said
+    # The sentence that is printed is also in the results and in the report.
+    [line] = [line for line in said.splitlines() if line.startswith("unary -> unary+pairwise+dense: ")]
+    assert f"- {line}\n" in (tmp_path / "out" / "results.md").read_text()
+    assert line.replace(">", "&gt;") in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    [gain] = json.loads((tmp_path / "out" / "results.json").read_text())["gains"]
+    assert gain["low"] <= gain["gain"] <= gain["high"]
+    assert line.endswith(gain["verdict"])
     assert "unary -> unary+pairwise:" not in said
 
 
@@ -285,7 +292,7 @@ def test_mistakes_in_both_splits_are_listed_together(data, tmp_path, capsys):
         (data / "masks" / f"{stem}.png").unlink()
     with pytest.raises(SystemExit):
         main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
-    assert "2 problems in 9 pairs of image and mask" in capsys.readouterr().err
+    assert "2 problems were found in 9 pairs of image and mask" in capsys.readouterr().err
 
 
 def test_the_configs_of_the_project_fit_the_command_line():
@@ -315,6 +322,8 @@ def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "plain sum" in printed
     assert "<- chosen" in printed
+    # The warning comes before the first trial.
+    assert 0 < printed.index("warning: The model was trained on the split train") < printed.index("plain sum")
     assert "mean IoU on 3 images of train:" in printed
     assert f"{100 * load(model).metadata['tune']['mean_iou']:.2f}\nmodel written" in printed
     assert set(load(model).metadata) == {"fit", "fit-heads", "tune"}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from contextcrf import Predictor, System
 from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.comparison import Difference, Gain
 from contextcrf.evaluation.evaluate import EvaluationResults, PackedLabels, SystemResult, default_systems, evaluate
 from contextcrf.evaluation.metrics import ConfusionMatrix
 from contextcrf.inference import FULL, UNARY_ONLY, UNARY_PAIRWISE
@@ -88,7 +89,7 @@ def test_results_are_written_for_people_and_programs(predictor, data, tmp_path):
     results = EvaluationResults(data.classes.names, evaluate(predictor, data, systems), {"data": "val"})
     results.write(tmp_path / "new")
     stored = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert set(stored) == {"metadata", "classes", "systems"}
+    assert set(stored) == {"metadata", "classes", "systems", "gains"}
     assert stored["metadata"] == {"data": "val"}
     assert stored["classes"] == list(data.classes.names)
     assert [system["name"] for system in stored["systems"]] == [system.name for system in systems]
@@ -102,6 +103,28 @@ def test_results_are_written_for_people_and_programs(predictor, data, tmp_path):
     [row] = [line.split("|") for line in table.splitlines() if line.startswith("| unary ")]
     assert row[2].strip() == f"{100 * results.systems[0].matrix.mean_iou():.1f}"
     assert "- data: val" in table
+
+
+def test_gains_and_settings_are_written(tmp_path):
+    gain = Gain("unary", "unary+pairwise", Difference(0.5, 0.625, 0.05, 0.15), "The pairwise terms raise the mean IoU.")
+    metadata = {"data": "val", "inference": {"scales": [1.0, 0.5], "relation_weights": {"above": None}}}
+    systems = [SystemResult("unary", torch.tensor([[[4, 0], [0, 3]]]))]
+    EvaluationResults(("a", "b"), systems, metadata, [gain]).write(tmp_path)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["gains"] == [
+        {
+            "first": "unary",
+            "second": "unary+pairwise",
+            "gain": 0.125,
+            "low": 0.05,
+            "high": 0.15,
+            "verdict": "The pairwise terms raise the mean IoU.",
+        }
+    ]
+    page = (tmp_path / "results.md").read_text()
+    assert "- inference: {scales: [1.0, 0.5], relation_weights: {above: null}}\n" in page
+    assert page.endswith(f"\n\n- {gain}\n")
+    assert "- inference: default\n" in EvaluationResults(("a", "b"), systems, {"inference": {}}).to_markdown()
 
 
 def test_the_terminal_shows_every_system_and_class(predictor, data):

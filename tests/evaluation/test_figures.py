@@ -32,10 +32,10 @@ def test_iou_bars_with_nothing_present():
 @pytest.mark.parametrize(
     ("series", "message"),
     [
-        ({}, "at least one"),
-        ({"CRF": [0.5]}, "'CRF': expected 2 values"),
-        ({"CRF": [50.0, 60.0]}, "of 0 to 1"),
-        ({"CRF": [0.1, float("inf")]}, "of 0 to 1"),
+        ({}, "at least one of each"),
+        ({"CRF": [0.5]}, "'CRF' has values of shape .*, but 2 values are expected"),
+        ({"CRF": [50.0, 60.0]}, "fraction of 0 to 1"),
+        ({"CRF": [0.1, float("inf")]}, "fraction of 0 to 1"),
     ],
 )
 def test_iou_bars_refuses(series, message):

@@ -61,7 +61,7 @@ def test_without_pictures_no_labels_are_needed(tiny_model, data, tmp_path):
     results = results_of(tiny_model, data, [UNARY_ONLY], ())
     write_report(data, results, tmp_path, pictures=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iou.png", "report.html"]
-    with pytest.raises(ValueError, match="system 'unary': its labels were not kept; evaluate it with keep_labels"):
+    with pytest.raises(ValueError, match="labels of system 'unary' were not kept"):
         write_report(data, results, tmp_path, pictures=1)
 
 
@@ -102,7 +102,7 @@ def test_the_pushes_of_an_explanation_are_those_of_the_label_over_the_second_lab
     "model", [untrained(), tiny(inference=settings(relation_weights={"surrounding": 0.0, "above": 0.0}))]
 )
 def test_relations_without_effect_have_no_picture(model):
-    with pytest.raises(ValueError, match=r"pixel \(20, 30\): no neighbor changes its label: .*above"):
+    with pytest.raises(ValueError, match=r"No neighbor changes the label of pixel \(20, 30\): .*above"):
         draw_explanation(Predictor(model), images()[0], (20, 30))
 
 

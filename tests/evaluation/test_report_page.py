@@ -9,6 +9,7 @@ from PIL import Image
 
 from contextcrf.data.classes import Classes
 from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.comparison import Difference, Gain
 from contextcrf.evaluation.evaluate import EvaluationResults, SystemResult, default_systems, evaluate
 from contextcrf.evaluation.report import write_report
 from contextcrf.evaluation.report_page import Example, pick, render
@@ -49,8 +50,8 @@ def image(hits):
 
 def test_the_best_the_middle_and_the_worst_images_are_picked_and_none_twice():
     counts = torch.tensor([*(image(hits) for hits in (3, 9, 5, 0, 7, 10, 6)), [[0, 0], [0, 0]]])
-    assert pick(counts, 2) == {"Best": [5, 1], "Middle": [4, 6], "Worst": [0, 3]}
-    assert pick(counts, 1) == {"Best": [5], "Middle": [6], "Worst": [3]}
+    assert pick(counts, 2) == {"Best": [5, 1], "Median": [4, 6], "Worst": [0, 3]}
+    assert pick(counts, 1) == {"Best": [5], "Median": [6], "Worst": [3]}
     assert pick(torch.tensor([image(3)]), 2) == {"Best": [0]}
     assert pick(torch.tensor([image(3), image(4)]), 2) == {"Best": [1], "Worst": [0]}
 
@@ -69,14 +70,14 @@ def test_the_page_stands_by_itself_and_has_the_scores_of_the_table(tiny_model, s
         assert system.name in page.text
         assert f"{100 * system.matrix.mean_iou():.1f}" in page.text
     assert all(path.name in page.text for path, _ in data.pairs)
-    assert "Change from unary to unary+pairwise: green has become right" in page.text
+    assert "Change from unary to unary+pairwise: green pixels have become right" in page.text
 
 
 def test_confusions_are_shares_of_the_truth():
     classes = Classes(["sea", "<sky>"], [(0, 0, 0), (1, 2, 3)])
     page = render(results_of(classes, result_of("unary", [[30, 10], [0, 60]])), classes, {})
-    assert "25.0 % of sea is labeled &lt;sky&gt;: 100.0 % of all mistakes" in page
-    assert page.count("is labeled &") == 1
+    assert "25.0 % of the sea pixels are labeled &lt;sky&gt; (100.0 % of all errors)" in page
+    assert page.count("are labeled &") == 1
     assert re.findall(r"<td style=[^>]*>(\d*)</td>", page) == ["75", "25", "", "100"]
     assert "<sky>" not in page
 
@@ -84,7 +85,7 @@ def test_confusions_are_shares_of_the_truth():
 def test_a_page_without_mistakes_and_pictures_lists_none():
     classes = Classes(["a", "b"], [(0, 0, 0), (1, 2, 3)])
     page = render(results_of(classes, result_of("unary", [[30, 0], [0, 60]])), classes, {})
-    assert "is labeled" not in page
+    assert "are labeled" not in page
     assert "<img" not in page
 
 
@@ -111,3 +112,20 @@ def test_large_pictures_are_embedded_small(height, width, size):
     # No label is mixed with its neighbor.
     covers = [picture for picture in pictures if picture.format == "PNG"]
     assert [len(cover.getcolors()) for cover in covers] == [2, 2, 2, 1]
+
+
+def test_settings_are_shown_as_yaml_and_the_gains_as_sentences():
+    classes = Classes(["a", "b"], [(0, 0, 0), (1, 2, 3)])
+    gain = Gain("unary", "unary+pairwise", Difference(0.5, 0.6, 0.05, 0.15), "The pairwise terms raise the mean IoU.")
+    settings = {"iterations": 3, "relation_weights": {"above": None}}
+    metadata = {"data": "two", "command": "`contextcrf evaluate`", "inference": settings}
+    results = EvaluationResults(classes.names, [result_of("unary", [[5, 0], [0, 5]])], metadata, [gain])
+    page = render(results, classes, {})
+    assert "<pre>iterations: 3\nrelation_weights:\n  above: null</pre>" in page
+    assert '<td style="text-align: left">contextcrf evaluate</td>' in page
+    assert "{&#39;" not in page
+    assert str(gain).replace(">", "&gt;") in page
+    results.gains, results.metadata = (), {"inference": {}}
+    page = render(results, classes, {})
+    assert "<pre>default</pre>" in page
+    assert "mIoU gain" not in page

@@ -1,5 +1,6 @@
 """Relation weights and the dense CRF, chosen on held-out images."""
 
+import json
 from dataclasses import replace
 from itertools import cycle
 
@@ -11,7 +12,7 @@ from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation import tuning
 from contextcrf.evaluation.evaluate import evaluate
 from contextcrf.evaluation.metrics import ConfusionMatrix
-from contextcrf.evaluation.tuning import FACTORS, best_of, tune_dense, tune_relation_weights
+from contextcrf.evaluation.tuning import FACTORS, best_of, tune_dense, tune_relation_weights, warn_about_split
 from contextcrf.inference import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.modeling.serialization import fingerprint
 from contextcrf.utils.progress import Task, reporting
@@ -31,7 +32,7 @@ def measured(model, data, system, inference=None):
 def test_trials_of_weights_measure_as_evaluation_does(tiny_model, data):
     data = data.spread(2)
     trials = tune_relation_weights(tiny_model, data, grid=(0.0, 2.0))
-    assert trials[0].label == "as it is"
+    assert trials[0].label == "current settings"
     assert trials[0].settings == {}
     assert trials[0].inference == tiny_model.inference
     assert trials[1].settings == {"surrounding": None, "above": None}
@@ -62,7 +63,7 @@ def test_other_settings_are_those_to_begin_with(tune, tiny_model, data):
     begin = settings(iterations=4, relation_weights={"above": 3.0}, dense={"iterations": 1, "bilateral_sxy": 33.0})
     grid = {"bilateral_compat": (2.0,)} if tune is tune_dense else (1.0,)
     trials = tune(tiny_model, data.spread(1), grid, inference=begin)
-    assert trials[0].label == "as it is"
+    assert trials[0].label == "current settings"
     assert trials[0].inference.iterations == 4
     if tune is tune_dense:
         assert all(trial.inference.relation_weights == {"above": 3.0} for trial in trials)
@@ -119,7 +120,7 @@ def test_a_relation_is_varied_around_its_own_weight(tiny_model, data, monkeypatc
 def test_trials_of_the_dense_crf_measure_as_evaluation_does(tiny_model, data):
     grid = {"spatial_compat": (1.0,), "bilateral_compat": (2.0, 8.0), "bilateral_srgb": (20.0,)}
     trials = tune_dense(tiny_model, data, grid, rounds=1)
-    assert trials[0].label == "without"
+    assert trials[0].label == "no dense CRF"
     assert trials[0].settings == {"spatial_compat": 0, "bilateral_compat": 0, "bilateral_srgb": 20.0}
     assert trials[0].mean_iou == measured(tiny_model, data, UNARY_PAIRWISE)
     assert [trial.settings["bilateral_compat"] for trial in trials] == [0, 2.0, 8.0]
@@ -155,7 +156,7 @@ def test_the_model_s_own_dense_crf_is_tried_and_kept_where_nothing_is_better(tin
     begin = settings(dense=own)
     grid = {"spatial_compat": (1.0,), "bilateral_sxy": (20.0, 10.0), "bilateral_compat": (2.0,)}
     trials = tune_dense(tiny_model, data, grid, rounds=1, inference=begin)
-    assert trials[0].label == "as it is"
+    assert trials[0].label == "current settings"
     assert trials[0].settings == {"spatial_compat": 7.0, "bilateral_sxy": 33.0, "bilateral_compat": 10}
     assert trials[0].mean_iou == measured(tiny_model, data, FULL, begin)
     monkeypatch.setattr(ConfusionMatrix, "mean_iou", lambda matrix: 0.5)
@@ -168,6 +169,34 @@ def test_the_dense_crf_of_a_model_without_relations_can_be_tuned(data):
     alone = tiny(data.classes, relations={}, scales=(1.0,))
     trials = tune_dense(alone, data.spread(1), {"bilateral_compat": (2.0,)}, rounds=1)
     assert trials[0].mean_iou == measured(alone, data.spread(1), UNARY_ONLY)
+
+
+def test_a_split_that_the_model_was_trained_or_evaluated_on_is_warned_about(tiny_model, tmp_path, caplog):
+    def warnings(split, folder=None):
+        caplog.clear()
+        return warn_about_split(tiny_model, "scenes", split, folder), [line.getMessage() for line in caplog.records]
+
+    assert warnings("train") == (False, [])
+    tiny_model.metadata = {"unary": {"fit": {"data": "scenes", "split": "train"}}, "tune": {"split": "held"}}
+    trained, [line] = warnings("train")
+    assert trained
+    assert line.startswith("The model was trained on the split train, and is overconfident on its training images.")
+    assert warnings("held") == (False, [])
+    # The results of a published model, and those beside the folder of a model.
+    tiny_model.metadata["measured"] = [{"data": "scenes val, 3 images", "systems": []}]
+    trained, [line] = warnings("val")
+    assert not trained
+    assert line.startswith("The model was evaluated on the split val of scenes. ")
+    assert warnings("va") == (False, [])
+    entry = {"metadata": {"data": "scenes test, 3 images", "model": fingerprint(tiny_model)}}
+    for name, text in (("a", json.dumps(entry)), ("b", "{}"), ("c", "no JSON"), ("d", '{"metadata": 3}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
+    assert warnings("test") == (False, [])
+    assert len(warnings("test", tmp_path / "model")[1]) == 1
+    entry["metadata"]["model"] = "another"
+    (tmp_path / "a" / "results.json").write_text(json.dumps(entry))
+    assert warnings("test", tmp_path / "model") == (False, [])
 
 
 class Step(Task):
@@ -191,11 +220,11 @@ def test_progress_ends_at_its_total(tune, tiny_model, data):
     steps, data = {}, data.spread(2)
     with reporting(lambda description, total, transient: steps.setdefault(description, Step(total))):
         trials = tune(tiny_model, data, grid)
-    step = steps["trials"]
+    step = steps["Trials"]
     assert step.done == step.total == len(trials) * len(data)
     assert len(step.words) == len(trials)
     for number, (words, trial) in enumerate(zip(step.words, trials, strict=True), 1):
-        assert words.startswith(f"trial {number} of at most ")
+        assert words.startswith(f"Trial {number} of at most ")
         assert words.endswith(f": {trial.label}")
     # Those that come again were not tried, and the total was corrected.
-    assert not step.words[0].startswith(f"trial 1 of at most {len(trials)}:")
+    assert not step.words[0].startswith(f"Trial 1 of at most {len(trials)}:")

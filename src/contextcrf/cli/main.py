@@ -244,6 +244,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"contextcrf: error: {description}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
-        hint = "; the same command goes on" if name and COMMANDS[name].resumable else ""
-        print(f"contextcrf: stopped{hint}", file=sys.stderr)
+        hint = " Run the same command again to continue." if name and COMMANDS[name].resumable else ""
+        print(f"contextcrf: Stopped.{hint}", file=sys.stderr)
         raise SystemExit(130) from error

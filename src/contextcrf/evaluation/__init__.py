@@ -1,1 +1,1 @@
-"""Measuring models: metrics, evaluation of systems, comparison with intervals, tuning, reports."""
+"""Evaluation of models: metrics, systems, comparisons with confidence intervals, tuning and reports."""

@@ -1,4 +1,4 @@
-"""Two systems compared: the difference of their mean IoU over the same images, with a bootstrap interval."""
+"""Comparison of two systems: the difference of their mean IoU on the same images, with a bootstrap interval."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,20 @@ _NAMES = "image names"
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean IoU of two systems and a 95 % bootstrap interval of second - first, all fractions."""
+    """The mean IoU of two systems and the 95 % bootstrap confidence interval of their difference.
+
+    All values are fractions. `str` shows them in percent.
+
+    Args:
+        first: mean IoU of the first system.
+        second: mean IoU of the second system.
+        low: lower end of the interval of second - first.
+        high: upper end of the interval of second - first.
+
+    Example:
+        >>> print(Difference(first=0.5, second=0.525, low=-0.001, high=0.051))
+        50.00 -> 52.50: +2.50 [-0.10, +5.10]
+    """
 
     first: float
     second: float
@@ -37,49 +50,68 @@ class Difference:
 def paired_bootstrap(
     first: Tensor, second: Tensor, samples: int = 10_000, block: int = 1, classes: Sequence[int] | None = None
 ) -> Difference:
-    """Compare two systems on the same images, drawn again and again with replacement (Efron and Tibshirani 1993).
+    """Compare two systems on the same images with a paired bootstrap (Efron and Tibshirani 1993).
 
-    The interval ends at the percentiles 2.5 and 97.5. It covers the draw of the images, not the randomness of training:
-    for that, train with several seeds and compare each of them too.
+    The images are drawn with replacement, and both systems are scored on the same draws. The interval ends at the
+    percentiles 2.5 and 97.5 of the difference. It covers the choice of the images, not the randomness of training. To
+    cover the randomness of training, train several times with different seeds and compare each pair.
 
     Args:
-        first: confusion matrices of every image, integers [images, K, K]; or [trainings, images, K, K] of several
-            trainings of one system, whose mean IoU are averaged.
-        second: those of the other system, likewise, with the images in the same order.
-        samples: draws of all images.
-        block: draw this many neighboring images together (the block bootstrap, Carlstein 1986), since frames of a
-            video resemble each other, which would make the interval too narrow.
-        classes: whose IoU are averaged; None is all.
+        first: confusion matrices of the first system, integers [images, K, K]. With several trainings of one system,
+            [trainings, images, K, K]; their mean IoU is averaged.
+        second: confusion matrices of the second system in the same form, with the images in the same order.
+        samples: number of bootstrap samples.
+        block: number of neighboring images that are drawn together (block bootstrap, Carlstein 1986). Use more than 1
+            for video frames: similar frames that are drawn one by one make the interval too narrow.
+        classes: classes whose IoU is averaged; None averages all classes.
+
+    Returns:
+        The mean IoU of both systems and the interval of their difference.
 
     Raises:
-        ValueError: the shapes or the truths differ, or fewer than two blocks have a known pixel.
+        ValueError: `block` is below 1, the shapes or the ground truth differ, or fewer than two blocks have labeled
+            pixels.
+
+    Example:
+        >>> first = torch.tensor([[[6, 4], [5, 5]], [[7, 3], [4, 6]], [[8, 2], [3, 7]]])
+        >>> second = torch.tensor([[[8, 2], [3, 7]], [[8, 2], [3, 7]], [[9, 1], [2, 8]]])
+        >>> found = paired_bootstrap(first, second, samples=1000)
+        >>> found.low > 0
+        True
     """
     if block < 1:
-        raise ValueError(f"block={block}: expected 1 or more images")
+        raise ValueError(f"block={block} is invalid. Pass the number of images that are drawn together, 1 or more.")
     if {first.ndim, second.ndim} - {3, 4} or first.shape[-3:] != second.shape[-3:]:
         raise ValueError(
-            f"confusion matrices {list(first.shape)} and {list(second.shape)}: expected [images, K, K] or "
-            "[trainings, images, K, K] of the same images and classes"
+            f"The confusion matrices have the shapes {list(first.shape)} and {list(second.shape)}. Expected "
+            "[images, K, K] or [trainings, images, K, K], with the same images and classes in both."
         )
     trainings = [list(counts) if counts.ndim == 4 else [counts] for counts in (first, second)]
     truth = trainings[0][0].sum(2)
     for counts in trainings[0] + trainings[1]:
         if not torch.equal(counts.sum(2), truth):
             image = int((counts.sum(2) != truth).any(1).nonzero()[0])
-            raise ValueError(f"image {image}: the truth is not the same in both: expected the same masks and classes")
+            raise ValueError(
+                f"The ground truth of image {image} differs between the systems. Evaluate both systems with the same "
+                "masks and classes."
+            )
     trainings = [[_blocks(counts, block) for counts in part] for part in trainings]
     known = _blocks(truth, block).sum(1) > 0
     scored = list(range(truth.shape[1])) if classes is None else list(classes)
     total = int(known.sum())
     if total < 2:
-        what = "images" if block == 1 else f"blocks of {block} images"
-        raise ValueError(f"{total} {what} with known pixels: expected two or more to draw from")
+        unit = ("image" if block == 1 else "block") + ("" if total == 1 else "s")
+        size = "" if block == 1 else f" of {block} images"
+        raise ValueError(
+            f"Only {total} {unit}{size} with labeled pixels: expected 2 or more. Evaluate more images"
+            f"{'.' if block == 1 else ', or choose a smaller block.'}"
+        )
     drawn = torch.randint(total, (samples, total), generator=torch.Generator().manual_seed(0))
     ones = torch.ones(samples, total, dtype=torch.float64)
     times = torch.zeros_like(ones).scatter_add_(1, drawn, ones)
 
     def mean_iou(counts: Tensor, times: Tensor) -> Tensor:
-        """Over the classes that occur, of images with weights `times` [..., images]."""
+        """Return the mean IoU over the classes that occur, with the images weighted by `times` [..., images]."""
         counts = counts[known].double()
         hits = counts.diagonal(dim1=1, dim2=2)
         return (times @ hits / (times @ (counts.sum(1) + counts.sum(2) - hits)))[..., scored].nanmean(-1)
@@ -94,65 +126,126 @@ def paired_bootstrap(
 
 
 def _blocks(counts: Tensor, block: int) -> Tensor:
-    """Sums over each `block` neighboring images of counts [images, ...]."""
+    """Sum counts [images, ...] over each `block` neighboring images."""
     return torch.stack([part.sum(0) for part in counts.split(block)])
 
 
 def write_counts(path: Path, images: Sequence[str], systems: Mapping[str, Tensor]) -> None:
-    """Write confusion matrices [images, K, K] of systems by name, for `read_counts`."""
+    """Write the confusion matrices of systems to a file that `read_counts` reads.
+
+    Args:
+        path: the .npz file.
+        images: names of the images.
+        systems: confusion matrices [images, K, K] by the name of the system.
+    """
     arrays: dict[str, Any] = {name: counts.numpy() for name, counts in systems.items()}
     with atomic_write(path) as partial:
         np.savez_compressed(partial, **{_NAMES: np.array(images), **arrays})
 
 
 def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
-    """The names of the images and the confusion matrices [images, K, K] by the name of the system.
+    """Read the names of the images, and the confusion matrices [images, K, K] by the name of the system.
 
     Raises:
-        DataError: there is no such file, or it is of another kind.
+        DataError: the file does not exist, or `contextcrf evaluate` did not write it.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a file of `contextcrf evaluate`")
+        raise DataError(f"{path} does not exist. Write it with `contextcrf evaluate`.")
     try:
         with path.open("rb") as opened:
             file = np.load(opened)
             arrays = {name: file[name] for name in file.files} if isinstance(file, NpzFile) else {}
     except (BadZipFile, ValueError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}; expected a file of `contextcrf evaluate`") from error
+        raise DataError(f"{path} cannot be read ({error}). Write it again with `contextcrf evaluate`.") from error
     if _NAMES not in arrays:
-        raise DataError(f"{path}: holds {sorted(arrays)}; expected a file of `contextcrf evaluate`")
+        raise DataError(
+            f"{path} contains the arrays {sorted(arrays)}, but no {_NAMES!r}. Pass a folder that `contextcrf evaluate` "
+            "has written."
+        )
     return arrays.pop(_NAMES).tolist(), {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def gains(systems: Mapping[str, Tensor]) -> list[str]:
-    """Sentences on the gain of the pairwise terms over the unary, and of the dense CRF over both, with intervals.
+@dataclass(frozen=True)
+class Gain:
+    """The mIoU gain of a part of a model, with its confidence interval and a verdict.
 
     Args:
-        systems: confusion matrices [images, K, K] by the name of the system; a gain is left out where a system is.
+        first: name of the system without the part.
+        second: name of the system with the part.
+        difference: the mean IoU of both systems and the interval of the gain.
+        verdict: a sentence on the gain.
+
+    Example:
+        >>> print(Gain("unary", "unary+pairwise", Difference(0.5, 0.525, 0.001, 0.051), "They raise the mean IoU."))
+        unary -> unary+pairwise: mIoU 50.00 -> 52.50, gain +2.50, 95% CI [+0.10, +5.10]. They raise the mean IoU.
+    """
+
+    first: str
+    second: str
+    difference: Difference
+    verdict: str
+
+    def __str__(self) -> str:
+        found = self.difference
+        gain, low, high = (f"{100 * value:+.2f}" for value in (found.second - found.first, found.low, found.high))
+        return (
+            f"{self.first} -> {self.second}: mIoU {100 * found.first:.2f} -> {100 * found.second:.2f}, gain {gain}, "
+            f"95% CI [{low}, {high}]. {self.verdict}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: the gain and its interval as fractions, and the verdict."""
+        found = self.difference
+        return {
+            "first": self.first,
+            "second": self.second,
+            "gain": found.second - found.first,
+            "low": found.low,
+            "high": found.high,
+            "verdict": self.verdict,
+        }
+
+
+def gains(systems: Mapping[str, Tensor]) -> list[Gain]:
+    """Return the mIoU gains of the pairwise terms over the unary, and of the dense CRF over both.
+
+    Args:
+        systems: confusion matrices [images, K, K] by the name of the system.
+
+    Returns:
+        One gain for each part whose two systems are both in `systems`. The list is empty for a single image, since it
+        has no interval.
     """
     unary, pairwise, full = UNARY_ONLY.name, UNARY_PAIRWISE.name, FULL.name
-    lines = []
-    for first, second, part, advice in (
-        (unary, pairwise, "the pairwise terms", "choose their weights with contextcrf tune"),
-        (pairwise if pairwise in systems else unary, full, "the dense CRF", "choose it with contextcrf tune --dense"),
+    found = []
+    for first, second, part, verb, advice in (
+        (unary, pairwise, "pairwise terms", "", "Choose their weights with `contextcrf tune`"),
+        (
+            pairwise if pairwise in systems else unary,
+            full,
+            "dense CRF",
+            "s",
+            "Choose its parameters with `contextcrf tune --dense`",
+        ),
     ):
         if first not in systems or second not in systems:
             continue
         try:
-            found = paired_bootstrap(systems[first], systems[second])
+            difference = paired_bootstrap(systems[first], systems[second])
         except ValueError:
-            continue  # of a single image no interval can be drawn
-        verdict = ""
-        if found.high < 0:
-            verdict = f": the mean IoU is lower with {part}; {advice}, on images that the network was not trained on"
-        elif found.low <= 0:
-            verdict = f": the effect of {part} is within chance here"
-        lines.append(f"{first} -> {second}: {found}{verdict}")
-    return lines
+            continue  # a single image has no interval
+        if difference.low > 0:
+            verdict = f"The {part} raise{verb} the mean IoU."
+        elif difference.high < 0:
+            verdict = f"The {part} lower{verb} the mean IoU. {advice}, on images that the network was not trained on."
+        else:
+            verdict = f"The interval contains 0, so the effect of the {part} may be due to chance."
+        found.append(Gain(first, second, difference, verdict))
+    return found
 
 
 def classes_in(counts: Tensor, min_images: int) -> list[int]:
-    """The classes that occur in at least `min_images` images, of confusion matrices [images, K, K]."""
+    """Return the classes that occur in at least `min_images` images of the confusion matrices [images, K, K]."""
     return [k for k, images in enumerate((counts.sum(2) > 0).sum(0).tolist()) if images >= min_images]
 
 
@@ -167,37 +260,60 @@ def compare(
     """Compare two systems that `contextcrf evaluate` has measured.
 
     Args:
-        first: folder of the results with the one.
-        second: folder of the results with the other; it may be the same.
-        first_system: name of a system in `first`; None where there is only one.
-        second_system: name of a system in `second`, likewise.
-        block: as for `paired_bootstrap`.
-        min_images: only classes that occur in at least this many images are averaged.
+        first: folder with the results of the first system.
+        second: folder with the results of the second system. It may be the same folder.
+        first_system: name of the system in `first`; None if the folder has only one system.
+        second_system: name of the system in `second`; None if the folder has only one system.
+        block: number of neighboring images that are drawn together, as in `paired_bootstrap`.
+        min_images: average only classes that occur in at least this many images.
+
+    Returns:
+        The mean IoU of both systems and the interval of their difference.
 
     Raises:
-        DataError: a system is missing, the images are not the same, or no class occurs in that many of them.
+        DataError: a system is missing, the images or the number of classes differ, or no class occurs in `min_images`
+            images.
+        ValueError: `paired_bootstrap` cannot compare the systems.
+
+    Example:
+        >>> counts = torch.tensor([[[6, 4], [5, 5]], [[7, 3], [4, 6]]])
+        >>> better = counts + torch.tensor([[1, -1], [-1, 1]])
+        >>> write_counts(Path("results/images.npz"), ["a.png", "b.png"], {"unary": counts, "unary+pairwise": better})
+        >>> found = compare(Path("results"), Path("results"), "unary", "unary+pairwise")
+        >>> found.second > found.first
+        True
     """
     (images, counts), (others, other_counts) = _read_system(first, first_system), _read_system(second, second_system)
     if images != others:
         alone = sorted(set(images) ^ set(others))
-        difference = f"{alone[0]} is in one only" if alone else "their order or number differs"
-        raise DataError(f"{first} and {second}: expected the same images, but {difference}")
+        difference = f"{alone[0]} is in only one of them" if alone else "their order or number differs"
+        raise DataError(
+            f"{first} and {second} do not have the same images: {difference}. Evaluate both systems on the same split."
+        )
     if counts.shape != other_counts.shape:
         raise DataError(
-            f"{first} and {second}: {counts.shape[1]} and {other_counts.shape[1]} classes; expected the same"
+            f"{first} and {second} have {counts.shape[1]} and {other_counts.shape[1]} classes. Evaluate both systems "
+            "on the same data set."
         )
     scored = classes_in(counts, min_images)
     if not scored:
-        raise DataError(f"{first}: no class occurs in {min_images} or more of its {len(images)} images")
+        raise DataError(
+            f"{first}: no class occurs in {min_images} or more of its {len(images)} images. Choose a smaller "
+            "--min-images."
+        )
     return paired_bootstrap(counts, other_counts, block=block, classes=scored)
 
 
 def _read_system(folder: Path, system: str | None) -> tuple[list[str], Tensor]:
+    """Read the image names and the confusion matrices of one system from the results in a folder."""
     images, systems = read_counts(folder / COUNTS)
     if system is None and len(systems) == 1:
         return images, next(iter(systems.values()))
     if system is None:
-        raise DataError(f"{folder}: several systems; name one of {', '.join(systems)}")
+        raise DataError(
+            f"{folder} contains several systems: {', '.join(systems)}. Choose one with --first-system or "
+            "--second-system."
+        )
     if system not in systems:
-        raise DataError(f"{folder}: no system {system!r}; expected one of {', '.join(systems)}")
+        raise DataError(f"{folder} contains no system {system!r}. Choose one of {', '.join(systems)}.")
     return images, systems[system]

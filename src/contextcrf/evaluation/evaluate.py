@@ -1,4 +1,4 @@
-"""Systems measured on a data set at the images' full resolution."""
+"""Evaluation of systems on a data set, at the full resolution of the images."""
 
 import zlib
 from collections.abc import Collection, Sequence
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.table import Table as RichTable
 from torch import Tensor
 
 from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.evaluation.comparison import Gain
 from contextcrf.evaluation.metrics import ConfusionMatrix, confusion
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.network import ContextNetwork
@@ -22,9 +24,18 @@ from contextcrf.utils.tables import Table
 
 @dataclass(frozen=True)
 class PackedLabels:
-    """Labels [H, W] in compressed form, some kilobytes.
+    """Compressed labels of one image, a few kilobytes.
 
-    A report shows a few images, which are chosen after all have been measured; the labels of all are kept until then.
+    A report shows the best and the worst images, which are known only after all images have been evaluated. Until then
+    the labels of all images are kept in this form.
+
+    Args:
+        shape: height and width in pixels.
+        data: the labels, uint8 in row order, compressed with zlib.
+
+    Example:
+        >>> PackedLabels.pack(torch.tensor([[0, 1], [2, 255]])).unpack().tolist()
+        [[0, 1], [2, 255]]
     """
 
     shape: tuple[int, int]
@@ -32,25 +43,29 @@ class PackedLabels:
 
     @classmethod
     def pack(cls, labels: Tensor) -> "PackedLabels":
-        """Compress labels [H, W] in 0..255."""
+        """Compress labels [H, W] with values in 0..255."""
         height, width = labels.shape
         return cls((height, width), zlib.compress(labels.byte().contiguous().numpy().tobytes(), 1))
 
     def unpack(self) -> Tensor:
-        """The labels, int64 [H, W]."""
+        """Return the labels, int64 [H, W]."""
         flat = torch.frombuffer(bytearray(zlib.decompress(self.data)), dtype=torch.uint8)
         return flat.view(self.shape).long()
 
 
 @dataclass
 class SystemResult:
-    """The measurement of one system.
+    """The result of one system.
 
-    Attributes:
-        name: of the system.
-        counts: the confusion matrix of every image, int64 [images, K, K].
-        seconds: per image, NaN if unknown.
-        labels: of every image, if they were kept.
+    Args:
+        name: name of the system.
+        counts: confusion matrix of each image, int64 [images, K, K].
+        seconds: mean time per image in seconds; NaN if unknown.
+        labels: predicted labels of each image; empty if they were not kept.
+
+    Example:
+        >>> SystemResult("unary", torch.tensor([[[3, 1], [0, 4]]])).matrix.pixel_accuracy()
+        0.875
     """
 
     name: str
@@ -66,21 +81,34 @@ class SystemResult:
 
 @dataclass
 class EvaluationResults:
-    """Measurements of systems over the same images and classes; written as a terminal table, Markdown and JSON.
+    """The results of systems on the same images, which can be written as a terminal table, Markdown and JSON.
 
     Args:
         classes: names of the classes.
-        systems: the measurements.
-        metadata: what was measured and how: data, split, images, model, precision, command.
+        systems: result of each system.
+        metadata: description of the evaluation by name, for example data, model, inference settings and precision.
+        gains: mIoU gains of the CRF with their confidence intervals, as `comparison.gains` returns them.
+
+    Example:
+        >>> systems = [SystemResult("unary", torch.tensor([[[3, 1], [0, 4]]]))]
+        >>> results = EvaluationResults(("sky", "sea"), systems, {"data": "beach val, 1 image"})
+        >>> print(results.to_markdown())
+        - data: beach val, 1 image
+        <BLANKLINE>
+        | system   |   mean IoU |   pixel acc. |   sky |   sea |
+        |:---------|-----------:|-------------:|------:|------:|
+        | unary    |       77.5 |         87.5 |  75.0 |  80.0 |
+        <BLANKLINE>
     """
 
     classes: Sequence[str]
     systems: Sequence[SystemResult]
     metadata: dict[str, Any]
+    gains: Sequence[Gain] = ()
 
     def to_rich(self) -> RichTable:
-        """For the terminal: mean IoU, pixel accuracy and IoU per class, in percent."""
-        # Classes go down: there may be many, and a terminal is not wide.
+        """Return a table for the terminal: mean IoU, pixel accuracy and IoU per class, in percent."""
+        # Each class is a row, since many classes would not fit into the width of a terminal.
         table = RichTable(title=str(self.metadata.get("title", "IoU, %")))
         cells = [self._header(), *(self._cells(system) for system in self.systems)]
         for i, column in enumerate(cells):
@@ -90,20 +118,26 @@ class EvaluationResults:
         return table
 
     def to_markdown(self) -> str:
-        """A Markdown table, preceded by the metadata."""
-        lines = "".join(f"- {key}: {value}\n" for key, value in self.metadata.items())
-        return f"{lines}\n{Table(self._header(), [self._cells(system) for system in self.systems]).to_markdown()}"
+        """Return the metadata, a Markdown table with values in percent, and the mIoU gains."""
+        lines = "".join(f"- {key}: {_flat(value)}\n" for key, value in self.metadata.items())
+        table = Table(self._header(), [self._cells(system) for system in self.systems]).to_markdown()
+        verdicts = "".join(f"- {gain}\n" for gain in self.gains)
+        return f"{lines}\n{table}" + (f"\n{verdicts}" if verdicts else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON: fractions, not percent; None where a class does not occur."""
+        """Return all results for JSON.
+
+        Scores are fractions, not percent. The IoU of a class that does not occur is None.
+        """
         return {
             "metadata": self.metadata,
             "classes": list(self.classes),
             "systems": [self._system_dict(system) for system in self.systems],
+            "gains": [gain.to_dict() for gain in self.gains],
         }
 
     def write(self, folder: Path) -> None:
-        """Write results.json and results.md into a folder, made if missing."""
+        """Write results.json and results.md into a folder, which is created if it is missing."""
         write_json(folder / "results.json", self.to_dict())
         write_text(folder / "results.md", self.to_markdown())
 
@@ -128,11 +162,18 @@ class EvaluationResults:
         return [system.name, *("-" if v != v else f"{100 * v:.1f}" for v in values)]
 
 
-def default_systems(model: ContextNetwork) -> list[System]:
-    """The systems that are evaluated unless others are asked for.
+def _flat(value: Any) -> str:
+    """Return a metadata value as one line: settings become YAML."""
+    if not isinstance(value, dict):
+        return str(value)
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).strip() if value else "default"
 
-    Each potential alone that has been trained, then unary+pairwise if a relation has been trained, then
-    unary+pairwise+dense if the model has a dense CRF of its own.
+
+def default_systems(model: ContextNetwork) -> list[System]:
+    """Return the systems that `contextcrf evaluate` measures by default.
+
+    These are the unary alone, each trained relation alone, unary+pairwise if a relation has been trained, and
+    unary+pairwise+dense if the dense CRF of the model is learned or has parameters in its inference settings.
     """
     relations = model.trained_relations
     systems = [UNARY_ONLY, *(System(unary=False, relations=(name,)) for name in relations)]
@@ -149,22 +190,34 @@ def evaluate(
     systems: Sequence[System],
     keep_labels: Collection[System] = (),
 ) -> list[SystemResult]:
-    """Measure systems; the network runs once per image for all of them.
+    """Evaluate systems on a data set; the network runs once per image for all systems.
 
     Args:
-        predictor: the model with its settings.
-        data: images and masks; their transform is not applied.
-        systems: what is measured.
-        keep_labels: the systems whose labels are kept, for pictures.
+        predictor: the model with its inference settings.
+        data: images and masks; the transform of the data set is not applied.
+        systems: systems to evaluate.
+        keep_labels: systems whose predicted labels are kept, for the figures of a report.
 
     Returns:
-        One result for each system, in their order.
+        One result for each system, in the order of `systems`.
+
+    Example:
+        >>> from contextcrf import ContextCRF, InferenceConfig, ModelConfig
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> data = open_dataset(write_scenes("scenes", train=1, val=2, height=64, width=96), "val")
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> settings = InferenceConfig(precision="32-true")
+        >>> model = ContextCRF(config, data.classes, pretrained=False, inference=settings).eval()
+        >>> [result] = evaluate(Predictor(model), data, [UNARY_ONLY])
+        >>> result.name, result.counts.shape
+        ('unary', torch.Size([2, 10, 10]))
     """
     num_classes = len(data.classes)
     counts: list[list[Tensor]] = [[] for _ in systems]
     labels: list[list[PackedLabels]] = [[] for _ in systems]
     seconds = [0.0 for _ in systems]
-    for image, mask in track(data.without_transform(), "evaluate", total=len(data)):
+    for image, mask in track(data.without_transform(), "Evaluating", total=len(data)):
         for number, prediction in enumerate(predictor.predict(image, systems)):
             found = prediction.labels
             counts[number].append(confusion(found, mask, num_classes))

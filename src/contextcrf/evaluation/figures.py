@@ -1,4 +1,4 @@
-"""Figures of results: bars of the IoU per class, and maps of the messages that a node gets."""
+"""Figures of results: bar charts of the IoU of each class, and maps of the messages to a graph node."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,20 +13,28 @@ from contextcrf.utils.files import atomic_write
 
 
 def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
-    """Bars of the IoU of each class, side by side for several systems.
+    """Draw a bar chart of the IoU of each class for one or more systems.
 
     Args:
-        names: the class names, K of them.
-        series: K values in 0..1 by the name of the system; NaN where the class is absent, drawn as a dash.
+        names: names of the K classes.
+        series: K values in 0..1 by the name of the system; a NaN is drawn as a dash, for a class that does not occur.
 
     Returns:
-        A figure whose axis is in percent; the legend gives the mean over the classes that are present.
+        A figure with an axis in percent. The legend shows the mean over the classes that occur.
 
     Raises:
-        ValueError: no classes or no systems, a system without K values, or a value outside of 0..1.
+        ValueError: there is no class or no system, a system does not have K values, or a value is outside of 0..1.
+
+    Example:
+        >>> figure = iou_bars(["sky", "sea"], {"unary": [0.5, 0.25], "unary+pairwise": [0.75, 0.5]})
+        >>> [text.get_text() for text in figure.legends[0].get_texts()]
+        ['unary (mean 37.5)', 'unary+pairwise (mean 62.5)']
     """
     if not names or not series:
-        raise ValueError(f"expected at least one class and one system, got {len(names)} classes, {len(series)} systems")
+        raise ValueError(
+            f"The chart has {len(names)} class{'' if len(names) == 1 else 'es'} and {len(series)} "
+            f"system{'' if len(series) == 1 else 's'}, but needs at least one of each."
+        )
     figure = Figure(figsize=(max(5.0, 1.5 + len(names) * (0.3 + 0.16 * len(series))), 3.6), layout="constrained")
     axes = figure.add_subplot()
     places = np.arange(len(names))
@@ -34,10 +42,16 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
     for index, (label, row) in enumerate(series.items()):
         values = np.asarray(row, dtype=float)
         if values.shape != (len(names),):
-            raise ValueError(f"system {label!r}: expected {len(names)} values, one per class, got shape {values.shape}")
+            raise ValueError(
+                f"System {label!r} has values of shape {values.shape}, but {len(names)} values are expected, one per "
+                "class."
+            )
         present = np.isfinite(values)
         if np.isinf(values).any() or (values[present] < 0).any() or (values[present] > 1).any():
-            raise ValueError(f"system {label!r}: expected values of 0 to 1 or NaN, got {values.tolist()}")
+            raise ValueError(
+                f"System {label!r} has the values {values.tolist()}, but an IoU is a fraction of 0 to 1 or NaN. Divide "
+                "values in percent by 100."
+            )
         mean = f"mean {100 * values[present].mean():.1f}" if present.any() else "no class present"
         color = SERIES_COLORS[index % len(SERIES_COLORS)]
         x = places + (index - (len(series) - 1) / 2) * width
@@ -51,7 +65,7 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
-    # In as many columns as fit: a character takes about 0.09 inches.
+    # The legend gets as many columns as fit: a character is about 0.09 inches wide.
     longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
     columns = max(1, min(len(series), 3, int(figure.get_figwidth() / (0.09 * longest + 0.6))))
     figure.legend(loc="outside upper center", ncols=columns, frameon=False)
@@ -61,18 +75,30 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
 def explanation_picture(
     image: Image.Image, push: torch.Tensor, pixel: tuple[int, int], scale: float | None = None
 ) -> Image.Image:
-    """A map of log-odds laid over a gray image: red for the label, blue against it; a ring marks the node.
+    """Draw the change of a node's log-odds by each neighbor over a gray copy of the image.
+
+    Red cells raise the log-odds of the label, blue cells lower them. A yellow ring marks the node.
 
     Args:
-        push: [h, w], drawn in cells over the whole image.
-        pixel: row and column of the node in the image.
-        scale: the value that is drawn in full color; the largest absolute one if None.
+        image: the image that is explained.
+        push: change of the log-odds by each neighbor, [h, w]; the map is stretched over the whole image.
+        pixel: row and column of the node, in pixels of the image.
+        scale: absolute value that is drawn in full color; None uses the largest absolute value of the map.
+
+    Returns:
+        An RGB image of the size of `image`.
 
     Raises:
-        ValueError: the map is not [h, w].
+        ValueError: the map does not have the shape [h, w].
+
+    Example:
+        >>> image = Image.new("RGB", (60, 40), (90, 90, 90))
+        >>> picture = explanation_picture(image, torch.tensor([[0.5, -1.0]]), pixel=(20, 10))
+        >>> picture.size
+        (60, 40)
     """
     if push.ndim != 2:
-        raise ValueError(f"expected a map [h, w], got {list(push.shape)}")
+        raise ValueError(f"The map has the shape {list(push.shape)}, but [h, w] is expected.")
     values = push.detach().cpu().numpy().astype(float)
     opacity = np.clip(np.abs(values) / (scale or np.abs(values).max() or 1.0), 0, 1)
     colors = np.where(values[..., None] > 0, (214, 40, 40), (29, 78, 216)).astype(np.uint8)
@@ -88,6 +114,16 @@ def explanation_picture(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the file's suffix (.png, .svg, .pdf); missing folders are made."""
+    """Write a figure to a file at 150 dots per inch.
+
+    Args:
+        figure: the figure.
+        path: the file; its suffix (.png, .svg or .pdf) sets the format. Missing folders are created.
+
+    Example:
+        >>> save_figure(iou_bars(["sky"], {"unary": [0.5]}), Path("figures/iou.svg"))
+        >>> Path("figures/iou.svg").is_file()
+        True
+    """
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=150)

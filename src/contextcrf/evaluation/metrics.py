@@ -1,4 +1,4 @@
-"""Confusion matrices and what follows from them: intersection over union, pixel accuracy."""
+"""Confusion matrices and the scores that are computed from them: intersection over union and pixel accuracy."""
 
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -8,20 +8,30 @@ from contextcrf.data.classes import IGNORE_INDEX
 
 
 def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 [K, K], rows truth, columns prediction, of labels int64 of one shape.
+    """Count the pixels of each pair of ground truth and predicted label.
 
     Args:
-        prediction: labels.
-        truth: labels; pixels with 255 (`IGNORE_INDEX`) do not count.
-        num_classes: K.
+        prediction: predicted labels, int64 of any shape.
+        truth: labels of the ground truth, int64 of the same shape; pixels with 255 (`IGNORE_INDEX`) are not counted.
+        num_classes: number of classes K.
+
+    Returns:
+        Counts, int64 [K, K]; rows are the ground truth and columns the prediction.
     """
     return multiclass_confusion_matrix(prediction, truth, num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
 
 
 def intersection_over_union(counts: Tensor) -> Tensor:
-    """IoU per class, [..., K], of confusion matrices [..., K, K]; NaN for a class in neither truth nor prediction.
+    """Compute the intersection over union (IoU) of each class, as in Everingham et al. (2010).
 
-    The mean over classes is `.nanmean(-1)`, Everingham et al. (2010).
+    The mean IoU is `.nanmean(-1)` of the result.
+
+    Args:
+        counts: confusion matrices [..., K, K].
+
+    Returns:
+        IoU as fractions, float64 [..., K]; NaN for a class that occurs neither in the ground truth nor in the
+        prediction.
 
     Example:
         >>> import torch
@@ -33,12 +43,22 @@ def intersection_over_union(counts: Tensor) -> Tensor:
 
 
 class ConfusionMatrix(MulticlassConfusionMatrix):
-    """Counts of (truth, prediction) over the pixels whose truth is known; scores of Everingham et al. (2010).
+    """A torchmetrics metric that counts pairs of ground truth and predicted label, and computes scores from them.
 
-    A torchmetrics metric: registered in a module, it is summed over all processes of a training.
+    Pixels whose ground truth is 255 (`IGNORE_INDEX`) are not counted. The scores are those of Everingham et al. (2010).
+    As a part of a Lightning module, the metric is summed over all processes of a training.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
+
+    Example:
+        >>> import torch
+        >>> matrix = ConfusionMatrix(num_classes=2)
+        >>> matrix.update(torch.tensor([[0, 1, 1, 0]]), torch.tensor([[0, 0, 1, 255]]))
+        >>> matrix.counts.tolist()
+        [[1, 1], [0, 1]]
+        >>> matrix.mean_iou()
+        0.5
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -46,29 +66,36 @@ class ConfusionMatrix(MulticlassConfusionMatrix):
 
     @classmethod
     def of(cls, counts: Tensor) -> "ConfusionMatrix":
-        """The metric whose counts int64 [K, K] are these."""
+        """Return a metric with the given counts, int64 [K, K]."""
         result = cls(len(counts))
         result.confmat = counts
         return result
 
     @property
     def counts(self) -> Tensor:
-        """int64 [K, K], rows truth, columns prediction."""
+        """The counts, int64 [K, K]; rows are the ground truth and columns the prediction."""
         return self.confmat
 
     def iou(self) -> Tensor:
-        """Intersection over union per class, [K]; NaN for a class in neither truth nor prediction."""
+        """Return the IoU of each class as fractions, [K]; NaN for a class that does not occur."""
         return intersection_over_union(self.counts)
 
     def mean_iou(self) -> float:
-        """Mean IoU over the classes that occur."""
+        """Return the mean IoU over the classes that occur, a fraction; NaN without labeled pixels."""
         return self.iou().nanmean().item()
 
     def pixel_accuracy(self) -> float:
-        """Share of known pixels with the right label."""
+        """Return the fraction of labeled pixels whose predicted label is right; NaN without labeled pixels."""
         return (self.counts.diagonal().sum() / self.counts.sum()).item()
 
 
 def image_scores(counts: Tensor) -> Tensor:
-    """Mean IoU of each image by itself, [images], of confusion matrices [images, K, K]; NaN where nothing is known."""
+    """Compute the mean IoU of each image separately.
+
+    Args:
+        counts: confusion matrices [images, K, K].
+
+    Returns:
+        Fractions [images]; NaN for an image without labeled pixels.
+    """
     return intersection_over_union(counts).nanmean(-1)

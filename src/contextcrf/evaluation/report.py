@@ -1,4 +1,4 @@
-"""The pictures and the page that go with results, and pictures of explanations."""
+"""The figures and the HTML page of a report, and figures of explanations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,19 +22,36 @@ from contextcrf.utils.progress import track
 
 
 def write_report(data: SegmentationDataset, results: EvaluationResults, out: Path, pictures: int = 6) -> None:
-    """Write OUT/examples.png (image, truth, first and last system), OUT/iou.png and OUT/report.html.
+    """Write the report of an evaluation: OUT/report.html, OUT/iou.png and OUT/examples.png.
 
-    Nothing is computed again: the labels of the first and the last system were kept by `evaluate`.
+    The figure examples.png shows images with their ground truth and the labels of the first and the last system. No
+    network runs: the examples use the labels that `evaluate` has kept with `keep_labels`.
 
     Args:
-        data: the images and masks that were evaluated.
-        results: with one entry per image of `data` in every system.
-        out: folder, made if missing.
-        pictures: the number of examples: evenly spread ones in examples.png, and in the page a third each of the best,
-            middle and worst images, rounded up. 0 for none.
+        data: images and masks that were evaluated.
+        results: results of systems on the images of `data`.
+        out: folder of the report; it is created if it is missing.
+        pictures: number of examples; 0 draws none. The examples of examples.png are spread evenly over the data set. A
+            third of this number, rounded up, is shown in the page for each of the best, median and worst images.
 
     Raises:
-        ValueError: there are examples to draw, and the labels of the first or the last system were not kept.
+        ValueError: examples are drawn, but the labels of the first or the last system were not kept.
+
+    Example:
+        >>> from contextcrf import ContextCRF, InferenceConfig, ModelConfig
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> from contextcrf.evaluation.evaluate import evaluate
+        >>> from contextcrf.modeling.system import UNARY_ONLY
+        >>> data = open_dataset(write_scenes("scenes", train=1, val=2, height=64, width=96), "val")
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> settings = InferenceConfig(precision="32-true")
+        >>> model = ContextCRF(config, data.classes, pretrained=False, inference=settings).eval()
+        >>> systems = evaluate(Predictor(model), data, [UNARY_ONLY], keep_labels=[UNARY_ONLY])
+        >>> results = EvaluationResults(data.classes.names, systems, {"data": "scenes val, 2 images"})
+        >>> write_report(data, results, Path("report"), pictures=1)
+        >>> sorted(path.name for path in Path("report").iterdir())
+        ['examples.png', 'iou.png', 'report.html']
     """
     series = {system.name: system.matrix.iou().tolist() for system in results.systems}
     save_figure(iou_bars(list(results.classes), series), out / "iou.png")
@@ -42,13 +59,16 @@ def write_report(data: SegmentationDataset, results: EvaluationResults, out: Pat
     if pictures:
         for system in shown:
             if len(system.labels) != len(data):
-                raise ValueError(f"system {system.name!r}: its labels were not kept; evaluate it with keep_labels")
+                raise ValueError(
+                    f"The labels of system {system.name!r} were not kept, but the examples show them. Pass the system "
+                    "to evaluate(keep_labels=...), or set pictures=0."
+                )
         _draw_examples(data, shown, [i * len(data) // pictures for i in range(pictures)], out / "examples.png")
     picked = pick(results.systems[-1].counts, -(-pictures // 3)) if pictures else {}
     chosen = [(heading, number) for heading, numbers in picked.items() for number in numbers]
     scores = image_scores(results.systems[-1].counts)
     examples: dict[str, list[Example]] = {}
-    for heading, number in track(chosen, "report"):
+    for heading, number in track(chosen, "Drawing the report"):
         image, mask = data.sample(number)
         labels = {system.name: system.labels[number].unpack() for system in shown}
         name = data.pairs[number][0].name
@@ -59,28 +79,31 @@ def write_report(data: SegmentationDataset, results: EvaluationResults, out: Pat
 def _draw_examples(
     data: SegmentationDataset, shown: Sequence[SystemResult], numbers: Sequence[int], path: Path
 ) -> None:
-    """A grid of some images with their truth and the labels of some systems."""
+    """Draw a grid of images with their ground truth and the labels of the systems."""
     palette, rows = data.classes.palette, []
-    for number in track(list(dict.fromkeys(numbers)), "examples"):
+    for number in track(list(dict.fromkeys(numbers)), "Drawing examples"):
         image, mask = data.sample(number)
         drawn = [to_picture(image), colorize(mask, palette)]
         rows.append(drawn + [colorize(system.labels[number].unpack(), palette) for system in shown])
-    grid = qualitative_grid(rows, ["image", "truth", *(system.name for system in shown)], data.classes)
+    grid = qualitative_grid(rows, ["image", "ground truth", *(system.name for system in shown)], data.classes)
     with atomic_write(path) as partial:
         grid.save(partial)
 
 
 @torch.inference_mode()
 def draw_explanation(predictor: Predictor, image: torch.Tensor, pixel: tuple[int, int]) -> Image.Image:
-    """A picture of the neighbors that raise or lower one node's log-odds of its label, relation by relation.
+    """Draw, for each relation, how the neighbors of a node change the log-odds of its label.
 
     Args:
-        predictor: the model with its settings.
+        predictor: the model with its inference settings.
         image: uint8 [3, H, W].
-        pixel: row and column in the image.
+        pixel: row and column of the node, in pixels of the image.
+
+    Returns:
+        A figure with the predicted labels and one map per relation.
 
     Raises:
-        ValueError: a pixel outside the image, or no message that differs between labels.
+        ValueError: the pixel is outside of the image, or no message changes the log-odds of the label.
     """
     segmentation = predictor.segment(image, UNARY_PAIRWISE)
     return draw_messages(segmentation, predictor.explain(image, pixel), pixel, predictor.weights)
@@ -92,24 +115,30 @@ def draw_messages(
     pixel: tuple[int, int],
     weights: Mapping[str, float | None],
 ) -> Image.Image:
-    """`draw_explanation`, for labels and explanations that have been computed.
+    """Draw the figure of `draw_explanation` from labels and explanations that have been computed before.
 
     Args:
         segmentation: labels and marginals of the image.
-        explanations: by relation, of the pixel.
-        pixel: row and column in the image.
-        weights: the relation weights of the inference, for the error.
+        explanations: explanation of the pixel by relation.
+        pixel: row and column of the node, in pixels of the image.
+        weights: relation weights of the inference settings, for the error message.
+
+    Returns:
+        A figure with the predicted labels and one map per relation.
+
+    Raises:
+        ValueError: no message changes the log-odds of the label.
     """
     label, rival = segmentation.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
     pushes = {name: found.push_map(label, rival) for name, found in explanations.items()}
     scale = max((float(push.abs().max()) for push in pushes.values()), default=0.0)
     if scale == 0:
         raise ValueError(
-            f"pixel {pixel}: no neighbor changes its label: the relations are untrained, or their weights are 0 (here "
-            f"{dict(weights)}); other weights show what the messages would be"
+            f"No neighbor changes the label of pixel {pixel}: the relations are untrained, or their weights are 0 (the "
+            f"relation weights are {dict(weights)}). Set other relation weights to see the messages."
         )
     names = segmentation.classes.names
-    titles = [f"{names[label]} (then {names[rival]})"]
+    titles = [f"{names[label]} (second: {names[rival]})"]
     titles += [f"{name}: {float(push.sum()):+.2f}" for name, push in pushes.items()]
     drawn = [explanation_picture(segmentation.picture, push, pixel, scale) for push in pushes.values()]
     return qualitative_grid([[segmentation.overlay(), *drawn]], titles, segmentation.classes)

@@ -1,4 +1,4 @@
-"""The report of `evaluate` as one HTML file that needs nothing beside it: tables, confusions, pictures."""
+"""The report of an evaluation as one self-contained HTML file with tables, confusion matrix and images."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
@@ -18,22 +19,22 @@ from contextcrf.evaluation.evaluate import EvaluationResults
 from contextcrf.evaluation.metrics import image_scores
 
 MISTAKES = 8
-# Longer side of the pictures in the page, px.
+# Longer side of the embedded images in pixels.
 SIDE = 800
-# Green: right in the last system and wrong in the first; red: the other way round.
+# Green pixels are wrong in the first system and right in the last, red pixels the reverse.
 IMPROVED, WORSENED = (26, 127, 55), (207, 34, 46)
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image, and labels of it.
+    """An image with its ground truth and the predicted labels of some systems.
 
     Args:
-        name: of the image.
-        score: the image's mean IoU by itself, of the last system.
+        name: name of the image.
+        score: mean IoU of the last system on this image alone, a fraction.
         image: uint8 [3, H, W].
-        truth: int64 [H, W], 255 where unknown.
-        labels: of some systems, int64 [H, W] by name.
+        truth: ground truth, int64 [H, W]; 255 for pixels without a label.
+        labels: predicted labels by the name of the system, int64 [H, W].
     """
 
     name: str
@@ -44,19 +45,22 @@ class Example:
 
 
 def pick(counts: Tensor, count: int) -> dict[str, list[int]]:
-    """Numbers of the best, the middle and the worst images, `count` of each, none twice, the best first.
+    """Choose the images with the best, median and worst mean IoU. No image is chosen twice.
 
-    Images without a known pixel have no score and are left out.
+    Images without labeled pixels have no score and are left out.
 
     Args:
-        counts: confusion matrices [images, K, K] of the system that is judged.
-        count: images of each kind.
+        counts: confusion matrices [images, K, K] of a system.
+        count: number of images per group.
+
+    Returns:
+        Indices of the images by the heading of the group, the best first.
     """
     scores = image_scores(counts)
     order = [i for i in scores.nan_to_num(-1).argsort(descending=True, stable=True).tolist() if scores[i] >= 0]
     count = min(count, len(order) // 3 or 1)
     middle = (len(order) - count) // 2
-    picked = {"Best": order[:count], "Middle": order[middle : middle + count], "Worst": order[-count:]}
+    picked = {"Best": order[:count], "Median": order[middle : middle + count], "Worst": order[-count:]}
     seen: set[int] = set()
     for name, numbers in picked.items():
         picked[name] = [number for number in numbers if number not in seen]
@@ -65,13 +69,17 @@ def pick(counts: Tensor, count: int) -> dict[str, list[int]]:
 
 
 def render(results: EvaluationResults, classes: Classes, examples: Mapping[str, Sequence[Example]]) -> str:
-    """The page.
+    """Render the HTML page.
 
     Args:
-        results: the last system is shown in detail.
-        classes: of the data.
-        examples: under their headings; each has labels of the same systems.
+        results: results of the systems; the confusion matrix is that of the last system.
+        classes: classes of the data set.
+        examples: examples by heading; all of them have labels of the same systems.
+
+    Returns:
+        The text of the page.
     """
+    metadata = {key: value for key, value in results.metadata.items() if key != "title"}
     last, matrices = results.systems[-1], [system.matrix for system in results.systems]
     shades = [SERIES_COLORS[number % len(SERIES_COLORS)] for number in range(len(results.systems))]
     scores = [matrix.iou().tolist() for matrix in matrices]
@@ -85,17 +93,18 @@ def render(results: EvaluationResults, classes: Classes, examples: Mapping[str, 
         for k, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True))
     ]
     shown = [list(example.labels) for group in examples.values() for example in group]
-    columns = ["image", "truth", *(shown[0] if shown else [])]
+    columns = ["image", "ground truth", *(shown[0] if shown else [])]
     columns += ["change"] if shown and len(shown[0]) > 1 else []
     change = (
-        f"Change from {columns[2]} to {columns[-2]}: green has become right, red has become wrong."
+        f"Change from {columns[2]} to {columns[-2]}: green pixels have become right, red pixels have become wrong."
         if len(columns) > 4
         else ""
     )
     page = Environment(loader=PackageLoader("contextcrf.evaluation"), autoescape=True, undefined=StrictUndefined)
     return page.get_template("report.html").render(
         title=str(results.metadata.get("title", f"{results.metadata.get('data', 'Evaluation')}")),
-        metadata=[(key, str(value).strip("`")) for key, value in results.metadata.items() if key != "title"],
+        metadata=[(key, _shown(value), isinstance(value, dict)) for key, value in metadata.items()],
+        gains=results.gains,
         systems=[
             {
                 "name": system.name,
@@ -118,12 +127,19 @@ def render(results: EvaluationResults, classes: Classes, examples: Mapping[str, 
     )
 
 
+def _shown(value: Any) -> str:
+    """Return a metadata value as text: settings become YAML, and Markdown quotes are removed."""
+    if not isinstance(value, dict):
+        return str(value).strip("`")
+    return yaml.safe_dump(value, sort_keys=False, width=100).strip() if value else "default"
+
+
 def _percent(value: float) -> str:
     return "-" if value != value else f"{100 * value:.1f}"
 
 
 def _confusion(counts: Tensor, names: Sequence[str]) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Shares of each row, as text (nothing below half a percent) and as the opacity of the color."""
+    """Return the shares of each row as text (empty below 0.5 %) and as the opacity of the color."""
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     return [
         (
@@ -135,7 +151,7 @@ def _confusion(counts: Tensor, names: Sequence[str]) -> list[tuple[str, list[tup
 
 
 def _mistakes(counts: Tensor, names: Sequence[str]) -> list[str]:
-    """The largest confusions, in words."""
+    """Describe the most frequent confusions, one sentence each."""
     wrong = counts.clone().fill_diagonal_(0)
     pixels, places = wrong.flatten().topk(min(MISTAKES, wrong.numel()))
     found = []
@@ -144,13 +160,14 @@ def _mistakes(counts: Tensor, names: Sequence[str]) -> list[str]:
             break
         truth, label = divmod(place, len(names))
         share, all_wrong = count / int(counts[truth].sum()), count / int(wrong.sum())
-        taken = f"{100 * share:.1f} % of {names[truth]} is labeled {names[label]}"
-        found.append(f"{taken}: {100 * all_wrong:.1f} % of all mistakes")
+        confused = f"{100 * share:.1f} % of the {names[truth]} pixels are labeled {names[label]}"
+        found.append(f"{confused} ({100 * all_wrong:.1f} % of all errors)")
     return found
 
 
 def _layers(example: Example, palette: Sequence[Color]) -> dict[str, Any]:
-    shown = {"truth": example.truth, **example.labels}
+    """Return the embedded image of an example, and the layers that the page draws over it."""
+    shown = {"ground truth": example.truth, **example.labels}
     layers: list[tuple[str, str | None]] = [("image", None)]
     layers += [(name, _cover(labels, palette)) for name, labels in shown.items()]
     if len(example.labels) > 1:
@@ -170,14 +187,14 @@ def _layers(example: Example, palette: Sequence[Color]) -> dict[str, Any]:
 
 
 def _cover(labels: Tensor, palette: Sequence[Color]) -> str:
-    """Colors of labels; pixels without a label are transparent."""
+    """Return an embedded image of labels in their colors; pixels without a label are transparent."""
     colors = colorize(labels, palette).convert("RGBA")
     colors.putalpha(Image.fromarray((labels != IGNORE_INDEX).numpy().astype(np.uint8) * 255))
     return _embedded(colors, Image.Resampling.NEAREST)
 
 
 def _embedded(image: Image.Image, resample: Image.Resampling, kind: str = "PNG", **options: Any) -> str:
-    """An image as a data URL, shrunk to a longer side of `SIDE`."""
+    """Return an image as a data URL; a longer side above `SIDE` is reduced to `SIDE`."""
     buffer = BytesIO()
     image.thumbnail((SIDE, SIDE), resample)
     image.save(buffer, kind, **options)

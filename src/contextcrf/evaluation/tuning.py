@@ -1,14 +1,16 @@
-"""Relation weights and the parameters of the dense CRF, chosen by the mean IoU on held-out images.
+"""Tuning of relation weights and of the parameters of the dense CRF by the mean IoU on held-out images.
 
-A plain sum over a hundred edges overcounts: the edges share their evidence, since every joint P(y_p, y_q | x) contains
-the information of the features on p alone. The paper gives no weights. Here each relation has one, relative to the
-unary.
+A plain sum of the messages of a hundred edges counts the same evidence many times, since every P(y_p, y_q | x) depends
+on the features of p. The paper uses the plain sum. Here each relation has a weight relative to the unary.
 """
 
 import inspect
+import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +22,19 @@ from contextcrf.evaluation.metrics import ConfusionMatrix
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.modeling.network import ContextNetwork
+from contextcrf.modeling.serialization import fingerprint
 from contextcrf.modeling.system import UNARY_PAIRWISE, System
 from contextcrf.utils.progress import Task, task, track
 from contextcrf.utils.resizing import upsample
 
+logger = logging.getLogger(__name__)
+
 RELATION_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# The label of the trial with the initial settings.
+CURRENT = "current settings"
 FACTORS = (0.0, 0.5, 2.0)
-# The search begins with the first value of each: a mild refinement.
+# The search starts with the first value of each parameter, a weak dense CRF.
 DENSE: Mapping[str, Sequence[float]] = {
     "spatial_compat": (1, 0, 3),
     "bilateral_sxy": (20, 10, 40, 80),
@@ -37,13 +45,18 @@ DENSE: Mapping[str, Sequence[float]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, and the mean IoU they gave.
+    """Settings that were tried, with their mean IoU.
 
-    Attributes:
-        label: the settings in words.
-        settings: those that were varied, by name.
-        inference: all of them.
-        mean_iou: a fraction.
+    Args:
+        label: short description of the settings.
+        settings: the varied settings by name.
+        inference: all inference settings of the trial.
+        mean_iou: mean IoU on the tuning images, a fraction.
+
+    Example:
+        >>> weights = {"surrounding": 0.5}
+        >>> Trial("weight 0.5", weights, InferenceConfig(relation_weights=weights), mean_iou=0.67).settings
+        {'surrounding': 0.5}
     """
 
     label: str
@@ -53,7 +66,16 @@ class Trial:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """The trial with the highest mean IoU, the earliest of equals."""
+    """Return the trial with the highest mean IoU; of equal trials, the first.
+
+    Args:
+        trials: trials, at least one.
+
+    Example:
+        >>> scores = {"weight 0": 0.61, "weight 0.5": 0.63, "weight 1": 0.63}
+        >>> best_of([Trial(label, {}, InferenceConfig(), score) for label, score in scores.items()]).label
+        'weight 0.5'
+    """
     return max(trials, key=lambda trial: trial.mean_iou)
 
 
@@ -64,21 +86,32 @@ def tune_relation_weights(
     grid: Sequence[float] = RELATION_WEIGHTS,
     inference: InferenceConfig | None = None,
 ) -> list[Trial]:
-    """Try one weight for all relations, then vary each by itself around the best.
+    """Try relation weights: the same weight for all relations first, then each relation alone around the best trial.
 
     Args:
-        model: put into evaluation mode.
-        data: images to choose on. The result is no measurement on them.
-        grid: weights to try; 0 is the unary alone.
-        inference: the settings to begin with; None takes the model's.
+        model: the model; it is set to evaluation mode.
+        data: tuning images. Their scores are biased by the tuning, so evaluate the tuned model on other images.
+        grid: weights that are tried for all relations together; 0 is the unary alone.
+        inference: initial inference settings; None uses the settings of the model.
 
     Returns:
-        All trials, the first of them with the settings as they are. The best is that of the highest mean IoU.
+        All trials. The first trial has the initial settings. `best_of` returns the trial with the highest mean IoU.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> data = open_dataset(write_scenes("scenes", train=1, val=1, height=64, width=96), "val")
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> model = ContextCRF(config, data.classes, pretrained=False, inference=InferenceConfig(precision="32-true"))
+        >>> trials = tune_relation_weights(model, data, grid=(0.0, 0.25))
+        >>> [trial.label for trial in trials[:4]]
+        ['current settings', 'plain sum', 'weight 0', 'weight 0.25']
     """
     model.eval()
     inference = inference or model.inference
     predictor, relations = Predictor(model, inference), list(model.pairwise)
-    samples = track(data.without_transform(), "features", total=len(data))
+    samples = track(data.without_transform(), "Computing features", total=len(data))
     cache = [_CachedFeatures(predictor, image, mask) for image, mask in samples]
     varied = relations if len(relations) > 1 else []
     with _search(model.num_classes, len(cache), 2 + len(grid) + len(FACTORS) * len(varied)) as search:
@@ -88,12 +121,12 @@ def tune_relation_weights(
             current = _exact(Predictor(model, chosen))
             search.attempt(label, weights, chosen, lambda: ((item.labels(current), item.mask) for item in cache))
 
-        attempt(dict(inference.relation_weights), "as it is")
+        attempt(dict(inference.relation_weights), CURRENT)
         attempt(dict.fromkeys(relations), "plain sum")
         for weight in grid:
             attempt(dict.fromkeys(relations, weight), f"weight {weight:g}")
         for relation in varied:
-            # A plain sum is no number that a factor could change.
+            # A plain sum has no weight that can be multiplied: start from 1.
             found = best_of(search.trials).inference.weights(relations)
             best = {name: 1.0 if weight is None else weight for name, weight in found.items()}
             for factor in FACTORS:
@@ -109,24 +142,35 @@ def tune_dense(
     rounds: int = 2,
     inference: InferenceConfig | None = None,
 ) -> list[Trial]:
-    """Try parameters of the dense CRF, one after the other around the best so far.
+    """Try parameters of the dense CRF: vary one parameter at a time around the best trial so far.
 
     Args:
-        model: put into evaluation mode.
-        data: images to choose on; a network is overconfident on its training images.
-        grid: values by the name of the parameter.
-        rounds: how often all parameters are gone through.
-        inference: the settings to begin with; None takes the model's.
+        model: the model; it is set to evaluation mode.
+        data: tuning images. Do not use training images, since a network is overconfident on them.
+        grid: values to try by the name of the parameter.
+        rounds: number of passes over all parameters.
+        inference: initial inference settings; None uses the settings of the model.
 
     Returns:
-        All trials, the first of them with the settings as they are: with the model's own dense CRF, or without one.
-        Where the dense CRF does not help, the best trial has compatibilities of 0.
+        All trials. The first trial has the initial settings, with the dense CRF of the model or without a dense CRF. If
+        the dense CRF does not raise the mean IoU, the compatibilities of the best trial are 0.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> data = open_dataset(write_scenes("scenes", train=1, val=1, height=64, width=96), "val")
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> model = ContextCRF(config, data.classes, pretrained=False, inference=InferenceConfig(precision="32-true"))
+        >>> trials = tune_dense(model, data, {"spatial_compat": (1,), "bilateral_compat": (2, 4)}, rounds=1)
+        >>> [trial.label for trial in trials]
+        ['no dense CRF', '1 2', '1 4']
     """
     model.eval()
     inference = inference or model.inference
     predictor = Predictor(model, inference)
-    samples = track(data.without_transform(), "marginals", total=len(data))
-    # On the unary's grid: a hundred images at full size would fill the memory.
+    samples = track(data.without_transform(), "Computing marginals", total=len(data))
+    # Marginals are kept at the resolution of the unary: a hundred images at full size would fill the memory.
     cache = [(image, mask, _marginals(predictor, image)) for image, mask in samples]
     first = {name: values[0] for name, values in grid.items()}
     without = {**first, "spatial_compat": 0, "bilateral_compat": 0}
@@ -143,8 +187,8 @@ def tune_dense(
             search.attempt(label, settings, chosen, lambda: refined(Predictor(model, chosen)))
 
         if inference.dense:
-            attempt(_current_dense(inference, list(grid)), "as it is")
-        attempt(without, "without")
+            attempt(_current_dense(inference, list(grid)), CURRENT)
+        attempt(without, "no dense CRF")
         attempt(first, _shown(first))
         for _ in range(rounds):
             for name, values in grid.items():
@@ -154,8 +198,65 @@ def tune_dense(
     return search.trials
 
 
+def warn_about_split(model: ContextNetwork, data: str, split: str, folder: Path | None = None) -> bool:
+    """Warn if the tuning split is a training split of the model, or a split that the model was evaluated on.
+
+    The metadata of the model names its training splits. A published model also names the splits of its results. Results
+    that `contextcrf evaluate` has written beside the model are found by the fingerprint of the model.
+
+    Args:
+        model: the model.
+        data: name of the folder of the data set.
+        split: the tuning split.
+        folder: folder of the model, beside which results are looked for; None looks for none.
+
+    Returns:
+        Whether the tuning split is a training split.
+    """
+    trained = any(entry.get("split") == split for entry in _entries(model.metadata, ("fit", "fit-heads")))
+    if trained:
+        logger.warning(
+            "The model was trained on the split %s, and is overconfident on its training images. The tuned parameters "
+            "of the CRF will be too small. Choose another split with --split.",
+            split,
+        )
+    measured = [table.get("data", "") for table in model.metadata.get("measured", ())]
+    measured += [] if folder is None else _evaluated_beside(folder, fingerprint(model))
+    if any(name.startswith(f"{data} {split}, ") for name in measured):
+        logger.warning(
+            "The model was evaluated on the split %s of %s. Results of the tuned model on this split will be biased. "
+            "Choose another split with --split, or report results on other images.",
+            split,
+            data,
+        )
+    return trained
+
+
+def _entries(metadata: Mapping[str, Any], names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield the entries of some stages in the metadata of a model and of the models that it was merged from."""
+    for name, entry in metadata.items():
+        if isinstance(entry, Mapping):
+            if name in names:
+                yield entry
+            else:
+                yield from _entries(entry, names)
+
+
+def _evaluated_beside(folder: Path, model: str) -> list[str]:
+    """Return the data of the results beside a model's folder that have the fingerprint of the model."""
+    found = []
+    for path in sorted(folder.resolve().parent.glob("*/results.json")):
+        try:
+            metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+            if metadata.get("model") == model:
+                found.append(str(metadata["data"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not the results of an evaluation
+    return found
+
+
 class _Search:
-    """Trials, none of them twice, reported as one step."""
+    """A search that tries each setting once and reports all trials as one progress step."""
 
     def __init__(self, num_classes: int, images: int, most: int, running: Task) -> None:
         self.trials: list[Trial] = []
@@ -168,12 +269,19 @@ class _Search:
         inference: InferenceConfig,
         predictions: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     ) -> None:
-        """Measure settings by the labels [1, H, W] and the truth [H, W] of every image, unless they were tried."""
+        """Evaluate settings, unless they have been tried before.
+
+        Args:
+            label: short description of the settings.
+            settings: the varied settings by name.
+            inference: all inference settings.
+            predictions: returns the predicted labels [1, H, W] and the ground truth [H, W] of each image.
+        """
         if any(trial.settings == settings for trial in self.trials):
             self.most -= 1
             self.running.describe(total=self.images * self.most)
             return
-        self.running.describe(f"trial {len(self.trials) + 1} of at most {self.most}: {label}")
+        self.running.describe(f"Trial {len(self.trials) + 1} of at most {self.most}: {label}")
         matrix = ConfusionMatrix(self.num_classes)
         for labels, truth in predictions():
             matrix.update(labels, truth[None])
@@ -183,12 +291,12 @@ class _Search:
 
 @contextmanager
 def _search(num_classes: int, images: int, most: int) -> Iterator[_Search]:
-    with task("trials", images * most) as running:
+    with task("Trials", images * most) as running:
         yield _Search(num_classes, images, most, running)
 
 
 def _current_dense(inference: InferenceConfig, names: Sequence[str]) -> dict[str, Any]:
-    """The values that some parameters of the dense CRF have now."""
+    """Return the current values of some parameters of the dense CRF."""
     parameters = inspect.signature(DenseCRF).parameters
     return {name: inference.dense.get(name, parameters[name].default) for name in names}
 
@@ -198,17 +306,17 @@ def _shown(settings: Mapping[str, float]) -> str:
 
 
 class _CachedFeatures:
-    """The features of one image, which do not depend on the weights, in half precision."""
+    """The features and the mask of one image. The features are kept in half precision."""
 
     def __init__(self, predictor: Predictor, image: Tensor, mask: Tensor) -> None:
         features = _features(predictor, image)
-        # Potentials that share a map share its copy.
+        # Potentials that share a feature map share its copy.
         halves = {id(maps): maps.half() for maps in features.values()}
         self.features = {name: halves[id(maps)] for name, maps in features.items()}
         self.mask = mask
 
     def labels(self, predictor: Predictor) -> Tensor:
-        """Labels [1, H, W] under the predictor's weights."""
+        """Return the predicted labels [1, H, W] under the relation weights of the predictor."""
         active = tuple(name for name, weight in predictor.weights.items() if weight != 0)
         system = System(relations=active)
         features = {name: self.features[name].float() for name in system.potentials(predictor.model.pairwise)}
@@ -225,5 +333,5 @@ def _marginals(predictor: Predictor, image: Tensor) -> Tensor:
 
 
 def _exact(predictor: Predictor) -> Predictor:
-    """The predictor in single precision, for mean field: trials differ by hundredths of a percent."""
+    """Return the predictor in single precision, since the mean IoU of trials differs by hundredths of a percent."""
     return Predictor(predictor.model, replace(predictor.inference, precision="32-true"))

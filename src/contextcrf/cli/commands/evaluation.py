@@ -71,13 +71,13 @@ def evaluate(
         "inference": replace(inference, precision="auto").changes(),
         "precision": resolved,
     }
-    results = EvaluationResults(dataset.classes.names, measured, metadata)
-    results.write(out)
     counts = {system.name: system.counts for system in measured}
+    results = EvaluationResults(dataset.classes.names, measured, metadata, gains(counts))
+    results.write(out)
     write_counts(out / COUNTS, dataset.names(data), counts)
     write_report(dataset, results, out, pictures)
     Console().print(results.to_rich())
-    print(*gains(counts), f"written to {out}", sep="\n")
+    print(*results.gains, f"written to {out}", sep="\n")
 
 
 def compare(

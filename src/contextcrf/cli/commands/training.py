@@ -88,7 +88,7 @@ def tune(
 
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
-    from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights
+    from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights, warn_about_split
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import find_model, save
     from contextcrf.training.jobs import TUNED
@@ -105,6 +105,7 @@ def tune(
         raise ValueError(f"{model}: its dense CRF is learned; train it with training.objective crf-rnn, not by tuning")
     if not network.pairwise and not dense:
         raise ValueError(f"{model}: the model has no pairwise potential to weight")
+    trained_on = warn_about_split(network, data.name, split, find_model(model))
     chosen = open_dataset(data, split).spread(limit)
     check_same_classes(network.classes, chosen.classes)
     check_dataset(chosen)
@@ -123,10 +124,5 @@ def tune(
     tuned = replace(best.inference, precision=network.inference.precision)
     save(network, folder, {**network.metadata, "tune-dense" if dense else TUNED: entry}, inference=tuned)
     print(f"model written to {folder}")
-    if split == network.metadata.get("fit", {}).get("split"):
-        print(
-            "warning: the unary is overconfident on its training split, so the tuned "
-            f"{'dense CRF' if dense else 'relation weights'} will be too weak"
-        )
-    elif not dense and all(weight == 0 for weight in tuned.weights(network.pairwise).values()):
+    if not trained_on and not dense and all(weight == 0 for weight in tuned.weights(network.pairwise).values()):
         print("relation weights 0: the pairwise terms do not help here, and are switched off")

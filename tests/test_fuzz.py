@@ -78,7 +78,7 @@ def test_pictures(kind, damage, tmp_path):
         warnings.simplefilter("ignore")  # Pillow's, of what it can read all the same
         found, message = outcome(lambda: read_image(path), DataError)
     if found is None:
-        assert message.startswith(f"{path}: the image cannot be read: ")
+        assert message.startswith(f"{path} cannot be read as an image: ")
     else:
         assert (found.dtype, found.shape[0]) == (torch.uint8, 3)
 

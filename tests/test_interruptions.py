@@ -108,7 +108,7 @@ def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path
         training.send(number)
         output = training.output()
         assert training.code() == (130 if number == signal.SIGINT else -9)
-        assert ("contextcrf: stopped; the same command goes on" in output) == (number == signal.SIGINT)
+        assert ("contextcrf: Stopped. Run the same command again to continue." in output) == (number == signal.SIGINT)
         assert "Traceback" not in output
         assert not (tmp_path / "model" / CONFIG).exists()
     training = Training(scenes, tmp_path)
@@ -222,12 +222,12 @@ def test_an_image_that_breaks_in_the_third_epoch_ends_the_training_clearly(data,
     command = ["fit", "--data", str(data), "--out", str(tmp_path / "run"), *FIT]
     with pytest.raises(SystemExit):
         main(command)
-    assert f"{victim}: the image cannot be read" in capsys.readouterr().err
+    assert f"{victim} cannot be read as an image" in capsys.readouterr().err
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "epoch=1.ckpt"
 
 
 def test_an_image_that_breaks_in_the_third_epoch_is_skipped_and_counted(data, tmp_path, monkeypatch, capsys):
     victim = breaks_in_the_third_epoch(monkeypatch, data)
     main(["fit", "--data", str(data), "--out", str(tmp_path / "run"), *FIT, "--training.broken-images", "skip"])
-    assert f"Skipped 1 unusable files:\n  {victim}\n" in capsys.readouterr().out
+    assert f"Skipped 1 unusable file:\n  {victim}\n" in capsys.readouterr().out
     load(tmp_path / "run" / "model")

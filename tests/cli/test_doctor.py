@@ -105,10 +105,10 @@ def test_a_data_set_split_by_split(scenes, links):
     found = texts(links)
     missing = [links / part / "nothing.png" for part in ("images", "masks")]
     assert found["data, test"].endswith(f"; missing or cannot be read: {missing[0]} and 1 more")
-    assert "the split is empty" in found["data, empty"]
-    assert "no known layout" in texts(links / "splits")["data"]
+    assert "is empty, but one sample per line" in found["data, empty"]
+    assert "does not have a known layout" in texts(links / "splits")["data"]
     assert wrong(links) == ["data, empty", "data, test"]
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="does not exist"):
         known_splits(links / "nowhere")
 
 

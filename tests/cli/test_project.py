@@ -101,10 +101,10 @@ def test_the_recipe_fits_the_data_and_the_machine(folder, monkeypatch):
 
 def test_masks_that_are_none_are_named(folder, tmp_path):
     Image.new("RGB", (96, 64)).save(folder / "masks" / "p5.png")
-    with pytest.raises(DataError, match=r"p5\.png: the mask has 3 channels; .*painted as colors"):
+    with pytest.raises(DataError, match=r"p5\.png has 3 channels, .*shows the classes as colors"):
         start(folder, tmp_path / "r.yaml", 9)
     (folder / "masks" / "p5.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"p5\.png: the mask cannot be read"):
+    with pytest.raises(DataError, match=r"p5\.png cannot be read as a mask"):
         start(folder, tmp_path / "r.yaml", 9)
     assert not (folder / "classes.yaml").exists()
     assert not (tmp_path / "r.yaml").exists()
@@ -141,7 +141,7 @@ def test_masks_that_lose_labels_are_refused_and_empty_classes_told(scenes, tmp_p
     victim.rename(victim.with_suffix(".jpg"))
     with pytest.raises(SystemExit):
         main(["init", str(data), "--out", "again.yaml"])
-    assert f"{victim.with_suffix('.jpg')}: expected masks as PNG; 1 are not" in capsys.readouterr().err
+    assert f"{victim.with_suffix('.jpg')} is not a PNG file" in capsys.readouterr().err
 
 
 def test_names_with_spaces_count_once_and_all_images_cannot_be_held_out(folder, tmp_path):

@@ -21,11 +21,11 @@ def test_lists_are_frozen():
 @pytest.mark.parametrize(
     ("names", "palette", "message"),
     [
-        (("a",), ((0, 0, 0),), "2 to 255 classes, got 1"),
-        (("a", "b"), ((0, 0, 0),), "2 names, 1 colors"),
-        (("a", "a"), ((0, 0, 0), (1, 1, 1)), "'a' is also that of class 0"),
-        (("a", ""), ((0, 0, 0), (1, 1, 1)), "class 1: expected a name"),
-        (("a", "b"), ((0, 0, 0), (1, 1, 256)), r"'b'.*0\.\.255, got \[1, 1, 256\]"),
+        (("a",), ((0, 0, 0),), "number of classes is 1, but it must be from 2 to 255"),
+        (("a", "b"), ((0, 0, 0),), "number of names is 2, but the number of colors is 1"),
+        (("a", "a"), ((0, 0, 0), (1, 1, 1)), "classes 0 and 1 have the same name, 'a'"),
+        (("a", ""), ((0, 0, 0), (1, 1, 1)), "name of class 1 is '', but a non-empty string"),
+        (("a", "b"), ((0, 0, 0), (1, 1, 256)), r"'b' is \[1, 1, 256\], but three integers from 0 to 255"),
         (("a", "b"), ((0, 0, 0), (1, 1)), r"'b'.*three integers"),
         (("a", "b"), ((0, 0, 0), (1, 1, 0.5)), r"'b'.*three integers"),
     ],
@@ -64,18 +64,18 @@ def test_yaml_without_colors_and_ignore_index(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes: [", "expected a YAML file"),
-        ("- cow", "expected the keys 'classes' and 'ignore_index'"),
-        ("{ignore_index: 255}", "key 'classes': expected a list"),
+        ("classes: [", "cannot be read as a YAML file"),
+        ("- cow", "a mapping with the keys 'classes' and 'ignore_index' is expected"),
+        ("{ignore_index: 255}", "None under the key 'classes', but a list"),
         ("{ignore_label: 255}", "unknown key 'ignore_label'"),
-        ("{ignore_index: none, classes: []}", "key 'ignore_index': expected an integer"),
-        ("{classes: [cow, grass]}", "entry 0: expected {name"),
-        ("{classes: [{name: cow}, {title: grass}]}", "entry 1: unknown key 'title'"),
-        ("{classes: [{name: cow}, {name: off}]}", "entry 1, key 'name'.*in quotes.*got False"),
-        ("{classes: [{name: cow, color: [0, 0, 0]}, {name: grass}]}", "entry 1, key 'color'.*got None"),
-        ("{classes: [{name: cow, color: red}]}", "entry 0, key 'color'.*got 'red'"),
-        ("{classes: [{name: cow}]}", "key 'classes': expected 2 to 255"),
-        ("{classes: [{name: cow}, {name: cow}]}", "key 'classes': class 1"),
+        ("{ignore_index: none, classes: []}", "'none' under the key 'ignore_index', but an integer"),
+        ("{classes: [cow, grass]}", "Entry 0 .* is 'cow', but {name"),
+        ("{classes: [{name: cow}, {title: grass}]}", "Entry 1 .* has the unknown key 'title'"),
+        ("{classes: [{name: cow}, {name: off}]}", "Entry 1 .* has the name False, .*in quotes"),
+        ("{classes: [{name: cow, color: [0, 0, 0]}, {name: grass}]}", "Entry 1 .* has the color None"),
+        ("{classes: [{name: cow, color: red}]}", "Entry 0 .* has the color 'red'"),
+        ("{classes: [{name: cow}]}", "under the key 'classes'. .* from 2 to 255"),
+        ("{classes: [{name: cow}, {name: cow}]}", "under the key 'classes'. The classes 0 and 1"),
     ],
 )
 def test_yaml_errors_name_file_key_and_expectation(tmp_path, text, message):
@@ -99,5 +99,5 @@ def test_voc_palette():
     assert palette[20] == (0, 64, 128)
     assert palette[255] == (224, 224, 192)
     assert len(set(palette)) == 256
-    with pytest.raises(ValueError, match="0 to 256"):
+    with pytest.raises(ValueError, match="from 0 to 256"):
         voc_palette(257)

@@ -50,7 +50,11 @@ def test_ignore_index_and_classes_of_another_layout_are_kept(tmp_path, scenes):
 
 @pytest.mark.parametrize(
     ("folds", "splits", "message"),
-    [(1, ["train"], "expected two or more"), (4, ["val"], "3 images for 4 folds"), (2, ["val", "val"], "occurs twice")],
+    [
+        (1, ["train"], "at least 2 are expected"),
+        (4, ["val"], "is 3, but 4 folds need at least 4 images"),
+        (2, ["val", "val"], "occurs more than once"),
+    ],
 )
 def test_bad_input_is_named(scenes, tmp_path, folds, splits, message):
     with pytest.raises((ValueError, DataError), match=message):
@@ -81,7 +85,7 @@ def test_where_links_cannot_be_made_files_are_copied(scenes, tmp_path, monkeypat
     (tmp_path / "folds").mkdir()  # an empty folder may be there
     with caplog.at_level(logging.WARNING):
         out = make_folds(scenes, tmp_path / "folds", 2)
-    assert caplog.messages == ["18 files were copied, since this system does not allow symbolic links to them."]
+    assert caplog.messages == ["Copied 18 files, because this system does not allow symbolic links."]
     copies = [path for folder in ("images", "masks") for path in (out / folder).iterdir()]
     assert len(copies) == 18
     for path in copies:

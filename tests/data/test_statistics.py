@@ -49,30 +49,30 @@ def test_files_without_a_partner_are_named(folder):
     (folder / "images" / "p2.jpg").unlink()
     with pytest.raises(DataError, match=r"p2 \(no image\), p4 \(no mask\)"):
         pair_files(folder / "images", folder / "masks")
-    with pytest.raises(DataError, match=r"nothing: no such folder; expected the masks"):
+    with pytest.raises(DataError, match=r"nothing does not exist, but it is expected to contain the masks"):
         pair_files(folder / "images", folder / "nothing")
     write(folder, "p0", np.zeros((4, 4)), ".png")
-    with pytest.raises(DataError, match="p0 occurs twice"):
+    with pytest.raises(DataError, match="more than one file with the same stem: p0"):
         pair_files(folder / "images", folder / "masks")
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: no images; expected files"):
+    with pytest.raises(DataError, match=r"empty contains no images. Expected files"):
         pair_files(folder / "empty", folder / "masks")
 
 
 def test_masks_that_lose_labels_are_refused(folder):
     victim = folder / "masks" / "p1.png"
     victim.rename(victim.with_suffix(".jpg"))
-    with pytest.raises(DataError, match=r"p1\.jpg: expected masks as PNG; 1 are not"):
+    with pytest.raises(DataError, match=r"p1\.jpg is not a PNG file, .*number of masks in other formats is 1"):
         pair_files(folder / "images", folder / "masks")
 
 
 def test_masks_that_are_none_are_named(folder):
     mask = folder / "masks" / "p3.png"
     Image.new("RGB", (96, 64)).save(mask)
-    with pytest.raises(DataError, match=r"p3\.png: the mask has 3 channels; .*painted as colors"):
+    with pytest.raises(DataError, match=r"p3\.png has 3 channels, .*shows the classes as colors"):
         mask_statistics([mask])
     mask.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"p3\.png: the mask cannot be read: "):
+    with pytest.raises(DataError, match=r"p3\.png cannot be read as a mask: "):
         mask_statistics([mask])
 
 
@@ -86,7 +86,11 @@ def test_classes_are_numbered(folder):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([[0, 255]], "two or more of 0..254"), ([[0, 100], [100, 200]], "renumber them"), ([[1, 1]], "two or more of")],
+    [
+        ([[0, 255]], "two or more labels from 0 to 254"),
+        ([[0, 100], [100, 200]], "Renumber the labels"),
+        ([[1, 1]], "two or more labels"),
+    ],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path, values, message):
     write(tmp_path, "a", values)

@@ -88,5 +88,5 @@ def test_transforms_can_be_pickled():
 
 @pytest.mark.parametrize("scale", [(2.0, 1.0), (0.0, 1.0), (-1.0, 1.0)])
 def test_an_impossible_scale_range_is_refused(scale):
-    with pytest.raises(ValueError, match=rf"scale range \({scale[0]}, {scale[1]}\): expected 0 < low <= high"):
+    with pytest.raises(ValueError, match=rf"scale range is \({scale[0]}, {scale[1]}\), but 0 < low <= high"):
         RandomScale(*scale)

@@ -58,9 +58,9 @@ def test_missing_files(tmp_path):
     image, mask = write_pair(tmp_path, "one")
     lines = problems_of([(tmp_path / "none.jpg", mask), (image, tmp_path / "none.png"), (tmp_path, mask)])
     assert lines == [
-        f"{tmp_path / 'none.jpg'}: the image is missing; expected a file",
-        f"{tmp_path / 'none.png'}: the mask is missing; expected a file",
-        f"{tmp_path}: the image is missing; expected a file",
+        f"{tmp_path / 'none.jpg'} does not exist or is not a file, but an image is expected.",
+        f"{tmp_path / 'none.png'} does not exist or is not a file, but a mask is expected.",
+        f"{tmp_path} does not exist or is not a file, but an image is expected.",
     ]
 
 
@@ -74,9 +74,9 @@ def test_truncated_files(tmp_path, suffix, keep):
     content = cut.read_bytes()
     cut.write_bytes(content[: int(keep * len(content))])
     (line,) = problems_of([(cut, mask)])
-    assert line.startswith(f"{cut}: the image cannot be decoded")
+    assert line.startswith(f"{cut} cannot be decoded as an image: ")
     assert line.count(cut.name) == 1
-    assert line.endswith("expected a complete image file")
+    assert line.endswith("A complete image file is expected.")
 
 
 def test_damaged_and_foreign_files(tmp_path):
@@ -87,10 +87,10 @@ def test_damaged_and_foreign_files(tmp_path):
     damaged.write_bytes(content)
     text.write_text("not an image")
     lines = problems_of([(damaged, mask), (text, mask), (image, text)])
-    assert [line.split(" cannot be decoded")[0] for line in lines] == [
-        f"{damaged}: the image",
-        f"{text}: the image",
-        f"{text}: the mask",
+    assert [line.split(": ")[0] for line in lines] == [
+        f"{damaged} cannot be decoded as an image",
+        f"{text} cannot be decoded as an image",
+        f"{text} cannot be decoded as a mask",
     ]
 
 
@@ -98,20 +98,20 @@ def test_mask_with_colors(tmp_path):
     image, mask = write_pair(tmp_path, "one")
     with Image.open(image) as colors:
         colors.save(mask)
-    assert "the mask has mode RGB; expected a single channel" in problems_of([(image, mask)])[0]
+    assert "has mode RGB, but a mask with a single channel" in problems_of([(image, mask)])[0]
 
 
 def test_deep_image(tmp_path):
     image, mask = write_pair(tmp_path, "one")
     Image.fromarray(np.full((12, 16), 4000, np.uint16)).save(image)
-    assert problems_of([(image, mask)])[0].endswith("expected 8 bits per channel")
+    assert problems_of([(image, mask)])[0].endswith("but an image with 8 bits per channel is expected.")
 
 
 def test_sizes_differ(tmp_path):
     image, _ = write_pair(tmp_path, "one")
     _, mask = write_pair(tmp_path, "two", size=(12, 16))
     (line,) = problems_of([(image, mask)])
-    assert line == f"{mask}: the mask is 12 x 16 px; expected 16 x 12 px as its image {image}"
+    assert line == f"{mask} has 12 x 16 pixels, but its image {image} has 16 x 12 pixels."
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -121,7 +121,10 @@ def test_foreign_labels(tmp_path, dtype):
     labels[1, :2] = 200
     image, mask = write_pair(tmp_path, "one", labels)
     (line,) = problems_of([(image, mask)])
-    assert line == f"{mask}: the mask has labels 3, 200 at 7 pixels; expected 0..2 or 255 (ignore_index)"
+    assert line == (
+        f"{mask} contains the labels 3, 200 at 7 pixels, but 0 to 2 or 255 (ignore_index) is expected. Add the missing "
+        "classes, or correct the mask."
+    )
 
 
 def test_all_problems_are_listed_in_order(tmp_path):
@@ -130,14 +133,14 @@ def test_all_problems_are_listed_in_order(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"")
     lines = problems_of([good, (broken, broken), wrong, (tmp_path / "none.png", good[1])])
-    assert [line.split(": ")[0] for line in lines] == [
+    assert [line.split(" ")[0] for line in lines] == [
         str(path) for path in (broken, broken, wrong[1], wrong[1], tmp_path / "none.png")
     ]
 
 
 def test_long_lists_are_cut(tmp_path):
     _, mask = write_pair(tmp_path, "one")
-    with pytest.raises(DataError, match="73 problems in 73 pairs") as caught:
+    with pytest.raises(DataError, match="73 problems were found in 73 pairs") as caught:
         check_pairs([(tmp_path / f"{index}.png", mask) for index in range(73)], 3, 255)
     lines = str(caught.value).splitlines()
     assert len(lines) == 1 + 50 + 1
@@ -157,7 +160,7 @@ def test_a_picture_from_a_phone_is_upright(tmp_path):
     assert torch.equal(read_image(path), upright)
     Image.fromarray(np.zeros((12, 16), np.uint8)).save(mask)
     [line] = problems_of([(path, mask)])
-    assert line.endswith("the EXIF data of the image rotate it, and the mask must match the upright image")
+    assert line.endswith("The EXIF data rotate the image, and the mask must match the upright image.")
 
 
 @pytest.fixture
@@ -175,7 +178,7 @@ def test_a_whole_data_set_is_checked_with_its_classes_and_ignore_index(data):
     dataset = open_dataset(data, "train")
     check_dataset(dataset)
     Classes(("a", "b"), ((0, 0, 0), (1, 1, 1))).to_yaml(data / "classes.yaml", ignore_index=0)
-    with pytest.raises(DataError, match=r"6 problems in 6 pairs(?s:.*)expected 0\.\.1 or 0 \(ignore_index\)"):
+    with pytest.raises(DataError, match=r"6 problems were found in 6 pairs(?s:.*) but 0 to 1 or 0 \(ignore_index\)"):
         check_dataset(open_dataset(data, "train"))
 
 
@@ -184,7 +187,7 @@ def test_training_and_validation_data_are_checked_together(data, caplog):
     assert training_pairs(train, val) is train
     assert training_pairs(train) is train
     first, second = break_image(train, 1), break_image(val, 2)
-    with pytest.raises(DataError, match="2 problems in 9 pairs") as caught:
+    with pytest.raises(DataError, match="2 problems were found in 9 pairs") as caught:
         training_pairs(train, val)
     assert str(first) in str(caught.value)
     assert str(second) in str(caught.value)
@@ -195,10 +198,10 @@ def test_images_that_are_in_both_are_counted_in_a_warning_and_checked_once(data,
     train, val = open_dataset(data, "train"), open_dataset(data, "val")
     train.pairs += val.pairs[:2]
     break_image(val, 0)
-    with pytest.raises(DataError, match="1 problem in 9 pairs"):
+    with pytest.raises(DataError, match="1 problem was found in 9 pairs"):
         training_pairs(train, val)
     [message] = caplog.messages
-    assert message.startswith("2 of the 3 validation images are also training images")
+    assert message.startswith("The training data contain 2 of the 3 validation images")
 
 
 def test_broken_training_images_are_skipped_if_that_is_allowed(data, caplog):
@@ -209,9 +212,9 @@ def test_broken_training_images_are_skipped_if_that_is_allowed(data, caplog):
     assert [*kept.pairs] == [pair for pair in train.pairs if pair[0] != victim]
     assert (kept.classes, kept.ignore_index, kept.transform, kept.skip_broken) == (train.classes, 255, swap, True)
     [message] = caplog.messages
-    assert message.startswith(f"Skipped 1 unusable files:\n  {victim}: the image cannot be decoded")
+    assert message.startswith(f"Skipped 1 unusable file:\n  {victim} cannot be decoded as an image")
     break_image(val, 0)
-    with pytest.raises(DataError, match="1 problem in 3 pairs"):
+    with pytest.raises(DataError, match="1 problem was found in 3 pairs"):
         training_pairs(train, val)
 
 
@@ -224,7 +227,7 @@ def test_a_training_without_any_usable_image_is_refused(data):
     train.skip_broken = True
     for index in range(3):
         break_image(train, index)
-    with pytest.raises(DataError, match="none of 3 pairs can be used"):
+    with pytest.raises(DataError, match=r"No training pair .* can be used. The number of pairs is 3"):
         training_pairs(train)
 
 
@@ -239,5 +242,5 @@ def test_nothing_is_logged_if_nothing_is_skipped(tmp_path, caplog):
 def test_other_classes_are_refused():
     ours = Classes(("sea", "sky"), ((0, 0, 0), (1, 1, 1)))
     check_same_classes(ours, Classes(ours.names, ((2, 2, 2), (3, 3, 3))))
-    with pytest.raises(ValueError, match="the model's classes are sea, sky; those of the data set are sky, sea"):
+    with pytest.raises(ValueError, match="model has the classes sea, sky, but the data set has the classes sky, sea"):
         check_same_classes(ours, Classes(("sky", "sea"), ours.palette))

@@ -47,9 +47,9 @@ def test_ignored_pixels_have_their_color_beside_256_others():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.tensor([[3]]), r"0\.\.2 or 255 \(ignore_index\), got 3"),
-        (torch.tensor([[-1]]), "got -1"),
-        (torch.tensor([[256]]), "got 256"),
+        (torch.tensor([[3]]), r"the value 3, but 0 to 2 or 255 \(ignore_index\)"),
+        (torch.tensor([[-1]]), "the value -1"),
+        (torch.tensor([[256]]), "the value 256"),
         (torch.zeros(2, 2), "integer labels"),
         (torch.zeros(1, 2, 2, dtype=torch.int64), r"\[H, W\]"),
     ],
@@ -93,7 +93,7 @@ def test_overlay_takes_images_of_other_modes():
 
 
 def test_overlay_refuses_other_sizes_and_opacities():
-    with pytest.raises(ValueError, match="size 3 x 2, got 2 x 2"):
+    with pytest.raises(ValueError, match="have 2 x 2 pixels, but the image has 3 x 2 pixels"):
         overlay(solid((0, 0, 0), (3, 2)), LABELS, PALETTE)
     with pytest.raises(ValueError, match="opacity"):
         overlay(solid((0, 0, 0), (2, 2)), LABELS, PALETTE, 50)
@@ -193,7 +193,7 @@ def test_grid_shrinks_long_titles():
 
 
 def test_grid_refuses_ragged_rows():
-    with pytest.raises(ValueError, match="row 1: expected 2 pictures, one per title, got 1"):
+    with pytest.raises(ValueError, match="pictures in row 1 is 1, but the number of titles is 2"):
         qualitative_grid([[solid((0, 0, 0))] * 2, [solid((0, 0, 0))]], ["Image", "Truth"])
     with pytest.raises(ValueError, match="at least one row"):
         qualitative_grid([], ["Image"])

@@ -88,7 +88,7 @@ def test_a_broken_image_is_refused(kind):
 
 def test_sixteen_bits_per_channel_are_refused_and_not_clipped():
     deep = Image.fromarray(np.full((80, 90), 40_000, np.uint16))
-    with pytest.raises(Refusal, match="expected 8 bits per channel"):
+    with pytest.raises(Refusal, match="but 8 bits per channel are expected"):
         read_upload(encoded(deep), Limits(side=50))
 
 

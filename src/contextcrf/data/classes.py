@@ -1,4 +1,4 @@
-"""The classes of a data set: their names and their colors in pictures of labels."""
+"""The classes of a data set: their names and the colors that pictures of labels use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import write_text
 
-#: The label of unlabeled pixels, which no loss and no metric counts. Masks that store another value are mapped to it.
+#: The label of unlabeled pixels, which losses and metrics ignore. Masks that store another value are mapped to it.
 IGNORE_INDEX = 255
 
 Color = tuple[int, int, int]
@@ -20,15 +20,16 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Classes:
-    """Class names and colors, in the order of the class indices.
+    """The names and colors of the classes, in the order of the class indices.
 
     Args:
         names: K unique names, one for each class.
-        palette: K colors (red, green, blue), each 0..255.
+        palette: K colors (red, green, blue) with values in 0..255, one for each class.
 
     Raises:
-        ValueError: fewer than two classes, more than 255 (a mask has 8 bits, and 255 is the ignore_index), a repeated
-            or empty name, different numbers of names and colors, or a color that is not three integers 0..255.
+        ValueError: If there are fewer than 2 classes, or more than 255 (a mask has 8 bits, and 255 is the
+            ignore_index). Also if a name is empty or repeated, if the numbers of names and colors differ, or if a
+            color is not three integers in 0..255.
 
     Example:
         >>> Classes(("sheep", "boat"), ((255, 255, 255), (0, 0, 255))).names[1]
@@ -39,126 +40,175 @@ class Classes:
     palette: tuple[Color, ...]
 
     def __post_init__(self) -> None:
-        # Lists are accepted and become tuples, so that the object is hashable and cannot change within a model.
+        # Lists become tuples, so that the object is hashable and cannot change within a model.
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "palette", tuple(tuple(color) for color in self.palette))
         if not 2 <= len(self.names) <= IGNORE_INDEX:
-            raise ValueError(f"expected 2 to {IGNORE_INDEX} classes, got {len(self.names)}")
+            raise ValueError(f"The number of classes is {len(self.names)}, but it must be from 2 to {IGNORE_INDEX}.")
         if len(self.names) != len(self.palette):
-            raise ValueError(f"expected one color per class, got {len(self.names)} names, {len(self.palette)} colors")
+            raise ValueError(
+                f"The number of names is {len(self.names)}, but the number of colors is {len(self.palette)}. "
+                "Give one color for each class."
+            )
         for index, name in enumerate(self.names):
             if not isinstance(name, str) or not name:
-                raise ValueError(f"class {index}: expected a name that is a non-empty string, got {name!r}")
+                raise ValueError(f"The name of class {index} is {name!r}, but a non-empty string is expected.")
             if name in self.names[:index]:
-                raise ValueError(f"class {index}: the name {name!r} is also that of class {self.names.index(name)}")
+                raise ValueError(
+                    f"The classes {self.names.index(name)} and {index} have the same name, {name!r}. "
+                    "Give every class a different name."
+                )
         for name, color in zip(self.names, self.palette, strict=True):
             if not _is_color(color):
-                raise ValueError(f"class {name!r}: expected a color of three integers 0..255, got {list(color)}")
+                raise ValueError(
+                    f"The color of class {name!r} is {list(color)}, but three integers from 0 to 255 are expected."
+                )
 
     def __len__(self) -> int:
-        """The number of classes K, without `IGNORE_INDEX`."""
+        """Return the number of classes K, without `IGNORE_INDEX`."""
         return len(self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of lists, for JSON; the inverse of `from_dict`."""
+        """Return the names and colors as a dictionary of lists, which can be stored as JSON.
+
+        Example:
+            >>> Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128))).to_dict()
+            {'names': ['sky', 'sea'], 'palette': [[0, 0, 255], [0, 128, 128]]}
+        """
         return {"names": list(self.names), "palette": [list(color) for color in self.palette]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Classes:
-        """The inverse of `to_dict`.
+        """Build the classes from a dictionary that `to_dict` returned.
+
+        Args:
+            values: a mapping with the keys `names` and `palette`.
 
         Raises:
-            ValueError: a key is missing, or the values are not valid (see the class).
+            ValueError: If a key is missing, or if the names or colors are not valid (see the class).
+
+        Example:
+            >>> Classes.from_dict({"names": ["sky", "sea"], "palette": [[0, 0, 255], [0, 128, 128]]}).names
+            ('sky', 'sea')
         """
         for key in ("names", "palette"):
             if not isinstance(values.get(key), list | tuple):
-                raise ValueError(f"classes: expected a list under the key {key!r}, got {values.get(key)!r}")
+                raise ValueError(f"The classes have {values.get(key)!r} under the key {key!r}, but a list is expected.")
         for color in values["palette"]:
             if not isinstance(color, list | tuple):
-                raise ValueError(f"classes: expected a color of three integers 0..255, got {color!r}")
+                raise ValueError(
+                    f"The palette contains {color!r}, but a color of three integers from 0 to 255 is expected."
+                )
         return cls(tuple(values["names"]), tuple(tuple(color) for color in values["palette"]))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> tuple[Classes, int]:
         """Read a `classes.yaml`.
 
-        The file has two keys: `ignore_index` (the value of unlabeled pixels in the mask files; 255 if absent) and
-        `classes`, a list of `{name, color}` in the order of the class indices. If no class has a color, the colors are
-        those of `voc_palette`.
+        The file has two keys. `ignore_index` is the value of unlabeled pixels in the mask files (default 255).
+        `classes` is a list of `{name, color}` in the order of the class indices. If no class has a color, the colors
+        of `voc_palette` are used.
+
+        Args:
+            path: the file.
 
         Returns:
             The classes and the ignore_index of the mask files.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            DataError: the content differs from this; the message names the file, the key and what was expected.
+            FileNotFoundError: If the file does not exist.
+            DataError: If the content of the file is not valid. The message names the file, the key, the value found
+                and the expected value.
+
+        Example:
+            >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+            >>> classes.to_yaml("classes.yaml", ignore_index=9)
+            >>> Classes.from_yaml("classes.yaml") == (classes, 9)
+            True
         """
         path = Path(path)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: expected a YAML file: {error}") from error
+            raise DataError(f"{path} cannot be read as a YAML file in UTF-8: {error}") from error
         if not isinstance(content, dict):
-            raise DataError(f"{path}: expected the keys 'classes' and 'ignore_index', got {content!r}")
+            raise DataError(
+                f"{path} contains {content!r}, but a mapping with the keys 'classes' and 'ignore_index' is expected."
+            )
         _reject_unknown_keys(content, {"ignore_index", "classes"}, str(path))
 
         ignore_index = content.get("ignore_index", IGNORE_INDEX)
         if not _is_byte(ignore_index):
-            raise DataError(f"{path}: key 'ignore_index': expected an integer 0..255, got {ignore_index!r}")
+            raise DataError(
+                f"{path} has {ignore_index!r} under the key 'ignore_index', but an integer from 0 to 255 is expected."
+            )
         entries = content.get("classes")
         if not isinstance(entries, list) or not entries:
-            raise DataError(f"{path}: key 'classes': expected a list of {{name, color}}, got {entries!r}")
+            raise DataError(
+                f"{path} has {entries!r} under the key 'classes', but a list of {{name, color}} is expected."
+            )
         default = voc_palette(len(entries))
         colored = any(isinstance(entry, dict) and "color" in entry for entry in entries)
         names: list[str] = []
         palette: list[Color] = []
         for index, entry in enumerate(entries):
-            where = f"{path}: key 'classes', entry {index}"
+            where = f"Entry {index} under the key 'classes' of {path}"
             if not isinstance(entry, dict):
-                raise DataError(f"{where}: expected {{name: ..., color: [red, green, blue]}}, got {entry!r}")
+                raise DataError(f"{where} is {entry!r}, but {{name: ..., color: [red, green, blue]}} is expected.")
             _reject_unknown_keys(entry, {"name", "color"}, where)
             # YAML parses an unquoted `yes` or `off` as a boolean, which must not become a class named "True".
             if not isinstance(entry.get("name"), str):
-                raise DataError(f"{where}, key 'name': expected a string (in quotes), got {entry.get('name')!r}")
+                raise DataError(
+                    f"{where} has the name {entry.get('name')!r}, but a string is expected. Put the name in quotes."
+                )
             color: Any = entry.get("color") if colored else default[index]
             if not _is_color(color):
-                raise DataError(f"{where}, key 'color': expected three integers 0..255, got {color!r}")
+                raise DataError(f"{where} has the color {color!r}, but three integers from 0 to 255 are expected.")
             names.append(entry["name"])
             palette.append(tuple(color))
         try:
             return cls(tuple(names), tuple(palette)), ignore_index
         except ValueError as error:
-            raise DataError(f"{path}: key 'classes': {error}") from error
+            raise DataError(f"{path} has no valid classes under the key 'classes'. {error}") from error
 
     def to_yaml(self, path: str | Path, ignore_index: int = IGNORE_INDEX) -> None:
-        """Write a `classes.yaml`; the inverse of `from_yaml`.
+        """Write a `classes.yaml`, which `from_yaml` reads.
 
         Args:
-            path: the file, replaced if it exists.
+            path: the file. An existing file is replaced.
             ignore_index: the value of unlabeled pixels in the mask files.
+
+        Example:
+            >>> from pathlib import Path
+            >>> Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128))).to_yaml("classes.yaml")
+            >>> print(Path("classes.yaml").read_text().splitlines()[0])
+            ignore_index: 255
         """
         entries = [{"name": name, "color": list(color)} for name, color in zip(self.names, self.palette, strict=True)]
         content = {"ignore_index": ignore_index, "classes": entries}
-        # The default flow style applies to the innermost lists only: a line per name, a line per color.
+        # With this flow style, every name and every color has its own line.
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True)
         write_text(Path(path), text)
 
 
 def voc_palette(n: int) -> tuple[Color, ...]:
-    """The first `n` colors (at most 256) of the PASCAL VOC color map; color 0 is black.
+    """Return the first `n` colors of the PASCAL VOC color map. Color 0 is black.
 
-    The bits of the index are assigned to red, green and blue in turn, and the lowest bits of the index become the
-    highest bits of the color, so that neighboring indices have very different colors.
+    The bits of the index are assigned to red, green and blue in turn. The lowest bits of the index become the highest
+    bits of the color, so that neighboring indices have very different colors.
+
+    Args:
+        n: the number of colors, from 0 to 256.
 
     Raises:
-        ValueError: `n` is not in 0..256.
+        ValueError: If `n` is not in 0..256.
 
     Example:
         >>> voc_palette(3)
         ((0, 0, 0), (128, 0, 0), (0, 128, 0))
     """
     if not 0 <= n <= 256:
-        raise ValueError(f"expected 0 to 256 colors, got {n}")
+        raise ValueError(f"The number of colors is {n}, but it must be from 0 to 256.")
     return tuple(_voc_color(index) for index in range(n))
 
 
@@ -183,4 +233,6 @@ def _is_color(value: object) -> bool:
 def _reject_unknown_keys(values: Mapping[Any, Any], known: set[str], where: str) -> None:
     unknown = sorted(str(key) for key in values if key not in known)
     if unknown:
-        raise DataError(f"{where}: unknown key {unknown[0]!r}, expected {' and '.join(sorted(known))}")
+        raise DataError(
+            f"{where} has the unknown key {unknown[0]!r}. The known keys are {' and '.join(sorted(known))}."
+        )

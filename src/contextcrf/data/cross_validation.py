@@ -1,4 +1,4 @@
-"""Cross-validation: a data set of links to the files of another one, with a training and a test split for each fold."""
+"""Cross-validation: a data set with a training split and a test split for each fold."""
 
 import logging
 import shutil
@@ -19,45 +19,58 @@ def make_folds(data: str | Path, out: str | Path, folds: int, splits: Sequence[s
     """Divide the images of some splits into folds of equal size.
 
     The images are sorted by name and assigned to the folds in turn, so that series of similar images are spread over
-    all folds. This suits independent photographs. It does not suit video: neighboring frames would be in training and
-    in test.
+    all folds. This is suitable for independent images. It is not suitable for video, because neighboring frames would
+    be in the training split and in the test split.
 
-    The result in `out` is a folder data set: `classes.yaml`; `images/` and `masks/` with symbolic links to the files,
-    or with copies where links cannot be made (Windows without that privilege); in `splits/`, for each fold k,
-    `fold<k>-test.txt` (its images) and `fold<k>-train.txt` (all others).
+    The result in `out` is a data set with `classes.yaml`, `images/`, `masks/` and `splits/`. The images and masks are
+    symbolic links, or copies if the system does not allow links (as on Windows without that privilege). For each fold
+    k, `splits/fold<k>-test.txt` lists the images of the fold, and `splits/fold<k>-train.txt` lists all others.
 
     Args:
         data: the folder of the data set, in any known layout.
-        out: a new or empty folder; it is written completely or not at all.
-        folds: the number of folds, 2 or more.
-        splits: the splits whose images take part. Images to be kept for a final test belong to none of them.
+        out: a new or empty folder. If an error occurs, nothing is written.
+        folds: the number of folds, at least 2.
+        splits: the splits whose images are used. Leave out the split of a final test.
 
     Returns:
-        `out`.
+        The folder `out`.
 
     Raises:
-        ValueError: fewer than two folds.
-        DataError: two images have one name, or there are fewer images than folds.
-        FileExistsError: `out` is not empty.
+        ValueError: If there are fewer than 2 folds.
+        DataError: If two images have the same name, or if there are fewer images than folds.
+        FileExistsError: If `out` is not empty.
+
+    Example:
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> scenes = write_scenes("scenes", train=3, val=1, height=64, width=96)
+        >>> folder = make_folds(scenes, "folds", folds=2)
+        >>> len(open_dataset(folder, "fold0-train")), len(open_dataset(folder, "fold0-test"))
+        (2, 2)
     """
     out = Path(out)
     if folds < 2:
-        raise ValueError(f"{folds} folds: expected two or more")
+        raise ValueError(f"The number of folds is {folds}, but at least 2 are expected.")
     if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: choose a new folder")
+        raise FileExistsError(f"The folder {out} is not empty. Choose a new folder.")
     parts = [open_dataset(data, split) for split in splits]
     pairs = sorted((pair for part in parts for pair in part.pairs), key=lambda pair: pair[0].stem)
     repeated = [stem for stem, times in Counter(image.stem for image, _ in pairs).items() if times > 1]
     if repeated:
-        raise DataError(f"{data}: {repeated[0]} occurs twice in {', '.join(splits)}; expected every image once")
+        raise DataError(
+            f"The image {repeated[0]} occurs more than once in the splits {', '.join(splits)} of {data}, but every "
+            "image must occur once."
+        )
     if len(pairs) < folds:
-        raise DataError(f"{data}: {len(pairs)} images for {folds} folds; expected at least one image per fold")
+        raise DataError(
+            f"The number of images in {data} is {len(pairs)}, but {folds} folds need at least {folds} images. "
+            "Choose fewer folds."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
         complete = Path(partial, out.name)
         _write(complete, pairs, folds, parts[0])
         if out.exists():
-            out.rmdir()  # Windows does not rename to an existing folder, not even to an empty one.
+            out.rmdir()  # Windows cannot rename a folder to an existing one, even if that is empty.
         complete.rename(out)
     return out
 
@@ -70,7 +83,9 @@ def _write(out: Path, pairs: Sequence[tuple[Path, Path]], folds: int, data: Segm
         copied += _link_or_copy(image.resolve(), out / "images" / image.name)
         copied += _link_or_copy(mask.resolve(), out / "masks" / f"{image.stem}.png")
     if copied:
-        logger.warning("%d files were copied, since this system does not allow symbolic links to them.", copied)
+        logger.warning(
+            "Copied %d file%s, because this system does not allow symbolic links.", copied, "s" if copied > 1 else ""
+        )
     data.classes.to_yaml(out / "classes.yaml", data.ignore_index)
     stems = [image.stem for image, _ in pairs]
     for fold in range(folds):
@@ -81,7 +96,7 @@ def _write(out: Path, pairs: Sequence[tuple[Path, Path]], folds: int, data: Segm
 
 
 def _link_or_copy(source: Path, target: Path) -> bool:
-    """Link to a file, or copy it where links cannot be made; whether it was copied."""
+    """Link to a file, or copy it if the system does not allow links. Return whether it was copied."""
     try:
         target.symlink_to(source)
     except OSError:

@@ -1,4 +1,4 @@
-"""`SegmentationDataset`: pairs of an image file and a mask file."""
+"""The class `SegmentationDataset`: pairs of an image file and a mask file."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,25 +17,27 @@ Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], Sample]
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Images with their label masks.
+    """Images with their masks.
 
-    An item is `(image, mask)`: uint8 RGB [3, H, W] and int64 [H, W], in which unlabeled pixels are `IGNORE_INDEX`
-    (255). The key of an item is an index, or a pair `(index, seed)`. With a seed, the random numbers of the transform
-    depend on that seed alone, neither on the worker process nor on earlier items, so that a resumed training loads
-    exactly the same samples.
+    An item is a pair `(image, mask)`. The image is uint8 RGB [3, H, W]. The mask is int64 [H, W], and its unlabeled
+    pixels have the value `IGNORE_INDEX` (255).
 
-    A data set can be pickled, and its copies in the worker processes of a `DataLoader` share `broken`.
+    The key of an item is an index, or a pair `(index, seed)`. With a seed, the random numbers of the transform depend
+    on that seed only, and not on the worker process or on earlier items. A resumed training therefore loads exactly
+    the same samples.
+
+    A data set can be pickled. Its copies in the worker processes of a `DataLoader` share `broken`.
 
     Args:
-        pairs: paths of an image and of its mask.
+        pairs: the path of the image and the path of the mask for each sample.
         classes: the classes of the masks.
         ignore_index: the value of unlabeled pixels in the mask files.
         transform: a joint transform of image and mask.
-        skip_broken: replace a pair whose files cannot be read by the next one and list it in `broken`, instead of
-            raising a DataError.
+        skip_broken: if a file of a pair cannot be read, return the next pair and list the image in `broken`. Without
+            this option, a DataError is raised.
 
     Raises:
-        DataError: (by access to an item) a file cannot be read; the message begins with its path.
+        DataError: On access to an item, if a file cannot be read. The message begins with the path of the file.
 
     Example:
         >>> import tempfile
@@ -60,12 +62,12 @@ class SegmentationDataset(Dataset[Sample]):
         self.ignore_index = ignore_index
         self.transform = transform
         self.skip_broken = skip_broken
-        # In shared memory, so that worker processes can write to it.
+        # Worker processes write to this tensor, so it is in shared memory.
         self._broken = torch.zeros(len(self.pairs), dtype=torch.bool).share_memory_()
 
     @property
     def broken(self) -> list[Path]:
-        """The images of the pairs that could not be read so far and were skipped."""
+        """The images of the pairs that were skipped so far, because a file could not be read."""
         return [self.pairs[i][0] for i in self._broken.nonzero()[:, 0].tolist()]
 
     def __len__(self) -> int:
@@ -83,9 +85,10 @@ class SegmentationDataset(Dataset[Sample]):
             return self.transform(image, mask)
 
     def _readable_sample(self, index: int) -> Sample:
-        """The pair `index`, or the next readable one where broken files are skipped."""
+        """Return the sample `index`, or the next readable sample if broken files are skipped."""
         if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")  # IndexError ends a loop over the samples.
+            # An IndexError ends a loop over the samples.
+            raise IndexError(f"The index {index} is out of range for a data set of length {len(self)}.")
         for candidate in range(index, index + len(self)):
             try:
                 return self.sample(candidate % len(self))
@@ -93,28 +96,37 @@ class SegmentationDataset(Dataset[Sample]):
                 if not self.skip_broken:
                     raise
                 self._broken[candidate % len(self)] = True
-        raise DataError(f"{self.pairs[0][0]} and all others: none of {len(self)} images can be read")
+        raise DataError(
+            f"No pair of image and mask can be read. The number of pairs is {len(self)}, and the first image is "
+            f"{self.pairs[0][0]}. Check the paths and the files."
+        )
 
     def sample(self, index: int) -> Sample:
         """Read the image and the mask of a pair, without the transform.
 
+        Args:
+            index: the position of the pair.
+
+        Returns:
+            The image, uint8 [3, H, W], and the mask, int64 [H, W].
+
         Raises:
-            DataError: a file cannot be read.
+            DataError: If a file cannot be read.
         """
         image, mask = self.pairs[index]
         return tv_tensors.Image(read_image(image)), tv_tensors.Mask(read_mask(mask, self.ignore_index))
 
     def spread(self, count: int) -> "SegmentationDataset":
-        """At most `count` of the pairs, at equal distances in the order of the data set."""
+        """Return a data set of at most `count` pairs, which are evenly spaced in the order of this data set."""
         total = len(self.pairs)
         chosen = range(total) if count >= total else [i * total // count for i in range(count)]
         return SegmentationDataset([self.pairs[i] for i in chosen], self.classes, self.ignore_index, self.transform)
 
     def names(self, root: Path) -> list[str]:
-        """The paths of the images relative to a folder, with forward slashes."""
+        """Return the paths of the images relative to the folder `root`, with forward slashes."""
         return [Path(os.path.relpath(image, root)).as_posix() for image, _ in self.pairs]
 
     def without_transform(self) -> Iterator[Sample]:
-        """Iterate over all images and masks in order, without the transform."""
+        """Yield all images and masks in order, without the transform."""
         for index in range(len(self)):
             yield self.sample(index)

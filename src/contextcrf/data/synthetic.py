@@ -1,20 +1,20 @@
-"""Context scenes: synthetic landscapes in which some classes look alike and only their context distinguishes them.
+"""Context scenes: synthetic landscapes in which some classes look the same and differ only in their context.
 
-Two pairs of classes share one local appearance (color and texture are draws from the same distribution):
+Two pairs of classes have the same local appearance, because their color and texture have the same distribution:
 
-* *sheep* and *boat*: a white woolly disc in the middle of a patch of sand. It is a sheep where the sand lies in grass
-  and a boat where the sand lies in water: what is *around* decides.
-* *wall* and *trunk*: a block of brown planks with sky to its sides. It is a wall under a red roof and a trunk under a
-  green canopy: what is *above* decides.
+* *sheep* and *boat*: a white woolly disc in the middle of a patch of sand. If the sand is surrounded by grass, the disc
+  is a sheep. If the sand is surrounded by water, the disc is a boat. The relation *surrounding* distinguishes them.
+* *wall* and *trunk*: a block of brown planks with sky at its sides. A block under a red roof is a wall, and a block
+  under a green canopy is a trunk. The relation *above* distinguishes them.
 
-A classifier with a receptive field of 24 px can only guess inside these objects. The deciding context is within the
-boxes of the relations *surrounding* and *above* on a feature map of stride 8, so a CRF with contextual pairwise
-potentials can label them. Each object belongs to either class of its pair with probability 1/2, independently of
-everything else in the scene.
+A classifier with a receptive field of 24 pixels can only guess inside these objects. The boxes of the relations
+*surrounding* and *above* contain the decisive context on a feature map of stride 8. A CRF with contextual pairwise
+potentials can therefore label the objects. Each object belongs to either class of its pair with probability 1/2,
+independently of the rest of the scene.
 
-At the default height of 160 px a disc is 26 px wide, the sand extends to about 26 px from the center of the disc, and a
-wall is about 30 px wide and 34 px high. The boxes extend 32 px to all sides and 48 px upwards. All lengths are
-proportional to the height.
+At the default height of 160 pixels, a disc is 26 pixels wide, and the sand extends to about 26 pixels from the center
+of the disc. A wall is about 30 pixels wide and 34 pixels high. The boxes extend 32 pixels to all sides and 48 pixels
+upwards. All lengths are proportional to the height.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from contextcrf.utils.progress import track
 Split = Literal["train", "val"]
 Floats = npt.NDArray[np.float32]
 
+#: The ten classes of the scenes.
 CLASSES = Classes(
     names=("sky", "grass", "water", "sand", "roof", "canopy", "sheep", "boat", "wall", "trunk"),
     palette=(
@@ -54,7 +55,7 @@ CLASSES = Classes(
 )
 SKY, GRASS, WATER, SAND, ROOF, CANOPY, SHEEP, BOAT, WALL, TRUNK = range(len(CLASSES))
 
-# Color of each class at ambiguity 0. With growing ambiguity, both colors of a pair approach that of _PAIR_COLORS.
+# The color of each class at ambiguity 0. At ambiguity 1, both classes of a pair have their color in _PAIR_COLORS.
 _COLORS: dict[int, Color] = {
     SKY: (148, 198, 236),
     GRASS: (124, 180, 82),
@@ -71,23 +72,25 @@ _PAIR_COLORS: dict[tuple[int, int], Color] = {(SHEEP, BOAT): (240, 236, 228), (W
 
 
 class ContextScenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
-    """Scenes that are drawn on demand; item i depends on (seed, split, i) and the arguments only.
+    """A data set of scenes that are drawn on access. Item i depends only on i and the arguments.
 
-    An item is `(image, mask)`: uint8 RGB [3, H, W] and int64 [H, W]. All pixels are labeled.
+    An item is a pair `(image, mask)`. The image is uint8 RGB [3, H, W], and the mask is int64 [H, W]. All pixels are
+    labeled.
 
     Args:
         size: the number of scenes.
-        split: "train" or "val", which use independent random streams.
-        height: in pixels, at least 64.
-        width: in pixels, at least `height`.
-        seed: 0 or more; different seeds give different scenes.
-        ambiguity: 1 draws the two classes of a pair in one color, 0 in two distinct colors, linear in between.
+        split: "train" or "val". The two splits use independent random numbers.
+        height: the height of the scenes in pixels, at least 64.
+        width: the width of the scenes in pixels, at least `height`.
+        seed: the seed of the random numbers, 0 or more.
+        ambiguity: how similar the colors of the two classes of a pair are. 1 draws both classes in the same color, 0
+            in two distinct colors, and values in between interpolate linearly.
 
     Attributes:
-        classes: names and palette.
+        classes: the names and colors of the classes, `CLASSES`.
 
     Raises:
-        ValueError: an argument is outside of its range.
+        ValueError: If an argument is outside its range.
 
     Example:
         >>> image, mask = ContextScenes(size=1)[0]
@@ -107,13 +110,13 @@ class ContextScenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         ambiguity: float = 1.0,
     ) -> None:
         if size < 0 or seed < 0:
-            raise ValueError(f"expected a size and a seed of 0 or more, got size {size}, seed {seed}")
+            raise ValueError(f"The size is {size} and the seed is {seed}, but both are expected to be 0 or more.")
         if split not in get_args(Split):
-            raise ValueError(f"expected split 'train' or 'val', got {split!r}")
+            raise ValueError(f"The split is {split!r}, but 'train' or 'val' is expected.")
         if not 64 <= height <= width:
-            raise ValueError(f"expected 64 <= height <= width, got {height} x {width}")
+            raise ValueError(f"The height is {height} and the width is {width}, but 64 <= height <= width is expected.")
         if not 0 <= ambiguity <= 1:
-            raise ValueError(f"expected an ambiguity of 0 to 1, got {ambiguity}")
+            raise ValueError(f"The ambiguity is {ambiguity}, but a value from 0 to 1 is expected.")
         self.size = size
         self.split: Split = split
         self.height = height
@@ -130,13 +133,19 @@ class ContextScenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         return tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous()), tv_tensors.Mask(mask)
 
     def render(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Scene `index` as arrays: image [H, W, 3] and labels [H, W].
+        """Draw the scene `index` as uint8 arrays.
+
+        Args:
+            index: the number of the scene.
+
+        Returns:
+            The image [H, W, 3] and the labels [H, W].
 
         Raises:
-            IndexError: `index` is not in 0..size-1.
+            IndexError: If `index` is not in 0..size-1.
         """
         if not 0 <= index < self.size:
-            raise IndexError(f"scene {index} of {self.size}")
+            raise IndexError(f"The index {index} is out of range for a data set of length {self.size}.")
         rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
         return _draw_scene(_Canvas(rng, self.height, self.width, self.ambiguity))
 
@@ -150,23 +159,32 @@ def write_scenes(
     seed: int = 0,
     ambiguity: float = 1.0,
 ) -> Path:
-    """Write scenes as a folder data set, as an example of the layout and of the commands that read it.
+    """Write context scenes as a data set that `open_dataset` and the commands can read.
 
-    The folder `root` contains `images/<stem>.png`, `masks/<stem>.png` (class indices with a palette),
-    `splits/train.txt` and `splits/val.txt` (one stem per line) and `classes.yaml`. Existing files of these names are
-    replaced.
+    The folder contains `images/<stem>.png`, `masks/<stem>.png` (class indices with a palette), `splits/train.txt` and
+    `splits/val.txt` (one stem per line) and `classes.yaml`. Existing files with these names are replaced.
 
     Args:
-        root: the folder.
+        root: the folder, which is created if necessary.
         train: the number of scenes in the split train.
         val: the number of scenes in the split val.
-        height: as for `ContextScenes`.
-        width: as for `ContextScenes`.
-        seed: as for `ContextScenes`.
-        ambiguity: as for `ContextScenes`.
+        height: the height of the scenes in pixels, at least 64.
+        width: the width of the scenes in pixels, at least `height`.
+        seed: the seed of the random numbers, 0 or more.
+        ambiguity: how similar the colors of the two classes of a pair are, from 0 to 1 (see `ContextScenes`).
 
     Returns:
-        `root`.
+        The folder `root`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> root = write_scenes("scenes", train=2, val=1, height=64, width=96)
+        >>> sorted(path.name for path in root.iterdir())
+        ['classes.yaml', 'images', 'masks', 'splits']
+        >>> (root / "splits" / "train.txt").read_text().split()
+        ['train_0000', 'train_0001']
     """
     root = Path(root)
     CLASSES.to_yaml(root / "classes.yaml")
@@ -174,7 +192,7 @@ def write_scenes(
     for split, size in sizes.items():
         scenes = ContextScenes(size, split, height, width, seed, ambiguity)
         stems = [f"{split}_{index:04d}" for index in range(size)]
-        for index, stem in track(list(enumerate(stems)), f"Drawing scenes, {split}"):
+        for index, stem in track(list(enumerate(stems)), f"Drawing the scenes of the split {split}"):
             image, labels = scenes.render(index)
             with atomic_write(root / "images" / f"{stem}.png") as partial:
                 Image.fromarray(image).save(partial)
@@ -187,7 +205,7 @@ def write_scenes(
 
 
 class _Window:
-    """A rectangle of the canvas: its coordinates in px and its noise, all [h, w]."""
+    """A rectangle of the canvas, with its coordinates in pixels and its noise, [h, w] each."""
 
     def __init__(self, canvas: _Canvas, top: float, bottom: float, left: float, right: float) -> None:
         self.slices = (
@@ -202,14 +220,14 @@ class _Window:
 
 
 class _Canvas:
-    """An image and its labels under construction. `unit` is the length of one px in a scene 160 px high."""
+    """An image and its labels while they are drawn. `unit` is the length of one pixel in a scene 160 pixels high."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int, ambiguity: float) -> None:
         self.rng, self.height, self.width = rng, height, width
         self.unit = height / 160
         self.image: Floats = np.zeros((3, height, width), np.float32)
         self.labels = np.zeros((height, width), np.uint8)
-        # All materials are textured with the same three noise maps of standard deviation about 1, at three grain sizes.
+        # All materials use the same three noise maps, which have three grain sizes and a standard deviation of about 1.
         self.fine: Floats = rng.standard_normal((height, width), dtype=np.float32)
         self.soft = self.smooth_noise(3, 3)
         self.broad = self.smooth_noise(16, 16)
@@ -219,12 +237,13 @@ class _Canvas:
                 self.colors[label] += np.float32(ambiguity) * (_color(color) - self.colors[label])
 
     def smooth_noise(self, high: float, wide: float) -> Floats:
-        """[H, W] noise whose grains are about `high` x `wide` units."""
+        """Return noise [H, W] with grains of about `high` x `wide` units."""
         rows, columns = int(self.height / (high * self.unit)) + 2, int(self.width / (wide * self.unit)) + 2
         coarse = Image.fromarray(self.rng.standard_normal((rows, columns), dtype=np.float32))
         return np.asarray(coarse.resize((self.width, self.height), Image.Resampling.BICUBIC))
 
     def window(self, top: float, bottom: float, left: float, right: float) -> _Window:
+        """Return a rectangle of the canvas."""
         return _Window(self, top, bottom, left, right)
 
     def paint(self, label: int, window: _Window, depth: Floats, shade: Floats) -> None:
@@ -232,9 +251,10 @@ class _Canvas:
 
         Args:
             label: the class of the material.
-            window: the pixels that are considered.
-            depth: [h, w] distance to the boundary in px, positive inside; boundary pixels are blended proportionally.
-            shade: [h, w] or [3, h, w], added to the color of the class.
+            window: the rectangle of the canvas.
+            depth: the distance to the boundary in pixels [h, w], positive inside. Boundary pixels are blended in
+                proportion.
+            shade: the offset from the color of the class, [h, w] or [3, h, w].
         """
         cover = np.clip(depth + np.float32(0.5), 0, 1)
         image = self.image[:, *window.slices]
@@ -271,14 +291,14 @@ def _draw_sand(canvas: _Canvas, horizon: float) -> None:
 
 
 def _draw_fields(canvas: _Canvas, shore: float) -> None:
-    """Fields of grass and water side by side below the shore line, with an islet and its disc in each."""
+    """Draw fields of grass and water side by side below the shore line, with an islet and its disc in each field."""
     rng, unit = canvas.rng, canvas.unit
     count = max(1, round(canvas.width / (78 * unit)))
     pitch = canvas.width / count
     line = _wave(canvas, np.arange(canvas.width, dtype=np.float32)[None, :], height=1.5, length=60)
     kinds = rng.integers(0, 2, count)
     for index, kind in enumerate(kinds):
-        # Each field covers everything to the right of its left edge, and the next field is painted over it.
+        # Each field covers everything to the right of its left edge. The next field is then painted over it.
         window = canvas.window(shore - 4 * unit, canvas.height, index * pitch - 6 * unit, canvas.width)
         depth = window.y - np.float32(shore) + line[:, window.slices[1]]
         if index:
@@ -295,24 +315,24 @@ def _draw_fields(canvas: _Canvas, shore: float) -> None:
 
 
 def _draw_disc(canvas: _Canvas, label: int, y: float, x: float) -> None:
-    """An islet of sand with a white disc in its center; the sand is wider than a small receptive field."""
+    """Draw an islet of sand with a white disc in its center. The sand is wider than a small receptive field."""
     unit = canvas.unit
     radius = canvas.rng.uniform(12.5, 14) * unit
     reach = radius + 13 * unit
     phase = np.float32(canvas.rng.uniform(0, 2 * np.pi))
     window = canvas.window(y - reach - 3 * unit, y + reach + 3 * unit, x - reach - 3 * unit, x + reach + 3 * unit)
     dy, dx = window.y - np.float32(y), window.x - np.float32(x)
-    # A superellipse, closer to a square than a circle is, since receptive fields are square.
+    # Receptive fields are square, so the islet is a superellipse, which is closer to a square than a circle.
     islet = (dy**4 + dx**4) ** np.float32(0.25) + np.float32(unit) * np.sin(3 * np.arctan2(dy, dx) + phase)
     canvas.paint(SAND, window, np.float32(reach) - islet, _sand_shade(window))
     depth = np.float32(radius) - np.hypot(dy, dx)
-    # Light from the upper left, darker towards the boundary, as on a ball of wool.
+    # The disc is lit from the upper left and darker towards the boundary, like a ball of wool.
     ball = -7 * (dx + dy) / np.float32(radius) - 8 * (1 - np.clip(depth / np.float32(radius), 0, 1)) ** 2
     canvas.paint(label, window, depth, ball + 8 * window.soft + 3 * window.fine)
 
 
 def _draw_buildings(canvas: _Canvas, horizon: float) -> None:
-    """Houses and trees side by side on the horizon."""
+    """Draw houses and trees side by side on the horizon."""
     rng, unit = canvas.rng, canvas.unit
     count = max(1, round(canvas.width / (60 * unit)))
     pitch = canvas.width / count
@@ -341,7 +361,7 @@ def _draw_roof(canvas: _Canvas, eaves: float, x: float, half: float) -> None:
     high, wide = canvas.rng.uniform(20, 25) * unit, half + canvas.rng.uniform(5, 8) * unit
     window = canvas.window(eaves - high, eaves + unit, x - wide, x + wide)
     rise = np.float32(eaves) - window.y
-    # A hipped roof whose ridge is 0.4 times as long as its eaves; its area is about that of a canopy.
+    # The ridge of the hipped roof is 0.4 times as long as its eaves, so that roof and canopy have similar areas.
     lean = np.float32(0.6 * wide / high)
     side = (np.float32(wide) - np.abs(window.x - np.float32(x)) - lean * rise) / np.hypot(1, lean)
     depth = np.minimum(side, np.minimum(rise, np.float32(high) - rise))
@@ -358,7 +378,7 @@ def _draw_canopy(canvas: _Canvas, bottom: float, x: float, half: float) -> None:
     phase = np.float32(canvas.rng.uniform(0, 2 * np.pi))
     leaves = np.float32(0.06) * np.sin(9 * np.arctan2(dy, dx) + phase)
     depth = (np.float32(0.94) - np.hypot(dy, dx) + leaves) * tall
-    # The lower side is flat, so that a canopy ends where a roof does.
+    # The lower side is flat, so that a canopy ends at the same height as a roof.
     depth = np.minimum(depth, np.float32(bottom) - window.y)
     canvas.paint(CANOPY, window, depth, -12 * (dx + dy) + 12 * window.soft + 5 * window.fine)
 
@@ -377,7 +397,7 @@ def _water_shade(canvas: _Canvas, window: _Window) -> Floats:
 
 
 def _wave(canvas: _Canvas, along: Floats, height: float, length: float) -> Floats:
-    """A sine curve with a random phase; `height` and `length` in units, `along` in px."""
+    """Return a sine curve with a random phase. `height` and `length` are in units, `along` is in pixels."""
     phase = canvas.rng.uniform(0, 2 * np.pi)
     turns = along * np.float32(2 * np.pi / (length * canvas.unit)) + np.float32(phase)
     return np.float32(height * canvas.unit) * np.sin(turns)

@@ -12,28 +12,32 @@ from contextcrf.data.dataset import Transform
 
 
 class RandomScale(v2.Transform):
-    """Resize the image (bilinear) and the mask (nearest) by one factor, log-uniform in [low, high].
+    """A transform that resizes the image (bilinear) and the mask (nearest) by the same random factor.
+
+    The factor is log-uniform in [low, high].
 
     Args:
-        low: the smallest factor, > 0.
+        low: the smallest factor, greater than 0.
         high: the largest factor.
 
     Raises:
-        ValueError: the range is empty or not positive.
+        ValueError: If `low` is not positive or is greater than `high`.
     """
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         if not 0 < low <= high:
-            raise ValueError(f"scale range ({low}, {high}): expected 0 < low <= high")
+            raise ValueError(f"The scale range is ({low}, {high}), but 0 < low <= high is expected.")
         self.low, self.high = low, high
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the factor and return the new size. torchvision calls this method."""
         height, width = v2.query_size(flat_inputs)
         factor = self.low * (self.high / self.low) ** torch.rand(()).item()
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize an image or a mask. torchvision calls this method."""
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
 
 
@@ -43,18 +47,21 @@ def training_transform(
     color: float = 0.0,
     flip: bool = True,
 ) -> Transform:
-    """Random scale, crop, horizontal flip and color jitter.
+    """Return a transform with random scale, crop, horizontal flip and color jitter.
 
     Args:
-        crop: height and width of the result in pixels. Where a scaled image is smaller, it is padded with gray and its
-            mask with `IGNORE_INDEX`.
-        scale: range of the random scale factor.
-        color: strength of the jitter of brightness, contrast and saturation; that of the hue is a tenth of it. 0 is
-            none.
-        flip: flip with probability 1/2.
+        crop: the height and width of the result in pixels. If a scaled image is smaller, it is padded with gray, and
+            its mask is padded with `IGNORE_INDEX`.
+        scale: the range of the random scale factor.
+        color: the strength of the jitter of brightness, contrast and saturation. The strength of the hue jitter is a
+            tenth of it. 0 switches the jitter off.
+        flip: flip the image with probability 1/2.
 
     Returns:
-        A transform that can be pickled.
+        A joint transform of image and mask, which can be pickled.
+
+    Raises:
+        ValueError: If the smallest scale is not positive or is greater than the largest scale.
 
     Example:
         >>> image, mask = torch.zeros(3, 50, 60, dtype=torch.uint8), torch.zeros(50, 60, dtype=torch.int64)

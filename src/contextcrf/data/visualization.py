@@ -1,6 +1,6 @@
 """Pictures of labels: color maps, label PNGs, overlays and grids of examples.
 
-Labels are class indices [H, W] in a tensor or in an array of integers. Pixels of the label 255 (`IGNORE_INDEX`) are
+Labels are class indices [H, W] in a tensor or an array of integers. Pixels with the label 255 (`IGNORE_INDEX`) are
 drawn in `IGNORED_COLOR`.
 """
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 Labels = torch.Tensor | npt.NDArray[np.integer]
 
-# As in PASCAL VOC's pictures. Black is the color of a class in many palettes.
+# The color in PASCAL VOC's masks. Black would be confused with a class, since many palettes contain it.
 IGNORED_COLOR: Color = (224, 224, 192)
 
-# The palette of Okabe and Ito, which is suitable for color-blind readers, with black last.
+# The palette of Okabe and Ito, with black last. It is suitable for color-blind readers.
 SERIES_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
-_GAP = 6  # px between the pictures of a grid
-_DPI = 64  # A power of two, so that sizes in inches times this are exactly sizes in pixels.
+_GAP = 6  # pixels between the pictures of a grid
+_DPI = 64  # A power of two, so that sizes in inches are converted exactly to sizes in pixels.
 
 
 def colorize(labels: Labels, palette: Sequence[Color]) -> Image.Image:
-    """Draw labels [H, W] as an RGB image of W x H px.
+    """Draw labels [H, W] as an RGB image of W x H pixels.
 
     Args:
-        labels: class indices; `IGNORE_INDEX` is drawn in `IGNORED_COLOR`.
-        palette: (red, green, blue) of each class, 0..255.
+        labels: class indices [H, W]. `IGNORE_INDEX` is drawn in `IGNORED_COLOR`.
+        palette: the color (red, green, blue) of each class, with values in 0..255.
 
     Raises:
-        ValueError: the labels are not integers [H, W], or not 0..len(palette)-1 or 255.
+        ValueError: If the labels are not integers [H, W], or if a label is not in 0..len(palette)-1 and not 255.
 
     Example:
         >>> colorize(torch.tensor([[0, 1, 255]]), [(200, 0, 0), (0, 200, 0)]).getpixel((1, 0))
@@ -52,16 +52,22 @@ def colorize(labels: Labels, palette: Sequence[Color]) -> Image.Image:
 
 
 def index_png(labels: Labels, palette: Sequence[Color]) -> Image.Image:
-    """Convert labels [H, W] to a palette image (mode P): its values are the labels, and viewers show the colors.
+    """Convert labels [H, W] to a palette image (mode P) of W x H pixels.
 
-    The inverse is `numpy.asarray(image)`.
+    The values of the image are the labels, and image viewers show the colors. `numpy.asarray(image)` returns the
+    labels.
 
     Args:
-        labels: as for `colorize`.
-        palette: as for `colorize`.
+        labels: class indices [H, W]. `IGNORE_INDEX` is shown in `IGNORED_COLOR`.
+        palette: the color (red, green, blue) of each class, with values in 0..255.
 
     Raises:
-        ValueError: as for `colorize`.
+        ValueError: If the labels are not integers [H, W], or if a label is not in 0..len(palette)-1 and not 255.
+
+    Example:
+        >>> image = index_png(torch.tensor([[0, 1, 255]]), [(200, 0, 0), (0, 200, 0)])
+        >>> np.asarray(image).tolist(), image.convert("RGB").getpixel((1, 0))
+        ([[0, 1, 255]], (0, 200, 0))
     """
     image = Image.fromarray(_indices(labels, palette))
     image.putpalette(_color_table(palette).tobytes())
@@ -69,28 +75,36 @@ def index_png(labels: Labels, palette: Sequence[Color]) -> Image.Image:
 
 
 def overlay(image: Image.Image, labels: Labels, palette: Sequence[Color], opacity: float = 0.5) -> Image.Image:
-    """Blend an image of W x H px with the colors of its labels [H, W]. Ignored pixels keep the colors of the image.
+    """Blend an image of W x H pixels with the colors of its labels [H, W]. Ignored pixels are not changed.
 
     Args:
         image: the image.
-        labels: as for `colorize`.
-        palette: as for `colorize`.
-        opacity: 0 shows the image only, 1 the colors only.
+        labels: class indices [H, W].
+        palette: the color (red, green, blue) of each class, with values in 0..255.
+        opacity: the opacity of the colors. 0 shows only the image, 1 only the colors.
 
     Raises:
-        ValueError: the sizes differ, the opacity is not in 0..1, or as for `colorize`.
+        ValueError: If the image and the labels have different sizes, or if the opacity is not in 0..1. Also if the
+            labels are not integers [H, W], or if a label is not in 0..len(palette)-1 and not 255.
+
+    Example:
+        >>> gray = Image.new("RGB", (2, 1), (100, 100, 100))
+        >>> overlay(gray, torch.tensor([[0, 255]]), [(200, 0, 0)]).getpixel((0, 0))
+        (150, 50, 50)
     """
     if not 0 <= opacity <= 1:
-        raise ValueError(f"expected an opacity of 0 to 1, got {opacity}")
+        raise ValueError(f"The opacity is {opacity}, but a value from 0 to 1 is expected.")
     indices = torch.from_numpy(_indices(labels, palette))
     if (image.height, image.width) != indices.shape:
         height, width = indices.shape
-        raise ValueError(f"expected labels of the image's size {image.width} x {image.height}, got {width} x {height}")
+        raise ValueError(
+            f"The labels have {width} x {height} pixels, but the image has {image.width} x {image.height} pixels."
+        )
     present = [label for label in indices.unique().tolist() if label != IGNORE_INDEX]
     if not present:
         return image.convert("RGB")
     masks = indices == torch.tensor(present, dtype=torch.uint8)[:, None, None]
-    # In floating point, since the function truncates the colors of uint8 images instead of rounding them.
+    # The function would truncate the colors of a uint8 image instead of rounding them, so it gets floats.
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
     blended = draw_segmentation_masks(pixels, masks, opacity, [tuple(palette[label]) for label in present])
     return Image.fromarray((255 * blended).round().byte().permute(1, 2, 0).numpy())
@@ -99,27 +113,43 @@ def overlay(image: Image.Image, labels: Labels, palette: Sequence[Color], opacit
 def qualitative_grid(
     rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], classes: Classes | None = None
 ) -> Image.Image:
-    """Arrange examples in rows, as in Figures 6 and 7 of the paper: image, ground truth, predictions.
+    """Arrange examples in a grid with one row for each example, as in Figures 6 and 7 of the paper.
+
+    The columns of these figures are the image, the ground truth and the predictions.
 
     Args:
-        rows: the pictures, one per title in each row. They are not resized, but centered in their cells.
-        titles: the column titles; long ones are set in a smaller font.
-        classes: if given, a legend of their colors is added below the pictures.
+        rows: the pictures of each row, one for each title. They are centered in their cells and not resized.
+        titles: the column titles. Long titles have a smaller font.
+        classes: the classes of a legend below the pictures. None adds no legend.
 
     Returns:
         An RGB image with a white background.
 
     Raises:
-        ValueError: there are no rows, or the number of pictures in a row differs from that of the titles.
+        ValueError: If there are no rows or no titles, or if the number of pictures in a row is not the number of
+            titles.
+
+    Example:
+        >>> image, labels = Image.new("RGB", (96, 64)), torch.zeros(64, 96, dtype=torch.int64)
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> grid = qualitative_grid([[image, colorize(labels, classes.palette)]], ["image", "labels"], classes)
+        >>> grid.width, grid.mode
+        (210, 'RGB')
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if not rows or not titles:
-        raise ValueError(f"expected at least one row and one title, got {len(rows)} rows, {len(titles)} titles")
+        raise ValueError(
+            f"The number of rows is {len(rows)} and the number of titles is {len(titles)}, but at least one row and "
+            "one title are expected."
+        )
     for index, row in enumerate(rows):
         if len(row) != len(titles):
-            raise ValueError(f"row {index}: expected {len(titles)} pictures, one per title, got {len(row)}")
+            raise ValueError(
+                f"The number of pictures in row {index} is {len(row)}, but the number of titles is {len(titles)}. Give "
+                "one picture for each title."
+            )
     widths = [max(row[column].width for row in rows) for column in range(len(titles))]
     heights = [max(picture.height for picture in row) for row in rows]
     font = int(np.clip(min(widths) / 11, 10, 24))
@@ -140,7 +170,7 @@ def qualitative_grid(
         left = _GAP
         for cell, picture in zip(widths, row, strict=True):
             x, y = left + (cell - picture.width) // 2, top + (high - picture.height) // 2
-            # Offsets of `figimage` are those of the lower left corner.
+            # The offsets of `figimage` are measured from the lower left corner.
             figure.figimage(np.asarray(picture.convert("RGB")), x, height - y - picture.height, origin="upper")
             left += cell + _GAP
         top += high + _GAP
@@ -149,7 +179,7 @@ def qualitative_grid(
 
 
 def _add_title(figure: Figure, title: str, place: tuple[float, float], width: int, font: int) -> None:
-    """Center a column title above `place`, (x, y) in px, in the largest font of 6 to `font` px in which it fits."""
+    """Center a column title above `place`, (x, y) in pixels, in the largest font of 6 to `font` pixels that fits."""
     x, y = np.divide(place, figure.bbox.size)
     text = figure.text(x, y, title, size=_points(font), color="black", ha="center", va="bottom", parse_math=False)
     while text.get_window_extent().width > width and font > 6:
@@ -158,11 +188,11 @@ def _add_title(figure: Figure, title: str, place: tuple[float, float], width: in
 
 
 def _add_legend(figure: Figure, classes: Classes, font: int) -> int:
-    """Add patches with the class names at the lower border, in as many columns as fit, and return the height in px."""
+    """Add a legend at the lower border, in as many columns as fit, and return its height in pixels."""
     from matplotlib.patches import Patch
 
     handles = [Patch(fc=(r / 255, g / 255, b / 255), ec="gray", linewidth=1) for r, g, b in classes.palette]
-    # As much space between columns as at both sides of one, so that n columns have at most n times the width of one.
+    # The space between columns equals the space at both sides, so n columns have at most n times the width of one.
     style: dict[str, Any] = {"handlelength": 1, "handleheight": 1, "borderpad": 0.4, "columnspacing": 0.8}
     style |= {"frameon": False, "fontsize": _points(font), "labelcolor": "black", "borderaxespad": 0}
 
@@ -175,29 +205,35 @@ def _add_legend(figure: Figure, classes: Classes, font: int) -> int:
     single = legend(1, "lower left")
     available, needed = figure.bbox.width, single.get_window_extent().width
     single.remove()
-    # The end of a name that is longer than the figure is wide is cut off.
+    # If a name is wider than the figure, its end is cut off.
     final = legend(max(1, int(available // needed)), "lower center" if needed <= available else "lower left")
     return math.ceil(final.get_window_extent().height)
 
 
 def _points(pixels: int) -> float:
-    """A font size in px as matplotlib's points, 1/72 inch."""
+    """Convert a font size in pixels to matplotlib's points (1/72 inch)."""
     return pixels * 72 / _DPI
 
 
 def _indices(labels: Labels, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
-    """The labels as uint8 [H, W], checked."""
+    """Check the labels and return them as uint8 [H, W]."""
     array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"expected integer labels [H, W], got {array.dtype} {list(array.shape)}")
+        raise ValueError(
+            f"The labels have dtype {array.dtype} and shape {list(array.shape)}, but integer labels [H, W] are "
+            "expected."
+        )
     wrong = array[((array < 0) | (array >= len(palette))) & (array != IGNORE_INDEX)]
     if wrong.size:
-        raise ValueError(f"expected labels 0..{len(palette) - 1} or {IGNORE_INDEX} (ignore_index), got {int(wrong[0])}")
+        raise ValueError(
+            f"The labels contain the value {int(wrong[0])}, but 0 to {len(palette) - 1} or {IGNORE_INDEX} "
+            "(ignore_index) is expected."
+        )
     return array.astype(np.uint8)
 
 
 def _color_table(palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
-    """[256, 3] colors by label; `IGNORED_COLOR` for `IGNORE_INDEX` and for labels without a class."""
+    """Return the color of each label, [256, 3]. Labels without a class have `IGNORED_COLOR`."""
     table = np.full((256, 3), IGNORED_COLOR, np.uint8)
     table[: len(palette)] = palette
     table[IGNORE_INDEX] = IGNORED_COLOR

@@ -1,7 +1,8 @@
-"""Time and memory of the CRF core, as ratios: `python benchmarks/crf.py PART...`; all parts if none is named.
+"""Measure time and memory of the CRF core as ratios.
 
-Each part prints a Markdown table and adds its figures to results/crf/figures.json; growth and objectives draw a plot
-beside it. The parts picture, half and objectives, of `street.py`, need CamVid: `--data DATA`.
+Run `python benchmarks/crf.py PART...`; without a part, all parts run. Each part prints a Markdown table and adds its
+figures to results/crf/figures.json. The parts growth and objectives also save a plot in that folder. The parts picture,
+half and objectives are defined in `street.py` and need CamVid: `--data DATA`.
 """
 
 import argparse
@@ -24,16 +25,16 @@ from explicit import ExplicitTable, Pairs, naive_nll
 from measure import FIGURES, bfloat16_products, interleaved, matmul_rate, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent
-# The experiments' groups of nodes that are not joined.
+# This function of the experiments partitions the nodes into groups without edges.
 independent_groups = runpy.run_path(str(ROOT / "experiments" / "icm.py"))["independent_groups"]
 
 HIDDEN = CHANNELS = 512
-# Height, width, classes; the first is the paper's own graph, 448 pixels at stride 32.
+# Height, width, classes. The first size is the paper's own graph: 448 pixels at stride 32.
 SIZES = ((14, 19, 21), (28, 38, 21), (56, 75, 21), (28, 38, 150), (28, 38, 11))
 
 
 def problem(height: int, width: int, classes: int, relations: int = 2) -> tuple[Tensor, Pairs]:
-    """Unary logits and the paper's two relations on random features."""
+    """Return unary logits and potentials of the paper's two relations, on random features."""
     torch.manual_seed(0)
     features = torch.randn(1, CHANNELS, height, width)
     boxes = (RangeBox.surrounding(), RangeBox.above())[:relations]
@@ -42,39 +43,39 @@ def problem(height: int, width: int, classes: int, relations: int = 2) -> tuple[
 
 
 def edge_count(pairs: Pairs) -> int:
-    """The number of edges of all relations."""
+    """Return the number of edges of all relations."""
     return sum(potential.graph(features).edges().shape[1] for potential, features in pairs)
 
 
 @torch.inference_mode()
 def run_explicit(unary: Tensor, pairs: Pairs) -> Tensor:
-    """Two iterations with the explicit table, which is computed within the measured time."""
+    """Run two iterations with the explicit table, whose computation is part of the measured time."""
     return ExplicitTable(pairs).mean_field(unary)
 
 
 @torch.inference_mode()
 def run_ours(unary: Tensor, pairs: Pairs) -> Tensor:
-    """Two iterations of `mean_field`."""
+    """Run two iterations of `mean_field`."""
     return mean_field(unary, pairs, 2)
 
 
 def run_rounded(unary: Tensor, pairs: Pairs) -> Tensor:
-    """The same with products in bfloat16."""
+    """Run two iterations of `mean_field` with products in bfloat16."""
     with bfloat16_products():
         return run_ours(unary, pairs)
 
 
 def memory_of(run: Callable[[Tensor, Pairs], Tensor], height: int, width: int, classes: int) -> Iterator[None]:
-    """For `peak_memory`."""
+    """Prepare, yield, and run the measured work, as `peak_memory` requires."""
     unary, pairs = problem(height, width, classes)
-    edge_count(pairs)  # the lists of edges are cached, and not measured
+    edge_count(pairs)  # caches the lists of edges, so that they are not measured
     run(*problem(4, 4, classes))
     yield
     run(unary, pairs)
 
 
 def inference(repeats: int) -> None:
-    """Two iterations of mean field against the explicit table."""
+    """Compare two iterations of mean field with the explicit table."""
     print(
         "| map, K | edges | explicit, s | float32, s | ratio | rounded, s | ratio | MiB explicit | MiB ours | ratio |"
     )
@@ -87,7 +88,7 @@ def inference(repeats: int) -> None:
             "float32": partial(run_ours, unary, pairs),
             "bfloat16": partial(run_rounded, unary, pairs),
         }
-        # The sums over a thousand edges have another order.
+        # The two implementations add up the edges in a different order.
         torch.testing.assert_close(work["explicit"](), work["float32"](), rtol=1e-3, atol=1e-3)
         seconds = interleaved(work, repeats)
         megabytes = {
@@ -108,7 +109,7 @@ def inference(repeats: int) -> None:
 
 
 def rate(repeats: int) -> None:
-    """The share of the machine's rate of matrix products; only products over existing edges count."""
+    """Compute the share of the machine's rate of matrix products, counting only products over existing edges."""
     peak = matmul_rate()
     print(f"matrix product, float32: {peak:.0f} GFLOP/s\n")
     print("| map, K | products alone, GFLOP/s | share | all, GFLOP/s | share |\n|---|" + "---:|" * 4)
@@ -116,9 +117,9 @@ def rate(repeats: int) -> None:
     for height, width, classes in SIZES:
         unary, pairs = problem(height, width, classes)
         nodes = height * width
-        # Two iterations, two directions, and the contraction of every sender's marginals.
+        # Two iterations, two directions, and the contraction of the marginals of every node.
         work = 2 * 2 * 2 * HIDDEN * classes * (edge_count(pairs) + len(pairs) * nodes * classes)
-        # Once, the two parts of the first layer.
+        # The two parts of the first layer are computed once.
         work += 2 * 2 * len(pairs) * nodes * CHANNELS * HIDDEN
         run = partial(run_ours, unary, pairs)
         whole = work / interleaved({"ours": run}, repeats)["ours"] / 1e9
@@ -137,7 +138,7 @@ def rate(repeats: int) -> None:
 
 
 CURVES: dict[str, tuple[str, list[tuple[int, int, int]], int | None]] = {
-    # Unit, sizes, nodes from the middle of the box to its side.
+    # Unit, sizes, and the number of nodes from the middle of the box to its side.
     "box of 11 x 11": ("nodes", [(side, side, 21) for side in (16, 24, 32, 48, 64)], 5),
     "box of 0.4 a": ("nodes", [(side, side, 21) for side in (16, 24, 32, 48, 64)], None),
     "28 x 38 nodes": ("classes", [(28, 38, k) for k in (5, 11, 21, 40, 80, 150)], None),
@@ -145,17 +146,17 @@ CURVES: dict[str, tuple[str, list[tuple[int, int, int]], int | None]] = {
 
 
 def one_box(height: int, width: int, classes: int, reach: int | None) -> tuple[Tensor, Pairs]:
-    """Like `problem`, with one box: of 0.4 a, or of `reach` nodes to every side."""
+    """Like `problem`, but with one box of 0.4 a, or of `reach` nodes to every side."""
     unary, pairs = problem(height, width, classes, relations=1)
     if reach is None:
         return unary, pairs
-    # Half a node more, so that the floor gives exactly this number.
+    # Half a node is added so that the floor gives exactly `reach`.
     extent = (reach + 0.5) / min(height, width)
     return unary, [(PairwisePotential(CHANNELS, classes, RangeBox(*[extent] * 4), HIDDEN), pairs[0][1])]
 
 
 def memory_of_growth(height: int, width: int, classes: int, reach: int | None) -> Iterator[None]:
-    """For `peak_memory`."""
+    """Prepare, yield, and run the measured work, as `peak_memory` requires."""
     unary, pairs = one_box(height, width, classes, reach)
     run_ours(*problem(4, 4, classes))
     yield
@@ -163,7 +164,7 @@ def memory_of_growth(height: int, width: int, classes: int, reach: int | None) -
 
 
 def growth(repeats: int) -> None:
-    """Time and memory by the number of nodes and of classes, with fitted exponents."""
+    """Measure time and memory against the numbers of nodes and of classes, and fit exponents."""
     curves: dict[str, dict[str, Any]] = {}
     for name, (unit, sizes, reach) in CURVES.items():
         points = []
@@ -185,7 +186,7 @@ def growth(repeats: int) -> None:
 
 
 def draw_growth(curves: dict[str, dict[str, Any]]) -> None:
-    """The curves of `growth`, with the fitted lines."""
+    """Plot the curves of `growth` with the fitted lines."""
     figure = Figure((12, 6), layout="constrained")
     for column, (name, curve) in zip(figure.subplots(2, len(curves)).T, curves.items(), strict=True):
         counts, *measured = zip(*curve["points"], strict=True)
@@ -200,13 +201,13 @@ def draw_growth(curves: dict[str, dict[str, Any]]) -> None:
 
 
 def exponent(counts: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of a line through the points on logarithmic axes."""
+    """Return the slope of a line fitted to the points on logarithmic axes."""
     x, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (counts, values))
     return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
 def training_step(objective: str, unary: Tensor, pairs: Pairs, labels: Tensor) -> None:
-    """Forward and backward pass of the pairwise part of a training step."""
+    """Run the forward and the backward pass of the pairwise part of a training step."""
     for potential, _ in pairs:
         nn.Module.zero_grad(potential)
     if objective == "piecewise":
@@ -224,14 +225,14 @@ OBJECTIVES = ("piecewise", "naive", "pseudo-likelihood", "mean-field")
 
 
 def step_problem(classes: int) -> tuple[Tensor, Pairs, Tensor]:
-    """28 x 38 nodes, the surrounding box, and features that need a gradient too."""
+    """Return a problem of 28 x 38 nodes with the surrounding box, whose features need a gradient too."""
     unary, pairs = problem(28, 38, classes, relations=1)
     pairs = [(potential, features.requires_grad_()) for potential, features in pairs]
     return unary.requires_grad_(), pairs, torch.randint(classes, (1, 28, 38))
 
 
 def memory_of_step(objective: str, classes: int) -> Iterator[None]:
-    """For `peak_memory`."""
+    """Prepare, yield, and run the measured work, as `peak_memory` requires."""
     unary, pairs, labels = step_problem(classes)
     pairs[0][0].graph(pairs[0][1]).edges()
     yield
@@ -239,10 +240,10 @@ def memory_of_step(objective: str, classes: int) -> Iterator[None]:
 
 
 def training(repeats: int) -> None:
-    """A step of each objective on one relation."""
+    """Measure a step of each objective on one relation."""
     rows = []
     for classes in (21, 150):
-        # All logits of 150 classes would take over 8 GB, and their gradient as much again.
+        # The pair logits of 150 classes would take over 8 GB, and their gradient as much again.
         objectives = [objective for objective in OBJECTIVES if objective != "naive" or classes <= 21]
         unary, pairs, labels = step_problem(classes)
         # A step with 150 classes takes a minute.
@@ -260,9 +261,9 @@ def training(repeats: int) -> None:
 
 @torch.inference_mode()
 def updates() -> None:
-    """Parallel, damped and sequential updates: the ELBO by the number of rounds of messages.
+    """Compare the ELBO of parallel, damped and sequential updates after several numbers of rounds of messages.
 
-    On a small map of random potentials, with small weights, for which all updates do well, and with larger ones.
+    The potentials are random, on a small map. At the smallest weight all updates do well; two larger weights follow.
     """
     print("| weight | update | rounds of messages | ELBO per node |\n|---|---|---:|---:|")
     rows = []
@@ -292,7 +293,7 @@ def updates() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--minutes", type=float, default=4, help="of training for each objective, in the part objectives"
+        "--minutes", type=float, default=4, help="minutes of training for each objective (part objectives)"
     )
     parts = {
         "inference": lambda options: inference(options.repeats),

@@ -1,8 +1,9 @@
-"""Time and memory of the dense CRF, beside those of pydensecrf2 if it is installed.
+"""Measure time and memory of the dense CRF, and those of pydensecrf2 if it is installed.
 
-`python benchmarks/dense.py PART...`; all parts if none is named: `random` (smooth random logits, 10 iterations, set-up
-included), `real` (a network's marginals on ten images, `--data DATA`: CamVid, or the data set of `--model`), `batch`,
-`gradient`, `growth`. Figures go to results/dense/figures.json.
+Run `python benchmarks/dense.py PART...`; without a part, all parts run. The part `random` takes smooth random logits
+and 10 iterations, set-up included. The part `real` takes a network's marginals on ten images of `--data DATA`: CamVid,
+or the data set of `--model`. The other parts are `batch`, `gradient` and `growth`. Figures go to
+results/dense/figures.json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from measure import interleaved, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "results" / "dense" / "figures.json"
-# The function of the tests that calls pydensecrf.
+# This function of the tests calls pydensecrf.
 REFINE = runpy.run_path(str(ROOT / "tests" / "crf" / "make_dense_reference.py"))["refine"]
 DEFAULTS = {
     "spatial_sxy": 3,
@@ -40,7 +41,7 @@ INSTALLED = find_spec("pydensecrf") is not None
 
 
 def problem(height: int, width: int, classes: int, batch: int = 1) -> tuple[Tensor, Tensor]:
-    """Smooth random logits, in which every label is the best one somewhere, and images with edges and some noise."""
+    """Return smooth random logits, in which every label is somewhere the best, and images with edges and some noise."""
     generator = torch.Generator().manual_seed(0)
 
     def smooth(channels: int, size: int) -> Tensor:
@@ -54,17 +55,17 @@ def problem(height: int, width: int, classes: int, batch: int = 1) -> tuple[Tens
 
 @torch.inference_mode()
 def ours(logits: Tensor, images: Tensor, tolerance: float = 1e-7) -> Tensor:
-    """Marginals of `DenseCRF`."""
+    """Return the marginals of `DenseCRF`."""
     return DenseCRF(**DEFAULTS, tolerance=tolerance)(logits, images)
 
 
 def theirs(logits: Tensor, images: Tensor) -> np.ndarray:
-    """Marginals of pydensecrf2, of the first image."""
+    """Return the marginals of pydensecrf2 for the first image."""
     return REFINE(logits[0].numpy(), images[0].permute(1, 2, 0).numpy(), **DEFAULTS)
 
 
 def memory_of(run: Callable[[Tensor, Tensor], object], height: int, width: int, classes: int) -> Iterator[None]:
-    """For `peak_memory`."""
+    """Prepare, yield, and run the measured work, as `peak_memory` requires."""
     run(*problem(16, 16, classes))
     logits, images = problem(height, width, classes)
     yield
@@ -72,12 +73,12 @@ def memory_of(run: Callable[[Tensor, Tensor], object], height: int, width: int, 
 
 
 def implementations() -> dict[str, Callable[[Tensor, Tensor], object]]:
-    """Those that are installed, by name."""
+    """Return the installed implementations, by name."""
     return {"pydensecrf2": theirs, "ours": ours} if INSTALLED else {"ours": ours}
 
 
 def random(repeats: int) -> None:
-    """Smooth random logits of several sizes."""
+    """Measure smooth random logits of several sizes."""
     print("| size, K | pydensecrf2, s | ours, s | ratio | pydensecrf2, MiB | ours, MiB | ratio |\n|---|" + "---:|" * 6)
     rows = []
     for height, width, classes in ((375, 500, 21), (375, 500, 2), (512, 512, 150)):
@@ -93,14 +94,14 @@ def random(repeats: int) -> None:
 
 
 def comparison(values: dict[str, float], form: str = ".2f") -> str:
-    """Cells of a table: pydensecrf2, ours, their ratio."""
+    """Return the cells of a table: pydensecrf2, ours, their ratio."""
     if not INSTALLED:
         return f"| {values['ours']:{form}} |"
     return f"{values['pydensecrf2']:{form}} | {values['ours']:{form}} | {values['pydensecrf2'] / values['ours']:.1f}"
 
 
 def real(model: str, data: Path, repeats: int) -> None:
-    """The marginals of a network on ten images."""
+    """Measure the marginals of a network on ten images."""
     network = load(model)
     predictor = Predictor(network, replace(network.inference, precision="32-true"))
     pairs = []
@@ -115,7 +116,7 @@ def real(model: str, data: Path, repeats: int) -> None:
         work["pydensecrf2"] = lambda: [theirs(*pair) for pair in pairs]
     seconds = {name: value / len(pairs) for name, value in interleaved(work, repeats).items()}
     exact = [ours(*pair, 0) for pair in pairs]
-    print("| | s an image | labels kept | mean, largest change of a marginal |\n|---|---:|---:|---:|")
+    print("| | s per image | labels kept | mean, largest change of a marginal |\n|---|---:|---:|---:|")
     rows = {}
     for name, value in seconds.items():
         cells = "| | "
@@ -131,7 +132,7 @@ def real(model: str, data: Path, repeats: int) -> None:
 
 
 def batch(repeats: int) -> None:
-    """One image against a batch of eight."""
+    """Compare one image with a batch of eight."""
     one, eight = problem(375, 500, 21), problem(375, 500, 21, 8)
     seconds = interleaved({"one": lambda: ours(*one), "eight": lambda: ours(*eight)}, repeats)
     print(f"one image {seconds['one']:.2f} s, eight {seconds['eight']:.2f} s: {seconds['eight'] / seconds['one']:.1f}x")
@@ -139,7 +140,7 @@ def batch(repeats: int) -> None:
 
 
 def gradient(repeats: int) -> None:
-    """Forward and backward pass, for the gradient of the logits, and for that of all parameters too."""
+    """Measure forward and backward pass, for the gradient of the logits alone and together with all parameters."""
     logits, images = problem(375, 500, 21)
 
     def step(learnable: bool) -> None:
@@ -156,7 +157,7 @@ def gradient(repeats: int) -> None:
 
 
 def growth(repeats: int) -> None:
-    """Time and memory by the number of pixels."""
+    """Measure time and memory against the number of pixels."""
     print("| pixels | s | MiB |\n|---:|---:|---:|")
     rows = []
     for height, width in ((250, 333), (500, 666), (1000, 1333), (3000, 4000)):
@@ -170,7 +171,7 @@ def growth(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="camvid", help="for real: the name of a bundled model, or a folder")
+    parser.add_argument("--model", default="camvid", help="name of a bundled model, or a model folder (part real)")
     parts = {
         "random": lambda options: random(options.repeats),
         "real": lambda options: real(options.model, options.data, options.repeats),

@@ -1,4 +1,4 @@
-"""The usual way, for comparison: mean field and the pairwise loss with a table of all pair logits."""
+"""The usual implementation, for comparison: mean field and the pairwise loss with a table of all pair logits."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from contextcrf import PairwisePotential
 
 Pairs = list[tuple[PairwisePotential, Tensor]]
 
-# A table up to this size is kept; a larger one is computed again in every iteration.
+# A table up to this size is kept. A larger table is computed again in every iteration.
 TABLE_BYTES = 6 << 30
 
 
@@ -16,8 +16,8 @@ class ExplicitTable:
     """Mean field on the E x K x K pair logits, which are computed in chunks and kept between iterations if they fit.
 
     Args:
-        pairs: potentials with their features of one image.
-        chunk: edges of a chunk.
+        pairs: the potentials, each with its features of one image.
+        chunk: number of edges in a chunk.
     """
 
     def __init__(self, pairs: Pairs, chunk: int = 1 << 14) -> None:
@@ -28,7 +28,7 @@ class ExplicitTable:
         self.kept: dict[tuple[int, int], Tensor] | None = {} if size <= TABLE_BYTES else None
 
     def table(self, relation: int, start: int) -> Tensor:
-        """Pair logits of one chunk of edges, [n, K, K]."""
+        """Return the pair logits of one chunk of edges, [n, K, K]."""
         if self.kept is not None and (relation, start) in self.kept:
             return self.kept[relation, start]
         potential = self.pairs[relation][0]
@@ -40,7 +40,7 @@ class ExplicitTable:
         return table
 
     def mean_field(self, unary: Tensor, iterations: int = 2) -> Tensor:
-        """As `contextcrf.mean_field`, for unary logits [1, K, H, W]."""
+        """Return the same marginals as `contextcrf.mean_field`, for unary logits [1, K, H, W]."""
         marginals = unary[0].flatten(1).T.softmax(1)
         for _ in range(iterations):
             logits = unary[0].flatten(1).T.clone()
@@ -55,7 +55,7 @@ class ExplicitTable:
 
 
 def naive_nll(potential: PairwisePotential, features: Tensor, labels: Tensor) -> Tensor:
-    """The pairwise loss in its simplest form, with all logits at once."""
+    """Compute the pairwise loss in its simplest form, with all logits at once."""
     edges, logits = potential.pair_logits(features)
     known = labels.flatten(1)
     target = known[:, edges[0]] * potential.num_classes + known[:, edges[1]]

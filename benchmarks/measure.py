@@ -1,4 +1,4 @@
-"""Times as ratios within one run, and the peak memory of a function in a process of its own."""
+"""Measure times as ratios within one run, and the peak memory of a function in a separate process."""
 
 import argparse
 import json
@@ -19,13 +19,13 @@ FIGURES = Path(__file__).parent.parent / "results" / "crf" / "figures.json"
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
-    """Median seconds of each function; they take turns, so that other load on the machine affects all of them alike."""
+    """Return the median seconds of each function; they run alternately, so that other load affects all alike."""
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     for repeat in range(repeats):
-        # Another one comes first each time, since a function that follows a large one finds cold caches.
+        # The order rotates, since a function that runs after a large one starts with cold caches.
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             start = time.perf_counter()
             functions[name]()
@@ -34,18 +34,19 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5)
 
 
 def peak_memory(function: Callable[..., object], *arguments: Any, processes: int = 1) -> float:
-    """MiB that a function takes beyond the memory in use before: the median high-water mark of fresh processes.
+    """Return the MiB that a function takes beyond the memory in use before: the median peak of fresh processes.
 
     Args:
-        function: a generator: it prepares, yields once, and then does the work that is measured.
-        arguments: its arguments.
-        processes: how much of the freed memory a process keeps is a matter of chance; for small amounts take several.
+        function: a generator function that prepares, yields once, and then does the work that is measured.
+        arguments: the arguments of the function.
+        processes: number of processes. The amount of freed memory that a process keeps varies by chance, so use several
+            processes for small amounts.
     """
     return statistics.median(cost_of(function, *arguments).added for _ in range(processes))
 
 
 class Cost(NamedTuple):
-    """Seconds of a function, and its most MiB: beyond the memory in use before, and in all."""
+    """The seconds of a function and its peak memory in MiB: beyond the memory in use before, and in total."""
 
     seconds: float
     added: float
@@ -53,7 +54,7 @@ class Cost(NamedTuple):
 
 
 def cost_of(function: Callable[..., object], *arguments: Any) -> Cost:
-    """The cost of a function in a process of its own; arguments as for `peak_memory`."""
+    """Measure the cost of a function in a separate process, with arguments as for `peak_memory`."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_cost_here, (function, arguments))
 
@@ -71,22 +72,22 @@ def _cost_here(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Cost
 
 
 def _water_mark() -> int:
-    """KiB."""
+    """Return the peak resident memory of this process in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1])
-    raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
+    raise RuntimeError("/proc/self/status has no line VmHWM. Peak memory can be measured on Linux only.")
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 4096) -> float:
-    """The rate of a square matrix product on this machine, GFLOP/s."""
+    """Measure the rate of a square matrix product on this machine, in GFLOP/s."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / interleaved({"product": lambda: a @ b}, 3)["product"] / 1e9
 
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Round the factors of float32 matrix products to bfloat16, where that is faster; sums stay in float32."""
+    """Round the factors of float32 matrix products to bfloat16 where this is faster; sums stay in float32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -96,7 +97,7 @@ def bfloat16_products() -> Iterator[None]:
 
 
 def machine() -> str:
-    """Processor, threads and version of torch, for the record of the figures."""
+    """Return the processor, the number of threads and the version of torch, which are stored with the figures."""
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -108,23 +109,23 @@ def machine() -> str:
 def run_parts(
     parser: argparse.ArgumentParser, parts: Mapping[str, Callable[[argparse.Namespace], None]], need_data: set[str]
 ) -> None:
-    """Run the parts that are named on the command line, all of them if none is, each under its heading.
+    """Run the parts that the command line names, or all parts if it names none, each under its heading.
 
     Args:
-        parser: with the options of the parts.
-        parts: by name.
-        need_data: the parts that need `--data`.
+        parser: a parser with the options of the parts.
+        parts: the functions of the parts, by name.
+        need_data: the names of the parts that need `--data`.
     """
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of every time, of which the median counts")
+    parser.add_argument("parts", nargs="*", help=f"parts to run: {', '.join(parts)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="number of measurements; their median is reported")
     if need_data:
-        parser.add_argument("--data", type=Path, help=f"folder of a data set, for {', '.join(sorted(need_data))}")
+        parser.add_argument("--data", type=Path, help=f"folder of the data set (parts: {', '.join(sorted(need_data))})")
     options = parser.parse_args()
     chosen = options.parts or list(parts)
     if unknown := sorted(set(chosen) - set(parts)):
-        parser.error(f"{unknown}: expected some of {', '.join(parts)}")
+        parser.error(f"Unknown parts: {', '.join(unknown)}. Choose from {', '.join(parts)}.")
     if (without := sorted(need_data & set(chosen))) and options.data is None:
-        parser.error(f"{', '.join(without)}: expected --data")
+        parser.error(f"These parts need a data set: {', '.join(without)}. Give its folder with --data.")
     print(machine())
     for name in chosen:
         print(f"\n## {name}\n", flush=True)
@@ -132,7 +133,7 @@ def run_parts(
 
 
 def store(values: dict[str, Any], path: Path = FIGURES) -> None:
-    """Add values to a JSON file of figures."""
+    """Add values and the machine that measured them to a JSON file of figures."""
     known = json.loads(path.read_text()) if path.exists() else {}
     machines = {**known.get("machine", {}), **dict.fromkeys(values, machine())}
     write_json(path, {**known, **values, "machine": machines})

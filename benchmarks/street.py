@@ -1,4 +1,4 @@
-"""Time and mean IoU of the CRF on CamVid, with the bundled model: parts of `crf.py`."""
+"""Parts of `crf.py` that measure time and mean IoU of the CRF on CamVid with the bundled model."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,18 +27,18 @@ from measure import FIGURES, bfloat16_products, interleaved, store
 RelationWeights = Mapping[str, float | None]
 ONES: RelationWeights = {"surrounding": 1.0, "above": 1.0}
 PLAIN_SUM: RelationWeights = {"surrounding": None, "above": None}
-# Learning rates of the objectives; with mean field in the loop, training diverges at 1e-3.
+# Learning rates of the objectives. With mean field in the loop, training diverges at 1e-3.
 RATES = {"piecewise": 1e-3, "pseudo-likelihood": 1e-3, "mean-field": 1e-4}
 
 
 def exact(model: ContextCRF, relation_weights: RelationWeights) -> InferenceConfig:
-    """The model's settings with some relation weights, in single precision."""
+    """Return the inference settings of the model with the given relation weights, in single precision."""
     return replace(model.inference, relation_weights=relation_weights, precision="32-true")
 
 
 @dataclass(frozen=True)
 class FeaturedImage:
-    """The features and the mask of an image."""
+    """Features and mask of an image."""
 
     features: dict[str, Tensor]
     mask: Tensor
@@ -46,7 +46,7 @@ class FeaturedImage:
 
 @torch.inference_mode()
 def extract_features(model: ContextCRF, data: SegmentationDataset) -> list[FeaturedImage]:
-    """The features of all images, in single precision."""
+    """Compute the features of all images in single precision."""
     predictor = Predictor(model, exact(model, ONES))
     return [
         FeaturedImage(predictor.extract_features(image[None].float()), mask) for image, mask in data.without_transform()
@@ -57,7 +57,7 @@ def extract_features(model: ContextCRF, data: SegmentationDataset) -> list[Featu
 def mean_iou_of(
     model: ContextCRF, images: Sequence[FeaturedImage], relation_weights: RelationWeights, rounded: bool = False
 ) -> float:
-    """Mean IoU, %, of mean field with some relation weights; products are in float32, or rounded to bfloat16."""
+    """Return the mean IoU in % of mean field with the given relation weights, in float32 or rounded to bfloat16."""
     matrix = ConfusionMatrix(model.num_classes)
     for image in images:
         marginals = marginals_of(model, image, relation_weights, rounded)
@@ -68,15 +68,15 @@ def mean_iou_of(
 def marginals_of(
     model: ContextCRF, image: FeaturedImage, relation_weights: RelationWeights, rounded: bool = False
 ) -> Tensor:
-    """Marginals [1, K, h, w] of one image."""
+    """Return the marginals [1, K, h, w] of one image."""
     predictor = Predictor(model, exact(model, relation_weights))
     with bfloat16_products() if rounded else nullcontext():
         return predictor.mean_field(image.features, UNARY_PAIRWISE)
 
 
 def picture(data: Path, repeats: int) -> None:
-    """One image of 480 x 360: the unary, the contextual CRF after it, and the dense CRF after that."""
-    # With the bundled relation weights of 0 no message would be sent. The paper's graph has a stride of 32.
+    """Measure one image of 480 x 360: the unary, the contextual CRF on the unary, and the dense CRF on the result."""
+    # With the bundled relation weights of 0, no message would be computed. The paper's graph has a stride of 32.
     model = load("camvid")
     coarse, fine = (
         Predictor(with_config(model, replace(model.config, graph_stride=stride)), exact(model, ONES))
@@ -106,7 +106,7 @@ def picture(data: Path, repeats: int) -> None:
 
 
 def half(data: Path) -> None:
-    """The effect of products in bfloat16 on CamVid's validation images."""
+    """Measure the effect of products in bfloat16 on CamVid's validation images."""
     model = load("camvid").eval()
     images = extract_features(model, open_dataset(data, "val"))
     with torch.inference_mode():
@@ -123,7 +123,7 @@ def half(data: Path) -> None:
 
 
 def batches(cached: CachedFeatures, config: TrainingConfig) -> Iterator[list[Tensor]]:
-    """Features, labels and unary logits, without end."""
+    """Yield batches of features, labels and unary logits without end."""
     sampler = SeededSampler(len(cached), config.seed)
     loader = DataLoader(cached, config.batch_size, sampler=sampler)
     for epoch in count():
@@ -132,16 +132,16 @@ def batches(cached: CachedFeatures, config: TrainingConfig) -> Iterator[list[Ten
 
 
 def reset(head: PairwisePotential) -> None:
-    """Give a head the parameters of a new model: a random first layer, and a last layer of zeros."""
+    """Reset a head to a random first layer and a zero-initialized last layer, as in a new model."""
     head.owner.reset_parameters()
     head.neighbor.reset_parameters()
     head.last.zero_()
 
 
 def objectives(data: Path, minutes: float) -> None:
-    """Validation mean IoU by the time spent in training steps, for new heads on one frozen trunk."""
+    """Measure validation mean IoU against the time of training steps, for new heads on one frozen trunk."""
     model = load("camvid")
-    # The likelihood with mean field in the loop needs the paper's coarse graph to make any progress in minutes.
+    # Only on the paper's coarse graph does the likelihood with mean field in the loop progress within minutes.
     model = with_config(model, replace(model.config, graph_stride=32)).eval()
     images = extract_features(model, open_dataset(data, "val"))
     curves: dict[str, list[list[float]]] = {}
@@ -178,7 +178,7 @@ def objectives(data: Path, minutes: float) -> None:
 
 
 def plot(curves: dict[str, list[list[float]]], alone: float) -> None:
-    """The curves of `objectives` beside the unary."""
+    """Plot the curves of `objectives` and the mean IoU of the unary."""
     figure = Figure((9, 3.5), layout="constrained")
     for axes, column, title in zip(figure.subplots(1, 2), (1, 2), ("plain sum", "relation weights 1"), strict=True):
         for objective, points in curves.items():

@@ -1,9 +1,10 @@
-"""Time and memory of whole systems: `python benchmarks/systems.py PART...`; all parts if none is named.
+"""Measure time and memory of whole systems.
 
-`paper`: the paper's networks at full size, one training step and one image of 500 x 375 with 21 classes, each in a
-process of its own. `training`: images per second of every system that `contextcrf reproduce camvid` trains, as ratios
-within one run. `pictures`: seconds of an image of 480 x 360 through each of these systems, as ratios within one run.
-Figures go to results/systems/figures.json.
+Run `python benchmarks/systems.py PART...`; without a part, all parts run. The part `paper` measures the paper's
+networks at full size: one training step and one image of 500 x 375 with 21 classes, each in a separate process. The
+part `training` measures the images per second of every system that `contextcrf reproduce camvid` trains. The part
+`pictures` measures the seconds that each of these systems takes for an image of 480 x 360. The last two parts are
+ratios within one run. Figures go to results/systems/figures.json.
 """
 
 import argparse
@@ -26,14 +27,14 @@ from contextcrf.utils.runtime import autocast
 from measure import cost_of, interleaved, run_parts, store
 
 FIGURES = Path(__file__).parent.parent / "results" / "systems" / "figures.json"
-# Of PASCAL VOC.
+# The size of an image of PASCAL VOC.
 HEIGHT, WIDTH = 375, 500
 COMPETITORS = ("fcn-8s", "deeplab-largefov", "deeplab-msc-largefov", "deeplabv3plus")
 FIVE_ITERATIONS = InferenceConfig(dense={"iterations": 5})
 
 
 def random_model(config: ModelConfig, classes: Classes = VOC, inference: InferenceConfig | None = None) -> ContextCRF:
-    """A model with random weights, those of the pairwise heads included."""
+    """Return a model with random weights, including those of the pairwise heads."""
     torch.manual_seed(0)
     model = ContextCRF(config, classes, pretrained=False, inference=inference)
     for name in model.pairwise:
@@ -42,9 +43,9 @@ def random_model(config: ModelConfig, classes: Classes = VOC, inference: Inferen
 
 
 def random_batch(count: int, height: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth images with a little noise, and masks of squares.
+    """Return smooth images with a little noise, and masks of squares.
 
-    The lattice of a dense CRF has as many vertices as for a photograph; for plain noise it has sixty times as many.
+    The lattice of a dense CRF has as many vertices as for a photograph. For plain noise it has sixty times as many.
     """
     coarse = 255 * torch.rand(count, 1, -(-height // 64), -(-width // 64)) + 20 * torch.rand(count, 3, 1, 1)
     smooth = F.interpolate(coarse, (height, width), mode="bilinear")
@@ -55,7 +56,7 @@ def random_batch(count: int, height: int, width: int, classes: int) -> tuple[tor
 
 
 def training_step(module: TrainingModule, batch: tuple[torch.Tensor, ...], precision: str) -> Callable[[], None]:
-    """A training step as a function: forward pass, backward pass, optimizer."""
+    """Return a function that runs a training step: forward pass, backward pass, optimizer."""
     module.train()
     [optimizer], _ = module.configure_optimizers()
 
@@ -70,12 +71,12 @@ def training_step(module: TrainingModule, batch: tuple[torch.Tensor, ...], preci
 
 
 def paper_step(potential: str, scales: tuple[float, ...]) -> Iterator[None]:
-    """The second training step of one of the paper's networks, when the state of the optimizer exists."""
+    """Run the second training step of one of the paper's networks, when the state of the optimizer exists."""
     study = open_study("voc")
     model = random_model(replace(study.model, scales=scales))
     for name in model.potentials:
         if name != potential:
-            del model.trunks[name]  # each network is trained by itself
+            del model.trunks[name]  # each network is trained separately
     module = ModelModule(model, replace(study.training, potentials=[potential]), 10)
     step = training_step(module, random_batch(1, HEIGHT, WIDTH, len(VOC)), study.training.precision)
     step()
@@ -84,7 +85,7 @@ def paper_step(potential: str, scales: tuple[float, ...]) -> Iterator[None]:
 
 
 def paper_picture(system: System, scales: tuple[float, ...]) -> Iterator[None]:
-    """One image through a system of the paper's networks."""
+    """Run one image through a system of the paper's networks."""
     study = open_study("voc")
     inference = replace(study.inference, precision=study.training.precision)
     model = random_model(replace(study.model, scales=scales), inference=inference).eval()
@@ -96,7 +97,7 @@ def paper_picture(system: System, scales: tuple[float, ...]) -> Iterator[None]:
 
 
 def paper(options: argparse.Namespace) -> None:
-    """Seconds and GiB of a step and of an image."""
+    """Measure the seconds and GiB of a training step and of an image."""
     three, one = (1.2, 0.8, 0.4), (1.0,)
     steps = {
         "unary-1scale": (UNARY, one),
@@ -112,7 +113,7 @@ def paper(options: argparse.Namespace) -> None:
         "1unary+2pair": (UNARY_PAIRWISE, three),
         "full": (FULL, three),
     }
-    print("| row | step, s | step, GiB | picture, s | picture, GiB |\n|---|---:|---:|---:|---:|")
+    print("| row | step, s | step, GiB | image, s | image, GiB |\n|---|---:|---:|---:|---:|")
     found = {}
     for row, arguments in pictures.items():
         costs = {"step": cost_of(paper_step, *steps[row])} if row in steps else {}
@@ -124,7 +125,7 @@ def paper(options: argparse.Namespace) -> None:
 
 
 def training(options: argparse.Namespace) -> None:
-    """Images per second of each system's training with the configuration of CamVid."""
+    """Measure the images per second of each system's training with the configuration of CamVid."""
     study = open_study("camvid")
     seconds = interleaved(dict(_training_steps(study)), options.repeats)
     rates = {name: study.training.batch_size / value for name, value in seconds.items()}
@@ -135,7 +136,7 @@ def training(options: argparse.Namespace) -> None:
 
 
 def pictures(options: argparse.Namespace) -> None:
-    """Seconds of an image of CamVid's size through each system that `contextcrf reproduce camvid` measures."""
+    """Measure the seconds of an image of CamVid's size in each system that `contextcrf reproduce camvid` evaluates."""
     study = open_study("camvid")
     image = random_batch(1, 360, 480, len(CAMVID))[0][0]
     tuned = {"spatial_compat": 0, "bilateral_sxy": 20, "bilateral_srgb": 3, "bilateral_compat": 4}

@@ -1,8 +1,9 @@
-"""Large images in tiles: memory, time, and the labels that differ from those of the whole image.
+"""Measure large images in tiles: memory, time, and the labels that differ from those of the whole image.
 
     python benchmarks/tiles.py --data DATA/CamVid
 
-Enlarged frames of CamVid are labeled at once and in tiles, then an image of 12,000 x 9,000 pixels in tiles alone.
+Enlarged frames of CamVid are labeled as a whole and in tiles. Then an image of 12,000 x 9,000 pixels is labeled in
+tiles.
 """
 
 import argparse
@@ -26,8 +27,8 @@ HEIGHT, WIDTH, TILE = 1440, 1920, 768
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of CamVid")
-    parser.add_argument("--frames", type=int, default=4, help="frames that are labeled at once and in tiles")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the CamVid data set")
+    parser.add_argument("--frames", type=int, default=4, help="number of frames to label as a whole and in tiles")
     options = parser.parse_args()
     model = load("camvid")
     inference = replace(model.inference, precision="32-true")
@@ -44,7 +45,7 @@ def main() -> None:
             seam[at - 16 : at + 16] = True
         for found, part in ((everywhere, wrong), (near, wrong[seam]), (far, wrong[~seam])):
             found.append(100 * part.float().mean().item())
-    print(f"{WIDTH} x {HEIGHT}, labels that differ between tiles and the whole, %:")
+    print(f"{WIDTH} x {HEIGHT}, labels that differ between tiles and the whole image, %:")
     for name, found in (("everywhere", everywhere), ("within 16 pixels of a seam", near), ("elsewhere", far)):
         print(f"  {name}: {sum(found) / len(found):.2f}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -54,7 +55,7 @@ def main() -> None:
     with show_progress():
         Predictor(model, inference).label(large)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"12000 x 9000: {time.perf_counter() - start:.0f} s, peak {after:.1f} GiB (before it {before:.1f} GiB)")
+    print(f"12000 x 9000: {time.perf_counter() - start:.0f} s, peak {after:.1f} GiB ({before:.1f} GiB before it)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Semantic segmentation with deep structured models: CNN unary and pairwise CRF potentials, trained piecewise."""
+"""The public names of contextcrf, a library for semantic segmentation with deep structured models.
+
+A model has CNN unary and pairwise CRF potentials, which are trained piecewise.
+"""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
     from contextcrf.modeling.config import InferenceConfig, ModelConfig
     from contextcrf.modeling.model import ContextCRF, load
 
-# Public names by module. They are imported when first used, so that `import contextcrf.crf` needs torch alone.
+# The module of each public name. Names are imported on first use, so that `import contextcrf.crf` needs only torch.
 _MODULES = {
     "ContextCRF": "contextcrf.modeling.model",
     "DenseCRF": "contextcrf.crf",

@@ -97,14 +97,14 @@ def test_sizes_that_do_not_fit_the_factor_are_refused(factor, message):
     wrapped = CoarseGrid(PairwisePotential(4, K, RangeBox.surrounding(1.0), 6), factor)
     with pytest.raises(ValueError, match=r"\(1, 4, 5, 5\)") as error:
         mean_field(torch.randn(1, K, 34, 34), [(wrapped, torch.randn(1, 4, 5, 5))])
-    assert error.match("do not fit")
+    assert error.match("does not fit")
     assert error.match(r"\(1, 2, 34, 34\)")
     assert error.match(message)
 
 
 @pytest.mark.parametrize("factor", [0, -1, 1.5, True, "2"])
 def test_a_factor_that_is_no_whole_number_of_at_least_one_is_refused(factor):
-    with pytest.raises(ValueError, match=f"factor={factor}: expected a whole number >= 1"):
+    with pytest.raises(ValueError, match=f"factor must be a whole number >= 1, but is {factor!r}"):
         CoarseGrid(potential(), factor)
 
 

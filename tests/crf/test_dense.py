@@ -324,7 +324,11 @@ def test_extra_features_are_channels_in_their_own_unit() -> None:
     crf = DenseCRF(bilateral_srgb=13)
     extra = image[:, 2:].double() / 13
     torch.testing.assert_close(crf(logits, image[:, :2], extra), crf(logits, image))
-    for wrong, message in ((extra[..., :5], "extra must be"), (extra.long(), "int64"), (extra / 0, "finite")):
+    for wrong, message in (
+        (extra[..., :5], "extra must have the shape"),
+        (extra.long(), "int64"),
+        (extra / 0, "finite"),
+    ):
         with pytest.raises(ValueError, match=message):
             crf(logits, image[:, :2], wrong)
 
@@ -413,18 +417,18 @@ LOGITS, IMAGE = torch.zeros(2, 4, 5, 6), torch.full((2, 3, 5, 6), 100.0)
     [
         (LOGITS[0], IMAGE, r"\[B, K, H, W\].*logits \[4, 5, 6\], images \[2, 3, 5, 6\]"),
         (LOGITS, IMAGE[0], r"\[B, C, H, W\].*images \[3, 5, 6\]"),
-        (LOGITS, IMAGE[:1], r"agree in batch size.*\[2, 4, 5, 6\], images \[1, 3, 5, 6\]"),
+        (LOGITS, IMAGE[:1], r"same batch size.*\[2, 4, 5, 6\], images \[1, 3, 5, 6\]"),
         (LOGITS, IMAGE.mT, r"height and width.*\[2, 4, 5, 6\], images \[2, 3, 6, 5\]"),
         (LOGITS, IMAGE.permute(0, 2, 3, 1), r"height and width.*images \[2, 5, 6, 3\]"),
         (LOGITS[:0], IMAGE[:0], "empty"),
         (LOGITS.long(), IMAGE, "int64"),
         (LOGITS, IMAGE.bool(), "bool"),
         (LOGITS, IMAGE.to("meta"), "images on meta"),
-        (replaced(LOGITS, float("nan")), IMAGE, "logits must not be NaN"),
+        (replaced(LOGITS, float("nan")), IMAGE, "logits must not contain NaN"),
         (LOGITS, replaced(IMAGE, float("nan")), r"0\.\.255"),
-        (LOGITS, replaced(IMAGE, 255.5), r"0\.\.255, got 100 to 255\.5"),
+        (LOGITS, replaced(IMAGE, 255.5), r"0\.\.255, but range from 100 to 255\.5"),
         (LOGITS, replaced(IMAGE, -2.0), r"0\.\.255.*normalization"),
-        (LOGITS, replaced(IMAGE / 255, 0.5), "multiply them by 255"),
+        (LOGITS, replaced(IMAGE / 255, 0.5), "Multiply images by 255"),
     ],
 )
 def test_bad_input_is_refused(logits: Tensor, images: Tensor, message: str) -> None:
@@ -463,10 +467,10 @@ def test_bad_parameters_are_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("crf", "message"),
     [
-        (DenseCRF(bilateral_compat=torch.eye(3)), "bilateral_compat is for 3 classes, the logits have 4"),
-        (DenseCRF(spatial_compat=[1.0, 2.0]), "spatial_compat is for 2 classes"),
-        (DenseCRF(spatial_sxy=(1, 2, 3)), "spatial_sxy has 3 values, the images have 2 axes"),
-        (DenseCRF(bilateral_srgb=(1, 2)), "bilateral_srgb has 2 values, the images have 3 channels"),
+        (DenseCRF(bilateral_compat=torch.eye(3)), r"bilateral_compat has the shape \[3, 3\], .* is 4"),
+        (DenseCRF(spatial_compat=[1.0, 2.0]), r"spatial_compat has the shape \[2\]"),
+        (DenseCRF(spatial_sxy=(1, 2, 3)), "spatial_sxy needs .* 2 axes of images, but has 3"),
+        (DenseCRF(bilateral_srgb=(1, 2)), "bilateral_srgb needs .* 3 channels of images, but has 2"),
     ],
 )
 def test_parameters_that_do_not_fit_the_input_are_refused(crf: DenseCRF, message: str) -> None:

@@ -185,5 +185,5 @@ def test_bad_features_are_refused(features: Tensor, message: str) -> None:
 
 @pytest.mark.parametrize("values", [torch.ones(4), torch.ones(5, 2), torch.ones(4, 0), torch.ones(4, 2).long()])
 def test_bad_values_are_refused(values: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"values must be float32 or float64, \[4, C\]"):
+    with pytest.raises(ValueError, match=r"values must be float32 or float64 of shape \[4, C\]"):
         Lattice(torch.rand(4, 2)).filter(values)

@@ -127,7 +127,7 @@ def test_gradients_are_those_of_finite_differences():
 def test_ignored_nodes_alone_are_a_loss_of_zero_and_strange_labels_are_refused(objective):
     unary, _, pairs = crf()
     assert objective(unary, pairs, torch.full((2, 2, 2), 255)).abs() < 1e-12
-    with pytest.raises(ValueError, match="label 7"):
+    with pytest.raises(ValueError, match="contain 7"):
         objective(unary, pairs, torch.full((2, 2, 2), 7))
 
 
@@ -140,5 +140,5 @@ def test_infinite_logits_are_very_large_ones(objective):
 
 
 def test_an_unrolled_objective_needs_an_iteration():
-    with pytest.raises(ValueError, match="iterations=0: expected a whole number >= 1"):
+    with pytest.raises(ValueError, match="iterations must be a whole number >= 1, but is 0"):
         unrolled_nll(torch.zeros(1, 2, 2, 2), [], torch.zeros(1, 2, 2, dtype=torch.int64), iterations=0)

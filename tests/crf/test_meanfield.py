@@ -171,11 +171,11 @@ def test_lines_points_and_a_single_class(size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"damping": 1.0}, "damping=1.0"),
-        ({"iterations": -1}, "iterations=-1"),
-        ({"iterations": 1.0}, "iterations=1.0: expected a whole number >= 0"),
-        ({"iterations": True}, "iterations=True"),
-        ({"weights": [1.0]}, "1 weights for 2"),
+        ({"damping": 1.0}, "damping .* is 1.0"),
+        ({"iterations": -1}, "iterations .* is -1"),
+        ({"iterations": 1.0}, "iterations must be a whole number >= 0, but is 1.0"),
+        ({"iterations": True}, "iterations .* is True"),
+        ({"weights": [1.0]}, "has 1 for 2"),
         ({"start": torch.rand(1, K, 9, 9)}, "start"),
     ],
 )
@@ -192,11 +192,11 @@ def test_iterations_of_any_integral_type():
 
 def test_features_of_another_size_are_refused():
     unary, pairs, _ = crf()
-    with pytest.raises(ValueError, match=r"do not fit.*CoarseGrid"):
+    with pytest.raises(ValueError, match=r"does not fit.*CoarseGrid"):
         mean_field(unary, [(pairs[0][0], torch.randn(1, 4, 2, 2, dtype=torch.float64))])
 
 
 def test_features_of_fewer_images_than_logits_are_refused():
     unary, pairs, _ = crf()
-    with pytest.raises(ValueError, match=r"expected \[B, K, H, W\] of the same B"):
+    with pytest.raises(ValueError, match=r"Expected \[B, K, H, W\] = \(1,"):
         mean_field(unary.expand(2, -1, -1, -1), pairs)

@@ -1,4 +1,4 @@
-"""The probabilistic model: relations, potentials, training objectives and inference. It imports torch alone.
+"""The probabilistic model: relations, potentials, inference and training objectives. It imports only torch.
 
 Logits are negative energies: P(y | x) is proportional to exp(sum of unary logits + sum of pairwise logits).
 """

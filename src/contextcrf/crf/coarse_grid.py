@@ -1,4 +1,4 @@
-"""Pairwise potentials on a grid that is coarser than that of the unary logits."""
+"""Pairwise potentials on a grid that is coarser than the grid of the unary logits."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,18 +11,19 @@ from contextcrf.crf.relations import Graph
 
 
 class CoarseGrid:
-    """A pairwise potential whose graph is coarser than the grid of the marginals by a whole factor r.
+    """A pairwise potential whose graph is coarser than the grid of the marginals by an integer factor r.
 
-    Each cell of the coarse grid covers r x r nodes of the fine grid, fewer at the right and lower border. Every pair of
-    nodes in two joined cells is an edge of weight 1 / r^2 whose pair logits are those of the two cells. Nodes in the
-    same cell are not joined.
+    Each cell of the coarse grid covers r x r nodes of the fine grid. Cells at the right and lower border may cover
+    fewer nodes. If two cells are joined, every pair of nodes in them is an edge of weight 1 / r^2 with the pair logits
+    of the two cells. Nodes in the same cell are not joined.
 
-    It stands wherever `mean_field` takes a pairwise potential, together with the features of the coarse grid: marginals
-    go to the cells by `shrink`, and messages go to their nodes by `enlarge`. With r = 1 it is the potential itself.
+    Pass a `CoarseGrid` with the features of the coarse grid to `mean_field` in place of a pairwise potential.
+    Internally, `shrink` converts the marginals of the nodes to marginals of the cells, and `enlarge` copies the
+    messages of the cells to their nodes. With r = 1, the result is the same as with the potential itself.
 
     Args:
         pairwise: the potential on the coarse grid.
-        factor: r, >= 1.
+        factor: the number r of nodes along each side of a cell, >= 1.
 
     Attributes:
         pairwise: as given.
@@ -45,18 +46,18 @@ class CoarseGrid:
         self.factor = whole_number("factor", factor, least=1)
 
     def graph(self, features: Tensor) -> Graph:
-        """The graph of the wrapped potential on features [B, C, h, w] of the coarse grid; its nodes are the cells."""
+        """Return the graph of the wrapped potential on coarse features [B, C, h, w]. Its nodes are the cells."""
         return self.pairwise.graph(features)
 
     def prepare(self, features: Tensor) -> Callable[[Tensor], Tensor]:
-        """Expected pair logits, as `PairwisePotential.messages`, as a function of marginals of the fine grid.
+        """Return the messages as a function of the marginals on the fine grid.
 
         Args:
-            features: [B, C, h, w] of the coarse grid, h = ceil(H / r) and w = ceil(W / r).
+            features: the features of the coarse grid, [B, C, h, w] with h = ceil(H / r) and w = ceil(W / r).
 
         Returns:
-            A function of marginals [B, K, H, W] of the fine grid that returns messages likewise. It raises ValueError
-            where the two sizes do not fit the factor.
+            A function that takes marginals [B, K, H, W] and returns messages [B, K, H, W], both on the fine grid. It
+                raises ValueError if the two sizes do not fit the factor.
         """
         messages = self.pairwise.prepare(features)
         if self.factor == 1:
@@ -69,40 +70,54 @@ class CoarseGrid:
         return fine_messages
 
     def _check_sizes(self, features: Tensor, marginals: Tensor) -> None:
+        """Raise ValueError unless the features have the size of the coarse grid."""
         height, width = (-(-side // self.factor) for side in marginals.shape[-2:])
         if tuple(features.shape[-2:]) != (height, width):
             raise ValueError(
-                f"features {tuple(features.shape)} do not fit marginals {tuple(marginals.shape)} with "
-                f"factor={self.factor}; expected features of {height} x {width} cells, the height and width of the "
-                f"marginals divided by {self.factor} and rounded up"
+                f"The features have the shape {tuple(features.shape)}, which does not fit marginals of shape "
+                f"{tuple(marginals.shape)} with factor={self.factor}. Expected features of {height} x {width} cells, "
+                f"that is, the height and the width of the marginals divided by {self.factor} and rounded up."
             )
 
 
 def shrink(fine: Tensor, factor: int) -> Tensor:
     """Sum a map over the nodes of each cell and divide by factor^2.
 
-    This is the mean, except in a cell that the border cuts: its sum has fewer terms, so its messages weigh less.
+    In a whole cell, this is the mean. A cell that is cut off by the border of the map has fewer nodes, so its value,
+    and therefore the weight of its messages, is lower.
 
     Args:
-        fine: [B, C, H, W].
-        factor: nodes along a side of a cell.
+        fine: a map on the fine grid, [B, C, H, W].
+        factor: the number of nodes along each side of a cell.
 
     Returns:
-        [B, C, ceil(H / factor), ceil(W / factor)].
+        The map on the coarse grid, [B, C, ceil(H / factor), ceil(W / factor)].
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf.coarse_grid import shrink
+        >>> shrink(torch.ones(1, 1, 2, 3), 2).tolist()
+        [[[[1.0, 0.5]]]]
     """
     height, width = fine.shape[-2:]
     return F.avg_pool2d(F.pad(fine, (0, -width % factor, 0, -height % factor)), factor)
 
 
 def enlarge(coarse: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-    """Give every node the value of its cell.
+    """Copy the value of each cell to all of its nodes.
 
     Args:
-        coarse: [B, C, h, w].
-        factor: nodes along a side of a cell.
-        size: height H and width W of the fine grid.
+        coarse: a map on the coarse grid, [B, C, h, w].
+        factor: the number of nodes along each side of a cell.
+        size: the height H and the width W of the fine grid.
 
     Returns:
-        [B, C, H, W].
+        The map on the fine grid, [B, C, H, W].
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf.coarse_grid import enlarge
+        >>> enlarge(torch.tensor([[[[1.0, 2.0]]]]), 2, size=(2, 3)).tolist()
+        [[[[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]]]]
     """
     return coarse.repeat_interleave(factor, 2).repeat_interleave(factor, 3)[..., : size[0], : size[1]]

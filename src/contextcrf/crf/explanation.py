@@ -1,4 +1,4 @@
-"""The terms of a message sum: how much each neighbor raises or lowers a label's logit at a node."""
+"""Explanations of messages: how much each neighbor raises or lowers the logit of a label at a node."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from contextcrf.crf.potentials import PairwisePotential
 
 @dataclass(frozen=True)
 class Explanation:
-    """The messages to one node through one relation, one for each of M edges that touch it.
+    """The messages that one node receives through one relation, one for each of the M edges that touch the node.
 
     Attributes:
-        neighbors: the node at the other end of each edge, int64 [M, 2], rows and columns on the feature map. A neighbor
-            that is joined in both directions is listed twice.
-        owns: bool [M], True where the explained node owns the box (it is p of the edge (p, q)), False where it lies in
-            the box of the neighbor.
-        messages: expected pair logits, [M, K]. Only differences between labels matter.
-        size: height and width of the feature map.
+        neighbors: the row and the column of the neighbor at the other end of each edge, int64 [M, 2]. A neighbor that
+            is joined in both directions is listed twice.
+        owns: bool [M]. True if the explained node owns the box, that is, if it is p of the edge (p, q). False if it
+            lies in the box of the neighbor.
+        messages: the expected pair logits, [M, K]. Only differences between labels matter.
+        size: the height and the width of the feature map.
 
     Example:
         >>> import torch
@@ -38,27 +38,28 @@ class Explanation:
     size: tuple[int, int]
 
     def push(self, label: int, rival: int | None = None) -> Tensor:
-        """How much each message raises the logit of a label relative to a rival's.
+        """Compute how much each message raises the logit of a label relative to the logit of another label.
 
         Args:
             label: the label.
-            rival: another label; None compares with the mean over all labels.
+            rival: the other label. None compares with the mean over all labels.
 
         Returns:
-            [M], positive where the message favors the label.
+            The differences, [M]. A positive difference favors `label`.
         """
         against = self.messages.mean(1) if rival is None else self.messages[:, rival]
         return self.messages[:, label] - against
 
     def push_map(self, label: int, rival: int | None = None) -> Tensor:
-        """`push` of the neighbors at their places on the feature map.
+        """Return the result of `push` as a map, with each value at the position of its neighbor.
 
         Args:
             label: as for `push`.
             rival: as for `push`.
 
         Returns:
-            [height, width], summed where a neighbor is joined in both directions, zero where there is no neighbor.
+            A map [height, width]. The two values of a neighbor that is joined in both directions are summed. The map is
+                zero at all nodes that are not neighbors.
         """
         height, width = self.size
         index = self.neighbors[:, 0] * width + self.neighbors[:, 1]
@@ -68,19 +69,20 @@ class Explanation:
 
 @torch.no_grad()
 def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, node: tuple[int, int]) -> Explanation:
-    """The single messages whose sum at one node is `PairwisePotential.messages`.
+    """Compute the individual messages to one node. Their sum is the result of `PairwisePotential.messages` at the node.
 
     Args:
         potential: the pairwise potential.
-        features: of one image, [1, C, H, W].
-        marginals: [1, K, H, W].
-        node: row and column on the feature map.
+        features: the feature map of one image, [1, C, H, W].
+        marginals: the marginals of the image, [1, K, H, W].
+        node: the row and the column of the node on the feature map.
 
     Returns:
         The messages, one for each edge that touches the node.
 
     Raises:
-        ValueError: more than one image, marginals that do not fit, or a node outside the map.
+        ValueError: if there is more than one image, the marginals do not fit the features, or the node is outside the
+            map.
 
     Example:
         >>> import torch
@@ -95,11 +97,14 @@ def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, n
     y, x = node
     if len(features) != 1 or marginals.shape != (1, potential.num_classes, height, width):
         raise ValueError(
-            f"features {tuple(features.shape)}, marginals {tuple(marginals.shape)}: expected one image and "
-            f"{potential.num_classes} classes, [1, C, H, W] and [1, K, H, W]"
+            f"The features have the shape {tuple(features.shape)} and the marginals {tuple(marginals.shape)}. Expected "
+            f"[1, C, H, W] and [1, {potential.num_classes}, H, W] of one image."
         )
     if not (0 <= y < height and 0 <= x < width):
-        raise ValueError(f"node {node}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
+        raise ValueError(
+            f"The node {node} is outside the feature map. Expected a row in 0..{height - 1} and a column in "
+            f"0..{width - 1}."
+        )
     owner, neighbor = (part[0] for part in potential.project(features))
     by_node = marginals[0].flatten(1).T
     offsets = potential.graph(features).offsets

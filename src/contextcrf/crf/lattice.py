@@ -1,14 +1,19 @@
-"""Permutohedral lattice: Gaussian filtering of N points in d dimensions in time O(N d^2) instead of O(N^2 d).
+"""The permutohedral lattice, which filters N points in d dimensions with a Gaussian in time O(N d^2).
 
-Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010. Points are
-placed in the hyperplane sum(y) = 0 of R^(d+1), which the lattice cuts into simplices. A point's value is *splatted* on
-the d+1 vertices of its simplex with barycentric weights, the vertices are *blurred* with (1/2, 1, 1/2) along d+1 axes,
-and the result is *sliced* back with the same weights. All scales are those of the C++ code of Krähenbühl and Koltun,
-"Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011, which pydensecrf wraps.
+A direct computation takes O(N^2 d). The method is from Adams, Baek and Davis, "Fast High-Dimensional Filtering Using
+the Permutohedral Lattice", Eurographics 2010. Points are placed in the hyperplane sum(y) = 0 of R^(d+1), which the
+lattice divides into simplices. The filter has three steps:
 
-Each of the three steps is a weighted sum of gathered rows, hence one ``embedding_bag``: it needs no temporary tensor
-[N, d+1, C] and no atomic additions (so results are reproducible on a GPU too), and on a CPU it is many times faster
-than ``index_add_``.
+1. The value of each point is *splatted* on the d+1 vertices of its simplex with barycentric weights.
+2. The values of the vertices are *blurred* with (1/2, 1, 1/2) along d+1 axes.
+3. The result is *sliced* at the points with the same barycentric weights.
+
+All scales are the same as in the C++ code of Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
+Gaussian Edge Potentials", NIPS 2011, which pydensecrf wraps.
+
+Each step is a weighted sum of gathered rows, so it is computed by one ``embedding_bag``. Unlike ``index_add_``, this
+function needs no temporary tensor [N, d+1, C] and no atomic additions, so results are reproducible on a GPU. On a CPU
+it is many times faster than ``index_add_``.
 """
 
 import math
@@ -21,22 +26,24 @@ from torch.nn.functional import embedding_bag
 
 
 class Lattice:
-    """Fast approximate products with the kernel matrix exp(-|f_p - f_q|^2 / 2) of N fixed points f.
+    """A lattice that approximates products with the kernel matrix exp(-|f_p - f_q|^2 / 2) of N fixed points f.
 
     Args:
-        features: the points, [N, d], floating and finite, in units of standard deviations: a pixel column x smoothed
-            with a standard deviation of s pixels enters as x / s. The filter is differentiable in them too, once: its
-            kernel is piecewise linear, and the gradient is that of the piece in which they lie.
+        features: the points, floating and finite, [N, d]. Their unit is the standard deviation. For a standard
+            deviation of s pixels, for example, the feature of a pixel in column x is x / s. The filter is once
+            differentiable with respect to the features. Its kernel is piecewise linear, and the gradient is the
+            gradient of the linear piece that contains the features.
 
     Attributes:
-        num_points: N.
-        num_vertices: number of distinct vertices V.
-        weights: barycentric weights, [N, d + 1].
-        vertices: the vertices of each point's simplex, int32 [N, d + 1].
+        num_points: the number of points N.
+        num_vertices: the number of distinct vertices V.
+        weights: the barycentric weights, [N, d + 1].
+        vertices: the vertices of the simplex of each point, int32 [N, d + 1].
 
     Raises:
-        ValueError: if ``features`` is anything else, or spans so many standard deviations that vertices of the lattice
-            cannot be distinguished (the keys would overflow, or the coordinates exceed the precision of the dtype).
+        ValueError: if ``features`` has another shape or dtype, is not finite, or spans so many standard deviations that
+            the vertices of the lattice cannot be distinguished (the keys would overflow, or the coordinates would
+            exceed the precision of the dtype).
 
     Example:
         >>> import torch
@@ -49,57 +56,61 @@ class Lattice:
     def __init__(self, features: Tensor) -> None:
         if features.ndim != 2 or features.numel() == 0 or not features.is_floating_point():
             raise ValueError(
-                f"features must be floating, [N, d], not empty; got {features.dtype}, {list(features.shape)}"
+                f"features must be a floating-point tensor [N, d] that is not empty, but is {features.dtype} of shape "
+                f"{list(features.shape)}."
             )
         cells, rank, weights = _simplex(features)
         self.num_points, corners = weights.shape
-        # Many points share a simplex, whose vertices are found once. Indices are int32, half the memory of int64.
+        # The vertices of a simplex that many points share are computed once. int32 needs half the memory of int64.
         first, simplex = _simplices(cells, rank)
         keys, digits = _vertex_keys(cells[:, first], rank[:, first])
         vertex_keys, vertices = keys.unique(return_inverse=True)
         self.num_vertices = len(vertex_keys)
-        self.weights = weights  # the gradient of the features is that of these weights
+        self.weights = weights  # they propagate the gradient to the features
         by_corner = vertices.int()[:, simplex]
         self.vertices = by_corner.T.contiguous()
         entries, order = by_corner.flatten().sort(stable=True)
-        self._splat_order = order.int()  # entries (corner, point), grouped by vertex
+        self._splat_order = order.int()  # the entries (corner, point), grouped by vertex
         counts = torch.bincount(entries, minlength=self.num_vertices)
-        self._splat_starts = (counts.cumsum(0) - counts).int()  # where the group of a vertex begins
+        self._splat_starts = (counts.cumsum(0) - counts).int()  # the first entry of each vertex
         self._splat_points = self._splat_order.remainder(self.num_points)
-        # The factor of the C++ code.
+        # This factor is the same as in the C++ code.
         self._factor = 1 / (1 + 2.0 ** -(corners - 1))
-        # Along an axis all coordinates rise by 1 but one falls by d; after remainder d comes 0, and quotients rise.
+        # Along an axis, one coordinate falls by d and all others rise by 1. If their remainder is d, it becomes 0, and
+        # their quotients rise by 1.
         rising = torch.where(vertex_keys % corners == corners - 1, sum(digits) - corners, 0).to(vertex_keys.dtype)
         self._axes = [_blur_axis(vertex_keys, vertex_keys + (1 - digit) + rising, weights.dtype) for digit in digits]
 
     @cached_property
     def _splat_weights(self) -> Tensor:
+        """The splat weights without a scale."""
         return self.splat_weights()
 
     @cached_property
     def _slice_weights(self) -> Tensor:
+        """The slice weights without a scale."""
         return self.slice_weights()
 
     def splat_weights(self, scale: Tensor | None = None) -> Tensor:
-        """The share of each point in the vertices of its simplex, times scale [N, 1], in the order used by `splat`."""
+        """Return the weights of the points at their vertices, times `scale` [N, 1], in the order of `splat`."""
         weights = self.weights.detach() if scale is None else self.weights.detach() * scale
         return weights.T.flatten()[self._splat_order]
 
     def slice_weights(self, scale: Tensor | None = None) -> Tensor:
-        """The share of each vertex of its simplex in a point, times scale [N, 1]: [N, d + 1]."""
+        """Return the weights [N, d + 1] of the vertices of its simplex at each point, times `scale` [N, 1]."""
         weights = self.weights.detach() * self._factor
         return weights if scale is None else weights * scale
 
     def splat(self, values: Tensor, weights: Tensor, reverse: bool = False) -> Tensor:
-        """Splat and blur: the first two steps of the filter.
+        """Splat and blur values, which are the first two steps of the filter.
 
         Args:
-            values: of the points, [N, C].
-            weights: from `splat_weights`.
+            values: the values of the points, [N, C].
+            weights: the result of `splat_weights`.
             reverse: blur along the axes in reverse order.
 
         Returns:
-            Values of the vertices, [V, C].
+            The values of the vertices, [V, C].
         """
         vertex_values = weighted_sums(values.contiguous(), self._splat_points, weights, self._splat_starts)
         for neighbors, shares in reversed(self._axes) if reverse else self._axes:
@@ -107,43 +118,53 @@ class Lattice:
         return vertex_values
 
     def sums(self) -> Tensor:
-        """The row sums of the kernel matrix, [N, 1], without a gradient: the result of filtering ones."""
+        """Compute the row sums of the kernel matrix, [N, 1], by filtering ones. The result has no gradient."""
         vertex_values = self.splat(self.weights.new_ones(self.num_points, 1), self.splat_weights())
         return weighted_sums(vertex_values, self.vertices, self.slice_weights())
 
     def filter(self, values: Tensor) -> Tensor:
-        """Return out_p ~ c sum_q exp(-|f_p - f_q|^2 / 2) values_q, the term q = p included.
+        """Compute out_p ~ c sum_q exp(-|f_p - f_q|^2 / 2) values_q, where the sum includes q = p.
 
-        Nothing is normalized: divide by the filtered ones to get weighted means. The constant c, which cancels then, is
-        2^(d+1) (3/2)^(d/2) / ((1 + 2^-d) sqrt(d+1) (2 pi)^(d/2)): 0.92, 0.88, 0.83 and 0.71 for d = 1, 2, 3 and 5.
-        Linear in ``values`` and differentiable with respect to them, any number of times, and once with respect to the
-        features. The operator is nearly, not exactly, symmetric.
+        The result is not normalized. Divide it by the filtered ones to obtain weighted means, in which the constant c
+        cancels. The constant is 2^(d+1) (3/2)^(d/2) / ((1 + 2^-d) sqrt(d+1) (2 pi)^(d/2)), which is 0.92, 0.88, 0.83
+        and 0.71 for d = 1, 2, 3 and 5.
+
+        The filter is linear in ``values`` and any number of times differentiable with respect to them. It is once
+        differentiable with respect to the features. The operator is approximately, but not exactly, symmetric.
 
         Args:
-            values: [N, C], float32 or float64, on the device of the features.
+            values: the values of the points, float32 or float64 [N, C], on the device of the features.
 
         Returns:
-            [N, C], of the dtype of ``values``.
+            The filtered values, [N, C], with the dtype of ``values``.
 
         Raises:
             ValueError: if ``values`` has another shape or dtype.
+
+        Example:
+            >>> import torch
+            >>> from contextcrf.crf.lattice import Lattice
+            >>> Lattice(torch.rand(100, 2)).filter(torch.rand(100, 3)).shape
+            torch.Size([100, 3])
         """
         wrong_shape = values.ndim != 2 or values.shape[0] != self.num_points or values.shape[1] == 0
         if wrong_shape or values.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"values must be float32 or float64, [{self.num_points}, C]; got {values.dtype}, {list(values.shape)}"
+                f"values must be float32 or float64 of shape [{self.num_points}, C], but is {values.dtype} of shape "
+                f"{list(values.shape)}."
             )
         return _Filter.apply(values, self.weights, self, False)
 
     def _products(self, values: Tensor, vertex_values: Tensor) -> Tensor:
-        """Inner products [N, d + 1] of the values [N, C] of each point with the values [V, C] at its vertices."""
+        """Compute inner products [N, d + 1] of the values [N, C] of points and the values [V, C] of their vertices."""
         return torch.stack([(values * vertex_values[vertex.long()]).sum(1) for vertex in self.vertices.T], 1)
 
 
 class _Filter(torch.autograd.Function):
     """The filter with its gradient, which is the transposed filter.
 
-    Splat is the transpose of slice and each blur is symmetric: reversing the axes transposes the whole filter.
+    Splatting is the transpose of slicing, and each blur is symmetric. Therefore, reversing the order of the axes
+    transposes the whole filter.
     """
 
     @staticmethod
@@ -166,7 +187,7 @@ class _Filter(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """The gradient of the filter by its barycentric weights, which are used twice: to splat and to slice."""
+    """The gradient of the filter with respect to its barycentric weights, which both splat and slice values."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, grad: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
@@ -176,27 +197,43 @@ class _WeightGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> None:
-        raise NotImplementedError("the lattice is differentiable in its features once")
+        raise NotImplementedError(
+            "The lattice is only once differentiable with respect to its features. Detach the features to compute "
+            "second derivatives with respect to the values."
+        )
 
 
 def weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Weighted sums of rows of ``values``, grouped as ``rows`` [G, n] is or, if it is [n], by the ``starts`` [G]."""
+    """Compute weighted sums of groups of rows.
+
+    Args:
+        values: the rows, [M, C].
+        rows: the indices of the rows in each of G groups, [G, n]. Or the indices of all groups in sequence, [n].
+        weights: the weight of each index, with the shape of ``rows``.
+        starts: the position of the first index of each group, [G], if ``rows`` is [n].
+
+    Returns:
+        The sums, [G, C].
+    """
     return embedding_bag(rows, values, starts, mode="sum", per_sample_weights=weights.to(values.dtype))
 
 
 def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the simplex of each point (Adams et al., sections 3 and 4.1); the operations are ordered as in the C++ code.
+    """Find the simplex of each point (Adams et al., sections 3 and 4.1).
 
-    Vertex r of a simplex, r = 0..d, has the d+1 coordinates (d+1) cells + r - (d+1) [rank > d - r].
+    Vertex r of a simplex, r = 0..d, has the d+1 coordinates (d+1) cells + r - (d+1) [rank > d - r]. The order of the
+    floating-point operations is the same as in the C++ code.
 
     Returns:
-        cells: vertex 0 divided by d+1, int64 [d+1, N]; the columns sum to 0.
-        rank: rank of each coordinate of (point - vertex 0) in descending order, int8 [d+1, N].
-        weights: barycentric weights of the vertices, >= 0 up to rounding, each row sums to 1, [N, d+1].
+        cells: vertex 0 divided by d+1, int64 [d+1, N]. Each column sums to 0.
+        rank: the rank of each coordinate of (point - vertex 0) in descending order, int8 [d+1, N].
+        weights: the barycentric weights of the vertices, [N, d+1]. They are >= 0 up to rounding, and each row sums to
+            1.
     """
     num_points, d = features.shape
-    # Splat, blur and slice together have the variance 2/3 (d+1)^2 in every direction: one unit of the features.
-    # Rounded as in the C++ code: points on the border of two simplices then fall into the same one.
+    # Splatting, blurring and slicing together have the variance 2/3 (d+1)^2 in every direction, which must be one unit
+    # of the features. The rounding is the same as in the C++ code. Both codes then assign points on the border of two
+    # simplices to the same simplex.
     inv_std = torch.tensor(math.sqrt(2 / 3) * (d + 1), dtype=features.dtype).item()
     elevated = features.new_empty(d + 1, num_points)
     total = features.new_zeros(num_points)
@@ -206,11 +243,11 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         total = total + column
     elevated[0] = total
 
-    # Beyond this bound rounding errors exceed 1 % of a lattice unit. NaN and infinity fail the test too.
+    # Beyond this bound, rounding errors exceed 1 % of a lattice unit. NaN and infinity also fail this test.
     if not bool(elevated.abs().amax() < 0.01 / torch.finfo(features.dtype).eps):
         raise ValueError(
-            f"features from {features.min():.3g} to {features.max():.3g} standard deviations exceed the precision of "
-            f"{features.dtype} (or are not finite); use larger standard deviations"
+            f"features range from {features.min():.3g} to {features.max():.3g} standard deviations, so they are not "
+            f"finite or exceed the precision of {features.dtype}. Use finite features and larger standard deviations."
         )
 
     nearest = (elevated.detach() * (1 / (d + 1))).round()
@@ -223,7 +260,8 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             below = residual[i] < residual[j]
             rank[i] += below
             rank[j] += ~below
-    # Rounding may leave the hyperplane; moving the coordinates with the largest rounding errors returns to it.
+    # Rounding may move a point off the hyperplane. Changing the coordinates with the largest rounding errors corrects
+    # this.
     rank += excess
     wrap = (rank < 0).to(torch.int8) - (rank > d).to(torch.int8)
     rank += (d + 1) * wrap
@@ -236,7 +274,12 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of the first occurrence of each distinct key [S], ascending by key, and each key's rank in them [N]."""
+    """Find the distinct keys.
+
+    Returns:
+        The index of the first occurrence of each distinct key, ascending by key, [S], and the rank of each of the N
+        keys among the distinct keys, [N].
+    """
     ordered, order = keys.sort()
     new = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
     number = torch.empty_like(order)
@@ -245,14 +288,16 @@ def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _simplices(cells: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of the first point in each distinct simplex [S], and the number of each point's simplex [N].
+    """Find the distinct simplices. A simplex is defined by its vertex 0 and the order of the coordinates.
 
-    A simplex is given by its vertex 0 and the order of the coordinates.
+    Returns:
+        The index of the first point in each distinct simplex, [S], and the number of the simplex of each point, [N].
     """
     d = len(cells) - 1
     orders = (d + 1) ** d
     if math.prod(_sizes(cells[:d], 0)[1]) * orders >= 2**63:
-        # The keys would overflow. Treating each point's simplex as distinct takes longer and changes nothing.
+        # The keys would overflow. If the simplices of all points are treated as distinct, the result is the same, but
+        # the computation takes longer.
         each = torch.arange(cells.shape[1], device=cells.device)
         return each, each
     keys, _ = _packed(cells[:d], 0, orders)
@@ -262,20 +307,20 @@ def _simplices(cells: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
-    """One integer for each vertex r = 0..d of the simplices, [d+1, N].
+    """Compute an integer key for each vertex r = 0..d of the simplices, [d+1, N].
 
-    All coordinates of vertex r leave the remainder r when divided by d+1, so a vertex is given by r, the last digit of
-    its key, and the quotients. d quotients suffice, since the coordinates sum to 0.
+    All coordinates of vertex r have the remainder r when divided by d+1. A vertex is therefore defined by r, which is
+    the last digit of its key, and by the quotients. The first d quotients are enough, since the coordinates sum to 0.
 
     Returns:
-        The keys, and the place value of the quotient of each axis in them.
+        The keys, and the place value of the quotient of each axis in the keys.
     """
     d = len(cells) - 1
-    # Vertices lie up to 1 below their simplex's first, and their neighbors 1 to either side.
+    # A vertex lies up to 1 below the first vertex of its simplex, and its neighbors lie 1 to either side.
     first, digits = _packed(cells[:d], 2, d + 1)
     digits = [*digits, 0]
-    # From each vertex to the next all coordinates rise by 1, except that one falls by d, and so its quotient by 1: each
-    # coordinate once, in descending order of rank.
+    # From each vertex to the next, one coordinate falls by d and its quotient by 1, and all others rise by 1.
+    # Each coordinate falls once, in descending order of rank.
     places = torch.tensor(digits, dtype=first.dtype, device=first.device)[:, None] - 1
     falling = first.new_empty(cells.shape).scatter_(0, (d - rank).long(), places.expand_as(cells))
     keys = first.new_empty(cells.shape)
@@ -286,22 +331,28 @@ def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _sizes(cells: Tensor, spare: int) -> tuple[list[int], list[int]]:
-    """The lowest value of each row of cells and the length of its range, extended by `spare` at both ends."""
+    """Return the lowest value of each row of cells and the length of its range, extended by `spare` at both ends."""
     low, high = (cells.amin(1) - spare).tolist(), (cells.amax(1) + spare).tolist()
     return low, [last - lowest + 1 for lowest, last in zip(low, high, strict=True)]
 
 
 def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
-    """One integer [N] for each column of cells [d, N], int32 where it suffices, and the place value of each row in it.
+    """Encode each column of cells [d, N] as one integer.
 
-    Cells up to `spare` beyond the ends of their range have distinct integers too, and these are multiples of `room`.
+    The integers are distinct also for cells up to `spare` beyond the ends of their range. They are multiples of `room`.
+
+    Returns:
+        The integers, [N], int32 if possible and int64 otherwise, and the place value of each row in the integers.
+
+    Raises:
+        ValueError: if the integers do not fit into 64 bits.
     """
     low, sizes = _sizes(cells, spare)
     span = math.prod(sizes) * room
     if span >= 2**63:
         raise ValueError(
-            f"features span too many standard deviations in {len(cells)} dimensions: {span:.1e} possible vertices of "
-            "the lattice do not fit in 64-bit keys; use larger standard deviations"
+            f"features span too many standard deviations in {len(cells)} dimensions, because {span:.1e} possible "
+            "vertices of the lattice do not fit into 64-bit keys. Use larger standard deviations."
         )
     digits = [room * math.prod(sizes[i + 1 :]) for i in range(len(cells))]
     keys = cells.new_zeros(cells.shape[1], dtype=torch.int32 if span < 2**31 else torch.int64)
@@ -311,17 +362,21 @@ def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
 
 
 def _blur_axis(vertex_keys: Tensor, neighbors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows and weights [M, 3] of the blur along one axis: a vertex and its two neighbors, weight 0 for absent ones.
+    """Return the rows and the weights of the blur along one axis, both [M, 3].
+
+    The three columns are a vertex and its two neighbors. A neighbor that does not exist has the weight 0.
 
     Args:
-        vertex_keys: ascending, [M].
-        neighbors: the keys of each vertex's neighbor on one side, [M].
+        vertex_keys: the keys of the vertices in ascending order, [M].
+        neighbors: the key of each vertex's neighbor on one side, [M].
+        dtype: the dtype of the weights.
     """
     count = len(vertex_keys)
     vertices = torch.arange(count, device=vertex_keys.device)
     after = torch.searchsorted(vertex_keys, neighbors).clamp_(max=count - 1)
     exists = vertex_keys[after] == neighbors
-    # A vertex is the neighbor of its neighbor on the other side; index `count` collects the vertices without neighbor.
+    # Each vertex is the neighbor, on the opposite side, of its own neighbor. The entry `count` is a dummy for vertices
+    # without a neighbor.
     before = vertices.new_full((count + 1,), -1).scatter_(0, torch.where(exists, after, count), vertices)[:count]
     rows = torch.stack([vertices, after, before.clamp(min=0)], 1).int()
     weights = torch.stack([torch.ones_like(exists, dtype=dtype), 0.5 * exists, 0.5 * (before >= 0)], 1)

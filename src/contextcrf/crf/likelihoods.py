@@ -1,7 +1,7 @@
-"""Alternatives to piecewise training, over the same potentials.
+"""Training objectives for the same potentials that are alternatives to piecewise training.
 
-Piecewise training itself, eq. (10)-(13), is the sum of the potentials' own `nll`. The objectives here couple the nodes,
-so every training step computes messages, and all objectives but the first run inference.
+The piecewise objective, eq. (10)-(13), is the sum of the `nll` of all potentials. The objectives in this module couple
+the nodes, so every training step computes messages. `mean_field_nll` and `unrolled_nll` also run inference.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,23 @@ from contextcrf.crf.potentials import IGNORE_INDEX
 def pseudo_likelihood_nll(
     unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """Negative log-pseudo-likelihood, eq. (14)-(18): the mean over labeled nodes of -log P(y_p | all others, x).
+    """Compute the negative log-pseudo-likelihood, eq. (14)-(18).
 
-    Ignored nodes send no messages: the edges that touch them are left out.
+    It is the mean of -log P(y_p | all others, x) over the labeled nodes. Edges that touch an ignored node are excluded,
+    so ignored nodes send no messages.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
-        labels: int64 [B, H, W].
+        labels: the label of each node, int64 [B, H, W].
         ignore_index: the label of ignored nodes.
 
     Returns:
-        A scalar, 0 if all nodes are ignored.
+        A scalar. It is 0 if all nodes are ignored.
 
     Raises:
-        ValueError: labels of another shape or dtype or outside 0..K-1, sizes that do not fit, or NaN among the logits.
+        ValueError: if the labels have another shape or dtype, a label is not in 0..K-1, sizes do not fit, or a logit is
+            NaN.
 
     Example:
         >>> import torch
@@ -54,24 +56,25 @@ def mean_field_nll(
     iterations: int = 3,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Negative log-likelihood per labeled node, with mean field's lower bound in place of log Z.
+    """Compute the negative log-likelihood per labeled node with the mean-field lower bound in place of log Z.
 
     This is eq. (8) with inference inside the training loop, which the paper calls computationally unviable. The
-    gradient flows through all iterations; at a fixed point it is E_Q[grad score] - grad score(y). The bound is below
-    log Z, so the loss is below the true one. Ignored nodes keep their marginals in the second term.
+    gradient is propagated through all iterations. At a fixed point, it is E_Q[grad score] - grad score(y). Since the
+    bound is at most log Z, the loss is at most the exact loss. In the term for the labeling y, ignored nodes have their
+    marginals in place of a label.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
-        labels: int64 [B, H, W].
-        iterations: mean-field iterations, >= 0.
+        labels: the label of each node, int64 [B, H, W].
+        iterations: the number of mean-field iterations, >= 0.
         ignore_index: the label of ignored nodes.
 
     Returns:
-        A scalar, 0 if all nodes are ignored.
+        A scalar. It is 0 if all nodes are ignored.
 
     Raises:
-        ValueError: labels of another shape or dtype or outside 0..K-1, and the errors of `mean_field`.
+        ValueError: if the labels have another shape or dtype, a label is not in 0..K-1, or `mean_field` raises it.
 
     Example:
         >>> import torch
@@ -97,23 +100,23 @@ def unrolled_nll(
     iterations: int = 2,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Cross-entropy of the marginals of mean field, the mean over labeled nodes.
+    """Compute the cross-entropy of the mean-field marginals as the mean over the labeled nodes.
 
-    Zheng et al., "Conditional Random Fields as Recurrent Neural Networks", ICCV 2015. It trains exactly what prediction
-    computes, approximation included, and is no likelihood of the CRF.
+    Source: Zheng et al., "Conditional Random Fields as Recurrent Neural Networks", ICCV 2015. The loss is computed from
+    the same approximate marginals as in prediction. It is not a likelihood of the CRF.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
-        labels: int64 [B, H, W].
-        iterations: mean-field iterations, >= 1.
+        labels: the label of each node, int64 [B, H, W].
+        iterations: the number of mean-field iterations, >= 1.
         ignore_index: the label of ignored nodes.
 
     Returns:
-        A scalar, 0 if all nodes are ignored.
+        A scalar. It is 0 if all nodes are ignored.
 
     Raises:
-        ValueError: labels of another shape or dtype or outside 0..K-1, and the errors of `mean_field`.
+        ValueError: if the labels have another shape or dtype, a label is not in 0..K-1, or `mean_field` raises it.
 
     Example:
         >>> import torch
@@ -125,7 +128,7 @@ def unrolled_nll(
     """
     check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index)
     iterations = whole_number("iterations", iterations, least=1)
-    # The last update is left to the loss, which takes its logits: their softmax may be 0 in single precision.
+    # The loss computes the last update itself from logits, because a softmax may underflow to 0 in single precision.
     marginals = mean_field(unary_logits, pairwise, iterations - 1)
     return _conditional_nll(unary_logits, pairwise, marginals, labels, ignore_index)
 
@@ -133,7 +136,7 @@ def unrolled_nll(
 def _conditional_nll(
     unary_logits: Tensor, pairwise: Sequence[Pair], others: Tensor, labels: Tensor, ignore_index: int
 ) -> Tensor:
-    """Mean over labeled nodes of the cross-entropy of a node whose neighbors have marginals `others` [B, K, H, W]."""
+    """Return the mean cross-entropy of the labeled nodes, given the marginals `others` [B, K, H, W] of all nodes."""
     known = (labels != ignore_index).sum().clamp(min=1)
     logits = finite(unary_logits) + pairwise_logits(pairwise, others)
     return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / known

@@ -1,4 +1,4 @@
-"""Mean-field inference over unary and learned pairwise potentials (Section IV), energies and bounds."""
+"""Mean-field inference with unary and learned pairwise potentials (Section IV of the paper), energies and bounds."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,18 +13,42 @@ from contextcrf.crf.unaries import bounded
 
 
 class Pairwise(Protocol):
-    """What inference needs of a pairwise term: `PairwisePotential`, `PairTable`, `CoarseGrid`, or one of your own."""
+    """A pairwise term, as `mean_field` and the training objectives require it.
+
+    `PairwisePotential`, `PairTable` and `CoarseGrid` are pairwise terms. You can pass an object of your own class if it
+    has these two methods.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import RangeBox, mean_field
+        >>> from contextcrf.crf.relations import Graph
+        >>> class Potts:  # adds a bonus to the label of the left and of the right neighbor
+        ...     def graph(self, features):
+        ...         box = RangeBox(top=0.0, bottom=0.0, left=0.0, right=1 / min(features.shape[-2:]))
+        ...         return Graph(box, *features.shape[-2:], features.device)
+        ...     def prepare(self, features):
+        ...         def messages(marginals):
+        ...             padded = torch.nn.functional.pad(marginals, (1, 1))
+        ...             return 2.0 * (padded[..., :-2] + padded[..., 2:])
+        ...         return messages
+        >>> logits = torch.tensor([[[[0.0, 0.0, 0.0]], [[1.0, -0.5, 1.0]]]])  # [1, 2, 1, 3]
+        >>> mean_field(logits, [(Potts(), logits)]).argmax(1)
+        tensor([[[1, 1, 1]]])
+    """
 
     def graph(self, features: Tensor) -> Graph:
-        """The edges on a feature map [B, C, H, W]."""
+        """Return the edges on a feature map [B, C, H, W]."""
         ...
 
     def prepare(self, features: Tensor) -> Callable[[Tensor], Tensor]:
-        """Messages as a function of marginals, both [B, K, H, W]: see `PairwisePotential.messages`."""
+        """Return a function from marginals [B, K, H, W] to messages [B, K, H, W].
+
+        See `PairwisePotential.messages` for the definition of the messages.
+        """
         ...
 
 
-# A pairwise term with the features it works on.
+# A pairwise term with its features.
 Pair = tuple[Pairwise, Tensor]
 
 
@@ -39,25 +63,27 @@ def mean_field(
 ) -> Tensor:
     """Approximate the marginals of the CRF by parallel mean-field updates (Section IV of the paper).
 
-    An update is Q_p(k) proportional to exp( u_p(k) + weighted sum of expected pair logits ), for all nodes at once. The
-    fixed points are the stationary points of KL(Q || P) over products Q.
+    An update sets Q_p(k) proportional to exp( u_p(k) + weighted sum of expected pair logits ) for all nodes in
+    parallel. Its fixed points are the stationary points of KL(Q || P) over fully factorized distributions Q.
 
     Args:
-        unary_logits: u, [B, K, H, W]; infinite ones are taken as very large.
-        pairwise: potentials with their features [B, C, H, W]. For features of a coarser grid see `CoarseGrid`.
-        iterations: number of updates; the paper uses 2.
-        weights: one factor per potential; None is 1.0 for each, the model itself.
-        damping: share in [0, 1) of the old marginals kept at every update.
-        start: marginals [B, K, H, W] to start from; None is softmax(unary_logits).
-        trace: a list to which the ELBO [B] of the start and of every update is appended; this costs one more round of
-            messages.
+        unary_logits: the unary logits u, [B, K, H, W]. Infinite logits are replaced by large finite ones.
+        pairwise: pairs of a potential and its features [B, C, H, W]. If the features have a coarser grid than the
+            logits, wrap the potential in a `CoarseGrid`.
+        iterations: the number of updates, >= 0. The paper uses 2.
+        weights: the relation weights, one factor for each potential. With None, all weights are 1.0, which is the
+            unweighted model.
+        damping: the fraction of the old marginals that is kept in every update, in [0, 1).
+        start: the initial marginals, [B, K, H, W]. None starts from softmax(unary_logits).
+        trace: a list to which the ELBO [B] of the initial marginals and of every update is appended. This costs one
+            more computation of the messages.
 
     Returns:
         Marginals [B, K, H, W].
 
     Raises:
-        ValueError: sizes that do not fit, NaN among the logits, a damping outside [0, 1), or `iterations` that are not
-            a whole number >= 0.
+        ValueError: if sizes do not fit, a logit is NaN, `damping` is not in [0, 1), or `iterations` is not a whole
+            number >= 0.
 
     Example:
         >>> import torch
@@ -68,12 +94,15 @@ def mean_field(
         torch.Size([1, 3, 10, 15])
     """
     if not 0 <= damping < 1:
-        raise ValueError(f"damping={damping}: expected 0 <= damping < 1")
+        raise ValueError(f"damping must be >= 0 and < 1, but is {damping}.")
     iterations = whole_number("iterations", iterations, least=0)
     unary_logits = finite(unary_logits)
     marginals = unary_logits.softmax(1) if start is None else start
     if marginals.shape != unary_logits.shape:
-        raise ValueError(f"start {tuple(marginals.shape)}: expected the shape of the unary logits")
+        raise ValueError(
+            f"start has the shape {tuple(marginals.shape)}, but must have the shape of the unary logits, "
+            f"{tuple(unary_logits.shape)}."
+        )
     message_sum = _message_sum(pairwise, weights)
     for _ in range(iterations):
         messages = message_sum(marginals)
@@ -87,21 +116,31 @@ def mean_field(
 
 
 def pairwise_logits(pairwise: Sequence[Pair], marginals: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """The weighted sum of all messages: the expected pair logits of every node and label.
+    """Compute the weighted sum of all messages, that is, the expected pair logits of every node and label.
 
-    With the unary logits they are E[score | y_p = k] up to a constant per node: the update of mean field, and, where
-    the marginals are one-hot, the logits of the conditional P(y_p | all others) of eq. (14).
+    Up to a constant per node, unary logits plus these sums are E[score | y_p = k]. They are the logits of the
+    mean-field update. If the marginals are one-hot, they are the logits of the conditional P(y_p | all others) of eq.
+    (14).
 
     Args:
         pairwise: as for `mean_field`.
-        marginals: of all nodes, [B, K, H, W].
+        marginals: the marginals of all nodes, [B, K, H, W].
         weights: as for `mean_field`.
 
     Returns:
-        [B, K, H, W].
+        The weighted messages, [B, K, H, W].
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: if sizes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import PairwisePotential, RangeBox
+        >>> from contextcrf.crf.meanfield import pairwise_logits
+        >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+        >>> features, marginals = torch.randn(1, 8, 10, 15), torch.randn(1, 3, 10, 15).softmax(1)
+        >>> pairwise_logits([(above, features)], marginals, weights=[0.5]).shape
+        torch.Size([1, 3, 10, 15])
     """
     return _message_sum(pairwise, weights)(marginals)
 
@@ -109,27 +148,28 @@ def pairwise_logits(pairwise: Sequence[Pair], marginals: Tensor, weights: Sequen
 def elbo(
     unary_logits: Tensor, pairwise: Sequence[Pair], marginals: Tensor, weights: Sequence[float] | None = None
 ) -> Tensor:
-    """The evidence lower bound E_Q[score] + H(Q) of independent nodes, which is log Z - KL(Q || P).
+    """Compute the evidence lower bound (ELBO) of a fully factorized distribution Q.
 
-    For one-hot marginals it is the score of the labeling they pick.
+    The ELBO is E_Q[score] + H(Q) = log Z - KL(Q || P). If the marginals are one-hot, it is the score of the labeling
+    that they define.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
-        marginals: Q, [B, K, H, W].
+        marginals: the marginals of Q, [B, K, H, W].
         weights: as for `mean_field`.
 
     Returns:
-        One number for each image, [B].
+        The ELBO of each image, [B].
 
     Raises:
-        ValueError: sizes that do not fit, or NaN among the logits.
+        ValueError: if sizes do not fit or a logit is NaN.
 
     Example:
         >>> import torch
         >>> from contextcrf.crf import elbo
         >>> logits = torch.zeros(1, 2, 3, 3)
-        >>> log_z = 9 * torch.tensor(2.0).log()  # nine independent nodes of two labels each
+        >>> log_z = 9 * torch.tensor(2.0).log()  # nine independent nodes with two labels each
         >>> torch.allclose(elbo(logits, [], logits.softmax(1)), log_z)
         True
     """
@@ -139,19 +179,19 @@ def elbo(
 def energy(
     unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, weights: Sequence[float] | None = None
 ) -> Tensor:
-    """The energy E(y, x) of a labeling: P(y | x) = exp(-E(y, x)) / Z(x), eq. (1) of the paper.
+    """Compute the energy E(y, x) of a labeling y, where P(y | x) = exp(-E(y, x)) / Z(x), eq. (1) of the paper.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
-        labels: y, int64 [B, H, W].
+        labels: the labeling y, int64 [B, H, W].
         weights: as for `mean_field`.
 
     Returns:
-        One number for each image, [B].
+        The energy of each image, [B].
 
     Raises:
-        ValueError: sizes that do not fit, or NaN among the logits.
+        ValueError: if sizes do not fit or a logit is NaN.
 
     Example:
         >>> import torch
@@ -164,15 +204,21 @@ def energy(
 
 
 def one_hot(labels: Tensor, like: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Labels as one-hot marginals.
+    """Convert labels to one-hot marginals.
 
     Args:
-        labels: int64 [B, H, W].
+        labels: the labels, int64 [B, H, W].
         like: a tensor [B, K, H, W] with the shape, dtype and device of the result.
         ignore_index: the label of ignored nodes.
 
     Returns:
-        [B, K, H, W], all zero at ignored nodes.
+        One-hot marginals, [B, K, H, W]. They are all zero at ignored nodes.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf.meanfield import one_hot
+        >>> one_hot(torch.tensor([[[1, 255]]]), like=torch.zeros(1, 2, 1, 2)).tolist()
+        [[[[0.0, 0.0]], [[1.0, 0.0]]]]
     """
     known = labels != ignore_index
     result = torch.zeros_like(like).scatter(1, torch.where(known, labels, 0)[:, None], 1.0)
@@ -180,30 +226,32 @@ def one_hot(labels: Tensor, like: Tensor, ignore_index: int = IGNORE_INDEX) -> T
 
 
 def finite(unary_logits: Tensor) -> Tensor:
-    """Unary logits in at least single precision, so that sums keep their digits, with infinite values made finite.
+    """Convert unary logits to at least single precision and replace infinite ones by large finite ones.
 
     Raises:
-        ValueError: NaN among them.
+        ValueError: if a logit is NaN.
     """
     logits = unary_logits.to(torch.promote_types(unary_logits.dtype, torch.float32))
-    # A graph that is traced cannot branch on values.
+    # A traced graph cannot branch on values.
     if not torch.compiler.is_exporting() and logits.isnan().any():
-        raise ValueError("unary_logits: NaN among them")
+        raise ValueError("unary_logits contains NaN. Check the network that computed the logits.")
     return bounded(logits)
 
 
 def _bound(unary_logits: Tensor, messages: Tensor, marginals: Tensor) -> Tensor:
-    """The ELBO [B] of marginals, given their messages."""
-    # Every edge is in the messages of both of its ends, hence the half. The clamp keeps the gradient at zero finite.
+    """Return the ELBO [B] of marginals, given their messages."""
+    # The messages are halved because they contain every edge twice. The clamp keeps the gradient finite at zero.
     tiny = torch.finfo(marginals.dtype).tiny
     return (marginals * (unary_logits + messages / 2 - marginals.clamp(min=tiny).log())).sum((1, 2, 3))
 
 
 def _message_sum(pairwise: Sequence[Pair], weights: Sequence[float] | None) -> Callable[[Tensor], Tensor]:
-    """`pairwise_logits` as a function of the marginals; what all rounds of messages share is computed once."""
+    """Return `pairwise_logits` as a function of the marginals, with all shared computations done beforehand."""
     factors = [1.0] * len(pairwise) if weights is None else list(weights)
     if len(factors) != len(pairwise):
-        raise ValueError(f"{len(factors)} weights for {len(pairwise)} pairwise potentials; expected one each")
+        raise ValueError(
+            f"weights must have one factor for each pairwise potential, but has {len(factors)} for {len(pairwise)}."
+        )
     terms = [
         (factor, potential.prepare(features))
         for (potential, features), factor in zip(pairwise, factors, strict=True)

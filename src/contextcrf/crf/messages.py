@@ -1,12 +1,13 @@
-"""Sums of expected pair logits over windows, which take most of the time of mean field.
+"""Mean-field messages: sums of expected pair logits over windows of neighboring nodes.
 
-The message from a sender s to a receiver r that is joined to it is
+Mean field spends most of its time on these sums. If a sender s and a receiver r are joined by an edge, the message
+from s to r is
 
     sum_j Q_s(j) W_j relu(f_s + g_r) + bias,        W_j the K x D slice of the last layer for the sender's label j.
 
-The marginals of a sender are contracted with the layer once, C_s = sum_j Q_s(j) W_j, and every edge then costs K x D
-products where the table of pair logits would take K^2 x D. The hidden units of the edges are computed in tiles small
-enough to stay in a processor's cache: writing them to memory would take more time than the products.
+The marginals of a sender are contracted with the layer once, C_s = sum_j Q_s(j) W_j. Every edge then costs K x D
+products, whereas the table of pair logits would cost K^2 x D. The hidden units of the edges are computed in tiles that
+fit into the processor's cache, because writing them to memory would take longer than the products.
 """
 
 from collections.abc import Iterator
@@ -18,16 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from contextcrf.crf.relations import Window
 
-# Hidden units that a thread computes at once: 1 MiB of float32, half of what a core's cache holds.
+# Hidden units that a thread computes at once: 1 MiB of float32, half the cache of a core.
 TILE_ELEMENTS = 1 << 18
-# Most numbers that a block of sender rows keeps: its messages, and with gradients all its hidden units.
+# The largest number of elements that a block of sender rows stores: its messages and, with gradients, its hidden units.
 BLOCK_ELEMENTS = 1 << 22
-# Least number of senders whose marginals are contracted at once: with fewer the matrix product is slow.
+# The smallest number of senders whose marginals are contracted together. With fewer, the matrix product is slow.
 CONTRACTED = 128
 
 
 class Scratch:
-    """Memory that is reused by name, since allocating it anew takes longer than the computations in it.
+    """Memory that is reused by name, because allocating it again takes longer than the computations that use it.
 
     Args:
         like: a tensor with the dtype and device of the memory.
@@ -38,7 +39,7 @@ class Scratch:
         self.kept: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """An uninitialized tensor of the shape. It overwrites the earlier tensors of the same name."""
+        """Return an uninitialized tensor of a shape. It reuses the memory of earlier tensors with the same name."""
         size = torch.Size(shape).numel()
         if name not in self.kept or self.kept[name].numel() < size:
             self.kept[name] = self.like.new_empty(size)
@@ -54,29 +55,30 @@ def send(
     window: Window,
     scratch: Scratch,
 ) -> Tensor:
-    """Compute the messages from every node to the nodes of its window, summed at the receivers.
+    """Compute the messages from every node to the nodes in its window, and sum them at the receivers.
 
-    The result is differentiable; blocks of rows are recomputed in the backward pass.
+    The result is differentiable. The backward pass recomputes blocks of rows to save memory.
 
     Args:
-        senders: the half f of the hidden layer, [B, H, W, D].
-        receivers: the half g of the hidden layer, [B, H, W, D].
-        marginals: Q of the senders, [B, H, W, K].
-        weight: of the last layer, [K, K, D], the sender's label first.
-        bias: of the last layer, [K, K], the sender's label first.
+        senders: the part f of the hidden layer, [B, H, W, D].
+        receivers: the part g of the hidden layer, [B, H, W, D].
+        marginals: the marginals Q of the senders, [B, H, W, K].
+        weight: the weight of the last layer, [K, K, D]. The sender's label is the first index.
+        bias: the bias of the last layer, [K, K]. The sender's label is the first index.
         window: the displacements from a sender to its receivers.
-        scratch: memory that is used where no gradients are needed.
+        scratch: memory that is used if no gradients are needed.
 
     Returns:
-        [B, H, W, K], in at least single precision: a sum over a hundred edges loses its digits in half precision.
+        The summed messages, [B, H, W, K], in at least single precision. In half precision, a sum over a hundred edges
+            would be inaccurate.
     """
     batch, height, width, hidden = senders.shape
     num_classes = marginals.shape[-1]
     if not window.inside.any():
         return accumulator(senders, batch, height, width, num_classes)
     top, bottom, left, right = window.rows[0], window.rows[-1], window.columns[0], window.columns[-1]
-    # Places outside the map are receivers too, and are cut off at the end, which is faster than leaving them out. Where
-    # all receivers lie to one side of their sender, the padding is negative and cuts off those without a sender.
+    # Positions outside the map are receivers too. They are cropped at the end, which is faster than excluding them. If
+    # all receivers lie to one side of their sender, some padding is negative and crops the receivers without a sender.
     receivers = F.pad(receivers, (0, 0, -left, right, -top, bottom))
     total = accumulator(senders, *receivers.shape[:3], num_classes)
     gradients = torch.is_grad_enabled() and any(
@@ -84,7 +86,7 @@ def send(
     )
     edges = width * window.inside.numel()
     per_row = edges * (num_classes + 2 * hidden) + width * hidden * num_classes if gradients else edges * num_classes
-    # All rows of a block share one window: the taller the block, the more of the window lies outside the map.
+    # All rows of a block share one window. In a taller block, a larger part of this window lies outside the map.
     step = min(BLOCK_ELEMENTS // per_row, max((bottom - top) // 2 + 1, CONTRACTED // width + 1))
     for image in range(batch):
         for rows in _parts(height, step):
@@ -101,6 +103,7 @@ def send(
 
 
 def _parts(length: int, step: int) -> Iterator[slice]:
+    """Yield the slices of at most `step` elements that cover a dimension of the given length."""
     step = max(1, step)
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
@@ -114,20 +117,21 @@ def _block(
     window: Window,
     scratch: Scratch | None = None,
 ) -> Tensor:
-    """The messages of some rows of senders, summed at the receivers.
+    """Compute the messages of some rows of senders, and sum them at the receivers.
 
     Args:
-        senders: [h, W, D].
-        receivers: [h + R - 1, W + S - 1, D], R and S the spans of the window's rows and columns: the receivers of
-            sender (y, x) are at the places from (y, x) on.
-        marginals: [h, W, K].
-        weight: [K, K, D].
-        bias: [K, K].
+        senders: the part f of the hidden layer at these rows, [h, W, D].
+        receivers: the part g of the hidden layer, [h + R - 1, W + S - 1, D]. The rows of the window span R nodes and
+            its columns span S nodes. The receivers of sender (y, x) are at the positions (y, x) to
+            (y + R - 1, x + S - 1).
+        marginals: the marginals of the senders, [h, W, K].
+        weight: the weight of the last layer, [K, K, D].
+        bias: the bias of the last layer, [K, K].
         window: the displacements from a sender to its receivers.
-        scratch: None where gradients are needed; then there is one tile.
+        scratch: reusable memory. None if gradients are needed, and then there is only one tile.
 
     Returns:
-        [h + R - 1, W + S - 1, K].
+        The summed messages, [h + R - 1, W + S - 1, K].
     """
     rows, columns = ([value - values[0] for value in values] for values in (window.rows, window.columns))
     windows = receivers.unfold(0, rows[-1] + 1, 1).unfold(1, columns[-1] + 1, 1).permute(0, 1, 3, 4, 2)
@@ -150,12 +154,12 @@ def _tiles(
     columns: list[int],
     scratch: Scratch,
 ) -> Tensor:
-    """The messages of `_tile` for all senders, computed in tiles that stay in the processor's cache."""
+    """Compute the messages of `_tile` for all senders, in tiles that fit into the processor's cache."""
     height, width, hidden = senders.shape
     num_classes = marginals.shape[-1]
     edges = len(rows) * len(columns)
     sent = scratch("sent", height, width, edges, num_classes)
-    # The senders of one tile are some whole rows, or a part of one row.
+    # A tile contains either several whole rows of senders or a part of one row.
     count = max(1, TILE_ELEMENTS * torch.get_num_threads() // (edges * hidden))
     lines = max(1, count // width)
     for some in _parts(height, max(lines, -(-CONTRACTED // width))):
@@ -179,9 +183,9 @@ def _tile(
     scratch: Scratch | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Messages [h, w, edges, K] of senders [h, w, D] to the receivers [h, w, R, S, D] in their windows.
+    """Compute the messages [h, w, edges, K] of senders [h, w, D] to the receivers [h, w, R, S, D] in their windows.
 
-    `contracted` is the last layer contracted with the senders' marginals, [K, h, w, D].
+    `contracted` is the last layer, contracted with the marginals of the senders, [K, h, w, D].
     """
     if len(rows) < windows.shape[2]:
         windows = windows[:, :, rows]
@@ -191,7 +195,7 @@ def _tile(
     units = torch.add(windows, senders[:, :, None, None], out=memory).relu_().flatten(2, 3)
     places, edges = units.shape[:2], units.shape[2]
     units, weights = units.flatten(0, 1), contracted.flatten(1, 2).transpose(0, 1)
-    # [K, D] times [D, edges] is nearly twice as fast as its transpose where K fills no vector registers (11, 21).
+    # [K, D] times [D, edges] is nearly twice as fast as its transpose if K does not fill the vector registers (11, 21).
     if scratch is None or out is None:
         return torch.bmm(weights, units.mT).mT.unflatten(0, places)
     sent = torch.bmm(weights, units.mT, out=scratch("transposed", len(units), weights.shape[1], edges))
@@ -199,7 +203,7 @@ def _tile(
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:
-    """Messages [h, W, rows, columns, K] summed at their receivers, [h + R - 1, W + S - 1, K]."""
+    """Sum messages [h, W, rows, columns, K] at their receivers, [h + R - 1, W + S - 1, K]."""
     height, width, *_, num_classes = sent.shape
     for i, j in (~window.inside).nonzero().tolist():
         sent[:, :, i, j] = 0
@@ -216,5 +220,5 @@ def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:
 
 
 def accumulator(like: Tensor, *shape: int) -> Tensor:
-    """Zeros in at least single precision: a sum over a hundred edges loses its digits in half precision."""
+    """Return zeros in at least single precision, since half precision is inaccurate for sums over a hundred edges."""
     return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))

@@ -1,14 +1,15 @@
-"""The potentials of the CRF (the paper's "Network Part-2"), which compute logits from feature maps.
+"""The potentials of the CRF, which compute logits from feature maps (the paper's "Network Part-2").
 
-Throughout this package *logits* are negative energies,
+In this package, *logits* are negative energies,
 
     P(y | x)  is proportional to  exp( sum_p u_p(y_p) + sum_(p,q) v_pq(y_p, y_q) ),
 
-so u = -U of eq. (3) and v = -V of eq. (4). Nodes are the positions of a feature map, index y * width + x.
+so u = -U of eq. (3) and v = -V of eq. (4). The nodes are the positions of a feature map. The node in row y and
+column x has the index y * width + x.
 
-The pairwise network has one hidden layer over the concatenated features of two nodes. Its first layer splits,
-W1 [f_p; f_q] = A f_p + B f_q, so the features of an edge are never concatenated: two products over nodes replace one
-over edges. Its last layer has K x K outputs per edge; only `pair_logits` holds them for all edges at once.
+The pairwise network has one hidden layer over the concatenated features of two nodes. Its first layer is a sum,
+W1 [f_p; f_q] = A f_p + B f_q, so the features of an edge need not be concatenated. Two matrix products over nodes
+replace one over edges. The last layer has K x K outputs per edge. Only `pair_logits` stores them for all edges.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,17 +25,19 @@ from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
 
-# Most elements of a temporary tensor of a block of edges (64 MiB of float32).
+# The largest number of elements in a temporary tensor of a block of edges (64 MiB of float32).
 _BLOCK_ELEMENTS = 1 << 24
 
 
 class UnaryPotential(nn.Module):
-    """The unary logits u_p(k): FC hidden, ReLU, FC K on the feature of one node (eq. (3), Fig. 5).
+    """A network that computes the unary logits u_p(k) of a node from its features (eq. (3), Fig. 5).
+
+    It consists of a fully connected layer with `hidden` units, a ReLU and a fully connected layer with K outputs.
 
     Args:
-        in_channels: channels C of the feature map.
-        num_classes: K.
-        hidden: units of the hidden layer; None is a linear classifier of the features.
+        in_channels: the number of channels C of the feature map.
+        num_classes: the number of classes K.
+        hidden: the number of units in the hidden layer. None omits this layer, which gives a linear classifier.
 
     Example:
         >>> import torch
@@ -53,7 +56,7 @@ class UnaryPotential(nn.Module):
         self.last = nn.Conv2d(hidden if hidden is not None else in_channels, num_classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The logits [B, K, H, W] of features [B, C, H, W]."""
+        """Compute logits [B, K, H, W] from features [B, C, H, W]."""
         return self.last(features if self.first is None else F.relu(self.first(features)))
 
     def nll(
@@ -63,19 +66,27 @@ class UnaryPotential(nn.Module):
         ignore_index: int = IGNORE_INDEX,
         class_weights: Tensor | None = None,
     ) -> Tensor:
-        """Piecewise negative log-likelihood, eq. (10): the mean over labeled nodes.
+        """Compute the piecewise negative log-likelihood, eq. (10), as the mean over the labeled nodes.
 
         Args:
-            features: [B, C, H, W].
-            labels: int64 [B, H, W].
+            features: the feature map, [B, C, H, W].
+            labels: the label of each node, int64 [B, H, W].
             ignore_index: the label of ignored nodes.
-            class_weights: [K], weight of a node by its label (not in the paper; None is 1 for all).
+            class_weights: a weight for each class, [K]. The loss of a node is multiplied by the weight of its label,
+                which is not in the paper. None weights all classes with 1.
 
         Returns:
-            A scalar, 0 if all nodes are ignored.
+            A scalar. It is 0 if all nodes are ignored.
 
         Raises:
-            ValueError: labels of another shape or dtype, or outside 0..K-1.
+            ValueError: if the labels have another shape or dtype, or a label is not in 0..K-1.
+
+        Example:
+            >>> import torch
+            >>> unary = UnaryPotential(in_channels=8, num_classes=3)
+            >>> features, labels = torch.randn(1, 8, 4, 6), torch.full((1, 4, 6), 255)
+            >>> unary.nll(features, labels).item()  # all nodes are ignored
+            0.0
         """
         return unary_nll(self(features), labels, ignore_index, class_weights)
 
@@ -83,7 +94,26 @@ class UnaryPotential(nn.Module):
 def unary_nll(
     logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Like `UnaryPotential.nll`, but takes logits [B, K, H, W]."""
+    """Compute `UnaryPotential.nll` from logits [B, K, H, W].
+
+    Args:
+        logits: the unary logits, [B, K, H, W].
+        labels: as for `UnaryPotential.nll`.
+        ignore_index: as for `UnaryPotential.nll`.
+        class_weights: as for `UnaryPotential.nll`.
+
+    Returns:
+        A scalar. It is 0 if all nodes are ignored.
+
+    Raises:
+        ValueError: if the labels have another shape or dtype, or a label is not in 0..K-1.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf.potentials import unary_nll
+        >>> unary_nll(torch.zeros(1, 2, 4, 6), torch.zeros(1, 4, 6).long())  # log 2
+        tensor(0.6931)
+    """
     check_labels(labels, logits, logits.shape[1], ignore_index)
     known = (labels != ignore_index).sum().clamp(min=1)
     total = F.cross_entropy(_at_least_single(logits), labels, class_weights, ignore_index=ignore_index, reduction="sum")
@@ -91,20 +121,27 @@ def unary_nll(
 
 
 class LabelPairs(nn.Module):
-    """FC K^2: a linear layer whose output for the labels (k, j) is a_k + b_j + c_kj, main effects and interaction.
+    """A linear layer with K^2 outputs: the output for the labels (k, j) is a_k + b_j + c_kj.
 
-    The sum is itself a linear layer, so this is the paper's potential with other parameters. Most pairs of labels are
-    rare; the main effects share what is learned about a label k among all pairs (k, j). (The names are those of
-    log-linear models of contingency tables; Agresti, "Categorical Data Analysis", 2013, chapter 9.)
+    The terms a and b are main effects, and c is an interaction. The sum is itself a linear layer, so this is the
+    paper's potential with another parametrization. Most pairs of labels are rare. All pairs (k, j) of a label k share
+    the main effect a_k, which can therefore be learned from all of them. (The terms have the names that are common in
+    log-linear models of contingency tables: Agresti, "Categorical Data Analysis", 2013, chapter 9.)
 
     Args:
-        in_features: units D of the hidden layer.
-        num_classes: K.
+        in_features: the number of units D in the hidden layer.
+        num_classes: the number of classes K.
 
     Attributes:
-        owner: the main effect a of the label of p, the node that owns the box.
-        neighbor: the main effect b of the label of q.
-        interaction: the interaction c.
+        owner: the layer of the main effect a, for the label of p, the node that owns the box.
+        neighbor: the layer of the main effect b, for the label of q.
+        interaction: the layer of the interaction c.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf.potentials import LabelPairs
+        >>> LabelPairs(in_features=8, num_classes=3)(torch.randn(5, 8)).shape
+        torch.Size([5, 9])
     """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -116,7 +153,7 @@ class LabelPairs(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the whole layer, [K^2, D], rows ordered by the label of p, then by that of q."""
+        """The weight of the whole layer, [K^2, D]. The rows are ordered by the label of p, then by the label of q."""
         interaction = self.interaction.weight.unflatten(0, (self.num_classes, self.num_classes))
         return (interaction + self.owner.weight[:, None] + self.neighbor.weight).flatten(0, 1)
 
@@ -127,36 +164,37 @@ class LabelPairs(nn.Module):
         return (interaction + self.owner.bias[:, None] + self.neighbor.bias).flatten()
 
     def reset_parameters(self) -> None:
-        """Draw new random parameters."""
+        """Initialize all parameters randomly."""
         for layer in (self.owner, self.neighbor, self.interaction):
             layer.reset_parameters()
 
     def zero_(self) -> None:
-        """Set all parameters, and so all outputs, to zero."""
+        """Set all parameters to zero, so that all outputs are zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
     @property
     def is_zero(self) -> bool:
-        """Whether all parameters, and so all outputs, are zero."""
+        """Whether all parameters are zero, so that all outputs are zero."""
         return not any(parameter.any() for parameter in self.parameters())
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The logits [..., K^2] of hidden units [..., D]."""
+        """Compute logits [..., K^2] from hidden units [..., D]."""
         return F.linear(hidden, self.weight, self.bias)
 
 
 class PairwisePotential(nn.Module):
-    """The pair logits v_pq(k, j): FC hidden, ReLU, FC K^2 on the concatenated features of two nodes (eq. (4), Fig. 5).
+    """A network that computes the pair logits v_pq(k, j) of two nodes from their features (eq. (4), Fig. 5).
 
-    The order of the concatenation makes the potential asymmetric: k is the label of p, the node that owns the box, and
-    j is the label of q.
+    It consists of a fully connected layer with `hidden` units, a ReLU and a fully connected layer with K^2 outputs. Its
+    input is the concatenation of the features of p and q. The order makes the potential asymmetric: k is the label of
+    p, the node that owns the box, and j is the label of q.
 
     Args:
-        in_channels: channels C of the feature map.
-        num_classes: K.
-        box: the relation, that is which nodes are joined: a box, or several together.
-        hidden: units D of the hidden layer.
+        in_channels: the number of channels C of the feature map.
+        num_classes: the number of classes K.
+        box: the relation, which determines the edges: a box or a tuple of boxes.
+        hidden: the number of units D in the hidden layer.
 
     Attributes:
         box: as given.
@@ -180,25 +218,36 @@ class PairwisePotential(nn.Module):
         self.owner = nn.Linear(in_channels, hidden)
         self.neighbor = nn.Linear(in_channels, hidden, bias=False)
         self.last = LabelPairs(hidden, num_classes)
-        # The two halves form one layer with 2C inputs; their own initialization would take them for layers with C.
+        # Both layers are halves of one layer with 2C inputs, but their default initialization assumes C inputs.
         bound = (2 * in_channels) ** -0.5
         for parameter in (self.owner.weight, self.owner.bias, self.neighbor.weight):
             nn.init.uniform_(parameter, -bound, bound)
 
     def graph(self, features: Tensor) -> Graph:
-        """The edges of this relation on a feature map [B, C, H, W]."""
+        """Return the edges of this relation on a feature map [B, C, H, W]."""
         return Graph(self.box, features.shape[-2], features.shape[-1], features.device)
 
     def pair_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The pair logits of all edges, for study and tests: the table takes E x K x K numbers per image.
+        """Compute the pair logits of all E edges.
+
+        The result has E x K x K elements per image, which is too large for training and prediction on large maps.
 
         Args:
-            features: [B, C, H, W].
+            features: the feature map, [B, C, H, W].
 
         Returns:
-            edges int64 [2, E], node indices (p, q); logits [B, E, K, K], entry (k, j) for y_p = k, y_q = j.
+            The edges and the logits. The edges are node indices (p, q), int64 [2, E]. The logits have the shape
+                [B, E, K, K]: the entry (k, j) is the logit of y_p = k and y_q = j.
+
+        Example:
+            >>> import torch
+            >>> from contextcrf.crf import PairwisePotential, RangeBox
+            >>> right = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox(0.0, 0.0, left=0.0, right=0.5))
+            >>> edges, logits = right.pair_logits(torch.randn(1, 8, 2, 2))
+            >>> edges.T.tolist(), logits.shape
+            ([[0, 1], [2, 3]], torch.Size([1, 2, 3, 3]))
         """
-        edges = self.graph(features).edges().clone()  # the cached edges are shared by all maps of this size
+        edges = self.graph(features).edges().clone()  # all maps of this size share the cached tensor
         owner, neighbor = self.project(features)
         logits = self.last(F.relu(owner[:, edges[0]] + neighbor[:, edges[1]]))
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
@@ -206,22 +255,30 @@ class PairwisePotential(nn.Module):
     def nll(
         self, features: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, max_edges: int | None = None
     ) -> Tensor:
-        """Piecewise negative log-likelihood, eq. (11)-(12): the mean over the edges whose two nodes are labeled.
+        """Compute the piecewise negative log-likelihood, eq. (11)-(12), as the mean over the labeled edges.
 
-        Blocks of edges are recomputed in the backward pass, so memory does not grow with E x K x K.
+        An edge is labeled if both of its nodes are. The backward pass recomputes blocks of edges, so that memory does
+        not grow with E x K x K.
 
         Args:
-            features: [B, C, H, W].
-            labels: int64 [B, H, W].
+            features: the feature map, [B, C, H, W].
+            labels: the label of each node, int64 [B, H, W].
             ignore_index: the label of ignored nodes.
-            max_edges: take the mean over this many edges, drawn uniformly without replacement from all labeled edges
-                of the batch (an unbiased estimate); None takes all.
+            max_edges: the largest number of edges in the mean. If the batch has more labeled edges, this number of
+                edges is drawn uniformly without replacement, which gives an unbiased estimate. None uses all edges.
 
         Returns:
-            A scalar, 0 if no edge is labeled.
+            A scalar. It is 0 if no edge is labeled.
 
         Raises:
-            ValueError: labels of another shape or dtype, or outside 0..K-1.
+            ValueError: if the labels have another shape or dtype, or a label is not in 0..K-1.
+
+        Example:
+            >>> import torch
+            >>> from contextcrf.crf import PairwisePotential, RangeBox
+            >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+            >>> features, labels = torch.randn(1, 8, 10, 15), torch.randint(3, (1, 10, 15))
+            >>> above.nll(features, labels, max_edges=100).backward()
         """
         check_labels(labels, features, self.num_classes, ignore_index)
         image, p, q = self._labeled_edges(features, labels.flatten(1), ignore_index)
@@ -232,7 +289,7 @@ class PairwisePotential(nn.Module):
         labels = labels.flatten()
         p, q = image * num_nodes + p, image * num_nodes + q
         target = labels[p] * self.num_classes + labels[q]
-        # In single precision, in which the gradients of a node's hundred edges are then summed.
+        # The gradients of about a hundred edges per node are then summed in single precision.
         owner, neighbor = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
         block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
         losses = [
@@ -242,37 +299,48 @@ class PairwisePotential(nn.Module):
         return torch.stack(losses).sum() / max(1, len(p))
 
     def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
-        """The expected pair logits, summed over the edges that touch a node: the mean-field update without its unary.
+        """Compute the expected pair logits of each node, summed over the edges that touch the node.
 
-        For node p and label k this is the sum over edges (p, q) of sum_j Q_q(j) v_pq(k, j), plus the sum over edges
-        (q, p), where p lies in the box of q, of sum_j Q_q(j) v_qp(j, k).
+        Together with the unary logits, they are the logits of the mean-field update. For node p and label k, the
+        message is the sum of sum_j Q_q(j) v_pq(k, j) over the edges (p, q), plus the sum of sum_j Q_q(j) v_qp(j, k)
+        over the edges (q, p), for which p lies in the box of q.
 
         Args:
-            features: [B, C, H, W].
-            marginals: Q, [B, K, H, W].
+            features: the feature map, [B, C, H, W].
+            marginals: the marginals Q, [B, K, H, W].
 
         Returns:
-            [B, K, H, W].
+            The summed messages, [B, K, H, W].
 
         Raises:
-            ValueError: marginals of another size than the features, or of another number of labels.
+            ValueError: if the marginals and the features differ in size, or the number of classes is wrong.
+
+        Example:
+            >>> import torch
+            >>> from contextcrf.crf import PairwisePotential, RangeBox
+            >>> above = PairwisePotential(in_channels=8, num_classes=3, box=RangeBox.above())
+            >>> above.messages(torch.randn(1, 8, 10, 15), torch.full((1, 3, 10, 15), 1 / 3)).shape
+            torch.Size([1, 3, 10, 15])
         """
         return self.prepare(features)(marginals)
 
     def prepare(self, features: Tensor) -> Callable[[Tensor], Tensor]:
-        """`messages` as a function of the marginals; what all iterations of mean field share is computed once.
+        """Return `messages` as a function of the marginals.
+
+        Computations that all iterations of mean field share are done once, when this method is called.
 
         Args:
-            features: [B, C, H, W].
+            features: the feature map, [B, C, H, W].
 
         Returns:
-            A function of marginals [B, K, H, W] that returns messages likewise and raises as `messages` does.
+            A function that takes marginals [B, K, H, W] and returns messages [B, K, H, W]. It raises the same errors as
+                `messages`.
         """
         window = self.graph(features).window()
         owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
-        # In both of these the sender's label comes first.
+        # In both tuples, the sender's label is the first index of the weight and bias.
         scratch = Scratch(owner)
         to_neighbors = weight, bias, window, scratch
         to_owners = weight.transpose(0, 1), bias.T, window.reversed(), scratch
@@ -281,12 +349,12 @@ class PairwisePotential(nn.Module):
             expected = (len(features), self.num_classes, *features.shape[-2:])
             if marginals.shape != expected:
                 raise ValueError(
-                    f"marginals {tuple(marginals.shape)} do not fit features {tuple(features.shape)} "
-                    f"and {self.num_classes} classes; expected [B, K, H, W] of the same B, H, W, {expected} "
-                    "(for features of a coarser grid wrap the potential in a CoarseGrid)"
+                    f"The marginals have the shape {tuple(marginals.shape)}, which does not fit features of shape "
+                    f"{tuple(features.shape)} and {self.num_classes} classes. Expected [B, K, H, W] = {expected}. "
+                    "If the features have a coarser grid than the marginals, wrap the potential in a CoarseGrid."
                 )
             channels_last = marginals.movedim(1, -1)
-            # From each node to the nodes in its box, then from each node to the owners of the boxes that hold it.
+            # First each node sends to the nodes in its box, then to the owners of all boxes that contain it.
             total = send(owner, neighbor, channels_last, *to_neighbors)
             total = total + send(neighbor, owner, channels_last, *to_owners)
             return total.movedim(-1, 1)
@@ -294,17 +362,17 @@ class PairwisePotential(nn.Module):
         return messages
 
     def edge_marginals(self, features: Tensor) -> Tensor:
-        """Marginals from this potential alone: the mean of a node's marginals in the joints of the edges that touch it.
+        """Compute marginals from this potential alone, without inference.
 
-        The joint of an edge is P_V(y_p, y_q | x) of eq. (11), which piecewise training fits for each edge by itself.
-        The result needs no inference, and it is a better start for mean field without a unary potential than the
-        uniform distribution.
+        Each edge has a joint distribution P_V(y_p, y_q | x), eq. (11), which piecewise training fits for the edges
+        separately. The result at a node is the mean of its marginals in the joint distributions of its edges. For mean
+        field without a unary potential, it is a better start than the uniform distribution.
 
         Args:
-            features: [B, C, H, W].
+            features: the feature map, [B, C, H, W].
 
         Returns:
-            Marginals [B, K, H, W]; uniform at a node without edges.
+            Marginals [B, K, H, W]. They are uniform at a node without edges.
         """
         graph = self.graph(features)
         owner, neighbor = self.project(features)
@@ -317,35 +385,36 @@ class PairwisePotential(nn.Module):
             joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
             total[:, rows] += joint.sum((2, 4))
             total.index_add_(1, table.flatten(), joint.sum(3).flatten(1, 2))
-        # Every edge adds 1 to the sum over labels of each of its nodes.
+        # Each edge adds 1 to the sum over the labels of both of its nodes.
         count = total.sum(2, keepdim=True).round()
         uniform = torch.full_like(total, 1 / self.num_classes)
         marginals = torch.where(count > 0, total / count.clamp(min=1), uniform)
         return marginals.transpose(1, 2).unflatten(2, features.shape[-2:])
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The two halves of the first layer, A f_p + bias and B f_q, each [B, N, D], of features [B, C, H, W]."""
+        """Compute A f_p + bias and B f_q, the parts of the first layer, each [B, N, D], from features [B, C, H, W]."""
         rows = features.flatten(2).transpose(1, 2)
         return self.owner(rows), self.neighbor(rows)
 
     def _labeled_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, p and q of every edge of the batch whose two nodes are labeled."""
+        """Return the image index, p and q of every edge in the batch whose two nodes are labeled."""
         edges = self.graph(features).edges()
         labeled = (labels != ignore_index)[:, edges].all(1)
         image, edge = labeled.nonzero(as_tuple=True)
         return image, edges[0, edge], edges[1, edge]
 
     def _edge_loss(self, owner: Tensor, neighbor: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
+        """Return the sum of the losses of some edges (p, q)."""
         logits = self.last(F.relu(owner[p] + neighbor[q]))
         return F.cross_entropy(_at_least_single(logits), target, reduction="sum")
 
 
 def _blocks(num_nodes: int, elements_per_node: int) -> Iterator[slice]:
-    """Slices of nodes small enough that a block's temporary tensors stay below the limit."""
+    """Yield slices of the nodes such that the temporary tensors of a slice stay below the limit."""
     step = max(1, _BLOCK_ELEMENTS // elements_per_node)
     return (slice(start, min(start + step, num_nodes)) for start in range(0, num_nodes, step))
 
 
 def _at_least_single(logits: Tensor) -> Tensor:
-    """Single precision for half precision, whose digits are too few for the logarithm of a sum; double stays double."""
+    """Convert half to single precision, since half is too inaccurate for the logarithm of a sum. Keep double."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Spatial relations: which nodes of the graph of the CRF are joined (Section III and Fig. 3 of the paper)."""
+"""Spatial relations, which determine the edges between the nodes of the CRF (Section III and Fig. 3 of the paper)."""
 
 import math
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from torch import Tensor
 class RangeBox:
     """A spatial relation that joins a node to every node inside a box around it (Fig. 3 of the paper).
 
-    The extents are measured from the node, as fractions of a = min(height, width) of the feature map, so that the
-    graph adapts to the size of the image. In nodes an extent is floor(extent * a).
+    An extent is the distance from the node to a side of the box. Extents are fractions of a = min(height, width) of the
+    feature map, so the box grows with the image. An extent covers floor(extent * a) nodes.
 
-    An edge is an ordered pair (p, q): p owns the box, q lies inside it. The node itself never belongs to its box.
+    An edge is an ordered pair (p, q) in which p owns the box and q lies inside it. A node never lies in its own box.
 
     Args:
-        top: extent upwards, >= 0.
-        bottom: extent downwards, >= 0.
-        left: extent to the left, >= 0.
-        right: extent to the right, >= 0.
-        hole: a box around the same node whose nodes are left out ("above" leaves out p's own row, a ring its middle).
-            Only the four extents of the hole count.
-        grid: take only the displacements on a grid of this many rows and columns, spread evenly over the box; with 5 a
-            square has the 24 neighbors of the authors' later work. None takes all.
+        top: the upward extent, >= 0.
+        bottom: the downward extent, >= 0.
+        left: the extent to the left, >= 0.
+        right: the extent to the right, >= 0.
+        hole: a box around the same node whose nodes are excluded. `above` excludes the row of p, and `ring` excludes
+            the inner square. The `hole` and `grid` of this box are ignored.
+        grid: the number of rows and of columns of a regular grid over the box. Only nodes on this grid are joined. With
+            5, a square has the 24 neighbors of the authors' later work. None joins all nodes in the box.
 
     Raises:
-        ValueError: an extent that is negative or not finite, or a grid of fewer than 2 rows and columns.
+        ValueError: if an extent is negative or not finite, or if `grid` is less than 2.
 
     Example:
         >>> from contextcrf.crf import RangeBox
-        >>> RangeBox.surrounding(0.4).offsets(28, 38).shape  # 11 x 11 nodes without the one in the middle
+        >>> RangeBox.surrounding(0.4).offsets(28, 38).shape  # 11 x 11 nodes without the center
         torch.Size([120, 2])
         >>> RangeBox(top=0.2, bottom=0.0, left=0.0, right=0.0).offsets(10, 10).tolist()
         [[-2, 0], [-1, 0]]
@@ -49,60 +49,90 @@ class RangeBox:
         for name in ("top", "bottom", "left", "right"):
             extent = getattr(self, name)
             if not (math.isfinite(extent) and extent >= 0):
-                raise ValueError(f"RangeBox: {name}={extent}; expected a finite extent >= 0, a fraction of min(h, w)")
+                raise ValueError(f"{name} must be a finite fraction >= 0 of min(height, width), but is {extent}.")
         if self.grid is not None and self.grid < 2:
-            raise ValueError(f"RangeBox: grid={self.grid}; expected 2 or more rows and columns")
+            raise ValueError(f"grid must be >= 2 rows and columns, but is {self.grid}.")
 
     @classmethod
     def surrounding(cls, size: float = 0.4) -> "RangeBox":
-        """A square of side `size`, centered on the node (the paper's "Pairwise-1": 0.4a x 0.4a)."""
+        """Return a square that is centered on the node (the paper's "Pairwise-1": 0.4a x 0.4a).
+
+        Args:
+            size: the side of the square.
+        """
         half = size / 2
         return cls(half, half, half, half)
 
     @classmethod
     def above(cls, height: float = 0.3, width: float = 0.4) -> "RangeBox":
-        """A box whose bottom edge is centered on the node, only rows strictly above it (the paper's "Pairwise-2")."""
+        """Return a box whose bottom edge is centered on the node (the paper's "Pairwise-2").
+
+        The box contains only rows strictly above the node.
+
+        Args:
+            height: the height of the box.
+            width: the width of the box.
+        """
         half = width / 2
         return cls(height, 0.0, half, half, hole=cls(0.0, 0.0, half, half))
 
     @classmethod
     def below(cls, height: float = 0.3, width: float = 0.4) -> "RangeBox":
-        """A box whose top edge is centered on the node, only rows strictly below it."""
+        """Return a box whose top edge is centered on the node, with only the rows strictly below it.
+
+        Args:
+            height: the height of the box.
+            width: the width of the box.
+        """
         half = width / 2
         return cls(0.0, height, half, half, hole=cls(0.0, 0.0, half, half))
 
     @classmethod
     def leftward(cls, width: float = 0.3, height: float = 0.4) -> "RangeBox":
-        """A box whose right edge is centered on the node, only columns strictly left of it."""
+        """Return a box whose right edge is centered on the node, with only the columns strictly left of it.
+
+        Args:
+            width: the width of the box.
+            height: the height of the box.
+        """
         half = height / 2
         return cls(half, half, width, 0.0, hole=cls(half, half, 0.0, 0.0))
 
     @classmethod
     def rightward(cls, width: float = 0.3, height: float = 0.4) -> "RangeBox":
-        """A box whose left edge is centered on the node, only columns strictly right of it."""
+        """Return a box whose left edge is centered on the node, with only the columns strictly right of it.
+
+        Args:
+            width: the width of the box.
+            height: the height of the box.
+        """
         half = height / 2
         return cls(half, half, 0.0, width, hole=cls(half, half, 0.0, 0.0))
 
     @classmethod
     def ring(cls, outer: float = 0.8, inner: float = 0.4) -> "RangeBox":
-        """A square of side `outer` without the square of side `inner` in its middle.
+        """Return a square without the smaller square at its center.
+
+        Args:
+            outer: the side of the square.
+            inner: the side of the smaller square, at most `outer`.
 
         Raises:
             ValueError: if `inner` is greater than `outer`.
         """
         if inner > outer:
-            raise ValueError(f"ring: inner={inner}, outer={outer}; expected inner <= outer")
+            raise ValueError(f"inner must be <= outer, but inner is {inner} and outer is {outer}.")
         return cls(outer / 2, outer / 2, outer / 2, outer / 2, hole=cls.surrounding(inner))
 
     def offsets(self, height: int, width: int) -> Tensor:
-        """The displacements (dy, dx) = q - p from a node to the nodes in its box.
+        """Return the displacements (dy, dx) = q - p from a node to the nodes in its box.
 
         Args:
-            height: rows of the feature map.
-            width: columns of the feature map.
+            height: the number of rows of the feature map.
+            width: the number of columns of the feature map.
 
         Returns:
-            int64 [T, 2], without (0, 0).
+            The displacements, int64 [T, 2]. The displacement (0, 0) is never among them.
         """
         top, bottom, left, right = self._extents(height, width)
         pairs = [(dy, dx) for dy in self._spread(top, bottom) for dx in self._spread(left, right) if (dy, dx) != (0, 0)]
@@ -112,18 +142,20 @@ class RangeBox:
         return torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
 
     def _extents(self, height: int, width: int) -> tuple[int, ...]:
+        """Return the four extents in nodes."""
         a = min(height, width)
-        # 0.57 * 100 is 56.99... in floating point: the small constant makes its floor 57.
+        # In floating point, 0.57 * 100 is 56.99... With the small constant, its floor is 57.
         return tuple(math.floor(extent * a + 1e-9) for extent in (self.top, self.bottom, self.left, self.right))
 
     def _spread(self, before: int, after: int) -> list[int]:
+        """Return the displacements along one axis, all or those on the grid."""
         if self.grid is None or self.grid > before + after:
             return list(range(-before, after + 1))
         return [-before + round(i * (before + after) / (self.grid - 1)) for i in range(self.grid)]
 
 
 Relation = RangeBox | tuple[RangeBox, ...]
-"""Which nodes are joined: those of a box, or of several boxes together."""
+"""The rule that determines which nodes are joined: one box, or the union of several boxes."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +165,17 @@ class Window:
     Args:
         rows: the values of dy, ascending.
         columns: the values of dx, ascending.
-        inside: bool [rows, columns], which pairs (dy, dx) belong to the relation.
+        inside: bool [rows, columns]. True for each pair (dy, dx) that belongs to the relation.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf import RangeBox
+        >>> from contextcrf.crf.relations import Graph
+        >>> window = Graph(RangeBox.surrounding(1.0), height=3, width=3, device=torch.device("cpu")).window()
+        >>> window.rows, window.columns
+        ((-1, 0, 1), (-1, 0, 1))
+        >>> window.inside.tolist()
+        [[True, True, True], [True, False, True], [True, True, True]]
     """
 
     rows: tuple[int, ...]
@@ -141,12 +183,12 @@ class Window:
     inside: Tensor
 
     def reversed(self) -> "Window":
-        """The displacements p - q: the same edges in the other direction."""
+        """Return the displacements p - q, that is, the same edges in the opposite direction."""
         rows, columns = (tuple(-value for value in reversed(values)) for values in (self.rows, self.columns))
         return Window(rows, columns, self.inside.flip(0, 1))
 
     def between(self, first: int, last: int) -> "Window":
-        """The part of the window with dy in first..last."""
+        """Return the part of the window with `first` <= dy <= `last`."""
         kept = [i for i, dy in enumerate(self.rows) if first <= dy <= last]
         return Window(tuple(self.rows[i] for i in kept), self.columns, self.inside[kept])
 
@@ -154,14 +196,14 @@ class Window:
 class Graph:
     """The edges of one relation on one feature map.
 
-    Nodes are the positions of the map, index y * width + x. The neighbors of any block of nodes are computed on demand,
-    so that nothing of size E need be kept.
+    The nodes are the positions of the map. The node in row y and column x has the index y * width + x. The neighbors of
+    any block of nodes are computed on demand, so no tensor with all E edges needs to be stored.
 
     Args:
-        relation: which nodes are joined.
-        height: rows of the feature map.
-        width: columns of the feature map.
-        device: the device of the tensors it returns.
+        relation: the rule that determines which nodes are joined.
+        height: the number of rows of the feature map.
+        width: the number of columns of the feature map.
+        device: the device of the returned tensors.
 
     Attributes:
         relation: as given.
@@ -185,17 +227,18 @@ class Graph:
 
     @property
     def num_nodes(self) -> int:
-        """Number of nodes N = height * width."""
+        """The number of nodes N = height * width."""
         return self.height * self.width
 
     def neighbors(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """The nodes in the boxes of a block of nodes.
+        """Return the nodes in the boxes of a block of n nodes.
 
         Args:
-            rows: the node indices of the block.
+            rows: the slice of the node indices of the block.
 
         Returns:
-            table int64 [n, T], node indices, 0 where an offset leads outside the map; inside bool [n, T], False there.
+            A table and a mask. The table contains node indices, int64 [n, T]. The mask is bool [n, T] and False if an
+                offset leads outside the map. The node index is then 0.
         """
         nodes = torch.arange(rows.start, rows.stop, device=self.device)
         y = (nodes // self.width)[:, None] + self.offsets[:, 0]
@@ -204,7 +247,7 @@ class Graph:
         return torch.where(inside, y * self.width + x, 0), inside
 
     def window(self) -> Window:
-        """The displacements q - p that occur on this map, as a table."""
+        """Return the displacements q - p that occur on this map as a table."""
         size = torch.tensor([self.height, self.width], device=self.device)
         offsets = self.offsets[(self.offsets.abs() < size).all(1)]
         rows, row = offsets[:, 0].unique(return_inverse=True)
@@ -214,24 +257,26 @@ class Graph:
         return Window(tuple(rows.tolist()), tuple(columns.tolist()), inside)
 
     def edges(self) -> Tensor:
-        """All edges as node indices (p, q): int64 [2, E], ordered by p. The tensor is cached: do not change it."""
+        """Return all edges as node indices (p, q), int64 [2, E], ordered by p. Do not modify this cached tensor."""
         return _edges(self.relation, self.height, self.width, self.device)
 
     def mean_degree(self) -> float:
-        """Mean number of edges that touch a node: 2E / N."""
+        """Return the mean number of edges that touch a node, 2E / N."""
         return _mean_degree(self.relation, self.height, self.width)
 
 
 @lru_cache(maxsize=64)
 def _offsets(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
+    """Return the distinct displacements of all boxes of a relation."""
     boxes = (relation,) if isinstance(relation, RangeBox) else relation
-    # A cached tensor must be an ordinary one, even if the first call is made under inference mode.
+    # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
     with torch.inference_mode(False):
         return torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device)
 
 
 @lru_cache(maxsize=64)
 def _mean_degree(relation: Relation, height: int, width: int) -> float:
+    """Return `Graph.mean_degree`."""
     size = torch.tensor([height, width], device="cpu")
     reach = size - _offsets(relation, height, width, torch.device("cpu")).abs()
     return 2 * int(reach.clamp(min=0).prod(1).sum()) / (height * width)
@@ -239,7 +284,7 @@ def _mean_degree(relation: Relation, height: int, width: int) -> float:
 
 @lru_cache(maxsize=8)
 def _edges(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
-    """The edges of a graph, cached because all training images of one size share them."""
+    """Return `Graph.edges`. The result is cached, because all training images of one size share it."""
     with torch.inference_mode(False):
         table, inside = Graph(relation, height, width, device).neighbors(slice(0, height * width))
         p, t = inside.nonzero(as_tuple=True)

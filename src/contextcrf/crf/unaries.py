@@ -1,4 +1,4 @@
-"""Unary logits for a CRF from probabilities or from labels."""
+"""Functions that compute the unary logits of a CRF from probabilities or from labels."""
 
 import math
 
@@ -10,19 +10,23 @@ from contextcrf.crf.potentials import IGNORE_INDEX
 
 
 def logits_from_probabilities(probabilities: Tensor, floor: float = 1e-5, scale: float = 1.0) -> Tensor:
-    """The logarithm of probabilities, as `unary_from_softmax` of pydensecrf with the opposite sign.
+    """Convert probabilities to logits by taking their logarithm.
+
+    The result is the output of `unary_from_softmax` of pydensecrf with the opposite sign.
 
     Args:
-        probabilities: [B, K, ...], in 0..1, the K of a pixel summing to 1.
-        floor: smaller probabilities are raised to this one, since no message could make up for the logarithm of 0.
-        scale: weight of the probabilities, in (0, 1], in a mixture with the uniform distribution, whose weight is
-            1 - scale.
+        probabilities: the probabilities of the K classes at each pixel, floating [B, K, ...], in 0..1. They must sum to
+            1 over the classes.
+        floor: the smallest probability, in (0, 1]. Smaller probabilities are raised to it, since no message could
+            compensate for the logarithm of 0.
+        scale: the weight of the probabilities in a mixture with the uniform distribution, in (0, 1]. The uniform
+            distribution has the weight 1 - scale.
 
     Returns:
-        Logits [B, K, ...].
+        Logits, [B, K, ...].
 
     Raises:
-        ValueError: NaN, values outside 0..1, sums that are not 1, or a floor or scale outside (0, 1].
+        ValueError: if a probability is NaN or outside 0..1, the sums are not 1, or `floor` or `scale` is not in (0, 1].
 
     Example:
         >>> import torch
@@ -33,22 +37,23 @@ def logits_from_probabilities(probabilities: Tensor, floor: float = 1e-5, scale:
     """
     for name, value in (("floor", floor), ("scale", scale)):
         if not 0 < value <= 1:
-            raise ValueError(f"{name}={value}: expected a number in (0, 1]")
+            raise ValueError(f"{name} must be > 0 and <= 1, but is {value}.")
     if probabilities.ndim < 3 or not probabilities.is_floating_point():
         raise ValueError(
-            f"probabilities {probabilities.dtype} {list(probabilities.shape)}: expected floating [B, K, ...]"
+            f"probabilities must be a floating-point tensor [B, K, ...], but is {probabilities.dtype} of shape "
+            f"{list(probabilities.shape)}."
         )
-    # Written so that NaN fails too.
+    # This form of the test also fails for NaN.
     if not bool(((probabilities >= 0) & (probabilities <= 1.001)).all()):
         raise ValueError(
-            f"probabilities from {probabilities.min():.4g} to {probabilities.max():.4g}: expected 0..1; logits need no "
-            "conversion"
+            f"probabilities must be in 0..1, but range from {probabilities.min():.4g} to {probabilities.max():.4g}. If "
+            "they are logits, use them without conversion."
         )
     off = (probabilities.sum(1, dtype=torch.float32) - 1).abs().max()
     if off > 0.02:
         raise ValueError(
-            f"probabilities whose sums over axis 1 (of length {probabilities.shape[1]}) differ from 1 by up to "
-            f"{off:.3g}: expected the classes on axis 1"
+            f"probabilities must sum to 1 over axis 1 (of length {probabilities.shape[1]}), but the sums differ from 1 "
+            f"by up to {off:.3g}. Move the classes to axis 1."
         )
     mixed = scale * probabilities + (1 - scale) / probabilities.shape[1]
     return mixed.clamp(floor, 1).log()
@@ -57,19 +62,23 @@ def logits_from_probabilities(probabilities: Tensor, floor: float = 1e-5, scale:
 def logits_from_labels(
     labels: Tensor, num_classes: int, confidence: float = 0.7, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """Logits of labels that are right with a given probability, as `unary_from_labels` of pydensecrf.
+    """Convert labels, each of which is correct with a given probability, to logits.
+
+    The result is the output of `unary_from_labels` of pydensecrf with the opposite sign.
 
     Args:
-        labels: integers [B, ...], 0..K-1, or `ignore_index` where the label is unknown and left to the CRF.
-        num_classes: K.
-        confidence: the probability, in (0, 1), that a label is right; the other labels share the rest equally.
+        labels: integer labels [B, ...], each in 0..K-1 or `ignore_index`. The CRF determines the label of pixels with
+            `ignore_index`.
+        num_classes: the number of classes K.
+        confidence: the probability that a label is correct, in (0, 1). The other labels share the remaining probability
+            equally.
         ignore_index: the value of unknown labels.
 
     Returns:
-        float32 [B, K, ...]: logarithms of probabilities, uniform where the label is unknown.
+        The logarithms of the probabilities, float32 [B, K, ...]. The probabilities are uniform at unknown labels.
 
     Raises:
-        ValueError: labels that are not integers or lie outside 0..K-1; a confidence outside (0, 1); K < 1.
+        ValueError: if the labels are not integers, a label is not in 0..K-1, `confidence` is not in (0, 1), or K < 1.
 
     Example:
         >>> import torch
@@ -79,11 +88,13 @@ def logits_from_labels(
                  [0.2000, 0.5000]]])
     """
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: expected a probability in (0, 1)")
+        raise ValueError(f"confidence must be a probability > 0 and < 1, but is {confidence}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.ndim < 2:
-        raise ValueError(f"labels {labels.dtype} {list(labels.shape)}: expected integers [B, ...]")
+        raise ValueError(
+            f"labels must be an integer tensor [B, ...], but is {labels.dtype} of shape {list(labels.shape)}."
+        )
     if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes}: expected 1 or more")
+        raise ValueError(f"num_classes must be >= 1, but is {num_classes}.")
     labels = labels.long()
     check_values(labels, num_classes, ignore_index)
     known = labels != ignore_index
@@ -97,6 +108,6 @@ def logits_from_labels(
 
 
 def bounded(logits: Tensor) -> Tensor:
-    """Clamp infinite logits to finite values that are small enough to be added up."""
+    """Clamp infinite logits to finite values that are small enough to be summed."""
     bound = torch.finfo(logits.dtype).max ** 0.5
     return logits.clamp(-bound, bound)

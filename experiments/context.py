@@ -1,16 +1,16 @@
-"""The gain of context on real images: one network per potential, controls, several seeds, 95 % intervals.
+"""Measure the gain of context on real images: one network per potential, controls, several seeds, 95 % intervals.
 
     python experiments/context.py msrc --data DATA/MSRC21 --work runs/context/msrc
 
-trains the networks that the work folder lacks, then measures all rows of the table and writes
-results/context/<study>.json and .md. It may be stopped and started again at any time, and several processes may share
-the work (set OMP_NUM_THREADS for each).
+This command trains the networks that the work folder lacks. Then it measures all rows of the table and writes
+results/context/<study>.json and .md. You may stop it and start it again at any time. Several processes may share the
+work (set OMP_NUM_THREADS for each).
 
-Every network is trained end to end from ImageNet, with augmentation, for one potential: three seeds of the unary, two
-of each pairwise potential. The rows with a shared trunk have pairwise heads that are trained on the frozen features of
-the first two unary networks; `--groups shared` trains only these and the unaries. The weight of the messages is chosen
-on images that are neither trained on nor reported: the test images are divided into two parts, and each part takes the
-weight that is best on the other one.
+Every network is trained end to end from ImageNet weights, with augmentation, for one potential. There are three seeds
+of the unary and two seeds of each pairwise potential. The rows with a shared trunk have pairwise heads, which are
+trained on the frozen features of the first two unary networks. `--groups shared` trains only these heads and the
+unaries. The weight of the messages is chosen on images that are neither trained on nor reported: the test images are
+divided into two parts, and each part takes the weight that is best on the other part.
 """
 
 import argparse
@@ -51,15 +51,15 @@ RESULTS = ROOT / "results" / "context"
 CONFIGS = ROOT / "configs"
 RELATIONS = ("surrounding", "above")
 UNARY_SEEDS, SEEDS = (0, 1, 2), (0, 1)
-# In place of a potential's name: pairwise heads on the features of a unary network, both relations together.
+# Stands in place of a potential's name for pairwise heads of both relations on the features of a unary network.
 HEADS = "heads"
-# Of the messages of all relations together, relative to the unary; each relation has its share.
+# Weights of the messages of all relations together, relative to the unary. Every relation gets an equal share.
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 VIDEO_BLOCK = 10
 
-BUSY = "another process is working on it; start again when it has ended"
+BUSY = "Another process is working on it. Start this command again when that process has ended."
 
-# The end of the names of rows whose weight is chosen among WEIGHTS, on images that are not reported.
+# Ends the name of each row whose weight is chosen among WEIGHTS, on images that are not reported.
 CHOSEN = "chosen weight"
 THREE, SHARED = "three unaries", "shared trunk: "
 # The rows of the table.
@@ -84,7 +84,7 @@ ROWS = (
     f"{SHARED}1unary+above, {CHOSEN}",
     f"{SHARED}1unary + edge marginals, {CHOSEN}",
 )
-# The gain of the neighbors' labels: rows that use them, against the same networks without them.
+# Pairs of rows with the same networks: without and with the labels of the neighbors.
 CONTRASTS = (
     (f"1unary + edge marginals, {CHOSEN}", f"1unary+2pair, {CHOSEN}"),
     (THREE, f"three unaries+2pair, {CHOSEN}"),
@@ -94,13 +94,14 @@ CONTRASTS = (
 
 @dataclass(frozen=True)
 class ContextStudy:
-    """A data set and how its networks are trained.
+    """A data set and the training of its networks.
 
     Args:
-        config: file of options of `contextcrf fit` for the networks.
-        heads: file of options of `contextcrf fit-heads` for heads on the features of a unary network.
-        folds: number of folds of the cross-validation; with 1, the data's own splits train and val.
-        video: neighboring images of the list resemble each other; the bootstrap draws blocks of VIDEO_BLOCK images.
+        config: the config file of `contextcrf fit` for the networks.
+        heads: the config file of `contextcrf fit-heads` for heads on the features of a unary network.
+        folds: number of folds of the cross-validation. With 1, the splits train and val of the data set are used.
+        video: whether the images are frames of a video. Neighboring frames resemble each other, so the bootstrap draws
+            blocks of VIDEO_BLOCK images.
         min_images: a class that occurs in fewer test images is not scored, since its IoU is mostly noise.
     """
 
@@ -121,7 +122,7 @@ CONTEXT_STUDIES = {
 
 @dataclass(frozen=True)
 class Fold:
-    """A training split and a test split of a data set, and the folder for the networks that are trained on it."""
+    """A training split and a test split of a data set, and the folder of the networks that are trained on them."""
 
     data: Path
     train: str
@@ -129,19 +130,19 @@ class Fold:
     folder: Path
 
     def network(self, potential: str, seed: int) -> Path:
-        """The folder of a network's training."""
+        """Return the folder of the training of a network."""
         return self.folder / f"{potential}-{seed}"
 
     def model(self, potential: str, seed: int) -> Path:
-        """The folder of the trained network."""
+        """Return the folder of the trained network."""
         return self.network(potential, seed) / "model"
 
 
 def open_folds(study: ContextStudy, data: Path, work: Path) -> list[Fold]:
-    """The folds of a data set, which are made unless the work folder has them.
+    """Return the folds of a data set, and make them unless the work folder has them.
 
     Raises:
-        SystemExit: another process is making them, or the work folder has folds of other images.
+        SystemExit: if another process is making them, or if the work folder has folds of other images.
     """
     if study.folds == 1:
         return [Fold(data, "train", "val", work)]
@@ -150,20 +151,20 @@ def open_folds(study: ContextStudy, data: Path, work: Path) -> list[Fold]:
         if mine:
             make_folds(data, folder, study.folds)
     if not folder.exists():
-        raise SystemExit(f"{folder}: {BUSY}")
+        raise SystemExit(f"{folder} is not finished. {BUSY}")
     folds = [Fold(folder, f"fold{k}-train", f"fold{k}-test", work / f"fold{k}") for k in range(study.folds)]
     found = {image.name for fold in folds for image, _ in open_dataset(folder, fold.test).pairs}
     expected = {image.name for split in ("train", "val") for image, _ in open_dataset(data, split).pairs}
     if found != expected:
         raise SystemExit(
-            f"{folder}: holds folds of other images than {data}; {min(found ^ expected)} is in one of them only; move "
-            "it away, or choose another folder with --work"
+            f"{folder} has folds of other images than {data}: {min(found ^ expected)} is in only one of them. Move the "
+            "folder, or choose another folder with --work."
         )
     return folds
 
 
 def training_job(study: ContextStudy, fold: Fold, potential: str, seed: int) -> Job:
-    """The training of one network: of a potential by its name, or of `HEADS`."""
+    """Return the training job of one network: for a potential, given by its name, or for `HEADS`."""
     out = fold.network(potential, seed)
     if potential == HEADS:
         heads = FitHeadsJob(**_options("fit-heads", fold.model(UNARY, seed), study.heads, fold, out))
@@ -173,18 +174,18 @@ def training_job(study: ContextStudy, fold: Fold, potential: str, seed: int) -> 
 
 
 def _options(command: str, model: Path | None, config: Path, fold: Fold, out: Path) -> dict[str, Any]:
-    """The options of a training command, from its file and for a fold."""
+    """Return the options of a training command from its config file, for a fold."""
     positional = [] if model is None else [model]
     options = ["--config", config, "--data", fold.data, "--train-split", fold.train, "--out", out]
     return read_command([command, *map(str, [*positional, *options])])[1]
 
 
 def train_networks(study: ContextStudy, folds: Sequence[Fold], networks: Sequence[tuple[str, int]]) -> None:
-    """Train networks, by potential and seed, that do not exist yet and that no other process is training.
+    """Train the given networks (potential, seed) that do not exist yet and that no other process is training.
 
     Raises:
-        BusyError: another process has not finished one of them.
-        OtherSettingsError: one of them was trained with other settings.
+        BusyError: if another process has not finished one of them.
+        OtherSettingsError: if one of them was trained with other settings.
     """
     jobs = [training_job(study, fold, *network) for network in networks for fold in folds]
     for job in jobs:
@@ -195,13 +196,13 @@ def train_networks(study: ContextStudy, folds: Sequence[Fold], networks: Sequenc
 
 
 def potential_features(network: ContextCRF, potential: str, images: Tensor) -> Tensor:
-    """The feature map of one potential, in single precision, for images float [1, 3, H, W]."""
+    """Return the feature map of one potential for images float [1, 3, H, W], in single precision."""
     system = UNARY_ONLY if potential == UNARY else System(unary=False, relations=(potential,))
     return Predictor(network).extract_features(images, [system])[potential].float()
 
 
 def unary_marginals(network: ContextCRF, features: Tensor) -> Tensor:
-    """The marginals [1, K, h, w] of the unary alone, in single precision."""
+    """Return the marginals [1, K, h, w] of the unary alone, in single precision."""
     return Predictor(network, replace(network.inference, precision="32-true")).mean_field({UNARY: features}, UNARY_ONLY)
 
 
@@ -212,11 +213,11 @@ class UnaryNetworks:
         self.networks = [load(fold.model(UNARY, seed)) for seed in UNARY_SEEDS]
 
     def marginals(self, images: Tensor) -> list[Tensor]:
-        """Marginals [1, K, h, w] by seed, of one image float [1, 3, H, W]."""
+        """Return the marginals [1, K, h, w] of every seed for one image float [1, 3, H, W]."""
         return [unary_marginals(network, potential_features(network, UNARY, images)) for network in self.networks]
 
     def rows(self, images: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Marginals [1, K, h, w] by row, for one seed after the other, of one image float [1, 3, H, W]."""
+        """Yield the marginals [1, K, h, w] by row, seed by seed, for one image float [1, 3, H, W]."""
         unaries = self.marginals(images)
         for seed, unary in enumerate(unaries):
             yield {UNARY: unary, **({THREE: torch.stack(unaries).mean(0)} if seed == 0 else {})}
@@ -225,8 +226,8 @@ class UnaryNetworks:
 class SeparateTrunks:
     """The networks of a fold, one for each potential; `rows` is as in `UnaryNetworks`.
 
-    A unary network and pairwise networks of the same seed were trained on the same crops in the same order. So networks
-    of different seeds are combined, as in the mean of three unaries.
+    A unary network and the pairwise networks of the same seed were trained on the same crops in the same order.
+    Therefore networks of different seeds are combined, as in the mean of three unaries.
     """
 
     def __init__(self, fold: Fold) -> None:
@@ -251,7 +252,7 @@ class SharedTrunk:
     """Unary networks of a fold with pairwise heads on their features; `rows` is as in `UnaryNetworks`.
 
     Raises:
-        SystemExit: the trunk of the heads is not that of the unary network.
+        SystemExit: if the trunk of the heads differs from the trunk of the unary network.
     """
 
     def __init__(self, fold: Fold) -> None:
@@ -260,8 +261,8 @@ class SharedTrunk:
             trunk = load(fold.model(UNARY, seed)).trunks.state_dict()
             if any(not torch.equal(value, trunk[name]) for name, value in model.trunks.state_dict().items()):
                 raise SystemExit(
-                    f"{fold.network(HEADS, seed)}: has another trunk than {UNARY}-{seed}; move it away, so that it is "
-                    "trained again"
+                    f"{fold.network(HEADS, seed)} has another trunk than {UNARY}-{seed}. Move the folder, so that the "
+                    "heads are trained again."
                 )
 
     def rows(self, images: Tensor) -> Iterator[dict[str, Tensor]]:
@@ -276,14 +277,14 @@ class SharedTrunk:
 
 @dataclass(frozen=True)
 class NetworkGroup:
-    """Networks, by potential and seed, and the class that makes rows of them."""
+    """Networks, given as (potential, seed), and the class that computes rows from them."""
 
     networks: Sequence[tuple[str, int]]
     open: Callable[[Fold], UnaryNetworks | SeparateTrunks | SharedTrunk]
 
 
 _UNARIES = [(UNARY, seed) for seed in UNARY_SEEDS]
-# In the order of the work, by the names of the files of their confusion matrices.
+# The groups in the order of the work. Each name is part of the name of the file of the confusion matrices.
 GROUPS = {
     "unaries": NetworkGroup(_UNARIES, UnaryNetworks),
     "own": NetworkGroup([*_UNARIES, *((name, seed) for seed in SEEDS for name in RELATIONS)], SeparateTrunks),
@@ -292,7 +293,7 @@ GROUPS = {
 
 
 def group_of(row: str) -> str:
-    """The name of the group whose networks make a row."""
+    """Return the name of the group whose networks a row needs."""
     if row.startswith(SHARED):
         return "shared"
     return "unaries" if row in (UNARY, THREE) else "own"
@@ -301,15 +302,15 @@ def group_of(row: str) -> str:
 def marginals_by_row(
     heads: Mapping[str, tuple[PairwisePotential, Tensor]], unaries: Mapping[str, Tensor], factor: int
 ) -> dict[str, Tensor]:
-    """Marginals by row: pairwise potentials alone, and with each unary, at all weights.
+    """Return marginals by row: of the pairwise potentials alone, and combined with each unary, at all weights.
 
-    In the rows with "edge marginals" the pairwise networks serve as further classifiers: their mean edge marginals,
-    which do not depend on the labels of the neighbors, are multiplied with the marginals of the unary.
+    In the rows with "edge marginals", the pairwise networks are additional classifiers. Their mean edge marginals do
+    not depend on the labels of the neighbors and are multiplied by the marginals of the unary.
 
     Args:
-        heads: by relation, the potential and its feature map of one image.
-        unaries: by name, marginals [1, K, h, w] of the unary.
-        factor: nodes of the unary's grid along a node of the pairwise graphs.
+        heads: the potential of each relation and its feature map of one image.
+        unaries: marginals [1, K, h, w] of each unary, by name.
+        factor: number of nodes of the unary's grid along a side of a node of the pairwise graphs.
     """
     tables = {name: PairTable(head, maps) for name, (head, maps) in heads.items()}
     pairs: dict[str, Pair] = {name: (CoarseGrid(table, factor), table.features) for name, table in tables.items()}
@@ -333,17 +334,17 @@ def marginals_by_row(
 
 
 def marginals_by_weight(logits: Tensor, pairs: Sequence[Pair]) -> dict[float, Tensor]:
-    """Marginals after two iterations of mean field, by the weight of all messages together."""
+    """Return the marginals after two iterations of mean field, for every weight of all messages together."""
     shares = [1 / len(pairs) / max(1.0, potential.graph(maps).mean_degree()) for potential, maps in pairs]
     weights = torch.tensor(WEIGHTS)[:, None, None, None]
-    # The first messages do not depend on the weight; the second ones of all weights are computed at once.
+    # The first messages do not depend on the weight. The second messages are computed for all weights at once.
     first = pairwise_logits(pairs, logits.softmax(1), shares)
     second = pairwise_logits(pairs, (logits + weights * first).softmax(1), shares)
     return dict(zip(WEIGHTS, (logits + weights * second).softmax(1).split(1), strict=True))
 
 
 def counts_path(fold: Fold, name: str) -> Path:
-    """The file of a group's confusion matrices; its name depends on the weights of the networks."""
+    """Return the file of a group's confusion matrices; its name depends on the weights of the networks."""
     weights = {
         f"{potential}-{seed}": weights_digest(fold.model(potential, seed)) for potential, seed in GROUPS[name].networks
     }
@@ -377,7 +378,7 @@ class RowResult:
 
     Attributes:
         counts: confusion matrices [seeds, images, K, K] over all folds.
-        weights: the weight that was chosen for each part of each fold's test images; empty for a row without a choice.
+        weights: the weights that were chosen for the parts of the folds' test images; empty for a row without a choice.
     """
 
     counts: Tensor
@@ -387,14 +388,14 @@ class RowResult:
 def two_parts(count: int, video: bool) -> tuple[slice, slice]:
     """Divide the test images into two parts.
 
-    Lists of photographs are often sorted by subject, so every second image goes to the same part. A video is cut in the
-    middle.
+    Lists of photographs are often sorted by subject, so the images go to the two parts alternately. A video is cut in
+    the middle.
     """
     return (slice(count // 2), slice(count // 2, None)) if video else (slice(0, None, 2), slice(1, None, 2))
 
 
 def scored_classes(folds: Sequence[Fold], min_images: int) -> list[int]:
-    """The classes that occur in at least so many of all folds' test images."""
+    """Return the classes that occur in at least `min_images` test images of all folds together."""
     images = torch.cat([read_counts(counts_path(fold, "unaries"))[1][f"{UNARY}|0"] for fold in folds])
     return classes_in(images, min_images)
 
@@ -402,17 +403,17 @@ def scored_classes(folds: Sequence[Fold], min_images: int) -> list[int]:
 def collect(
     folds: Sequence[Fold], video: bool, groups: Sequence[str], classes: Sequence[int] | None = None
 ) -> dict[str, RowResult]:
-    """The rows of some groups; each part of a fold's test images takes the weight that is best on the other part.
+    """Return the rows of the given groups; each part of the test images takes the weight that is best on the other.
 
     Raises:
-        SystemExit: the measurements of a group are missing.
+        SystemExit: if the measurements of a group are missing.
     """
     parts = []
     for fold in folds:
         arrays: dict[str, Tensor] = {}
         for name in groups:
             if not (path := counts_path(fold, name)).exists():
-                raise SystemExit(f"{path}: {BUSY}")
+                raise SystemExit(f"{path} does not exist yet. {BUSY}")
             arrays |= read_counts(path)[1]
         rows = _by_row(arrays)
         first, second = (
@@ -437,7 +438,7 @@ def collect(
 
 
 def _by_row(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Arrays [images, K, K] named "row|seed" as [seeds, images, K, K] by row."""
+    """Stack arrays [images, K, K] with names "row|seed" to [seeds, images, K, K] for each row."""
     rows: dict[str, list[Tensor]] = {}
     for name in sorted(arrays):
         rows.setdefault(name.rpartition("|")[0], []).append(arrays[name])
@@ -445,7 +446,7 @@ def _by_row(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mean_iou_by_seed(counts: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """The mean IoU of each seed, [seeds], over some classes or all, of confusion matrices [seeds, images, K, K]."""
+    """Return the mean IoU of each seed from confusion matrices [seeds, images, K, K], over the given classes or all."""
     iou = intersection_over_union(counts.sum(1))
     return (iou if classes is None else iou[:, list(classes)]).nanmean(-1)
 
@@ -453,10 +454,10 @@ def mean_iou_by_seed(counts: Tensor, classes: Sequence[int] | None = None) -> Te
 def write_tables(
     name: str, video: bool, folds: Sequence[Fold], groups: Sequence[str] = tuple(GROUPS), min_images: int = 0
 ) -> None:
-    """Write the tables of some groups: mean IoU of each seed, gains over one unary and over three, contrasts.
+    """Write the tables of the given groups: mean IoU of each seed, gains over one unary and over three, contrasts.
 
-    A row with two seeds that is built on the first two unaries is compared with these two. Where groups are left out,
-    the last of those that are there becomes a part of the files' names.
+    A row with two seeds that uses the first two unaries is compared with these two. If groups are left out, the name of
+    the last given group becomes a part of the file names.
     """
     classes = scored_classes(folds, min_images) if min_images else None
     rows = collect(folds, video, groups, classes)
@@ -495,13 +496,13 @@ def write_tables(
 
 
 def gain_of(first: Tensor, second: Tensor, video: bool = False, classes: Sequence[int] | None = None) -> list[float]:
-    """The difference of mean IoU, second - first, and the bounds of its 95 % interval."""
+    """Return the difference in mean IoU, second - first, and the bounds of its 95 % confidence interval."""
     found = paired_bootstrap(first, second, block=VIDEO_BLOCK if video else 1, classes=classes)
     return [found.second - found.first, found.low, found.high]
 
 
 def format_gain(gain: Sequence[float]) -> str:
-    """A gain with its interval, in points of mean IoU."""
+    """Format a gain and its interval in points of mean IoU."""
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in gain))
 
 
@@ -509,9 +510,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=CONTEXT_STUDIES)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--work", type=Path, required=True, help="folder for networks and their confusion matrices")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the networks and their confusion matrices")
     others = [name for name in GROUPS if name != "unaries"]
-    parser.add_argument("--groups", nargs="+", choices=others, default=others, help="networks beside the unaries")
+    parser.add_argument("--groups", nargs="+", choices=others, default=others, help="groups besides the unaries")
     options = parser.parse_args()
     study = CONTEXT_STUDIES[options.study]
     folds = open_folds(study, options.data, options.work)

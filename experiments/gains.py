@@ -1,8 +1,8 @@
-"""One picture of all experiments: the gain of context against the mean IoU of the unary.
+"""Draw one figure of all experiments: the gain of context against the mean IoU of the unary.
 
     python experiments/gains.py
 
-reads the results of `context.py` and `scenes.py` in results/context/ and draws results/context/gains.png.
+This command reads the results of `context.py` and `scenes.py` in results/context/ and draws results/context/gains.png.
 """
 
 import json
@@ -23,10 +23,10 @@ class ContextGain:
     """The gain of one experiment, in points of mean IoU.
 
     Attributes:
-        name: of the experiment.
+        name: the name of the experiment.
         unary: mean IoU of its unary, in percent.
-        over_one: gain of the CRF over the unary, with the bounds of its 95 % interval: (value, low, high).
-        over_three: likewise, over the mean of three unaries.
+        over_one: gain of the CRF over the unary, with the bounds of its 95 % confidence interval: (value, low, high).
+        over_three: gain of the CRF over the mean of three unaries, in the same form.
     """
 
     name: str
@@ -36,10 +36,10 @@ class ContextGain:
 
 
 def read_gains(folder: Path) -> list[ContextGain]:
-    """The gains of the experiments whose results are in a folder.
+    """Return the gains of the experiments whose results are in a folder.
 
     Raises:
-        SystemExit: it has no results.
+        SystemExit: if the folder has no results.
     """
     found = []
     for study in CONTEXT_STUDIES:
@@ -52,7 +52,7 @@ def read_gains(folder: Path) -> list[ContextGain]:
             one, three = (_points([point["crf"] - point[row], *point[f"crf - {row}"]]) for row in (UNARY, THREE))
             found.append(ContextGain(f"scenes {name}", 100 * point[UNARY], one, three))
     if not found:
-        raise SystemExit(f"{folder}: no results; run experiments/context.py or experiments/scenes.py first")
+        raise SystemExit(f"{folder} has no results. Run experiments/context.py or experiments/scenes.py first.")
     return found
 
 
@@ -62,7 +62,7 @@ def _points(fractions: list[float]) -> tuple[float, float, float]:
 
 
 def plot_gains(found: list[ContextGain]) -> Figure:
-    """Both gains against the unary; the scenes are dots without names."""
+    """Plot both gains against the unary; the scenes are dots without names."""
     fig = Figure(figsize=(10, 4), layout="constrained")
     axes = fig.subplots(1, 2, sharey=True)
     for ax, title, key in zip(axes, ("over one unary", "over three unaries"), ("over_one", "over_three"), strict=True):

@@ -1,13 +1,14 @@
-"""How pairwise heads on a shared trunk should be trained: each hypothesis is measured beside the same base.
+"""Compare ways to train pairwise heads on a shared trunk; each hypothesis is compared with the same base.
 
     python experiments/hypotheses.py shared --data DATA/MSRC21 --work runs/context/msrc
 
-needs the networks of `experiments/context.py msrc` (seed 0 of every fold) in the work folder: the unary for the table
-"shared", the pairwise networks too for the table "own". The test images of a fold, on which its networks were not
-trained, are divided into two parts; the second one is measured. Heads are trained on the features of the frozen unary
-network: of the images of the first part ("unseen"), or of the images that the network was trained on ("seen"). Weights
-of messages are chosen, and combinations learned, on the measured images of the other folds. Hypotheses whose results
-are in the work folder are not run again, and several processes may share the work.
+This command needs the networks of `experiments/context.py msrc` (seed 0 of every fold) in the work folder. The table
+"shared" needs the unary; the table "own" also needs the pairwise networks. The test images of a fold, on which its
+networks were not trained, are divided into two parts, and the second part is measured. Heads are trained on the
+features of the frozen unary network: of the images of the first part ("unseen"), or of the images that the network was
+trained on ("seen"). The weights of the messages are chosen on the measured images of the other folds, and combinations
+are learned on them. A hypothesis whose results are in the work folder is not run again. Several processes may share the
+work.
 """
 
 import argparse
@@ -53,9 +54,9 @@ from contextcrf.utils.resizing import downsample, upsample
 from contextcrf.utils.tables import Table
 
 COPIES = 2
-# Rows whose weight is chosen: three ways to combine the pairwise potentials with the unary.
+# Rows whose weight is chosen, for three ways to combine the pairwise potentials with the unary.
 WEIGHTED = ("mean field", "sum-product", "edge marginals")
-# Rows whose weights, one for each class and kind of evidence, are learned; with the kinds beside the unary.
+# Rows with one learned weight for each class and kind of evidence, and their kinds in addition to the unary.
 LEARNED: Mapping[str, tuple[str, ...]] = {
     "learned: unary": (),
     "learned: unary, edges": ("edges",),
@@ -66,7 +67,7 @@ LEARNED: Mapping[str, tuple[str, ...]] = {
 
 
 class BalancedEdges(PairwisePotential):
-    """Trained on as many edges between two labels as within one, where most edges of an image lie within one."""
+    """A potential trained on as many edges between different labels as between equal labels, which most edges join."""
 
     def _labeled_edges(self, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
         image, p, q = super()._labeled_edges(features, labels, ignore_index)
@@ -78,7 +79,7 @@ class BalancedEdges(PairwisePotential):
 
 
 class DropoutFeatures(PairwisePotential):
-    """Trained with dropout of half of the features."""
+    """A potential that is trained with dropout of half of the features."""
 
     def nll(self, features: Tensor, *rest: Any, **options: Any) -> Tensor:
         return super().nll(F.dropout(features, training=self.training), *rest, **options)
@@ -86,16 +87,16 @@ class DropoutFeatures(PairwisePotential):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Heads and their training, which is that of `configs/msrc-heads.yaml` but for the differences given here.
+    """Heads and their training, as in `configs/msrc-heads.yaml` except for the differences given here.
 
     Args:
-        name: of its rows.
-        seen: train on the images that the trunk was trained on.
-        own: train nothing here; take the study's networks, one for each potential.
-        relations: by name.
-        hidden: units of the hidden layer.
+        name: the name of the hypothesis, which its rows show.
+        seen: whether to train on the images that the trunk was trained on.
+        own: whether to train nothing here and use the networks of the study, one for each potential.
+        relations: the relations of the heads, by name.
+        hidden: the number of units of the hidden layer.
         head: the class of the heads.
-        stages: of the training, each with its differences from the configuration.
+        stages: the stages of the training, each as its differences from the config.
     """
 
     name: str
@@ -108,7 +109,7 @@ class Hypothesis:
 
     @property
     def coupled(self) -> bool:
-        """Whether the messages were trained together with the unary; then only their plain sum is measured."""
+        """Whether the messages were trained together with the unary. If so, only their plain sum is measured."""
         return "objective" in self.stages[-1]
 
 
@@ -120,7 +121,7 @@ SIDES = {
 }
 UNROLLED = {"max_edges": None, "objective": "unrolled"}
 BASE = Hypothesis("unseen images")
-# By table.
+# The hypotheses of each table.
 HYPOTHESES: Mapping[str, Sequence[Hypothesis]] = {
     "own": [Hypothesis("own networks", own=True)],
     "shared": [
@@ -140,11 +141,11 @@ HYPOTHESES: Mapping[str, Sequence[Hypothesis]] = {
 
 
 class FoldRunner:
-    """Trains the models of all hypotheses on one fold.
+    """A runner that trains the models of all hypotheses on one fold.
 
     Args:
-        fold: with the networks of the study.
-        training: how heads are trained.
+        fold: the fold with the networks of the study.
+        training: the training configuration of the heads.
 
     Attributes:
         unseen: the first part of the test images, on which heads may be trained.
@@ -161,7 +162,7 @@ class FoldRunner:
         self._cached: dict[bool, CachedFeatures] = {}
 
     def features(self, network: ContextCRF, seen: bool) -> CachedFeatures:
-        """Features for training: of the images that the trunk was trained on, or of the unseen ones."""
+        """Return features for training: of the images that the trunk was trained on (`seen`) or of unseen images."""
         if seen not in self._cached:
             data = self.unseen
             pairs = open_dataset(self.fold.data, self.fold.train).pairs if seen else data.pairs
@@ -170,7 +171,7 @@ class FoldRunner:
         return self._cached[seen]
 
     def model(self, hypothesis: Hypothesis, out: Path) -> ContextCRF:
-        """The trunk with the trained heads of a hypothesis."""
+        """Return the trunk with the trained heads of a hypothesis."""
         network = load(self.fold.model(UNARY, 0))
         if hypothesis.own:
             return merge_potentials(network, {name: load(self.fold.model(name, 0)) for name in RELATIONS})
@@ -194,10 +195,10 @@ class Evidence:
     """The predictions of all potentials for the nodes of an image.
 
     Attributes:
-        logs: log-probabilities [K, h, w] by kind: of the unary, and each relation's mean message, mean edge marginal
-            and mean sum-product message.
+        logs: log-probabilities [K, h, w] by kind: of the unary, and the mean message, the mean edge marginal and the
+            mean sum-product message of each relation.
         rows: marginals [K, h, w] by row.
-        labels: of the nodes, [h, w].
+        labels: labels of the nodes, [h, w].
     """
 
     logs: dict[str, Tensor]
@@ -206,13 +207,14 @@ class Evidence:
 
 
 def sum_product(table: PairTable, marginals: Tensor) -> Tensor:
-    """Mean log-messages [1, K, h, w] of sum-product in place of mean field: log sum_j P(k, j | x) Q(j) for each edge.
+    """Return the mean log-messages [1, K, h, w] of sum-product: log sum_j P(k, j | x) Q(j) for each edge.
 
-    Mean field averages the logarithms, sum_j Q(j) log P(k, j | x), so an unlikely label of an uncertain neighbor can
-    rule out a label of the node. In sum-product the edge's own probabilities of the neighbor's labels count too.
+    Mean field averages the logarithms instead: sum_j Q(j) log P(k, j | x). An unlikely label of an uncertain neighbor
+    can then rule out a label of the node. In sum-product, the edge's own probabilities of the neighbor's labels count
+    too.
 
     Args:
-        table: of a potential, whose edges have the joint P_V(y_p, y_q | x) of eq. (11).
+        table: the table of a potential. Its edges have the joint distribution P_V(y_p, y_q | x) of eq. (11).
         marginals: Q, [1, K, h, w].
     """
     by_node = marginals[0].flatten(1).T
@@ -227,7 +229,7 @@ def sum_product(table: PairTable, marginals: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def collect_evidence(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bool) -> Evidence:
-    """The evidence of an image uint8 [3, H, W] with mask [H, W], in single precision."""
+    """Return the evidence of an image uint8 [3, H, W] with its mask [H, W], in single precision."""
     predictor = Predictor(model, replace(model.inference, precision="32-true"))
     features = predictor.extract_features(image[None].float())
     unary = model.unary(features[UNARY]).log_softmax(1)
@@ -252,7 +254,7 @@ def collect_evidence(model: ContextCRF, image: Tensor, mask: Tensor, coupled: bo
 
 
 def learn_weights(images: Sequence[Evidence], names: Sequence[str], decay: float = 1e-3) -> Tensor:
-    """Weights [len(names), K] for kinds of evidence and classes, by logistic regression that starts at the unary."""
+    """Learn weights [len(names), K] of evidence kinds and classes by logistic regression that starts at the unary."""
     labels = torch.cat([image.labels.flatten() for image in images])
     evidence = torch.cat([torch.stack([image.logs[name].flatten(1) for name in names]) for image in images], -1)
     start = torch.zeros(evidence.shape[:2])
@@ -272,7 +274,7 @@ def learn_weights(images: Sequence[Evidence], names: Sequence[str], decay: float
 
 
 def weighted_marginals(image: Evidence, names: Sequence[str], weights: Tensor) -> Tensor:
-    """Marginals [K, h, w] of the weighted sum of some kinds of evidence."""
+    """Return the marginals [K, h, w] of the weighted sum of some kinds of evidence."""
     logs = torch.stack([image.logs[name] for name in names])
     return (weights[..., None, None] * logs).sum(0).softmax(0)
 
@@ -281,12 +283,12 @@ def write_evidence(runner: FoldRunner, hypothesis: Hypothesis, path: Path) -> No
     """Train the heads of a hypothesis and write the evidence of the fold's measured images.
 
     Raises:
-        ValueError: the graph is coarser than the unary's grid.
+        ValueError: if the graph is coarser than the unary's grid.
     """
     torch.manual_seed(runner.training.seed)
     model = runner.model(hypothesis, path.parent)
     if model.config.coarse_factor != 1:
-        raise ValueError(f"graph_stride={model.config.graph_stride}: expected the stride of the unary's grid")
+        raise ValueError(f"graph_stride is {model.config.graph_stride}, but it must be the stride of the unary's grid.")
     samples = track(runner.measured.without_transform(), "evidence", total=len(runner.measured))
     images = [collect_evidence(model, image, mask, hypothesis.coupled) for image, mask in samples]
     with atomic_write(path) as partial:
@@ -294,11 +296,11 @@ def write_evidence(runner: FoldRunner, hypothesis: Hypothesis, path: Path) -> No
 
 
 def counts_by_row(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-    """Confusion matrices [images, K, K] by row of the measured images of all folds, one fold after the other.
+    """Return the confusion matrices [images, K, K] by row, for the measured images of all folds in order.
 
     Args:
-        evidence: by fold and image.
-        truths: masks int64 [H, W], likewise.
+        evidence: the evidence by fold and image.
+        truths: the masks int64 [H, W] by fold and image.
     """
     fixed = {
         row: [_counts(truth, [image.rows[row] for image in part]) for part, truth in zip(evidence, truths, strict=True)]
@@ -322,13 +324,13 @@ def counts_by_row(evidence: Sequence[Sequence[Evidence]], truths: Sequence[Seque
 
 
 def _counts(truth: Sequence[Tensor], marginals: Sequence[Tensor]) -> Tensor:
-    """Confusion matrices [images, K, K] of marginals [K, h, w] against masks [H, W]."""
+    """Return the confusion matrices [images, K, K] of marginals [K, h, w] and masks [H, W]."""
     labels = [upsample(q[None], mask.shape)[0].argmax(0) for q, mask in zip(marginals, truth, strict=True)]
     return torch.stack([confusion(label, mask, len(marginals[0])) for label, mask in zip(labels, truth, strict=True)])
 
 
 def write_table(name: str, runners: Sequence[FoldRunner], work: Path) -> None:
-    """Write a table of the hypotheses that all folds have: gains over the unary, and over the same row of the base."""
+    """Write the table of the hypotheses that all folds have: gains over the unary and over the same row of the base."""
     truths = [[mask for _, mask in runner.measured.without_transform()] for runner in runners]
     done: dict[str, dict[str, Tensor]] = {}
     for hypothesis in track(HYPOTHESES[name], "table"):
@@ -340,7 +342,7 @@ def write_table(name: str, runners: Sequence[FoldRunner], work: Path) -> None:
     for hypothesis_name, rows in done.items():
         for row, counts in rows.items():
             if row in (UNARY, "learned: unary") and hypothesis_name != next(iter(done)):
-                continue  # they are the same everywhere
+                continue  # these rows are the same for every hypothesis
             base = done.get(BASE.name, {}).get(row)
             gains = [gain_of(against, counts) for against in (rows[UNARY], base) if against is not None]
             score = float(mean_iou_by_seed(counts[None]))
@@ -358,15 +360,15 @@ def write_table(name: str, runners: Sequence[FoldRunner], work: Path) -> None:
 
 
 def evidence_path(work: Path, hypothesis: Hypothesis, fold: Fold) -> Path:
-    """The file of the evidence of a fold's measured images."""
+    """Return the file of the evidence of a fold's measured images."""
     return work / "hypotheses" / fold.folder.name / hypothesis.name.replace(" ", "-") / "evidence.pt"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=HYPOTHESES, help="heads on the unary's trunk, or networks of their own")
+    parser.add_argument("table", choices=HYPOTHESES, help="heads on the unary's trunk, or one network per potential")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--work", type=Path, required=True, help="the work folder of `context.py msrc`")
+    parser.add_argument("--work", type=Path, required=True, help="work folder of `context.py msrc`")
     options = parser.parse_args()
     study = CONTEXT_STUDIES["msrc"]
     folds = open_folds(study, options.data, options.work)

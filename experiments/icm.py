@@ -1,4 +1,4 @@
-"""Iterated conditional modes on the potentials of the library, for study: mean field is what predictions use.
+"""Iterated conditional modes on the potentials of the library, for study only: predictions use mean field.
 
 Besag, "On the Statistical Analysis of Dirty Pictures", Journal of the Royal Statistical Society B, 1986.
 """
@@ -19,23 +19,23 @@ def icm(
     sweeps: int = 10,
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Give every node its best label given the labels of all others, until no label changes.
+    """Assign to every node its best label given the labels of all other nodes, until no label changes.
 
-    Only nodes that are not joined are updated at once, so that the energy never rises. A sweep takes one round of
+    Nodes that are joined are never updated at the same time, so the energy never rises. A sweep takes one round of
     messages for each of the `independent_groups`.
 
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
-        labels: int64 [B, H, W] to start from; None is the argmax of the unary logits.
-        sweeps: most updates of every node.
+        labels: the start, int64 [B, H, W]; None starts at the argmax of the unary logits.
+        sweeps: the maximum number of updates of every node.
         weights: as for `mean_field`.
 
     Returns:
         Labels int64 [B, H, W].
 
     Raises:
-        ValueError: sizes that do not fit, or NaN among the logits.
+        ValueError: if sizes do not fit, or if the logits contain NaN.
 
     Example:
         >>> import torch
@@ -80,6 +80,6 @@ def independent_groups(unary_logits: Tensor, pairwise: Sequence[Pair]) -> list[T
         rows, columns = (offsets.abs().amax(0) + 1).tolist()
         y = torch.arange(height, device=group.device)[:, None] // factor % rows
         x = torch.arange(width, device=group.device) // factor % columns
-        # One number for the groups of all relations: a digit for each in a mixed base.
+        # One number encodes the groups of all relations, with one digit of a mixed base for each relation.
         group = group * rows * columns + y * columns + x
     return [group == value for value in group.unique()]

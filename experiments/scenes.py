@@ -1,10 +1,10 @@
-"""When context helps: the gain of the pairwise potentials on synthetic scenes, by ambiguity and receptive field.
+"""Measure the gain of the pairwise potentials on synthetic scenes, against ambiguity and receptive field.
 
     python experiments/scenes.py --work runs/context/scenes
 
 Each point has its own scenes, a network for each potential (plain backbones, trained from random weights) and two more
 networks for the unary. Its results are the mean IoU of the unary, of the mean of the three unaries, and of the CRF. A
-point whose results are in the work folder is not run again, and several processes may share the work.
+point whose results are in the work folder is not run again. Several processes may share the work.
 """
 
 import argparse
@@ -45,9 +45,9 @@ class ScenePoint:
     """One setting of the experiment.
 
     Args:
-        ambiguity: of the local appearance, as for `write_scenes`.
-        receptive_field: of the networks, pixels.
-        seed: of scenes and networks.
+        ambiguity: the ambiguity of the local appearance, as for `write_scenes`.
+        receptive_field: the receptive field of the networks in pixels.
+        seed: the seed of the scenes and of the networks.
     """
 
     ambiguity: float
@@ -56,7 +56,7 @@ class ScenePoint:
 
     @property
     def name(self) -> str:
-        """A name for files."""
+        """A name for files and for the results."""
         return f"a{self.ambiguity:g}-r{self.receptive_field}-s{self.seed}"
 
 
@@ -67,12 +67,12 @@ POINTS = [
 
 
 def training_config(seed: int, potentials: list[str] | None) -> TrainingConfig:
-    """The configuration of the quickstart, for some potentials; None is all of them."""
+    """Return the training configuration of the quickstart for some potentials; None means all potentials."""
     return replace(TRAINING, seed=seed, potentials=potentials)
 
 
 def train_networks(point: ScenePoint, data: Path, seed: int, potentials: list[str] | None, out: Path) -> ContextCRF:
-    """Train the networks of a point, one for each potential; None is all potentials."""
+    """Train the networks of a point, one for each of the potentials; None means all potentials."""
     config = training_config(seed, potentials)
     images = open_dataset(data, "train", augmentation(config))
     torch.manual_seed(seed)
@@ -85,7 +85,7 @@ def train_networks(point: ScenePoint, data: Path, seed: int, potentials: list[st
 def image_counts(
     models: Sequence[ContextCRF], inference: InferenceConfig, system: System, data: SegmentationDataset
 ) -> Tensor:
-    """Confusion matrices [images, K, K] of a system, for the mean of the models' marginals."""
+    """Return the confusion matrices [images, K, K] of a system for the mean of the models' marginals."""
     predictors = [Predictor(model, inference) for model in models]
     counts = []
     for image, mask in data.without_transform():
@@ -118,7 +118,7 @@ def measure_point(point: ScenePoint, work: Path) -> dict[str, object]:
 
 
 def plot_points(found: dict[str, dict[str, float]]) -> Figure:
-    """Mean IoU by ambiguity and by receptive field: a dot for each seed, a line through their means."""
+    """Plot the mean IoU against ambiguity and receptive field: a dot for each seed, a line through their means."""
     fig = Figure(figsize=(10, 4), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
     settings = (
@@ -142,7 +142,7 @@ def plot_points(found: dict[str, dict[str, float]]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for scenes and networks")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the scenes and the networks")
     work = parser.parse_args().work
     for point in POINTS:
         result = work / f"{point.name}.json"
@@ -152,7 +152,10 @@ def main() -> None:
                 print(point.name, "done", flush=True)
     missing = [point.name for point in POINTS if not (work / f"{point.name}.json").exists()]
     if missing:
-        raise SystemExit(f"{', '.join(missing)}: another process is working on it; start again when it has ended")
+        raise SystemExit(
+            f"Results are missing for {', '.join(missing)}. Another process is working on them. Start this command "
+            "again when that process has ended."
+        )
     found = {point.name: json.loads((work / f"{point.name}.json").read_text()) for point in POINTS}
     write_json(RESULTS / "scenes.json", found)
     save_figure(plot_points(found), RESULTS / "scenes.png")

@@ -197,7 +197,7 @@ def test_rows_are_mean_field_of_the_networks_they_name(study_models, scenes):
 def test_heads_on_another_trunk_are_refused(study_models):
     part, models = study_models
     save(models["unary", 2], part.model("unary", 1))
-    with pytest.raises(SystemExit, match="heads-1: has another trunk than unary-1"):
+    with pytest.raises(SystemExit, match="heads-1 has another trunk than unary-1"):
         context.SharedTrunk(part)
 
 
@@ -258,7 +258,7 @@ def test_a_study_from_data_to_tables(scenes, tmp_path, monkeypatch, capsys):
     with pytest.raises(OtherSettingsError, match=r"unary-0: was begun with training\.epochs 1, not 2"):
         context.main()
     monkeypatch.setattr("sys.argv", ["context.py", "msrc", "--data", str(other), "--work", str(tmp_path / "work")])
-    with pytest.raises(SystemExit, match="holds folds of other images"):
+    with pytest.raises(SystemExit, match="has folds of other images"):
         context.main()
 
 

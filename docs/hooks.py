@@ -41,8 +41,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead the links to `results/` to where it lies in the site."""
+    """Adapt the links between `docs/` and `results/` to the site, in which `results/` lies below `docs/`."""
     up = "../" * page.file.src_uri.count("/")
+    if page.file.src_uri.startswith("results/"):
+        return markdown.replace(f"]({up}docs/", f"]({up}")
     return markdown.replace(f"]({up}../results/", f"]({up}results/")
 
 

@@ -41,6 +41,7 @@ PARSED = {
         for path in sorted((ROOT / "results").glob("*.md"))
     },
     "CONTRIBUTING.md": "they run these tests",
+    "docs/report.md": "the same as those of the results, whose experiments it describes",
     "docs/gallery.md": "its pictures need the model of `make demo` and CamVid",
 }
 _DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))

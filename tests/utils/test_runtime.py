@@ -32,7 +32,7 @@ def test_slow_bfloat16_is_used_with_a_warning(fast, caplog):
 
 @pytest.mark.parametrize("use", [resolve_precision, lambda value: autocast(torch.device("cpu"), value)])
 def test_unknown_precisions_are_refused(use):
-    with pytest.raises(ValueError, match="precision 'fp16': expected one of auto, bf16-mixed, 32-true"):
+    with pytest.raises(ValueError, match="precision is 'fp16', but must be one of auto, bf16-mixed, 32-true"):
         use("fp16")
 
 

@@ -1,5 +1,7 @@
 """Tables in Markdown, LaTeX and as plain values."""
 
+import re
+
 from contextcrf.utils.tables import Table
 
 TABLE = Table(
@@ -33,6 +35,21 @@ def test_latex_escapes_special_characters():
     assert text.startswith("\\begin{table}\n")
     assert text.endswith("\\end{table}\n")
     assert r"\begin{tabular}{lr}" in text
+
+
+def test_markdown_escapes_the_bars_of_cells():
+    lines = Table(["a|b", "c"], [["x || y", "1"]]).to_markdown().splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert [cells[0], cells[2]] == [[r"a\|b", "c"], [r"x \|\| y", "1"]]
+
+
+def test_latex_escapes_captions_like_cells():
+    special = "a$b^c~d{e}f<g>h\\i"
+    escaped = r"a\$b\^{}c\textasciitilde{}d\{e\}f\ensuremath{<}g\ensuremath{>}h\textbackslash{}i"
+    text = Table([special, "x"], [[special, "1"]], caption=special).to_latex()
+    assert f"\\caption{{{escaped}}}\n" in text
+    assert text.count(escaped) == 3
+    assert special not in text
 
 
 def test_plain_values():

@@ -1,1 +1,1 @@
-"""What every package may use: errors, files, locks, progress, provenance, the machine, resizing, tables."""
+"""Utilities that all packages use: errors, files, locks, progress, provenance, runtime defaults, resizing, tables."""

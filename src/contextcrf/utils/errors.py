@@ -1,5 +1,13 @@
-"""The error that bad data raise."""
+"""The error for invalid data files."""
 
 
 class DataError(ValueError):
-    """Files on disk are not the data they should be; the message names each file and what was expected of it."""
+    """An error that is raised if files on disk do not contain valid data.
+
+    The message names each file, the value that was found and the expected value.
+
+    Example:
+        >>> from contextcrf.utils.errors import DataError
+        >>> issubclass(DataError, ValueError)
+        True
+    """

@@ -1,4 +1,4 @@
-"""Several processes that share a list of tasks: each task is done by the process that claims it."""
+"""Locks for several processes that share a list of tasks, so that one process does each task."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,10 +9,27 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def claim(result: Path) -> Iterator[bool]:
-    """Claim the task that makes the file `result`.
+    """Claim the task of creating the file `result`.
 
-    Yields True if the task is to be done by this process: the file does not exist and no other process has claimed it.
-    The claim ends with the block, or with the process, whatever ends it.
+    The claim ends when the block ends. It also ends when the process ends, even after a crash.
+
+    Args:
+        result: the file that the task creates. Missing folders are created.
+
+    Yields:
+        True if this process should do the task, that is, if the file does not exist and no other process has claimed
+            the task. False otherwise.
+
+    Example:
+        >>> import tempfile
+        >>> result = Path(tempfile.mkdtemp()) / "labels.txt"
+        >>> for _ in range(2):
+        ...     with claim(result) as mine:
+        ...         print(mine)
+        ...         if mine:
+        ...             _ = result.write_text("done")
+        True
+        False
     """
     result.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(result.with_name(f".{result.name}.lock"))
@@ -26,7 +43,7 @@ def claim(result: Path) -> Iterator[bool]:
     finally:
         lock.release()
         if result.exists():
-            # Any process that makes another lock from now on finds the result. Windows does not remove the file while
-            # another process has it open; that process removes it then.
+            # The lock file is no longer needed, because every process that acquires a lock now finds the result. On
+            # Windows, a file that another process has open cannot be removed. That process then removes it.
             with suppress(OSError):
                 Path(lock.lock_file).unlink()

@@ -1,7 +1,8 @@
-"""Progress of long steps. A step reports to the one reporter that is set; without one it is silent.
+"""Progress reports of long computations.
 
-The library reports with `track` and `task`. A program chooses where that goes: `show_progress()` draws bars on a
-terminal, and writes a line to the log every half minute where there is none.
+The library reports its progress with `track` and `task`. By default, nothing is shown. A program that wants to show
+progress sets a reporter with `reporting` or `show_progress`. `show_progress` draws bars on a terminal. If the output is
+not a terminal, it writes a line to the log every half minute.
 """
 
 import logging
@@ -18,32 +19,64 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds between two lines in a log.
+# The number of seconds between two lines in the log.
 LOG_INTERVAL = 30.0
 
 
 class Task:
-    """A step that is under way. This one is silent; those of reporters show what happens."""
+    """A running task. This class shows nothing. Reporters return subclasses that show the progress.
+
+    Example:
+        >>> class Printed(Task):
+        ...     def advance(self, steps=1):
+        ...         print(f"{steps} more done")
+        >>> with reporting(lambda description, total, transient: Printed()), task("resize", total=2) as running:
+        ...     running.advance()
+        1 more done
+    """
 
     def advance(self, steps: int = 1) -> None:
-        """Count steps as done."""
+        """Report that parts of the task are done.
+
+        Args:
+            steps: the number of parts.
+        """
 
     def describe(self, description: str | None = None, total: int | None = None) -> None:
-        """Change the description or the expected number of steps."""
+        """Change the description or the total number of parts.
+
+        Args:
+            description: the new description. None keeps it.
+            total: the new total number. None keeps it.
+        """
 
     def stop(self) -> None:
-        """End the step."""
+        """End the task."""
 
 
-# Begins a step: its description, its number of parts, and whether it leaves no trace on a terminal when it has ended.
 Reporter = Callable[[str, int | None, bool], Task]
+"""A function that starts a task.
+
+Its arguments are those of `task`: the description, the total number of parts (None if unknown), and whether the task is
+removed from the terminal when it ends. It returns the running `Task`.
+"""
 
 _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 
 @contextmanager
 def reporting(reporter: Reporter | None) -> Iterator[None]:
-    """Send progress to a reporter within the block; None silences it."""
+    """Report the progress within the block to a reporter.
+
+    Other threads are not affected.
+
+    Args:
+        reporter: the reporter. None shows nothing.
+
+    Example:
+        >>> with reporting(Lines(interval=10)):  # at most one line in the log every 10 seconds
+        ...     squares = [number**2 for number in track([1, 2], "square")]
+    """
     token = _reporter.set(reporter)
     try:
         yield
@@ -53,10 +86,17 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
 
 @contextmanager
 def show_progress(console: Console | None = None) -> Iterator[None]:
-    """Show progress within the block: bars on a terminal, lines in the log elsewhere.
+    """Show the progress within the block, as bars on a terminal or as lines in the log.
 
     Args:
-        console: where bars are drawn; None is the standard output.
+        console: the console on which bars are drawn. None is the standard output. If the console is not a terminal,
+            lines are written to the log.
+
+    Example:
+        >>> with show_progress():
+        ...     squares = [number**2 for number in track([1, 2], "square")]
+        >>> squares
+        [1, 4]
     """
     console = console or Console()
     with reporting(Bars(console) if console.is_terminal else Lines()):
@@ -65,12 +105,21 @@ def show_progress(console: Console | None = None) -> Iterator[None]:
 
 @contextmanager
 def task(description: str, total: int | None, transient: bool = False) -> Iterator[Task]:
-    """A step of `total` parts, reported within the block.
+    """Report the progress of a task within the block.
 
     Args:
-        description: what is done.
-        total: the number of parts; None if it is unknown.
-        transient: leave no trace on a terminal at the end.
+        description: the name of the task.
+        total: the number of parts of the task. None if it is unknown.
+        transient: remove the task from the terminal when it ends.
+
+    Yields:
+        The running task. Call its `advance` after each part.
+
+    Example:
+        >>> with task("download", total=2) as running:
+        ...     running.advance()
+        ...     running.describe("unpack")
+        ...     running.advance()
     """
     reporter = _reporter.get()
     running = Task() if reporter is None else reporter(description, total, transient)
@@ -81,13 +130,18 @@ def task(description: str, total: int | None, transient: bool = False) -> Iterat
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, transient: bool = False) -> Iterator[T]:
-    """Yield the items and report each one as done when the next is asked for.
+    """Iterate over items and report the progress.
+
+    An item is reported as done when the next item is requested.
 
     Args:
-        items: what is gone through.
-        description: what is done.
-        total: the number of items; None asks `len(items)` where there is one.
+        items: the items.
+        description: the name of the task.
+        total: the number of items. None uses `len(items)` if the items have a length.
         transient: as for `task`.
+
+    Yields:
+        The items.
 
     Example:
         >>> list(track([1, 2], "counting"))
@@ -102,21 +156,27 @@ def track(items: Iterable[T], description: str, total: int | None = None, transi
 
 
 class Bars:
-    """Progress bars on a terminal.
+    """A reporter that draws progress bars on a terminal.
 
     Args:
         console: the terminal.
+
+    Example:
+        >>> with reporting(Bars(Console(quiet=True))):  # a quiet console draws nothing
+        ...     squares = [number**2 for number in track([1, 2], "square")]
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def __call__(self, description: str, total: int | None, transient: bool) -> Task:
-        """Draw a bar."""
+        """Start a bar for a task."""
         return _Bar(self.console, description, total, transient)
 
 
 class _Bar(Task):
+    """A task that is shown as a bar."""
+
     def __init__(self, console: Console, description: str, total: int | None, transient: bool) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=transient)
@@ -134,21 +194,27 @@ class _Bar(Task):
 
 
 class Lines:
-    """A line in the log every `interval` seconds, for steps whose output is no terminal.
+    """A reporter that writes lines to the log, for output that is not a terminal.
 
     Args:
-        interval: seconds between two lines of a step; shorter steps write none.
+        interval: the number of seconds between two lines of a task. A task that takes less time writes no line.
+
+    Example:
+        >>> with reporting(Lines(interval=10)):
+        ...     squares = [number**2 for number in track([1, 2], "square")]
     """
 
     def __init__(self, interval: float = LOG_INTERVAL) -> None:
         self.interval = interval
 
     def __call__(self, description: str, total: int | None, transient: bool) -> Task:
-        """Begin to write lines."""
+        """Start the lines of a task."""
         return _Line(self.interval, description, total)
 
 
 class _Line(Task):
+    """A task that is shown as lines in the log."""
+
     def __init__(self, interval: float, description: str, total: int | None) -> None:
         self.interval, self.description, self.total = interval, description, total
         self.done, self.started = 0, time.monotonic()
@@ -172,7 +238,10 @@ class _Line(Task):
 
 
 def duration(seconds: float) -> str:
-    """A time in words.
+    """Format a duration for a reader.
+
+    Args:
+        seconds: the duration in seconds.
 
     Example:
         >>> duration(40), duration(720), duration(12600)

@@ -1,4 +1,7 @@
-"""The record of what decided a result, kept beside it: equal records mean equal results."""
+"""Provenance records: all settings and data that determine a result, saved next to the result.
+
+Two results with equal records are equal.
+"""
 
 import hashlib
 import json
@@ -14,13 +17,14 @@ FILE_NAME = "provenance.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that decides a result, as plain JSON values by name.
+    """A record of all settings and data that determine a result, as JSON values by name.
 
-    Trainings, predictions and measurements that can be resumed write one beside their results. A later run compares
-    its own record with the one that it finds, and refuses to mix results of different origins.
+    Trainings, predictions and evaluations that can be resumed write a record next to their results. A later run
+    compares its own record with the existing one. If the records differ, it raises an error instead of mixing the
+    results.
 
     Attributes:
-        values: by name; groups of settings are nested.
+        values: the settings by name. Groups of settings are nested dictionaries.
 
     Example:
         >>> first, second = Provenance.of(split="train", lr=0.1), Provenance.of(split="train", lr=0.2)
@@ -32,26 +36,57 @@ class Provenance:
 
     @classmethod
     def of(cls, **values: Any) -> "Provenance":
-        """A record of values of any type; dataclasses become groups of settings, paths become text."""
+        """Create a record from values of any type.
+
+        Args:
+            values: the settings by name. Dataclasses become groups of settings. Paths and other objects become strings.
+
+        Returns:
+            The record.
+
+        Example:
+            >>> Provenance.of(split="train", folder=Path("runs") / "a").values
+            {'split': 'train', 'folder': 'runs/a'}
+        """
         return cls(json.loads(json.dumps(values, default=_plain)))
 
     @classmethod
     def read(cls, folder: Path) -> "Provenance | None":
-        """The record of a folder; None if it has none."""
+        """Read the record of a folder.
+
+        Args:
+            folder: the folder with the results.
+
+        Returns:
+            The record, or None if the folder has no record.
+        """
         path = folder / FILE_NAME
         return cls(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def write(self, folder: Path) -> None:
-        """Keep the record in a folder, made if missing."""
+        """Write the record to a folder.
+
+        Args:
+            folder: the folder with the results. It is created if it does not exist.
+        """
         write_json(folder / FILE_NAME, self.values)
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that identify the record, for the names of files."""
+        """16 hexadecimal digits that identify the record, for use in file names."""
         return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:16]
 
     def difference(self, other: "Provenance") -> tuple[str, Any, Any] | None:
-        """The first value in which two records differ: its name, the value here, the value there; None if equal."""
+        """Find the first value in which two records differ.
+
+        Args:
+            other: the other record.
+
+        Returns:
+            The name of the value, such as "training.epochs", the value in this record and the value in the other
+            record.
+                A missing value is None. The result is None if the records are equal.
+        """
         ours, theirs = _flat(self.values), _flat(other.values)
         for name in {**ours, **theirs}:
             if ours.get(name) != theirs.get(name):
@@ -59,10 +94,21 @@ class Provenance:
         return None
 
     def mismatch(self, folder: Path) -> str | None:
-        """The end of a sentence on how a folder's record differs from this one, "with NAME THERE, not HERE".
+        """Describe the first difference between the record of a folder and this record.
+
+        Args:
+            folder: the folder with earlier results.
 
         Returns:
-            None if the records are equal.
+            The end of a sentence for an error message, or None if the records are equal. The text is "with NAME FOUND,
+                not EXPECTED", or "with settings that were not recorded" if the folder has no record.
+
+        Example:
+            >>> import tempfile
+            >>> folder = Path(tempfile.mkdtemp())
+            >>> Provenance.of(epochs=1).write(folder)
+            >>> Provenance.of(epochs=2).mismatch(folder)
+            'with epochs 1, not 2'
         """
         found = Provenance.read(folder)
         if found is None:
@@ -72,13 +118,14 @@ class Provenance:
 
 
 def _plain(value: Any) -> Any:
+    """Convert an object that JSON does not support."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return value.as_posix() if isinstance(value, Path) else str(value)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups of settings on one level, under names such as "training.epochs"."""
+    """Flatten nested groups of settings to one level, with names such as "training.epochs"."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Images, maps of values and of labels brought to other sizes and layouts."""
+"""Functions that change the size or the memory layout of images, maps and masks."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,57 @@ from torch.nn import functional as F
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps [B, C, h, w], of scores or features, to [B, C, H, W], bilinear, as the paper does with its score maps."""
+    """Resize maps bilinearly, as the paper does with its score maps.
+
+    Args:
+        maps: maps of scores, marginals or features, floating [B, C, h, w].
+        size: the new height H and width W.
+
+    Returns:
+        The resized maps, [B, C, H, W].
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.utils.resizing import upsample
+        >>> upsample(torch.tensor([[[[0.0, 1.0]]]]), (1, 4)).tolist()
+        [[[[0.0, 0.25, 0.75, 1.0]]]]
+    """
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
 def downsample(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Label masks int64 [B, H, W] to [B, h, w] by nearest neighbor: labels do not mix."""
+    """Resize masks by nearest-neighbor interpolation, which never mixes labels.
+
+    Args:
+        masks: the masks, int64 [B, H, W].
+        size: the new height h and width w.
+
+    Returns:
+        The resized masks, int64 [B, h, w].
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.utils.resizing import downsample
+        >>> downsample(torch.tensor([[[0, 1, 2, 255]]]), (1, 2)).tolist()
+        [[[1, 255]]]
+    """
     return F.interpolate(masks[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Images of any dtype as float, laid out as convolutions like them best."""
+    """Convert images of any dtype to float in the memory layout in which convolutions are fastest.
+
+    Args:
+        images: images, [B, C, H, W].
+
+    Returns:
+        The images as float32, [B, C, H, W], with `torch.channels_last`.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.utils.resizing import channels_last
+        >>> images = channels_last(torch.zeros(1, 3, 4, 6, dtype=torch.uint8))
+        >>> images.dtype, images.is_contiguous(memory_format=torch.channels_last)
+        (torch.float32, True)
+    """
     return images.float().contiguous(memory_format=torch.channels_last)

@@ -98,8 +98,8 @@ def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
         ("trainin: {epochs: 7}", ["c.yaml: fit has no option trainin. Did you mean training?"]),
         ("training: {crop: 192}", ['"training.crop"', "192"]),
         ("training:\n  crop: [1,\n", ["not YAML", "c.yaml", "line 3"]),
-        ("training: {epochs: 0}", ["epochs 0: expected more than 0"]),
-        ("training: {lr: -1.0}", ["lr -1.0: expected more than 0"]),
+        ("training: {epochs: 0}", ["epochs is 0, but must be greater than 0"]),
+        ("training: {lr: -1.0}", ["lr is -1.0, but must be greater than 0"]),
         ("training: {crop: [0, 9]}", ["crop [0, 9]: expected height and width"]),
         ("model: [1]", ["model [1]: expected settings by their names"]),
         ("[1]", ["[1]: expected settings by their names"]),
@@ -283,7 +283,7 @@ def test_what_is_measured_on_training_images_is_said_to_flatter(data, tmp_path, 
     said = capsys.readouterr().out
     assert "2 of the 5" in said
     main(["fit", "--data", str(data), "--out", str(tmp_path / "out"), *FIT])
-    assert "already trained; nothing is left to do" in capsys.readouterr().out
+    assert "The model is already trained." in capsys.readouterr().out
 
 
 def test_mistakes_in_both_splits_are_listed_together(data, tmp_path, capsys):
@@ -401,7 +401,7 @@ def test_predict_goes_on_past_broken_files_and_says_which(tiny_model, tmp_path, 
     ("arguments", "message"),
     [
         (["nowhere", "x.png"], "x.png: no such file"),
-        (["nowhere", "."], "expected a folder with config.json"),
+        (["nowhere", "."], "Expected a folder with config.json"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
@@ -578,7 +578,7 @@ def test_asking_for_bfloat16_where_it_is_slow_is_a_warning(trained, scenes, tmp_
     monkeypatch.setattr("contextcrf.utils.runtime.has_bfloat16", lambda *_: False)
     command = ["evaluate", str(trained), "--data", str(scenes), "--pictures", "0", "--out"]
     main([*command, str(tmp_path / "slow"), "--precision", "bf16-mixed"])
-    assert "warning: Precision bf16-mixed: this machine has no bfloat16 hardware" in capsys.readouterr().out
+    assert "warning: This machine has no bfloat16 hardware" in capsys.readouterr().out
     main([*command, str(tmp_path / "auto")])
     assert "warning" not in capsys.readouterr().out
     stored = json.loads((tmp_path / "auto" / "results.json").read_text())

@@ -63,11 +63,14 @@ def test_a_learned_dense_crf_is_merged_with_the_unary():
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (lambda: tiny(relations={}), r"relation 'above': its model has \[\]; expected that name"),
-        (lambda: tiny(channels=4), "relation 'above': its model has channels=4, the unary's 8; expected the same"),
-        (lambda: tiny(graph_stride=16), "relation 'above': its model has graph_stride=16, the unary's 8"),
-        (lambda: tiny(classes=OTHERS), "relation 'above': its model has other classes than the unary's"),
-        (lambda: untrained(scales=(1.0, 0.5)), "relation 'above': its model was not trained"),
+        (lambda: tiny(relations={}), r"relation 'above' has the relations \[\], but 'above' is not one"),
+        (lambda: tiny(channels=4), "relation 'above' has channels=4, but the model for the unary has channels=8"),
+        (
+            lambda: tiny(graph_stride=16),
+            "relation 'above' has graph_stride=16, but .* has graph_stride=8",
+        ),
+        (lambda: tiny(classes=OTHERS), "relation 'above' and the model for the unary have different classes"),
+        (lambda: untrained(scales=(1.0, 0.5)), "relation 'above' was not trained"),
     ],
 )
 def test_models_that_do_not_fit_together_are_not_merged(part, message):
@@ -92,14 +95,14 @@ def test_an_average_is_the_mean_of_all_weights():
 
 def test_models_that_do_not_correspond_are_not_averaged():
     for models in ([], [tiny()]):
-        with pytest.raises(ValueError, match=f"{len(models)} models: expected two or more"):
+        with pytest.raises(ValueError, match=f"The number of models is {len(models)}, but two or more"):
             average_weights(models)
-    with pytest.raises(ValueError, match=r"model 2 has hidden=16, the first 8; expected the same"):
+    with pytest.raises(ValueError, match=r"Model 2 has hidden=16, but the first model has hidden=8"):
         average_weights([tiny(), tiny(hidden=16)])
     # The weights would fit, but belong to other scales.
-    with pytest.raises(ValueError, match=r"model 3 has scales=\(1\.0, 0\.25\)"):
+    with pytest.raises(ValueError, match=r"Model 3 has scales=\(1\.0, 0\.25\)"):
         average_weights([tiny(), tiny(), tiny(scales=(1.0, 0.25))])
-    with pytest.raises(ValueError, match="model 2 has other classes than the first"):
+    with pytest.raises(ValueError, match="Model 2 and the first model have different classes"):
         average_weights([tiny(), tiny(classes=OTHERS)])
 
 

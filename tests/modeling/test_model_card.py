@@ -35,24 +35,27 @@ def test_a_card_describes_the_model():
     text = card.content
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     for part in (
-        "at the scales 1, 0.5; the feature maps have stride 8.",
-        "`surrounding` is switched off.",
-        "`above` takes part as a plain sum.",
-        "{'bilateral_sxy': 20}",
-        f"{size:.1f} million parameters",
+        "one of 3 classes",
+        "- Scales of the input image: 1, 0.5\n- Stride of the feature map: 8 pixels per node\n",
+        "A dense CRF can refine the marginals. The parameters that are not in this table",
+        f"- Parameters: {size:.1f} million\n",
         "contextcrf import ContextCRF",
     ):
         assert part in text
     assert table_row(text, "2") == ["2", "sand", "200, 200, 0"]
+    assert table_row(text, "surrounding") == ["surrounding", "0 (switched off)"]
+    assert table_row(text, "above") == ["above", "plain sum of the messages"]
+    assert table_row(text, "bilateral_sxy") == ["bilateral_sxy", "20"]
+    assert not set("{}'") & set(text.split("---\n")[2])
 
 
 def test_weights_and_the_dense_crf_are_described_as_they_are():
     text = model_card(tiny(inference=settings(relation_weights={"above": 2.0}))).content
-    assert "`above` takes part with the weight 2." in text
-    assert "`surrounding` takes part with the weight 0.5." in text
+    assert table_row(text, "above") == ["above", "2"]
+    assert table_row(text, "surrounding") == ["surrounding", "0.5"]
     assert "dense CRF" not in text.split("## Use")[0]
     learned = with_config(tiny(), replace(tiny().config, learned_dense=True))
-    assert "A dense CRF, whose parameters were learned, can refine" in model_card(learned).content
+    assert "A dense CRF can refine the marginals. Its parameters were learned." in model_card(learned).content
 
 
 def test_every_step_that_used_data_is_named():
@@ -63,20 +66,22 @@ def test_every_step_that_used_data_is_named():
         "note": "by hand",
     }
     text = model_card(model).content
-    assert "- fit: scenes, split train, epochs 7, lr 0.1\n- tune: scenes, split val\n" in text
-    assert "The weights were trained on scenes: the terms of that data hold" in text
+    assert table_row(text, "step") == ["step", "data", "split", "epochs", "learning rate"]
+    assert table_row(text, "fit") == ["fit", "scenes", "train", "7", "0.1"]
+    assert table_row(text, "tune") == ["tune", "scenes", "val", "", ""]
+    assert "The weights were trained on scenes, so the terms of these data apply" in text
     merged = merge_potentials(model, {"above": tiny()})
     merged.metadata = {"unary": model.metadata, "above": {"fit": {"data": "beach", "split": "train"}}}
     text = model_card(merged).content
-    assert "- unary, fit: scenes, split train" in text
-    assert "- above, fit: beach, split train" in text
+    assert table_row(text, "unary, fit") == ["unary, fit", "scenes", "train", "7", "0.1"]
+    assert table_row(text, "above, fit") == ["above, fit", "beach", "train", "", ""]
     assert "trained on beach, scenes" in text
 
 
 def test_what_was_not_recorded_is_not_made_up():
     text = model_card(tiny()).content
     assert "## Training\n\nThe training data were not recorded." in text
-    assert "The training data were not recorded: the terms" in text
+    assert "The training data were not recorded. Their terms" in text
     assert "No measurements were recorded." in text
 
 
@@ -105,28 +110,28 @@ def test_a_card_takes_the_table_of_this_model(results):
     model.metadata = {"measured": [table]}
     text = model_card(model).content
     assert "On beach val, 1 images:" in text
-    assert table_row(text, "above") == ["above", f"{100 * (3 / 4 + 4 / 5 + 1) / 3:.1f}", "90.0"]
+    assert table_row(text.split("## Results")[1], "above") == ["above", f"{100 * (3 / 4 + 4 / 5 + 1) / 3:.1f}", "90.0"]
 
 
 def test_a_card_takes_no_table_of_another_model(results):
     model, folder = results
     with torch.no_grad():
         model.unary.last.bias[0] += 1
-    with pytest.raises(DataError, match=rf"results\.json: measured with the model .* this one, {fingerprint(model)}"):
+    with pytest.raises(DataError, match=rf"results\.json contains .* the fingerprint {fingerprint(model)}"):
         measured(model, folder)
 
 
 @pytest.mark.parametrize(
     ("inference", "message"),
     [
-        (settings(), r"measured with relation_weights \{'above': 2\.0\}; expected that of the model, the default"),
-        (settings(relation_weights={"above": 2.0}, iterations=3), "measured with iterations the default; .* model, 3"),
-        (settings(relation_weights={"above": 2.0}, dense={"iterations": 3}), "measured with dense the default"),
+        (settings(), r"the relation_weights \{'above': 2\.0\}, but the model has the relation_weights \(default\)"),
+        (settings(relation_weights={"above": 2.0}, iterations=3), r"the iterations \(default\), .* iterations 3"),
+        (settings(relation_weights={"above": 2.0}, dense={"iterations": 3}), r"the dense \(default\)"),
     ],
 )
 def test_a_card_takes_no_table_of_other_settings(results, inference, message):
     model, folder = results
-    with pytest.raises(DataError, match=rf"results\.json: {message}"):
+    with pytest.raises(DataError, match=rf"results\.json was measured with {message}"):
         measured(with_config(model, model.config, inference), folder)
 
 
@@ -138,9 +143,9 @@ def test_a_card_takes_tables_of_another_system_and_precision(results):
 
 def test_results_that_are_none_are_named(results):
     model, folder = results
-    with pytest.raises(DataError, match=r"results\.json: no such file"):
+    with pytest.raises(DataError, match=r"results\.json does not exist"):
         measured(model, folder / "elsewhere")
     for content in ("{", "[]", json.dumps({"metadata": {"data": "x"}, "systems": [{}]})):
         (folder / "results.json").write_text(content)
-        with pytest.raises(DataError, match=r"results\.json: .*expected the results of `contextcrf evaluate`"):
+        with pytest.raises(DataError, match=r"results\.json cannot be read: .*of `contextcrf evaluate`"):
             measured(model, folder)

@@ -31,7 +31,7 @@ def test_weights_are_those_that_were_set_in_the_order_of_the_relations():
 
 
 def test_a_weight_of_an_unknown_relation_is_refused():
-    with pytest.raises(ValueError, match=r"\['below'\] are not relations .* \['surrounding', 'above'\]"):
+    with pytest.raises(ValueError, match=r"names \['below'\], but the relations .* \['surrounding', 'above'\]"):
         InferenceConfig(relation_weights={"below": 1.0, "above": 2.0}).weights(["surrounding", "above"])
 
 
@@ -61,23 +61,23 @@ def test_counts_may_be_numbers_of_numpy_and_are_kept_as_plain_ones():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"iterations": -1}, "iterations=-1"),
-        ({"iterations": 1.5}, r"iterations=1\.5"),
-        ({"iterations": True}, "iterations=True"),
-        ({"relation_weights": {"above": float("nan")}}, "relation_weights: above nan"),
-        ({"relation_weights": {"above": float("inf")}}, "relation_weights: above inf"),
-        ({"dense": {"sxy": 3}}, "dense: .*sxy"),
+        ({"iterations": -1}, "iterations must be .* but is -1"),
+        ({"iterations": 1.5}, r"iterations must be .* but is 1\.5"),
+        ({"iterations": True}, "iterations must be .* but is True"),
+        ({"relation_weights": {"above": float("nan")}}, "relation weight of above is nan"),
+        ({"relation_weights": {"above": float("inf")}}, "relation weight of above is inf"),
+        ({"dense": {"sxy": 3}}, "setting dense is not valid: .*sxy"),
         ({"dense": {"bilateral_sxy": 0}}, "bilateral_sxy"),
-        ({"scales": ()}, "expected at least one, each > 0 and finite"),
-        ({"scales": (0.0,)}, "expected at least one, each > 0 and finite"),
-        ({"scales": (1.0, -1.0)}, "expected at least one, each > 0 and finite"),
-        ({"scales": (float("nan"),)}, "expected at least one, each > 0 and finite"),
-        ({"scales": (float("inf"),)}, "expected at least one, each > 0 and finite"),
-        ({"flip": "yes"}, "flip 'yes': expected true or false"),
-        ({"tile": 8}, "tile=8: expected a whole number >= 32"),
-        ({"overlap": -1}, "overlap=-1"),
-        ({"tile_above": -1}, "tile_above=-1"),
-        ({"precision": "bf16"}, "precision 'bf16': expected one of auto, bf16-mixed, 32-true"),
+        ({"scales": ()}, "at least one is expected, each > 0 and finite"),
+        ({"scales": (0.0,)}, "at least one is expected, each > 0 and finite"),
+        ({"scales": (1.0, -1.0)}, "at least one is expected, each > 0 and finite"),
+        ({"scales": (float("nan"),)}, "at least one is expected, each > 0 and finite"),
+        ({"scales": (float("inf"),)}, "at least one is expected, each > 0 and finite"),
+        ({"flip": "yes"}, "setting flip is 'yes', but true or false"),
+        ({"tile": 8}, "tile must be a whole number >= 32, but is 8"),
+        ({"overlap": -1}, "overlap must be .* but is -1"),
+        ({"tile_above": -1}, "tile_above must be .* but is -1"),
+        ({"precision": "bf16"}, "precision is 'bf16', but must be one of auto, bf16-mixed, 32-true"),
     ],
 )
 def test_impossible_settings_of_inference_are_refused(settings, message):
@@ -114,17 +114,17 @@ def test_a_learnable_dense_crf_starts_as_the_fixed_one():
     ("settings", "message"),
     [
         ({"relations": {"unary": RangeBox.above()}}, "unary"),
-        ({"relations": {"above": ()}}, "relations: above: no box; expected one or more"),
-        ({"scales": ()}, "expected at least one, each > 0 and finite"),
-        ({"scales": (1.0, 0.0)}, "expected at least one, each > 0 and finite"),
-        ({"scales": (float("nan"),)}, "expected at least one, each > 0 and finite"),
+        ({"relations": {"above": ()}}, "relation 'above' has no box"),
+        ({"scales": ()}, "at least one is expected, each > 0 and finite"),
+        ({"scales": (1.0, 0.0)}, "at least one is expected, each > 0 and finite"),
+        ({"scales": (float("nan"),)}, "at least one is expected, each > 0 and finite"),
         ({"graph_stride": 12}, "graph_stride=12"),
         ({"graph_stride": 4}, "graph_stride=4"),
-        ({"channels": 0}, "channels 0: expected 1 or more"),
-        ({"hidden": -1}, "hidden -1"),
-        ({"upsampling": "cubic"}, "upsampling 'cubic': expected one of nearest, bilinear"),
-        ({"network": "unet"}, "network 'unet': expected context, fcn-8s"),
-        ({"network": "fcn-8s", "stride": 4}, "stride=4.*fcn-8s has 8"),
+        ({"channels": 0}, "setting channels is 0, but 1 or more"),
+        ({"hidden": -1}, "hidden is -1"),
+        ({"upsampling": "cubic"}, "upsampling is 'cubic', but one of nearest, bilinear"),
+        ({"network": "unet"}, "network is 'unet', but one of context, fcn-8s"),
+        ({"network": "fcn-8s", "stride": 4}, "stride=4.*fcn-8s needs stride=8"),
     ],
 )
 def test_impossible_settings_of_weights_are_refused(settings, message):
@@ -134,7 +134,7 @@ def test_impossible_settings_of_weights_are_refused(settings, message):
 
 @pytest.mark.parametrize("name", ["a.b", "keys", "a+b", "unary", "pairwise", "dense", "lovasz", "two words", "1st", ""])
 def test_relations_have_names_that_systems_and_modules_can_have(name):
-    with pytest.raises(ValueError, match=r"relations: .*expected a word"):
+    with pytest.raises(ValueError, match=r"name .* of a relation is not valid. Expected a word"):
         ModelConfig(relations={name: RangeBox.above()})
 
 

@@ -116,7 +116,7 @@ def test_a_process_that_is_killed_at_the_first_save_leaves_no_model(kill, tmp_pa
         kill(patch)
         with pytest.raises(Killed):
             save(model, tmp_path)
-    with pytest.raises(ModelError, match="expected a folder"):
+    with pytest.raises(ModelError, match="Expected a folder"):
         load(tmp_path)
     save(model, tmp_path)
     assert same_weights(load(tmp_path), model)
@@ -156,7 +156,7 @@ def test_weights_that_cannot_be_written_are_named_and_the_old_model_stays(tmp_pa
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(serialization, "save_file", full)
-    with pytest.raises(OSError, match=r"model-2\.safetensors: the weights cannot be written: No space left"):
+    with pytest.raises(OSError, match=r"cannot be written to .*model-2\.safetensors: No space left"):
         save(tiny(), tmp_path)
     assert same_weights(load(tmp_path), old)
     assert listed(tmp_path) == ["config.json", "model.safetensors"]
@@ -238,34 +238,37 @@ def test_a_training_s_folder_is_found_by_its_model(tmp_path):
 
 
 def test_models_that_cannot_be_loaded_are_refused_by_name(tmp_path):
-    with pytest.raises(ModelError, match=r"'nowhere': .*bundled model \(those are: .*camvid"):
+    with pytest.raises(ModelError, match=r"'nowhere'\. .*bundled model \(.*camvid"):
         load("nowhere")
     save(tiny(), tmp_path)
     path = tmp_path / CONFIG
     config = json.loads(path.read_text())
     for content, message in (
-        ({**config, "format": 99}, "format 99; expected a model of format 2"),
-        ({name: value for name, value in config.items() if name != "format"}, "format None"),
-        ([config], "format list"),
-        ({**config, "model": {"depth": 3}}, "not the configuration of a model"),
-        ({**config, "classes": {"names": ["sky"]}}, "not the configuration of a model"),
-        ({**config, "weights": {}}, "not the configuration of a model"),
-        ({name: value for name, value in config.items() if name != "inference"}, "not the configuration of a model"),
+        ({**config, "format": 99}, "has the format 99, but .* expects the format 2"),
+        ({name: value for name, value in config.items() if name != "format"}, "has the format None"),
+        ([config], "has the format list"),
+        ({**config, "model": {"depth": 3}}, "is not a valid configuration"),
+        ({**config, "classes": {"names": ["sky"]}}, "is not a valid configuration"),
+        ({**config, "weights": {}}, "is not a valid configuration"),
+        (
+            {name: value for name, value in config.items() if name != "inference"},
+            "is not a valid configuration of a model",
+        ),
     ):
         path.write_text(json.dumps(content))
-        with pytest.raises(ModelError, match=rf"config\.json: {message}"):
+        with pytest.raises(ModelError, match=rf"config\.json {message}"):
             load(tmp_path)
     path.write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json: not JSON"):
+    with pytest.raises(ModelError, match=r"config\.json is not a JSON file"):
         load(tmp_path)
     path.write_text(json.dumps(config))
     weights = tmp_path / "model.safetensors"
     blob = weights.read_bytes()
     weights.write_bytes(blob[: len(blob) // 2])
-    with pytest.raises(ModelError, match=r"model\.safetensors: damaged, or not the weights of .*config\.json"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged or does not belong to .*config\.json"):
         load(tmp_path)
     weights.unlink()
-    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be loaded"):
         load(tmp_path)
 
 
@@ -291,7 +294,7 @@ def test_a_configuration_that_is_none_is_named(tmp_path, group, key, value):
     config = json.loads(path.read_text())
     config[group][key] = value
     path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"config\.json: not the configuration of a model"):
+    with pytest.raises(ModelError, match=r"config\.json is not a valid configuration of a model"):
         load(tmp_path)
 
 
@@ -301,7 +304,7 @@ def test_weights_of_another_size_than_the_configuration_are_named(tmp_path):
     config = json.loads(path.read_text())
     config["model"]["hidden"] = 16
     path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"(?s)model\.safetensors: cannot be loaded into .*size mismatch"):
+    with pytest.raises(ModelError, match=r"(?s)model\.safetensors cannot be loaded into .*size mismatch"):
         load(tmp_path)
 
 
@@ -325,5 +328,5 @@ def test_a_digest_is_that_of_the_file_of_weights(tmp_path):
     save(tiny(), tmp_path)
     assert weights_digest(tmp_path) != first
     (tmp_path / CONFIG).write_text("{}")
-    with pytest.raises(ModelError, match=r"config\.json: not the configuration"):
+    with pytest.raises(ModelError, match=r"config\.json is not a valid configuration"):
         weights_digest(tmp_path)

@@ -36,7 +36,7 @@ def test_a_name_is_that_of_a_system_or_refused(parts):
     good = len(set(parts)) == len(parts) and all(part.isidentifier() for part in parts)
     good &= not (relations and "pairwise" in parts) and bool(set(parts) - {"dense"})
     if not good:
-        with pytest.raises(ValueError, match=r"^system '.*': expected unary, pairwise"):
+        with pytest.raises(ValueError, match=r"^The system '.*' is not valid. Expected unary, pairwise"):
             System.from_name(name)
         return
     found = System.from_name(name)
@@ -75,13 +75,16 @@ def test_systems_are_values():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"unary": False, "relations": ()}, "a system without potentials"),
-        ({"unary": False, "relations": (), "dense": True}, "a system without potentials"),
-        ({"relations": ("above", "above")}, r"relations \['above', 'above'\]: expected names of relations, each once"),
-        ({"relations": ("unary",)}, r"relations \['unary'\]: expected names"),
-        ({"relations": ("dense",)}, r"relations \['dense'\]: expected names"),
-        ({"relations": ("a+b",)}, r"relations \['a\+b'\]: expected names"),
-        ({"relations": ("",)}, r"relations \[''\]: expected names"),
+        ({"unary": False, "relations": ()}, "The system has no potentials"),
+        ({"unary": False, "relations": (), "dense": True}, "The system has no potentials"),
+        (
+            {"relations": ("above", "above")},
+            r"relations are \['above', 'above'\], but names of relations are expected",
+        ),
+        ({"relations": ("unary",)}, r"relations are \['unary'\], but names"),
+        ({"relations": ("dense",)}, r"relations are \['dense'\], but names"),
+        ({"relations": ("a+b",)}, r"relations are \['a\+b'\], but names"),
+        ({"relations": ("",)}, r"relations are \[''\], but names"),
     ],
 )
 def test_impossible_systems_are_refused(arguments, message):
@@ -105,11 +108,11 @@ def test_potentials_are_in_the_order_of_the_model(name, potentials):
 
 
 def test_relations_that_the_model_does_not_have_are_refused():
-    with pytest.raises(ValueError, match=r"system 'unary\+below': .*the model, which has \['surrounding', 'above'\]"):
+    with pytest.raises(ValueError, match=r"system 'unary\+below' names .*the model are \['surrounding', 'above'\]"):
         System.from_name("unary+below").potentials(tiny().pairwise)
     without = tiny(relations={})
     assert UNARY_PAIRWISE.potentials(without.pairwise) == ("unary",)
-    with pytest.raises(ValueError, match="system 'pairwise': the model has no relations"):
+    with pytest.raises(ValueError, match="system 'pairwise' has no potentials, because the model has no relations"):
         System(unary=False).potentials(without.pairwise)
 
 
@@ -172,5 +175,5 @@ def test_the_public_systems_differ():
 
 @pytest.mark.parametrize("name", ["unary+below", "crf", "dense", "", "unary+unary"])
 def test_segment_refuses_unknown_systems(name):
-    with pytest.raises(ValueError, match=rf"system '{name}': ".replace("+", r"\+")):
+    with pytest.raises(ValueError, match=rf"system '{name}' ".replace("+", r"\+")):
         tiny().segment(images()[0], system=name)

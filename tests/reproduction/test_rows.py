@@ -158,6 +158,6 @@ def test_broken_images_to_measure_or_tune_on_are_found_before_anything_is_traine
 
 def test_relation_weights_of_no_relation_are_refused(scenes, tmp_path, write_study):
     study = open_study(write_study(inference={"relation_weights": {"below": 1.0}}))
-    with pytest.raises(ValueError, match=r"relation_weights: \['below'\] are not relations of the model"):
+    with pytest.raises(ValueError, match=r"relation_weights names \['below'\], but the relations of the model"):
         check(Runner(study, scenes, tmp_path / "out"), rows_of(["1unary+2pair"]))
     assert not (tmp_path / "out").exists()

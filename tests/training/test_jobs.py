@@ -72,9 +72,7 @@ def test_the_same_job_again_trains_nothing(finished, monkeypatch, caplog):
     without_training(monkeypatch)
     with caplog.at_level(logging.INFO, "contextcrf"):
         assert run(finished) == finished.out / "model"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{finished.out}: already trained; nothing is left to do"
-    ]
+    assert [record.getMessage() for record in caplog.records] == [f"{finished.out}: The model is already trained."]
     assert {path: path.stat().st_mtime_ns for path in finished.out.rglob("*") if path.is_file()} == files
     check_finished(finished)
 
@@ -92,7 +90,9 @@ def test_the_same_job_again_trains_nothing(finished, monkeypatch, caplog):
 )
 def test_another_setting_is_named(finished, monkeypatch, change, message):
     without_training(monkeypatch)
-    with pytest.raises(OtherSettingsError, match=rf"finished\d+: {message}; move it away, or choose another folder"):
+    with pytest.raises(
+        OtherSettingsError, match=rf"finished\d+ {message}\. Move the folder away, or choose another --out"
+    ):
         run(replace(finished, **change))
     with pytest.raises(OtherSettingsError, match=message):
         check_finished(replace(finished, **change))
@@ -135,19 +135,23 @@ def test_other_data_of_the_same_name_are_not_taken_for_the_old_ones(finished, sc
 def test_a_stopped_job_goes_on_exactly(finished, begun, caplog):
     with caplog.at_level(logging.INFO, "contextcrf.training.jobs"):
         run(begun)
-    assert [record.getMessage() for record in caplog.records] == [f"{begun.out}: going on from epoch=0.ckpt"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{begun.out}: The training resumes from epoch=0.ckpt."
+    ]
     assert torch.equal(weights(load(begun.out / "model")), weights(load(finished.out / "model")))
 
 
 def test_a_stopped_job_is_not_finished_and_is_refused_with_other_settings(begun, monkeypatch):
-    with pytest.raises(BusyError, match="another process is working on this training"):
+    with pytest.raises(BusyError, match="Another process is running this training"):
         check_finished(begun)
     with monkeypatch.context() as patch:
         without_training(patch)
-        with pytest.raises(OtherSettingsError, match=r"begun: was begun with training\.epochs 3, not 4"):
+        with pytest.raises(OtherSettingsError, match=r"begun was started with training\.epochs 3, not 4"):
             run(replace(begun, training=replace(QUICK, epochs=4)))
     (begun.out / "provenance.json").unlink()
-    with pytest.raises(OtherSettingsError, match="begun: was begun with settings that were not recorded; move it away"):
+    with pytest.raises(
+        OtherSettingsError, match="begun was started with settings that were not recorded. Move the folder away"
+    ):
         run(begun)
 
 
@@ -190,7 +194,7 @@ def test_a_job_of_another_process_is_left_alone(scenes, tmp_path, monkeypatch):
     job = fit_job(scenes, tmp_path)
     (tmp_path / "model").mkdir()
     without_training(monkeypatch)
-    with FileLock(tmp_path / "model" / f".{CONFIG}.lock"), pytest.raises(BusyError, match="another process"):
+    with FileLock(tmp_path / "model" / f".{CONFIG}.lock"), pytest.raises(BusyError, match="Another process"):
         run(job)
 
 
@@ -247,7 +251,7 @@ def test_heads_are_asked_for_again_stopped_and_refused_like_other_trainings(fini
     whole, parts = (heads_job(finished.out, scenes, tmp_path / name) for name in ("whole", "parts"))
     run(whole)
     stopped(parts, monkeypatch)
-    with pytest.raises(OtherSettingsError, match=r"parts: was begun with copies 2, not 3"):
+    with pytest.raises(OtherSettingsError, match=r"parts was started with copies 2, not 3"):
         run(replace(parts, copies=3))
     run(parts)
     assert torch.equal(weights(load(parts.out)), weights(load(whole.out)))
@@ -259,7 +263,7 @@ def test_heads_are_asked_for_again_stopped_and_refused_like_other_trainings(fini
         ({"model": "camvid"}, r"model \w{64}, not \w{64}"),
         ({"training": replace(QUICK, potentials=["above"])}, r"training\.potentials None, not \['above'\]"),
     ]:
-        with pytest.raises(OtherSettingsError, match=f"parts: was trained with {message}"):
+        with pytest.raises(OtherSettingsError, match=f"parts was trained with {message}"):
             run(replace(parts, **change))
 
 
@@ -293,7 +297,7 @@ def test_heads_on_another_graph(finished, scenes, tmp_path):
     assert found.inference.relation_weights == {}
     image, _ = open_dataset(scenes, "val")[0]
     assert found.segment(image).labels.shape == image.shape[1:]
-    with pytest.raises(ValueError, match="graph_stride=12: expected a multiple of stride=8"):
+    with pytest.raises(ValueError, match="graph_stride=12 is not valid, because it must be a multiple of stride=8"):
         run(replace(job, out=tmp_path / "other", graph_stride=12))
 
 

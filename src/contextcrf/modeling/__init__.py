@@ -1,1 +1,1 @@
-"""Models: the network and the potentials put together, saved, loaded, merged and shared."""
+"""Models: configuration, network and potentials, with functions that save, load, merge and share models."""

@@ -1,6 +1,6 @@
-"""The two configurations of a model: `ModelConfig` defines its weights, `InferenceConfig` how they are used.
+"""The two configurations of a model: `ModelConfig` defines its weights, and `InferenceConfig` defines its prediction.
 
-A model on disk carries both, so `InferenceConfig` stands here and not in `inference`, which reads it.
+A saved model contains both configurations. Therefore, `InferenceConfig` is in this package and not in `inference`.
 """
 
 import json
@@ -18,12 +18,12 @@ from contextcrf.nets.baselines import BASELINES
 from contextcrf.nets.multiscale import Upsampling
 from contextcrf.utils.runtime import Precision, check_precision
 
-# Words of the names of systems and losses, which no relation can have.
+# Words in the names of systems and losses. A relation cannot have one of these names.
 RESERVED = (UNARY, PAIRWISE, DENSE, "lovasz")
 
 
 def paper_relations() -> dict[str, Relation]:
-    """The paper's two relations, "Pairwise-1" and "Pairwise-2"."""
+    """Return the two relations of the paper, "Pairwise-1" (surrounding) and "Pairwise-2" (above)."""
     return {"surrounding": RangeBox.surrounding(), "above": RangeBox.above()}
 
 
@@ -32,31 +32,34 @@ class ModelConfig:
     """The settings that define the weights of a ContextCRF.
 
     Args:
-        backbone: a timm model; "vgg16-fc6", the paper's, of stride 32, 16 or 8; or "plain", small, random and with a
-            receptive field of 15 pixels, "plain-31" with one of 31, and so on in steps of 16.
-        stride: pixels per node of the feature map: 4, 8, 16 or 32.
-        output_stride: stride of the backbone's last map; earlier maps join in where it is coarser than `stride`.
-            `stride` if None.
-        depth: the first stages of the backbone that are used; fewer stages have a smaller receptive field. All of them
-            if None.
-        network: the network on top of the backbone: "context" is the paper's, the others are its competitors, whose
-            unary is a linear layer: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8),
-            "deeplabv3plus" (stride 4).
-        channels: channels of the feature map of one scale.
-        scales: scales of the input image.
-        block6_per_scale: a sixth block of its own for each scale, as in the authors' later work.
-        pyramid: odd window sizes, in nodes, of sliding pyramid pooling, as in the authors' later work.
-        upsampling: how maps of smaller scales are enlarged: "nearest", the paper's, or "bilinear".
-        hidden: units of the hidden layer of each potential.
-        relations: the pairwise potentials, by name: each a box, or several together.
-        graph_stride: pixels per node of the pairwise graphs, a multiple of `stride`; `stride` if None.
-        shared_trunk: one Network Part-1 for all potentials, or one for each as in the paper.
-        learned_dense: the dense CRF is a part of the network, with standard deviations and K x K compatibilities that
-            the objective "crf-rnn" learns (Zheng et al., "Conditional Random Fields as Recurrent Neural Networks",
-            ICCV 2015), beginning with those of `InferenceConfig.dense`.
+        backbone: Name of the backbone: a timm model, "vgg16-fc6" (the paper's VGG-16, stride 32, 16 or 8) or
+            "plain" (a small random network with a receptive field of 15 pixels; "plain-31" has 31 pixels, and so on in
+            steps of 16).
+        stride: Number of pixels per node of the feature map: 4, 8, 16 or 32.
+        output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`, and
+            earlier feature maps are added if it is larger than `stride`.
+        depth: Number of first backbone stages that are used; null uses all stages, and fewer stages have a smaller
+            receptive field.
+        network: Network on top of the backbone: "context" (the network of the paper) or a baseline with a linear unary,
+            "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8) or "deeplabv3plus" (stride 4).
+        channels: Number of channels of the feature map of one scale.
+        scales: Scales at which the input image enters the network, as factors of its size.
+        block6_per_scale: Use a separate sixth block for each scale, as in the authors' later work.
+        pyramid: Window sizes of sliding pyramid pooling (odd numbers of nodes), as in the authors' later work; an
+            empty list switches it off.
+        upsampling: Interpolation that enlarges the feature maps of smaller scales, "nearest" (as in the paper) or
+            "bilinear".
+        hidden: Number of hidden units of each potential.
+        relations: Pairwise potentials by name, each with one box or with several boxes.
+        graph_stride: Number of pixels per node of the pairwise graphs, a multiple of `stride`; null means `stride`.
+        shared_trunk: Use one feature network (Network Part-1) for all potentials; false uses one network for each
+            potential, as in the paper.
+        learned_dense: Make the dense CRF a part of the network, with standard deviations and K x K compatibilities
+            that start at the values of `InferenceConfig.dense` and are learned with the objective "crf-rnn" (Zheng et
+            al., "Conditional Random Fields as Recurrent Neural Networks", ICCV 2015).
 
     Raises:
-        ValueError: a value outside what is listed above, or values that do not fit together.
+        ValueError: If a value is outside its range, or if two values do not fit together.
 
     Example:
         >>> ModelConfig(backbone="plain", graph_stride=16).coarse_factor
@@ -86,56 +89,68 @@ class ModelConfig:
         for name in self.relations:
             if not name.isidentifier() or name in RESERVED or hasattr(torch.nn.ModuleDict, name):
                 raise ValueError(
-                    f"relations: {name!r}: expected a word of letters, digits and _ that is not {', '.join(RESERVED)} "
-                    "or a method of torch.nn.ModuleDict"
+                    f"The name {name!r} of a relation is not valid. Expected a word of letters, digits and _ that is "
+                    f"not {', '.join(RESERVED)} or a method of torch.nn.ModuleDict."
                 )
             if self.relations[name] == ():
-                raise ValueError(f"relations: {name}: no box; expected one or more")
+                raise ValueError(f"The relation {name!r} has no box, but one or more boxes are expected.")
         _check_scales(self.scales)
         for name in ("channels", "hidden"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")
+                raise ValueError(f"The setting {name} is {getattr(self, name)}, but 1 or more is expected.")
         if self.upsampling not in get_args(Upsampling):
-            raise ValueError(f"upsampling {self.upsampling!r}: expected one of {', '.join(get_args(Upsampling))}")
+            raise ValueError(
+                f"The setting upsampling is {self.upsampling!r}, but one of {', '.join(get_args(Upsampling))} is "
+                "expected."
+            )
         if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
-            raise ValueError(f"graph_stride={self.graph_stride}: expected a multiple of stride={self.stride}")
+            raise ValueError(
+                f"The setting graph_stride={self.graph_stride} is not valid, because it must be a multiple of "
+                f"stride={self.stride}."
+            )
 
     @property
     def coarse_factor(self) -> int:
-        """Nodes of the unary's map along a node of the pairwise graphs."""
+        """The side of a node of the pairwise graphs, in nodes of the unary's feature map."""
         return (self.graph_stride or self.stride) // self.stride
 
     def _check_baseline(self) -> None:
         if self.network not in BASELINES:
-            raise ValueError(f"network {self.network!r}: expected context, {', '.join(BASELINES)}")
+            raise ValueError(
+                f"The setting network is {self.network!r}, but one of context, {', '.join(BASELINES)} is expected."
+            )
         kind = BASELINES[self.network]
         if self.stride != kind.stride or self.output_stride not in (None, kind.output_stride) or self.depth is not None:
             raise ValueError(
-                f"stride={self.stride}, output_stride={self.output_stride}, depth={self.depth}: {self.network} has "
-                f"{kind.stride}, {kind.output_stride} and all stages"
+                f"The settings are stride={self.stride}, output_stride={self.output_stride} and depth={self.depth}, "
+                f"but the network {self.network} needs stride={kind.stride}, output_stride={kind.output_stride} or "
+                "null, and depth=null."
             )
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """The settings of prediction. They change what a trained model predicts, and none of its weights.
+    """The settings of prediction. They do not change the weights of a model.
 
     Args:
-        system: the system that predicts unless another is asked for; see `System`.
-        iterations: mean-field iterations; the paper uses 2.
-        relation_weights: by relation. The sum of its messages is divided by the mean number of neighbors and multiplied
-            by this weight: with 1 it counts as much as the unary, 0 switches the relation off. None is the paper's
-            plain sum. The default is 1 / the number of relations.
-        dense: arguments of the `DenseCRF`; those that are not named keep its defaults.
-        scales: factors of the image's size in test-time augmentation, whose marginals are averaged.
-        flip: average the marginals of the mirrored image too.
-        tile: side of a tile, pixels, of images that are too large to be labeled at once.
-        overlap: pixels around a tile that are computed with it on every side.
-        tile_above: images of more pixels than this are labeled in tiles.
-        precision: of the networks and of mean field: "auto" is bfloat16 where that is faster, else single precision.
+        system: System that is used by default, such as "unary+pairwise+dense" (see `System`).
+        iterations: Number of mean-field iterations (2 in the paper).
+        relation_weights: Relation weights by name. The sum of the messages is divided by the mean number of
+            neighbors and multiplied by the weight. A weight of 1 counts as much as the unary, 0 switches the relation
+            off, and null means the plain sum of the paper. A relation that is not named has the weight 1 / the number
+            of relations.
+        dense: Parameters of the dense CRF by name (see `DenseCRF`); the others have their default values.
+        scales: Scales of test-time augmentation, as factors of the image size; the marginals of all scales are
+            averaged.
+        flip: Predict the mirrored image too and average the marginals.
+        tile: Side of a tile in pixels, at least 32, for images that are too large to be labeled at once.
+        overlap: Width in pixels of the border around each tile that is computed but not kept.
+        tile_above: Largest number of pixels of an image that is labeled without tiles.
+        precision: Numeric precision of the networks and of mean field: "auto" is bfloat16 where it is faster and single
+            precision elsewhere, "bf16-mixed" and "32-true" force one of them.
 
     Raises:
-        ValueError: a value that cannot be used.
+        ValueError: If a value is not valid.
 
     Example:
         >>> InferenceConfig(relation_weights={"above": None}).weights(["surrounding", "above"])
@@ -154,23 +169,24 @@ class InferenceConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        # Copies: the caller's dictionaries may change later.
+        # The caller may change the dictionaries later, so they are copied.
         object.__setattr__(self, "relation_weights", dict(self.relation_weights))
         object.__setattr__(self, "dense", dict(self.dense))
         object.__setattr__(self, "scales", tuple(self.scales))
         for name, least in {"iterations": 0, "tile": 32, "overlap": 0, "tile_above": 0}.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         if not isinstance(self.flip, bool):
-            raise ValueError(f"flip {self.flip!r}: expected true or false")
+            raise ValueError(f"The setting flip is {self.flip!r}, but true or false is expected.")
         for name, weight in self.relation_weights.items():
             if weight is not None and not math.isfinite(weight):
                 raise ValueError(
-                    f"relation_weights: {name} {weight}: expected a finite number, or null for the plain sum"
+                    f"The relation weight of {name} is {weight}, but a finite number is expected, or null for the "
+                    "plain sum."
                 )
         try:
             self.dense_crf()
         except TypeError as error:
-            raise ValueError(f"dense: {error}; expected arguments of DenseCRF") from error
+            raise ValueError(f"The setting dense is not valid: {error}. Expected arguments of DenseCRF.") from error
         _check_scales(self.scales)
         check_precision(self.precision)
         System.from_name(self.system)
@@ -178,26 +194,41 @@ class InferenceConfig:
     def check(self, relations: Iterable[str]) -> None:
         """Check that the settings fit a model with these relations.
 
+        Args:
+            relations: the names of the model's relations.
+
         Raises:
-            ValueError: the system or `relation_weights` names another relation.
+            ValueError: If the system or `relation_weights` names another relation.
+
+        Example:
+            >>> InferenceConfig(system="unary+above").check(["surrounding", "above"])
         """
         names = list(relations)
         self.weights(names)
         System.from_name(self.system).potentials(names)
 
     def weights(self, relations: Iterable[str]) -> dict[str, float | None]:
-        """The weight of each relation, in the order given.
+        """Return the relation weight of each relation, in the given order.
+
+        Args:
+            relations: the names of the model's relations.
 
         Raises:
-            ValueError: `relation_weights` names a relation that is not among them.
+            ValueError: If `relation_weights` names another relation.
+
+        Example:
+            >>> InferenceConfig(relation_weights={"above": 2.0}).weights(["surrounding", "above"])
+            {'surrounding': 0.5, 'above': 2.0}
         """
         names = list(relations)
         if unknown := sorted(set(self.relation_weights) - set(names)):
-            raise ValueError(f"relation_weights: {unknown} are not relations of the model, which has {names}")
+            raise ValueError(
+                f"The setting relation_weights names {unknown}, but the relations of the model are {names}."
+            )
         return {name: self.relation_weights.get(name, 1 / len(names)) for name in names}
 
     def changes(self) -> dict[str, Any]:
-        """The settings that are not the defaults, by name, as plain JSON values.
+        """Return the settings that differ from the defaults, by name, as plain JSON values.
 
         Example:
             >>> InferenceConfig(iterations=3, scales=(1.0, 0.5)).changes()
@@ -207,14 +238,18 @@ class InferenceConfig:
         return {name: value for name, value in own.items() if value != default[name]}
 
     def dense_crf(self, learnable: bool = False, num_classes: int = 0) -> DenseCRF:
-        """The dense CRF of these settings, on the CPU.
+        """Return the dense CRF of these settings, on the CPU.
 
         Args:
-            learnable: with learned parameters, and each weight as the K x K matrix of the Potts model, in which the
-                labels learn to differ.
-            num_classes: K, for a learnable one.
+            learnable: make the parameters learnable. Each compatibility is then a K x K matrix, which starts as the
+                Potts model.
+            num_classes: the number of classes K. It is used only if `learnable` is set.
+
+        Example:
+            >>> InferenceConfig(dense={"bilateral_sxy": 20}).dense_crf().bilateral_sxy.item()
+            20.0
         """
-        # On the CPU even where a model is built on the device "meta", whose tensors have no values: these are needed.
+        # The values are needed even if a model is built on the device "meta", whose tensors have no values.
         with torch.device("cpu"):
             fixed = DenseCRF(**self.dense)  # type: ignore[arg-type]
             if not learnable:
@@ -226,4 +261,4 @@ class InferenceConfig:
 
 def _check_scales(scales: Sequence[float]) -> None:
     if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales {list(scales)}: expected at least one, each > 0 and finite")
+        raise ValueError(f"The scales are {list(scales)}, but at least one is expected, each > 0 and finite.")

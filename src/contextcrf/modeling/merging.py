@@ -1,4 +1,4 @@
-"""Several models made one: a potential from each, the paper's way, or the mean of their weights."""
+"""Functions that build a model from other models: one potential from each, or the mean of their weights."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -12,36 +12,52 @@ from contextcrf.data.classes import Classes
 from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 
-# The settings whose value None is that of `stride`.
+# If one of these settings is None, its value is that of `stride`.
 _STRIDES = ("output_stride", "graph_stride")
 
 
 def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
-    """Merge networks that were trained each for one potential into one model, the paper's way.
+    """Merge models that were trained for one potential each into one model, as in the paper.
 
     Args:
-        unary: the model whose network and unary potential are taken.
-        pairwise: by the name of a relation, the model whose network and potential of that name are taken.
+        unary: the model that provides the unary potential and its network.
+        pairwise: for each relation, the model that provides the potential of this relation and its network.
 
     Returns:
-        A model with a trunk for each potential, and the inference settings of `unary`, except that all potentials take
-        part and no relation has a weight of its own.
+        A model in evaluation mode with a separate network for each potential. It has the inference settings of
+        `unary`, but its system uses all potentials, and all relations have the default weight.
 
     Raises:
-        ValueError: the models do not fit together, or one has no such relation or has not been trained for it.
+        ValueError: If the models do not fit together, or if a model does not have its relation or was not trained for
+            it.
+
+    Example:
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8)
+        >>> first, second = (ContextCRF(config, classes, pretrained=False) for _ in range(2))
+        >>> second.pairwise_potential("above").last.reset_parameters()  # in place of a training
+        >>> merge_potentials(first, {"above": second}).potentials
+        ('unary', 'above')
     """
     relations = {}
     for name, part in pairwise.items():
         if name not in part.pairwise:
-            raise ValueError(f"relation {name!r}: its model has {sorted(part.pairwise)}; expected that name among them")
+            raise ValueError(
+                f"The model for the relation {name!r} has the relations {sorted(part.pairwise)}, but {name!r} is not "
+                "one of them."
+            )
         if name not in part.trained_relations:
-            raise ValueError(f"relation {name!r}: its model was not trained for it (training.potentials [{name}])")
+            raise ValueError(
+                f"The model for the relation {name!r} was not trained for this relation. Train it with "
+                f"training.potentials [{name}]."
+            )
         relations[name] = part.config.relations[name]
     config = replace(unary.config, relations=relations, shared_trunk=False)
     for name, part in pairwise.items():
-        # The parts of the merged model must be alike; the relations, the trunk and the dense CRF are its own.
+        # The relations, the sharing of the trunk and the dense CRF may differ. All other settings must be equal.
         alike = replace(part.config, relations=relations, shared_trunk=False, learned_dense=config.learned_dense)
-        _check_same(f"relation {name!r}: its model", part.classes, alike, "the unary's", unary.classes, config)
+        what = f"The model for the relation {name!r}"
+        _check_same(what, part.classes, alike, "the model for the unary", unary.classes, config)
     system = replace(unary.predictor().system(None), unary=True, relations=None)
     inference = replace(unary.inference, relation_weights={}, system=system.name)
     model = ContextCRF(config, unary.classes, pretrained=False, inference=inference)
@@ -55,25 +71,35 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
 
 
 def average_weights(models: Sequence[ContextCRF]) -> ContextCRF:
-    """Average the weights of several models that were trained on from a common start.
+    """Average the weights of several models that were trained from the same initial weights.
 
-    The average is often better than each of them, at the price of one (Wortsman et al., "Model soups", ICML 2022). It
-    is useless for models with different starts, whose units do not correspond.
+    The average often has a higher accuracy than each of the models, at the cost of one model (Wortsman et al., "Model
+    soups", ICML 2022). Models with different initial weights cannot be averaged, because their units do not correspond.
 
     Args:
-        models: of one configuration and with the same classes.
+        models: two or more models with the same configuration and the same classes.
 
     Returns:
-        A model with the first one's inference settings.
+        A model in evaluation mode with the inference settings of the first model.
 
     Raises:
-        ValueError: there are fewer than two models, or they differ in configuration or classes.
+        ValueError: If there are fewer than two models, or if their configurations or classes differ.
+
+    Example:
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> first = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
+        >>> second = copy.deepcopy(first)
+        >>> with torch.no_grad():
+        ...     bias = second.unary.last.bias.add_(1.0)
+        >>> mean = average_weights([first, second])
+        >>> torch.allclose(mean.unary.last.bias, first.unary.last.bias + 0.5)
+        True
     """
     if len(models) < 2:
-        raise ValueError(f"{len(models)} models: expected two or more to average")
+        raise ValueError(f"The number of models is {len(models)}, but two or more are needed for an average.")
     first = models[0]
     for number, model in enumerate(models[1:], 2):
-        _check_same(f"model {number}", model.classes, model.config, "the first", first.classes, first.config)
+        _check_same(f"Model {number}", model.classes, model.config, "the first model", first.classes, first.config)
     states = [model.state_dict() for model in models]
     result = copy.deepcopy(first)
     result.load_state_dict({key: _mean([state[key] for state in states]) for key in states[0]})
@@ -81,15 +107,26 @@ def average_weights(models: Sequence[ContextCRF]) -> ContextCRF:
 
 
 def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConfig | None = None) -> ContextCRF:
-    """The same weights under another configuration, such as one with another graph stride or a learned dense CRF.
+    """Return a model with the same weights and another configuration, such as another graph stride.
 
     Args:
-        model: whose weights and classes are taken.
-        config: its own but for what changes no shape; a learned dense CRF may be added.
-        inference: None keeps the model's.
+        model: the model that provides the weights, the classes and the metadata.
+        config: the new configuration. It may add a learned dense CRF. Other changes must not change the shape of a
+            weight.
+        inference: the new inference settings. None keeps the settings of the model.
+
+    Returns:
+        A model on the same device and in the same mode (training or evaluation).
 
     Raises:
-        RuntimeError: the weights do not fit.
+        RuntimeError: If the weights do not fit the new configuration.
+        ValueError: If the inference settings name a relation that the model does not have.
+
+    Example:
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
+        >>> with_config(model, replace(model.config, graph_stride=16)).config.coarse_factor
+        2
     """
     result = ContextCRF(config, model.classes, pretrained=False, inference=inference or model.inference)
     fresh = {} if result.dense is None else {f"dense.{key}": v for key, v in result.dense.state_dict().items()}
@@ -103,23 +140,25 @@ def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConf
 def _check_same(
     what: str, classes: Classes, config: ModelConfig, first: str, expected_classes: Classes, expected: ModelConfig
 ) -> None:
-    """Raise a ValueError that names the first difference of a model from the first one."""
+    """Raise a ValueError that names the first difference between a model and the expected classes and settings."""
     if classes != expected_classes:
-        raise ValueError(f"{what} has other classes than {first}; expected the same")
+        raise ValueError(f"{what} and {first} have different classes, but the same classes are expected.")
     values = _settings(config)
     for name, value in _settings(expected).items():
         if values[name] != value:
-            raise ValueError(f"{what} has {name}={values[name]}, {first} {value}; expected the same")
+            raise ValueError(
+                f"{what} has {name}={values[name]}, but {first} has {name}={value}. The two values must be equal."
+            )
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    """A configuration by name, with the strides that were left out."""
+    """Return the settings of a configuration by name, with a value for the strides that are None."""
     return {
         name: config.stride if name in _STRIDES and value is None else value for name, value in asdict(config).items()
     }
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
-    """The mean; of counts, such as those of batches, the largest."""
+    """Return the mean of the values, or the largest value if they are integers, such as counts of batches."""
     stack = torch.stack(list(values))
     return stack.mean(0) if stack.is_floating_point() else stack.amax(0)

@@ -1,7 +1,7 @@
-"""ContextCRF: the model with its ways to predict, to be saved and loaded, on disk and on the Hugging Face Hub.
+"""The class `ContextCRF`: a model that predicts, is saved and loaded, and is shared on the Hugging Face Hub.
 
-This module stands above `inference`: it joins the network, its predictor and its storage in one class. The predictor
-works on a `ContextNetwork`, so that no import makes a circle.
+This module imports `inference`, because the class combines the network, its predictor and its storage. The predictor
+takes a `ContextNetwork`, so there are no circular imports.
 """
 
 from pathlib import Path
@@ -26,25 +26,27 @@ _HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files
 
 
 class ContextCRF(ContextNetwork, ModelHubMixin):
-    """A deep structured model: multi-scale networks give the unary and the pairwise terms of a CRF.
+    """A deep structured model: a CRF whose unary and pairwise terms are computed by multi-scale networks.
 
-    Images are RGB, [B, 3, H, W], values 0..255 of any dtype; normalization belongs to the model. The potentials are
-    "unary" and the names of the relations.
+    Images are RGB tensors [B, 3, H, W] with values in 0..255 and any dtype. The model normalizes them. The names of the
+    potentials are "unary" and the names of the relations.
 
     Args:
-        config: what defines the weights.
-        classes: names and colors of the K classes.
-        pretrained: ImageNet weights for the backbone, or a file of them.
-        inference: how the model predicts unless other settings are given; None takes the defaults.
+        config: the configuration of the weights.
+        classes: the names and colors of the K classes.
+        pretrained: True initializes the backbone with ImageNet weights, False initializes it randomly, and a path loads
+            the weights of this file.
+        inference: the default settings of prediction. None uses the default `InferenceConfig`.
 
     Attributes:
-        config: the argument.
-        inference: the argument.
-        metadata: where the model comes from and what was measured, any JSON values.
+        config: a copy of the argument.
+        classes: the argument.
+        inference: the settings of prediction.
+        metadata: the origin and the measurements of the model as JSON values.
         dense: the learned dense CRF, or None.
 
     Raises:
-        ValueError: the inference settings name a relation that the model does not have.
+        ValueError: If the inference settings name a relation that the model does not have.
 
     Example:
         >>> from contextcrf import ModelConfig
@@ -56,9 +58,13 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..255 to marginals [B, K, H, W] of the system "unary+pairwise".
+        """Return the marginals of the system "unary+pairwise", as `Predictor.__call__` does.
 
-        This is `Predictor.__call__` with the model's own settings.
+        Args:
+            images: RGB images [B, 3, H, W] with values in 0..255.
+
+        Returns:
+            Marginals [B, K, H, W].
         """
         return self.predictor()(images)
 
@@ -66,94 +72,119 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
         """Label one image.
 
         Args:
-            image: a PIL image of any mode, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W].
-            system: "unary", "unary+pairwise", "unary+pairwise+dense", or another one (see `System`); None is the one
-                that the model is configured with.
+            image: a PIL image with 8 bits per channel, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+            system: "unary", "unary+pairwise", "unary+pairwise+dense", or another system (see `System`). None uses the
+                system of the inference settings.
+
+        Returns:
+            The labels, the marginals and the overlay of the image.
 
         Raises:
-            ValueError: another type, number of axes or dtype of the image, or a system that the model does not have.
+            ValueError: If the image has another type, shape or dtype, or if the model does not have a potential of the
+                system.
+
+        Example:
+            >>> import torch
+            >>> load("camvid").segment(torch.zeros(3, 48, 64, dtype=torch.uint8), system="unary").labels.shape
+            torch.Size([48, 64])
         """
         return self.predictor().segment(image, system)
 
     def explain(self, image: ImageLike, pixel: tuple[int, int]) -> dict[str, Explanation]:
-        """The messages that one node gets from each neighbor, by relation; see `Predictor.explain`."""
+        """Return the messages that a node receives from its neighbors, by relation (see `Predictor.explain`)."""
         return self.predictor().explain(image, pixel)
 
     def predictor(self, inference: InferenceConfig | None = None) -> Predictor:
-        """The predictor of this model, with its own settings or with others."""
+        """Return a predictor for this model. If `inference` is None, it uses the settings of the model."""
         return Predictor(self, inference)
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
     ) -> str | None:
-        """Write the model and its card, README.md, into a folder; an earlier model there is replaced in one step.
-
-        The mixin's own method removes config.json before it writes, so that a killed process would leave no model.
+        """Write the model and its model card (README.md) into a folder. A previous model is replaced in a single step.
 
         Args:
-            save_directory: made if missing.
-            repo_id: repository on the hub, "owner/name"; None is the name of the folder.
-            push_to_hub: put the model on the hub too.
-            options: as for `push_to_hub`.
+            save_directory: the folder, which is created if necessary.
+            repo_id: the repository on the hub, "owner/name". None uses the name of the folder.
+            push_to_hub: also upload the model to the hub.
+            options: options of `push_to_hub`.
 
         Returns:
-            The address of the commit on the hub if the model was put there.
+            The address of the commit on the hub, or None if the model was not uploaded.
+
+        Example:
+            >>> from pathlib import Path
+            >>> load("camvid").save_pretrained("shared")
+            >>> sorted(path.name for path in Path("shared").iterdir())
+            ['README.md', 'config.json', 'model.safetensors']
         """
+        # The method of the mixin removes config.json before it writes, so a killed process would leave no model.
         folder = Path(save_directory)
         save(self, folder)
         write_text(folder / "README.md", self.generate_model_card().content)
         return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card of the model."""
+        """Return the model card. The mixin calls this method, and the arguments are ignored."""
         return model_card(self)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Load a model from a folder, or from a repository of the hub, "owner/name".
+        """Load a model from a folder, or from a repository "owner/name" on the Hugging Face Hub.
 
         Args:
             pretrained_model_name_or_path: the folder or the repository.
-            options: for the hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+            options: options for the hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Returns:
             The model in evaluation mode on the CPU.
 
         Raises:
-            ModelError: there is no such folder or repository, or the model in it is damaged.
-            TypeError: other options.
+            ModelError: If there is no such folder or repository, or if the model is damaged.
+            TypeError: If there are other options.
+
+        Example:
+            >>> load("camvid").save_pretrained("copy")
+            >>> ContextCRF.from_pretrained("copy").num_classes
+            11
         """
         name = str(pretrained_model_name_or_path)
         if unknown := sorted(set(options) - _HUB_OPTIONS):
-            raise TypeError(f"from_pretrained: unexpected {', '.join(unknown)}: a model is loaded as it was saved")
+            raise TypeError(
+                f"The method from_pretrained does not accept {', '.join(unknown)}. A model is always loaded with its "
+                "saved configuration."
+            )
         if name in bundled_models() and not Path(name).is_dir():
-            raise ModelError(f"{name!r} is a model that comes with the package: use contextcrf.load({name!r})")
+            raise ModelError(f"The model {name!r} is bundled with the package. Load it with contextcrf.load({name!r}).")
         if Path(name).is_dir() or name.count("/") != 1:
             return load(name)  # type: ignore[return-value]  # there is one class of models
         try:
             return super().from_pretrained(name, **options)
         except (OSError, HFValidationError) as error:
-            raise ModelError(f"model {name!r}: no such folder, and not found on the hub: {error}") from error
+            raise ModelError(
+                f"There is no folder {name!r}, and no model of this name can be loaded from the hub: {error}"
+            ) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        # The mixin adds what it reads from config.json by itself; `load` reads all of it.
+        # The mixin adds options from config.json, which are not needed, since `load` reads the whole file.
         hub_options = {name: options[name] for name in _HUB_OPTIONS}
         folder = snapshot_download(model_id, allow_patterns=["config.json", "*.safetensors"], **hub_options)
         return load(folder)  # type: ignore[return-value]
 
 
 def load(name_or_path: str | Path) -> ContextCRF:
-    """Load a model: a folder that `save` or a training wrote, or the name of a bundled model such as "camvid".
+    """Load a model from a folder, or load a bundled model by its name.
 
     Args:
-        name_or_path: the folder or the name.
+        name_or_path: the folder of a model, the folder of a finished training, or the name of a bundled model such as
+            "camvid".
 
     Returns:
         The model in evaluation mode on the CPU, with its classes and preprocessing.
 
     Raises:
-        ModelError: there is no such model, or a file of it is damaged or of another format.
+        ModelError: If there is no such model, or if one of its files is damaged or has another format.
 
     Example:
         >>> load("camvid").classes.names[:3]
@@ -163,7 +194,7 @@ def load(name_or_path: str | Path) -> ContextCRF:
     try:
         model = ContextCRF(saved.config, saved.classes, pretrained=False, inference=saved.inference)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{saved.path}: not the configuration of a model: {error}") from error
+        raise ModelError(f"{saved.path} is not a valid configuration of a model: {error}") from error
     model.metadata = saved.metadata
     saved.load_weights(model)
     return model.eval()

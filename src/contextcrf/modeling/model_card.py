@@ -1,4 +1,4 @@
-"""The card of a model: its README on the hub, filled from its configuration and its metadata."""
+"""The model card: the README of a model on the hub, which is generated from its configuration and its metadata."""
 
 import json
 from collections.abc import Iterator
@@ -13,12 +13,26 @@ from contextcrf.utils.errors import DataError
 from contextcrf.utils.tables import Table
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-# The settings that are chosen on data; `evaluate` may override the others.
+# These settings are tuned on data, so they must be those of the measurement. `evaluate` can override the others.
 _MEASURED_WITH = ("iterations", "relation_weights", "dense")
+# The settings of a training in the card, and the headers of their columns.
+_TRAINED_WITH = {"epochs": "epochs", "potentials": "potentials", "optimizer": "optimizer", "lr": "learning rate"}
 
 
 def model_card(model: ContextNetwork) -> ModelCard:
-    """The card, made from the model's configuration, classes and metadata alone."""
+    """Build the model card from the configurations, the classes and the metadata of a model.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The card, with a YAML header for the hub. It contains no information that is not in the model.
+
+    Example:
+        >>> from contextcrf import load
+        >>> "On CamVid val, 101 images:" in model_card(load("camvid")).content
+        True
+    """
     data = ModelCardData(
         library_name="contextcrf",
         pipeline_tag="image-segmentation",
@@ -29,50 +43,66 @@ def model_card(model: ContextNetwork) -> ModelCard:
     classes = zip(model.classes.names, model.classes.palette, strict=True)
     rows = [[str(number), name, ", ".join(map(str, color))] for number, (name, color) in enumerate(classes)]
     stages = list(_stages(model.metadata))
+    weights = [[name, _weight(weight)] for name, weight in model.inference.weights(model.pairwise).items()]
+    dense = [[name, _text(value)] for name, value in model.inference.dense.items()]
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
         config=model.config,
-        scales=", ".join(f"{scale:g}" for scale in model.config.scales),
-        weights=model.inference.weights(model.pairwise),
-        dense=dict(model.inference.dense),
+        num_classes=len(model.classes),
+        scales=_text(model.config.scales),
+        weights=Table(["relation", "weight in mean field"], weights).to_markdown() if weights else "",
+        dense=Table(["parameter of the dense CRF", "value"], dense).to_markdown() if dense else "",
         learned_dense=model.dense is not None,
         millions=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         classes=Table(["label", "class", "color"], rows).to_markdown(),
-        stages=stages,
+        stages=_stage_table(stages),
         tables=[_table(table) for table in model.metadata.get("measured", [])],
         data=", ".join(sorted({entry["data"] for _, entry in stages})),
     )
 
 
 def measured(model: ContextNetwork, folder: Path) -> dict[str, Any]:
-    """The table that `evaluate` wrote into a folder, for `metadata["measured"]`.
+    """Read the results that `evaluate` wrote into a folder.
+
+    Args:
+        model: the model that was measured.
+        folder: the folder of the results.
+
+    Returns:
+        An entry for the list `metadata["measured"]`, from which the card makes a table.
 
     Raises:
-        DataError: there are no results, or they are those of another model or of other inference settings.
+        DataError: If there are no results, or if another model or other inference settings were measured.
     """
     path = folder / "results.json"
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected the results of `contextcrf evaluate`")
+        raise DataError(f"{path} does not exist. Expected the results of `contextcrf evaluate`.")
     kept = ("name", "mean_iou", "pixel_accuracy", "iou")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         metadata, data = dict(results["metadata"]), results["metadata"]["data"]
         systems = [{key: system[key] for key in kept} for system in results["systems"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: {error!r}; expected the results of `contextcrf evaluate`") from error
+        raise DataError(f"{path} cannot be read: {error!r}. Expected the results of `contextcrf evaluate`.") from error
     if (other := metadata.get("model")) != (ours := fingerprint(model)):
-        raise DataError(f"{path}: measured with the model {other}; expected this one, {ours}")
+        raise DataError(
+            f"{path} contains results of the model {other}, but the model has the fingerprint {ours}. Evaluate "
+            "this model."
+        )
     settings, own = metadata.get("inference", {}), model.inference.changes()
     for name in _MEASURED_WITH:
         if settings.get(name) != own.get(name):
-            now, then = (values.get(name, "the default") for values in (own, settings))
-            raise DataError(f"{path}: measured with {name} {then}; expected that of the model, {now}")
+            now, then = (values.get(name, "(default)") for values in (own, settings))
+            raise DataError(
+                f"{path} was measured with the {name} {then}, but the model has the {name} {now}. Evaluate the "
+                "model with its own settings."
+            )
     return {"data": data, "systems": systems}
 
 
 def _stages(metadata: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every step that used data, in order; a merged model has the steps of its parts."""
+    """Yield the steps that used data, in order. A merged model has the steps of all its parts."""
     for name, entry in metadata.items():
         if isinstance(entry, dict) and {"data", "split"} <= entry.keys():
             yield f"{prefix}{name}", entry
@@ -80,10 +110,36 @@ def _stages(metadata: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, d
             yield from _stages(entry, f"{name}, ")
 
 
+def _stage_table(stages: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return a table of the steps with a column for each setting that was recorded, or "" without steps."""
+    trainings = [entry.get("training") or {} for _, entry in stages]
+    recorded = [key for key in _TRAINED_WITH if any(training.get(key) for training in trainings)]
+    rows = [
+        [stage, str(entry["data"]), str(entry["split"]), *(_text(training.get(key)) for key in recorded)]
+        for (stage, entry), training in zip(stages, trainings, strict=True)
+    ]
+    header = ["step", "data", "split", *(_TRAINED_WITH[key] for key in recorded)]
+    return Table(header, rows).to_markdown() if rows else ""
+
+
+def _weight(weight: float | None) -> str:
+    if weight is None:
+        return "plain sum of the messages"
+    return f"{weight:g}" if weight else "0 (switched off)"
+
+
+def _text(value: Any) -> str:
+    """Return a setting as text: numbers and names, joined with commas in a list. None is an empty cell."""
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value)
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _table(measured: dict[str, Any]) -> str:
+    """Return the table of a measurement, with its data in the caption."""
     rows = [
         [system["name"], f"{100 * system['mean_iou']:.1f}", f"{100 * system['pixel_accuracy']:.1f}"]
         for system in measured["systems"]
     ]
-    header = ["system", "mean IoU, %", "pixel accuracy, %"]
+    header = ["system", "mean IoU in %", "pixel accuracy in %"]
     return Table(header, rows, f"On {measured['data']}:").to_markdown()

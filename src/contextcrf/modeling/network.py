@@ -1,4 +1,4 @@
-"""Network Part-1 and the CRF's potentials put together (Fig. 2 of the paper)."""
+"""The network of a model: Network Part-1 and the potentials of the CRF (Fig. 2 of the paper)."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -21,12 +21,34 @@ from contextcrf.nets.multiscale import MultiScale
 
 
 class ContextNetwork(nn.Module):
-    """The networks and potentials of a `ContextCRF`, without its ways to predict, save and load.
+    """The networks and potentials of a `ContextCRF`, without the methods that predict, save and load.
 
-    Images are RGB, [B, 3, H, W], values 0..255 of any dtype; normalization belongs to the model. The potentials are
-    "unary" and the names of the relations; wherever `potentials` is an argument, None means all.
+    Images are RGB tensors [B, 3, H, W] with values in 0..255 and any dtype. The model normalizes them. The names of the
+    potentials are "unary" and the names of the relations. If an argument `potentials` is None, all potentials are used.
 
-    Arguments and attributes are those of `ContextCRF`.
+    Args:
+        config: the configuration of the weights.
+        classes: the names and colors of the K classes.
+        pretrained: True initializes the backbone with ImageNet weights, False initializes it randomly, and a path loads
+            the weights of this file.
+        inference: the inference settings. None uses the default settings.
+
+    Attributes:
+        config: a copy of the argument.
+        classes: the argument.
+        num_classes: the number of classes K.
+        inference: the inference settings.
+        metadata: the origin and the measurements of the model as JSON values.
+        dense: the learned dense CRF, or None.
+
+    Raises:
+        ValueError: If the inference settings name a relation that the model does not have.
+
+    Example:
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> network = ContextNetwork(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
+        >>> {name: tuple(maps.shape) for name, maps in network.features(torch.zeros(1, 3, 64, 96), ["unary"]).items()}
+        {'unary': (1, 24, 10, 15)}
     """
 
     mean: Tensor
@@ -40,7 +62,7 @@ class ContextNetwork(nn.Module):
         inference: InferenceConfig | None = None,
     ) -> None:
         super().__init__()
-        # A copy: the caller's configuration may change later.
+        # The caller may change the configuration later, so it is copied.
         self.config = config = deepcopy(config)
         self.inference = inference or InferenceConfig()
         self.inference.check(config.relations)
@@ -65,7 +87,7 @@ class ContextNetwork(nn.Module):
         self.pairwise = nn.ModuleDict(
             {name: PairwisePotential(width, num_classes, box, config.hidden) for name, box in config.relations.items()}
         )
-        # An untrained potential sends no messages, instead of random ones.
+        # The last layers are zero-initialized, since an untrained potential must not send random messages.
         for name in self.pairwise:
             self.pairwise_potential(name).last.zero_()
         self.dense = None
@@ -77,64 +99,70 @@ class ContextNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.mean.device
 
     @property
     def potentials(self) -> tuple[str, ...]:
-        """The names of all potentials: "unary" and the relations."""
+        """The names of all potentials: "unary" and the names of the relations."""
         return (UNARY, *self.pairwise)
 
     @property
     def trained_relations(self) -> list[str]:
-        """The relations whose potentials have been trained; the others are zero and send no messages."""
+        """The relations whose potentials were trained. The other potentials are zero and send no messages."""
         return [name for name in self.pairwise if not self.pairwise_potential(name).last.is_zero]
 
     def select(self, potentials: Iterable[str] | None) -> tuple[str, ...]:
-        """The named potentials in the model's order, all for None.
+        """Return the given names of potentials in the order of the model.
+
+        Args:
+            potentials: the names. None returns all names.
 
         Raises:
-            ValueError: a name that is not a potential's, or no name at all.
+            ValueError: If a name is not the name of a potential, or if there are no names.
         """
         if potentials is None:
             return self.potentials
         wanted = tuple(potentials)
         unknown = [name for name in wanted if name not in self.potentials]
         if unknown or not wanted:
-            raise ValueError(f"potentials {list(wanted)}: expected some of {list(self.potentials)}")
+            raise ValueError(
+                f"The potentials are {list(wanted)}, but one or more of {list(self.potentials)} are expected."
+            )
         return tuple(name for name in self.potentials if name in wanted)
 
     def potential(self, name: str) -> nn.Module:
-        """The head of one potential."""
+        """Return the potential of this name."""
         return self.unary if name == UNARY else self.pairwise[name]
 
     def pairwise_potential(self, name: str) -> PairwisePotential:
-        """The pairwise potential of one relation."""
+        """Return the pairwise potential of a relation."""
         potential = self.pairwise[name]
         assert isinstance(potential, PairwisePotential)
         return potential
 
     def trunk(self, name: str) -> MultiScale:
-        """The Network Part-1 of one potential."""
+        """Return the feature network (Network Part-1) of a potential."""
         trunk = self.trunks["shared" if self.config.shared_trunk else name]
         assert isinstance(trunk, MultiScale)
         return trunk
 
     def features(self, images: Tensor, potentials: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The feature map each potential works on.
+        """Compute the feature map of each potential.
 
         Args:
-            images: [B, 3, H, W], RGB in 0..255.
-            potentials: which; None is all.
+            images: RGB images [B, 3, H, W] with values in 0..255.
+            potentials: the names of the potentials. None uses all potentials.
 
         Returns:
-            By name: [B, C, h, w] for the unary, the same on the coarser graph for the pairwise potentials.
+            The feature maps by name. The map of the unary has shape [B, C, h, w], and the maps of the pairwise
+            potentials have the size of their coarser graph.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: If the images have another shape, or if a name is not the name of a potential.
         """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images {tuple(images.shape)}: expected [B, 3, H, W]")
+            raise ValueError(f"The images have the shape {tuple(images.shape)}, but [B, 3, H, W] is expected.")
         normalized = (images - self.mean) / self.std
         names = self.select(potentials)
         trunks = {name: self.trunk(name) for name in names}
@@ -143,17 +171,18 @@ class ContextNetwork(nn.Module):
         return {name: (fine if name == UNARY else coarse)[trunks[name]] for name in names}
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Average a map on the unary's grid over the nodes of the pairwise graphs."""
+        """Average a map on the unary's grid over each node of the pairwise graphs."""
         factor = self.config.coarse_factor
         return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
 
     def pair(self, name: str, features: Tensor, tabulate: bool = False) -> Pair:
-        """One relation as `mean_field` takes it, with marginals on the unary's grid.
+        """Return the potential and the features of a relation for `mean_field`, with marginals on the unary's grid.
 
         Args:
-            name: the relation.
-            features: its map, as `features` returns it.
-            tabulate: hold the pair logits of the one image, as `PairTable` does.
+            name: the name of the relation.
+            features: the feature map of the relation, which `features` returns.
+            tabulate: compute the pair logits of the image once and keep them in a `PairTable`. The feature map must
+                belong to a single image.
         """
         potential = PairTable(self.pairwise_potential(name), features) if tabulate else self.pairwise_potential(name)
         return CoarseGrid(potential, self.config.coarse_factor), features

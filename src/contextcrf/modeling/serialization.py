@@ -1,4 +1,4 @@
-"""Models on disk: a folder with `config.json` and a file of weights. No pickle, so nothing in a model can run."""
+"""Models on disk: a folder with `config.json` and a file of weights. No pickle is used, so loading runs no code."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ from contextcrf.utils.files import atomic_write, write_json
 
 FORMAT = 2
 CONFIG = "config.json"
-# A model that replaces another one has the other of these two names for its weights.
+# A new model in the folder uses the name that the previous model does not use.
 WEIGHTS = ("model.safetensors", "model-2.safetensors")
 BUNDLED = Path(__file__).parent.parent / "pretrained"
 
 
 class ModelError(ValueError):
-    """A model cannot be found or read; the message names the file and what was expected."""
+    """An error that is raised if a model cannot be found or read. The message names the model or the file."""
 
 
 def save(
@@ -35,22 +35,22 @@ def save(
     half: bool = False,
     inference: InferenceConfig | None = None,
 ) -> None:
-    """Write a model; an earlier one in the folder is replaced in one step.
+    """Write a model into a folder. A previous model in the folder is replaced in a single step.
 
-    `config.json` names its file of weights, and that file is never written over: the new weights get another name. So
-    the new model takes the place of the old one at the moment when `config.json` does, and a process that is killed at
-    any time leaves the one or the other.
+    `config.json` names the file of the weights. The new weights are written to a file with another name, so the
+    previous weights are never overwritten. The new model replaces the previous model when `config.json` is replaced. If
+    the process is killed at any time, the folder contains either the previous model or the new model.
 
     Args:
         model: the model.
-        folder: made if missing.
-        metadata: where it comes from and what was measured, any JSON values; None keeps `model.metadata`.
-        half: store weights as float16 (they are float32 again when loaded).
-        inference: how the saved model predicts; None keeps `model.inference`.
+        folder: the folder, which is created if necessary.
+        metadata: the origin and the measurements of the model as JSON values. None keeps `model.metadata`.
+        half: store the weights as float16. Loaded weights are always float32.
+        inference: the inference settings of the saved model. None keeps `model.inference`.
 
     Raises:
-        OSError: the files cannot be written.
-        ValueError: the inference settings do not fit the model.
+        OSError: If the files cannot be written.
+        ValueError: If the inference settings do not fit the model.
 
     Example:
         >>> import tempfile
@@ -64,7 +64,7 @@ def save(
     """
     folder = Path(folder)
     inference = inference or model.inference
-    inference.check(model.pairwise)  # with others the model could not be loaded
+    inference.check(model.pairwise)  # A model with other settings could not be loaded.
     dtype = torch.float16 if half else torch.float32
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
@@ -77,8 +77,11 @@ def save(
         try:
             save_file(state, partial)
         except SafetensorError as error:
-            raise OSError(f"{weights}: the weights cannot be written: {error}; is there space?") from error
-        partial.chmod(mode)  # safetensors keeps other users out; ordinary files do not
+            reason = str(error).rstrip(".")
+            raise OSError(
+                f"The weights cannot be written to {weights}: {reason}. Check the free space on the disk."
+            ) from error
+        partial.chmod(mode)  # safetensors removes the permissions of other users.
     config = {
         "format": FORMAT,
         "model": asdict(model.config),
@@ -94,7 +97,7 @@ def save(
 
 
 def _weights_name(folder: Path) -> str | None:
-    """The name of the weights of the model in a folder, if there is one that can be read."""
+    """Return the name of the file of weights in a folder, or None if the folder has no readable model."""
     try:
         return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["weights"]["file"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -102,26 +105,33 @@ def _weights_name(folder: Path) -> str | None:
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """The folder with a model's files: the folder itself, that of a training, or that of a bundled model by its name.
+    """Return the folder that contains the files of a model.
+
+    Args:
+        name_or_path: the folder of a model, the folder of a finished training, or the name of a bundled model.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: If there is no such model.
+
+    Example:
+        >>> find_model("camvid").name
+        'camvid'
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
         folder = BUNDLED / str(name_or_path)
-    # A training keeps its model beside its checkpoints.
+    # A training writes its model to the subfolder model.
     for place in (folder, folder / "model"):
         if (place / CONFIG).is_file():
             return place
     raise ModelError(
-        f"model {str(name_or_path)!r}: expected a folder with {CONFIG} and its weights, the folder of a training that "
-        f"has ended, or the name of a bundled model (those are: {', '.join(bundled_models()) or 'none'})"
+        f"There is no model {str(name_or_path)!r}. Expected a folder with {CONFIG} and its weights, the folder of a "
+        f"finished training, or the name of a bundled model ({', '.join(bundled_models()) or 'none is installed'})."
     )
 
 
 def bundled_models() -> list[str]:
-    """The names of the models that come with the package.
+    """Return the names of the models that are part of the package.
 
     Example:
         >>> "camvid" in bundled_models()
@@ -132,13 +142,16 @@ def bundled_models() -> list[str]:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The content of a model's folder, its weights excepted.
+    """The content of a model's folder without the weights.
 
     Attributes:
-        path: of config.json.
-        config, inference, classes, metadata: of the model.
-        weights: the file of weights.
-        sha256: of that file.
+        path: the path of config.json.
+        config: the configuration of the weights.
+        inference: the inference settings.
+        classes: the names and colors of the classes.
+        metadata: the origin and the measurements of the model.
+        weights: the path of the file of weights.
+        sha256: the SHA-256 of the file of weights.
     """
 
     path: Path
@@ -152,18 +165,22 @@ class SavedModel:
     def load_weights(self, network: ContextNetwork) -> None:
         """Load the weights into a network of this configuration.
 
+        Args:
+            network: the network, whose weights are replaced.
+
         Raises:
-            ModelError: the file is missing, damaged, or does not fit.
+            ModelError: If the file of weights does not exist, is damaged, or does not fit the network.
         """
         try:
             if _sha256(self.weights) != self.sha256:
                 raise ModelError(
-                    f"{self.weights}: damaged, or not the weights of {self.path}: expected the SHA-256 {self.sha256}"
+                    f"{self.weights} is damaged or does not belong to {self.path}, which expects a file with the "
+                    f"SHA-256 {self.sha256}. Copy the model again."
                 )
             state = load_file(self.weights)
             network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise ModelError(f"{self.weights}: cannot be loaded into the model of {self.path}: {error}") from error
+            raise ModelError(f"{self.weights} cannot be loaded into the model of {self.path}: {error}") from error
         for name in network.potentials:
             network.trunk(name).backbone.pretrained = True
 
@@ -171,17 +188,20 @@ class SavedModel:
 def read_model(folder: Path) -> SavedModel:
     """Read the configuration of a saved model.
 
+    Args:
+        folder: the folder of the model.
+
     Raises:
-        ModelError: `config.json` is damaged or of another format.
+        ModelError: If `config.json` is damaged or has another format.
     """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
+        raise ModelError(f"{path} is not a JSON file: {error}.") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{path}: format {found}; expected a model of format {FORMAT}, as this version saves it")
+        raise ModelError(f"{path} has the format {found}, but this version of contextcrf expects the format {FORMAT}.")
     try:
         settings = dict(config["model"])
         settings["relations"] = {name: _relation(value) for name, value in settings["relations"].items()}
@@ -195,11 +215,22 @@ def read_model(folder: Path) -> SavedModel:
             config["weights"]["sha256"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not the configuration of a model: {error!r}") from error
+        raise ModelError(f"{path} is not a valid configuration of a model: {error!r}.") from error
 
 
 def fingerprint(model: ContextNetwork) -> str:
-    """16 hexadecimal digits that identify a model's configuration and weights; its inference settings do not count."""
+    """Return 16 hexadecimal digits that identify the configuration and the weights of a model.
+
+    The inference settings do not change the fingerprint.
+
+    Args:
+        model: the model.
+
+    Example:
+        >>> from contextcrf import load
+        >>> len(fingerprint(load("camvid")))
+        16
+    """
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for value in model.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -207,15 +238,18 @@ def fingerprint(model: ContextNetwork) -> str:
 
 
 def weights_digest(name_or_path: str | Path) -> str:
-    """The SHA-256 of a saved model's weights.
+    """Return the SHA-256 of the file of weights of a saved model.
+
+    Args:
+        name_or_path: as for `find_model`.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: If there is no such model.
     """
     folder = find_model(name_or_path)
     name = _weights_name(folder)
     if name is None:
-        raise ModelError(f"{folder / CONFIG}: not the configuration of a model")
+        raise ModelError(f"{folder / CONFIG} is not a valid configuration of a model.")
     return _sha256(folder / name)
 
 
@@ -225,7 +259,7 @@ def _sha256(path: Path) -> str:
 
 
 def _relation(value: Any) -> Relation:
-    """A relation from JSON: a box, or a list of boxes."""
+    """Build a relation from its JSON values, a box or a list of boxes."""
     return tuple(_box(box) for box in value) if isinstance(value, list) else _box(value)
 
 

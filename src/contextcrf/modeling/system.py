@@ -1,24 +1,25 @@
-"""A system: the part of a model that makes a prediction."""
+"""Systems: the parts of a model that are used in a prediction."""
 
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-# The parts of a system's name. "unary" is also the name of the unary potential; others are named by their relations.
+# The parts of a system's name. "unary" is also the name of the unary potential. A pairwise potential has the name of
+# its relation.
 UNARY, PAIRWISE, DENSE = "unary", "pairwise", "dense"
 
 
 @dataclass(frozen=True)
 class System:
-    """The potentials that take part in a prediction, with or without the dense CRF after them.
+    """The potentials that are used in a prediction, with or without the dense CRF.
 
     Args:
-        unary: the unary potential takes part.
-        relations: the pairwise potentials that take part; None is all that the model has.
-        dense: the dense CRF refines the result at full resolution.
+        unary: use the unary potential.
+        relations: the names of the pairwise potentials that are used. None uses all relations of the model.
+        dense: refine the result with the dense CRF at full resolution.
 
     Raises:
-        ValueError: no potential takes part, or a relation is named twice or has a name that no relation can have.
+        ValueError: If there are no potentials, or if the name of a relation is repeated or not valid.
 
     Example:
         >>> System.from_name("unary+above+dense")
@@ -35,24 +36,33 @@ class System:
         if self.relations is not None:
             object.__setattr__(self, "relations", tuple(self.relations))
         if not self.unary and self.relations == ():
-            raise ValueError("a system without potentials: expected the unary, a relation, or both")
+            raise ValueError("The system has no potentials, but the unary, a relation, or both are expected.")
         names = self.relations or ()
         wrong = [name for name in names if not name.isidentifier() or name in (UNARY, PAIRWISE, DENSE)]
         if wrong or len(set(names)) < len(names):
-            raise ValueError(f"relations {list(names)}: expected names of relations, each once")
+            raise ValueError(f"The relations are {list(names)}, but names of relations are expected, each name once.")
 
     @property
     def name(self) -> str:
-        """The parts joined by "+": "unary", "pairwise" for all relations or their names, "dense"."""
+        """The parts joined with "+": "unary", then "pairwise" (all relations) or names of relations, then "dense"."""
         relations = (PAIRWISE,) if self.relations is None else self.relations
         return "+".join(((UNARY,) if self.unary else ()) + relations + ((DENSE,) if self.dense else ()))
 
     @classmethod
     def from_name(cls, name: str) -> "System":
-        """The system of a name, as `name` gives it.
+        """Return the system of a name such as "unary+pairwise+dense".
+
+        Args:
+            name: the parts joined with "+": "unary", then "pairwise" (all relations) or names of relations, and
+                "dense".
 
         Raises:
-            ValueError: no potential is named, a part is named twice, or a name is not one that a relation can have.
+            ValueError: If the name has no potential, if a part is repeated, or if a part is not a valid name of a
+                relation.
+
+        Example:
+            >>> System.from_name("above+dense")
+            System(unary=False, relations=('above',), dense=True)
         """
         parts = name.split("+")
         relations = tuple(part for part in parts if part not in (UNARY, PAIRWISE, DENSE))
@@ -60,32 +70,41 @@ class System:
             with suppress(ValueError):
                 return cls(UNARY in parts, None if PAIRWISE in parts else relations, DENSE in parts)
         raise ValueError(
-            f"system {name!r}: expected unary, pairwise (all relations) or names of relations, and dense, each once "
-            "and joined by +, as in unary+pairwise+dense; dense not alone"
+            f"The system {name!r} is not valid. Expected unary, pairwise (all relations) or names of relations, and "
+            "dense, each of them once and joined with +, as in unary+pairwise+dense. The part dense is not valid alone."
         )
 
     def potentials(self, relations: Iterable[str]) -> tuple[str, ...]:
-        """The names of the potentials that take part, in the model's order.
+        """Return the names of the potentials that are used, in the order of the model.
 
         Args:
-            relations: those of the model.
+            relations: the names of the model's relations.
 
         Raises:
-            ValueError: the model does not have a relation of the system, or has none at all where all are asked for
-                without the unary.
+            ValueError: If the model does not have a relation of the system. Also if the system consists of all
+                relations without the unary, and the model has no relations.
+
+        Example:
+            >>> System.from_name("unary+above").potentials(["surrounding", "above"])
+            ('unary', 'above')
         """
         known = tuple(relations)
         wanted = known if self.relations is None else self.relations
         if unknown := [name for name in wanted if name not in known]:
-            raise ValueError(f"system {self.name!r}: {unknown} are not relations of the model, which has {list(known)}")
+            raise ValueError(
+                f"The system {self.name!r} names {unknown}, but the relations of the model are {list(known)}."
+            )
         chosen = ((UNARY,) if self.unary else ()) + tuple(name for name in known if name in wanted)
         if not chosen:
             raise ValueError(
-                f"system {self.name!r}: the model has no relations; expected the unary among the potentials"
+                f"The system {self.name!r} has no potentials, because the model has no relations. Add the unary."
             )
         return chosen
 
 
+#: The system "unary": the unary potential alone.
 UNARY_ONLY = System(relations=())
+#: The system "unary+pairwise": all potentials.
 UNARY_PAIRWISE = System()
+#: The system "unary+pairwise+dense": all potentials and the dense CRF.
 FULL = System(dense=True)

@@ -19,7 +19,6 @@ import warnings
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -143,7 +142,10 @@ def run(page, names, small=False):
                 if not_run(command) is None:
                     program, *arguments = shlex.split(command)
                     assert program == "contextcrf", command
-                    main(arguments + (SMALL.get(arguments[0], []) if small else []))
+                    more = SMALL.get(arguments[0], []) if small else []
+                    if "--init" in arguments:  # the model exists, so no option of the model can be given
+                        more = shlex.split(_TRAINING)
+                    main(arguments + more)
                     done[1] += 1
     assert tuple(done) == RUN[page]
     return names
@@ -186,7 +188,15 @@ def write_data(model):
 def test_the_readme(tiny_model, tmp_path):
     write_data(tiny_model)
     images = torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
-    names = run("README.md", {"image": images[0], "images": images, "network": lambda images: torch.randn(len(images), 21, *images.shape[2:])}, small=True)
+    names = run(
+        "README.md",
+        {
+            "image": images[0],
+            "images": images,
+            "network": lambda images: torch.randn(len(images), 21, *images.shape[2:]),
+        },
+        small=True,
+    )
     assert names["segmentation"].classes == CAMVID
     torch.testing.assert_close(names["marginals"].sum(1), torch.ones(2, 40, 56))
     assert names["labels"].shape == (2, 40, 56)

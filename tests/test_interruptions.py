@@ -113,7 +113,7 @@ def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path
         assert not (tmp_path / "model" / CONFIG).exists()
     training = Training(scenes, tmp_path)
     assert same(finished(training, tmp_path), undisturbed)
-    assert re.search(rf"{tmp_path}: going on from epoch=\d+\.ckpt", training.output())
+    assert re.search(rf"{tmp_path}: The training resumes from epoch=\d+\.ckpt", training.output())
 
 
 def test_kills_at_any_time_change_nothing(scenes, tmp_path, undisturbed):
@@ -163,10 +163,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(checkpoints, 
         (checkpoints / "epoch=10.ckpt").write_bytes(whole[:size])
         caplog.clear()
         assert newest_checkpoint(checkpoints) == checkpoints / "epoch=2.ckpt"
-        assert "epoch=10.ckpt: damaged" in caplog.text
-        assert "; going on from epoch=2.ckpt" in caplog.text
+        assert "epoch=10.ckpt is damaged (" in caplog.text
+        assert "). The training resumes from epoch=2.ckpt." in caplog.text
     (checkpoints / "epoch=2.ckpt").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"epoch=10\.ckpt: damaged.*move .* away"):
+    with pytest.raises(DataError, match=r"epoch=10\.ckpt is damaged.*Move the folder .* away"):
         newest_checkpoint(checkpoints)
     (checkpoints / "epoch=10.ckpt").unlink()
     shutil.move(checkpoints / "epoch=2.ckpt", checkpoints / "epoch=0.ckpt")
@@ -180,7 +180,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(checkpoints, caplog):
     path.write_bytes(whole)
     assert not torch.equal(torch.load(path, weights_only=True)["weights"], torch.ones(1000))
     assert newest_checkpoint(checkpoints) == checkpoints / "epoch=2.ckpt"
-    assert "epoch=10.ckpt: damaged: the checksum of" in caplog.text
+    assert "epoch=10.ckpt is damaged (the checksum of" in caplog.text
 
 
 def test_a_training_leaves_a_second_checkpoint_should_its_last_be_damaged(scenes, tmp_path, undisturbed):
@@ -192,7 +192,7 @@ def test_a_training_leaves_a_second_checkpoint_should_its_last_be_damaged(scenes
     last.write_bytes(last.read_bytes()[:1000])
     training = Training(scenes, tmp_path)
     assert same(finished(training, tmp_path), undisturbed)
-    assert f"{last.name}: damaged" in training.output()
+    assert f"{last.name} is damaged (" in training.output()
 
 
 def breaks_in_the_third_epoch(monkeypatch, data):

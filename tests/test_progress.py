@@ -41,20 +41,23 @@ def work(tiny_model, scenes, tmp_path):
 COMMANDS = [
     ("predict {model} {data}/images --out {work}/out", ["predict", "tiles"]),
     ("refine {work}/maps --images {data}/images --classes {data}/classes.yaml --out {work}/out", ["refine"]),
-    ("evaluate {model} --data {data} --out {work}/out --pictures 3", ["evaluate", "examples", "report"]),
-    ("tune {model} --data {data} --limit 1", ["features", "trial 1 of at most 15: as it is"]),
-    ("tune {model} --data {data} --limit 1 --dense", ["marginals", "trial 1 of at most 32: without"]),
+    (
+        "evaluate {model} --data {data} --out {work}/out --pictures 3",
+        ["Evaluating", "Drawing examples", "Drawing the report"],
+    ),
+    ("tune {model} --data {data} --limit 1", ["Computing features", "Trial 1 of at most 15: current settings"]),
+    ("tune {model} --data {data} --limit 1 --dense", ["Computing marginals", "Trial 1 of at most 32: no dense CRF"]),
     ("export {model} --height 64 --width 96 --program {work}/m.pt2", ["tracing {model}", "writing and checking"]),
     ("average-weights {model} {model} --out {work}/out", ["averaging the weights of 2 models"]),
     ("merge-potentials --unary {model} --pairwise {pair} --out {work}/out", ["merging unary of {model}, above"]),
     (
         "fit --data {data} --out {work}/fit --model.backbone plain --pretrained false --model.channels 8 "
         "--training.epochs 2 --training.crop [64,96]",
-        ["epoch 1 of 2", "epoch 2 of 2: loss ", "val/unary "],
+        ["Epoch 1 of 2", "Epoch 2 of 2: loss ", "val/unary "],
     ),
     (
         "fit-heads {model} --data {data} --out {work}/heads --training.epochs 1 --training.crop [64,96]",
-        ["features, copy 2 of 2", "epoch 1 of 1: loss "],
+        ["Computing features, copy 2 of 2", "Epoch 1 of 1: loss "],
     ),
 ]
 
@@ -73,7 +76,7 @@ def test_a_log_gets_lines_instead_of_bars(work, monkeypatch, capsys):
     monkeypatch.setattr(progress.Lines.__init__, "__defaults__", (0.0,))
     main(["evaluate", str(work["model"]), "--data", str(work["data"]), "--out", str(work["work"] / "out")])
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("evaluate: 2 of 3, about ") and line.endswith(" left") for line in lines)
+    assert any(line.startswith("Evaluating: 2 of 3, about ") and line.endswith(" left") for line in lines)
 
 
 def test_the_library_is_silent_by_itself(tiny_model, scenes, terminal, capsys):
@@ -92,6 +95,6 @@ def test_the_bar_over_trials_ends_full(tiny_model, scenes, terminal, capsys, tun
     grid = grid or {"spatial_compat": (1.0,), "bilateral_compat": (2.0, 4.0)}
     with show_progress():
         trials = tune(tiny_model, data, grid)
-    last = [line for line in capsys.readouterr().out.splitlines() if "trial " in line][-1]
-    assert f"trial {len(trials)} of at most" in last
+    last = [line for line in capsys.readouterr().out.splitlines() if "Trial " in line][-1]
+    assert f"Trial {len(trials)} of at most" in last
     assert f"{len(trials)}/{len(trials)}" in last

@@ -34,7 +34,7 @@ def test_an_unknown_study_is_refused():
         ("model: 3", "under model names with values, as in 'stride: 8', not 3"),
         ("model: [1]", r"under model names with values, as in 'stride: 8', not \[1\]"),
         ("model: {}\ntraining:\n", "under training names with values, as in 'stride: 8', not None"),
-        ("model: {}\ntraining: {epochs: 0}", "epochs 0: expected more than 0"),
+        ("model: {}\ntraining: {epochs: 0}", "epochs is 0, but must be greater than 0"),
         ("model: {iterations: 2}\ntraining: {}", ".*iterations"),
     ],
 )

@@ -102,7 +102,7 @@ def test_the_scores_of_two_processes_are_those_of_one(two_processes, scenes):
 
 def test_the_first_of_two_processes_logs_the_progress(two_processes):
     first, second = ((two_processes / f"messages-{rank}").read_text().splitlines() for rank in (0, 1))
-    assert [line.partition(":")[0] for line in first] == ["epoch 1 of 3", "epoch 2 of 3", "epoch 3 of 3"]
+    assert [line.partition(":")[0] for line in first] == ["Epoch 1 of 3", "Epoch 2 of 3", "Epoch 3 of 3"]
     assert second == []
 
 
@@ -118,11 +118,11 @@ def test_a_step_of_two_processes_has_the_images_of_a_step_of_one():
 def test_images_are_divided_among_processes_or_refused(tiny_model, scenes, tmp_path):
     trainer = make_trainer(QUICK, tmp_path, devices=2)
     train, val = open_dataset(scenes, "train", augmentation(QUICK)), open_dataset(scenes, "val")
-    with pytest.raises(ValueError, match="batch_size 3: expected a multiple of the 2 processes"):
+    with pytest.raises(ValueError, match="batch_size is 3, but must be a multiple of the 2 processes"):
         fit(tiny_model, train, val, replace(QUICK, batch_size=3), tmp_path, trainer=trainer)
-    with pytest.raises(ValueError, match="1 images for 2 processes"):
+    with pytest.raises(ValueError, match="training split has 1 image, but each of the 2 processes"):
         fit(tiny_model, train.spread(1), val, QUICK, tmp_path, trainer=trainer)
-    with pytest.raises(ValueError, match="1 validation images for 2 processes"):
+    with pytest.raises(ValueError, match="validation split has 1 image, but each of the 2 processes"):
         fit(tiny_model, train, val.spread(1), QUICK, tmp_path, trainer=trainer)
 
 

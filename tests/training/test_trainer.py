@@ -98,12 +98,14 @@ def test_a_run_goes_on_with_other_rates_and_more_epochs(tiny_model, train, tmp_p
 
 def test_the_checkpoint_of_another_optimizer_is_refused(tiny_model, train, tmp_path):
     fit(tiny_model, train, None, QUICK, tmp_path)
-    with pytest.raises(ValueError, match="the checkpoint is that of another optimizer than sgd"):
+    with pytest.raises(ValueError, match="The optimizer is sgd, but the checkpoint was written with another optimizer"):
         fit(tiny_model, train, None, replace(QUICK, epochs=4, optimizer="sgd"), tmp_path, checkpoint="last")
 
 
 def test_without_a_checkpoint_a_resumption_is_an_error(tiny_model, train, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from; start without --checkpoint last"):
+    with pytest.raises(
+        FileNotFoundError, match="contains no checkpoint to resume from. Start without --checkpoint last"
+    ):
         fit(tiny_model, train, None, QUICK, tmp_path, checkpoint="last")
 
 
@@ -157,11 +159,11 @@ def test_a_resumed_second_stage_ends_as_an_undisturbed_one(tiny_model, train, tm
 
 
 def test_the_second_stage_refuses_what_it_cannot_train(tiny_model, train, tmp_path):
-    with pytest.raises(ValueError, match="at least one relation"):
+    with pytest.raises(ValueError, match="Name at least one relation"):
         fit_heads(tiny_model, train, replace(QUICK, potentials=["unary"]), tmp_path)
-    with pytest.raises(ValueError, match="copies 0: expected 1 or more"):
+    with pytest.raises(ValueError, match="copies is 0, but must be 1 or greater"):
         fit_heads(tiny_model, train, QUICK, tmp_path, copies=0)
-    with pytest.raises(ValueError, match="needs images, not features alone"):
+    with pytest.raises(ValueError, match="needs images, but fit-heads trains on cached features"):
         fit_heads(tiny_model, train, replace(COUPLED, objective="crf-rnn"), tmp_path)
     apart = ContextCRF(replace(tiny_model.config, shared_trunk=False), tiny_model.classes, pretrained=False)
     with pytest.raises(ValueError, match="shared trunk"):
@@ -295,7 +297,7 @@ def test_automatic_precision_is_that_of_the_machine(tmp_path, monkeypatch):
 
 
 def test_devices_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"devices 0, num_nodes 1: .*not a valid input"):
+    with pytest.raises(ValueError, match=r"devices 0 and num_nodes 1: .*not a valid input"):
         make_trainer(QUICK, tmp_path, devices=0)
 
 

@@ -49,15 +49,15 @@ def test_steps_are_reported_and_every_epoch_has_a_line(tiny_model, train, scenes
     with caplog.at_level(logging.INFO, "contextcrf"):
         fit(tiny_model, train, open_dataset(scenes, "val"), config, tmp_path)
     # Six images in batches of two.
-    steps = [event for number in (1, 2, 3) for event in (f"epoch {number} of 3", 1, 1, 1)]
-    assert recorder.events == [("epoch 1 of 3", 9), 0, *steps, "stop"]
+    steps = [event for number in (1, 2, 3) for event in (f"Epoch {number} of 3", 1, 1, 1)]
+    assert recorder.events == [("Epoch 1 of 3", 9), 0, *steps, "stop"]
     loss, score = r"loss \d+\.\d{3}", r"\d+\.\d %"
     lines = epoch_lines(caplog)
     assert len(lines) == 3
-    assert re.fullmatch(f"epoch 1 of 3: {loss}", lines[0])
-    assert re.fullmatch(f"epoch 2 of 3: {loss}, val/unary {score}, val/unary\\+pairwise {score}", lines[1])
+    assert re.fullmatch(f"Epoch 1 of 3: {loss}", lines[0])
+    assert re.fullmatch(f"Epoch 2 of 3: {loss}, val/unary {score}, val/unary\\+pairwise {score}", lines[1])
     # Without a validation there are no scores, not those of the epoch before.
-    assert re.fullmatch(f"epoch 3 of 3: {loss}", lines[2])
+    assert re.fullmatch(f"Epoch 3 of 3: {loss}", lines[2])
 
 
 def test_the_loss_of_a_line_is_the_mean_of_the_epoch(tiny_model, train, tmp_path, monkeypatch, caplog):
@@ -71,7 +71,7 @@ def test_the_loss_of_a_line_is_the_mean_of_the_epoch(tiny_model, train, tmp_path
     monkeypatch.setattr(ModelModule, "training_step", recorded)
     with caplog.at_level(logging.INFO, "contextcrf"):
         fit(tiny_model, train, None, replace(QUICK, epochs=1), tmp_path)
-    assert epoch_lines(caplog) == [f"epoch 1 of 1: loss {sum(totals) / 3:.3f}"]
+    assert epoch_lines(caplog) == [f"Epoch 1 of 1: loss {sum(totals) / 3:.3f}"]
     assert f"{totals[-1]:.3f}" != f"{sum(totals) / 3:.3f}"
 
 
@@ -90,9 +90,9 @@ def test_a_resumed_training_goes_on_at_the_right_count(tiny_model, train, tmp_pa
     recorder.events.clear()
     with caplog.at_level(logging.INFO, "contextcrf"):
         fit(tiny_model, train, None, QUICK, tmp_path, checkpoint="last")
-    assert recorder.events == [("epoch 3 of 3", 9), 6, "epoch 3 of 3", 1, 1, 1, "stop"]
+    assert recorder.events == [("Epoch 3 of 3", 9), 6, "Epoch 3 of 3", 1, 1, 1, "stop"]
     [line] = epoch_lines(caplog)
-    assert line.startswith("epoch 3 of 3: loss ")
+    assert line.startswith("Epoch 3 of 3: loss ")
     recorder.events.clear()
     caplog.clear()
     with caplog.at_level(logging.INFO, "contextcrf"):

@@ -1,8 +1,8 @@
 """Piecewise training (Section IV-B) with Lightning.
 
-`fit` trains any choice of potentials end to end. `fit_heads` is the advantage of "piecewise": given the trunk the
-potentials are independent, so the trunk's features are computed once and kept, and the pairwise heads alone are trained
-on them. `jobs` leads from data to a model on disk.
+`fit` trains any choice of potentials end to end. `fit_heads` trains only the pairwise heads on a frozen trunk: in
+piecewise training the potentials are independent given the trunk, so its features are computed once and kept in memory.
+`jobs` trains a model from a data set on disk and saves it.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from contextcrf.training.sampler import SeededSampler
     from contextcrf.training.trainer import augmentation, class_weights, fit, fit_heads
 
-# Public names by module. They are imported when first used, so that the command line does not wait for Lightning.
+# The module of each public name. Names are imported on first use, since the import of Lightning is slow.
 _MODULES = {
     "CachedFeatures": "feature_cache",
     "FitHeadsJob": "config",

@@ -1,4 +1,4 @@
-"""The checkpoint from which a stopped training goes on, whatever stopped it, and when."""
+"""The choice of the checkpoint from which an interrupted training resumes."""
 
 import logging
 import re
@@ -14,18 +14,21 @@ from contextcrf.utils.errors import DataError
 logger = logging.getLogger(__name__)
 
 _EPOCH = re.compile(r"epoch=(\d+)")
-# What torch raises for a file that is cut short or damaged, depending on the place.
+# The errors that torch raises for a truncated or damaged file, depending on the damaged part.
 _DAMAGED = (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that can be read; None before the first epoch has ended.
+    """Return the newest readable checkpoint of a folder, or None if no epoch has ended.
 
-    The folder may hold more of them than a training keeps, since the oldest is removed only after the newest is
-    written, and the newest may be incomplete. So all that are there are tried, the newest first.
+    An interrupted training may leave an incomplete newest checkpoint, and one more checkpoint than it keeps otherwise,
+    since the oldest is removed after the newest is written. Therefore all checkpoints are tried, the newest first.
+
+    Args:
+        folder: folder of the checkpoints.
 
     Raises:
-        DataError: there are checkpoints of later epochs than the first, and none can be read.
+        DataError: no checkpoint can be read, although there are checkpoints of later epochs than the first.
     """
     numbered = [(int(found[1]), path) for path in folder.glob("epoch=*.ckpt") if (found := _EPOCH.match(path.name))]
     damaged: list[str] = []
@@ -33,14 +36,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
         try:
             with zipfile.ZipFile(path) as archive:
                 if (part := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of {part} does not fit")
+                    raise ValueError(f"the checksum of {part} is wrong")
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _DAMAGED as error:
-            damaged.append(f"{path}: damaged: {error}".splitlines()[0])
+            damaged.append(f"{path} is damaged ({error}".splitlines()[0] + ")")
             continue
         for line in damaged:
-            logger.warning("%s; going on from %s", line, path.name)
+            logger.warning("%s. The training resumes from %s.", line, path.name)
         return path
     if any(epoch > 0 for epoch, _ in numbered):
-        raise DataError(f"{damaged[0]}; no other checkpoint is left: move {folder.parent} away and start again")
+        raise DataError(
+            f"{damaged[0]}, and no other checkpoint can be read. Move the folder {folder.parent} away, and start the "
+            "training again."
+        )
     return None

@@ -1,6 +1,6 @@
-"""The settings of trainings, as plain values, typed from the command line to the optimizer.
+"""The configs of trainings.
 
-The command line takes the options of its commands from these classes, so that this module imports nothing heavy.
+The command line takes its options and their help from these classes. Therefore this module has only fast imports.
 """
 
 from collections.abc import Sequence
@@ -17,44 +17,50 @@ ObjectiveName = Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolle
 
 @dataclass
 class TrainingConfig:
-    """How to train.
+    """The config of a training.
+
+    The objectives "pseudo-likelihood", "mean-field" and "unrolled" couple the potentials. They use all edges and the
+    plain sum of the messages. All objectives other than "piecewise" need `max_edges` null, `class_balance` 0, `loss_at`
+    "graph" and `lovasz` 0.
 
     Args:
-        potentials: which potentials to train, "unary" and names of relations; None is all of them jointly.
-        objective: "piecewise", eq. (13); "pseudo-likelihood", eq. (17); "mean-field", the likelihood with mean field in
-            the loop; "unrolled", the cross-entropy of mean field's marginals: these couple the potentials, take all
-            edges and the plain sum of the messages. Or "crf-rnn", the cross-entropy of the marginals of a learned dense
-            CRF. All but the first take no class weights.
-        epochs: passes over the training images.
-        batch_size: images per step; if left out 8 on an accelerator, 4 on a CPU.
-        optimizer: "adamw" with a one-cycle schedule, or "sgd", the paper's: momentum 0.9, rate x 0.97 per epoch.
-        lr: rate of new layers; pretrained layers take a tenth, as in the paper. The paper's: 0.001.
-        weight_decay: the paper's is 0.0005.
-        max_edges: edges per step for each pairwise potential, drawn at random; None takes all.
-        class_balance: exponent b of the unary loss's class weights, frequency^-b; 0 is the paper's plain sum.
-        loss_at: where the unary's loss is taken: at the nodes of the "graph", to which labels are brought by nearest
-            neighbor, as in the paper; or at the "pixels" of a crop, to which scores are brought bilinearly, as in
-            prediction, so that objects thinner than a node count.
-        lovasz: weight of the Lovász-Softmax loss beside the unary's; it is a surrogate of the mean IoU, in which thin
-            and rare classes count as others do (Berman, Triki, Blaschko, CVPR 2018; not in the paper).
-        ema: decay per step of an average of the weights that is evaluated and kept; 0 is off.
-        crop: height and width of training crops, pixels.
-        scale: range of the random scale.
-        color: strength of the color jitter.
-        flip: mirror left and right at random.
-        precision: "auto" is bfloat16 where that is faster, else single precision; "bf16-mixed" and "32-true" force one.
-        norm_eval: keep the backbone's BatchNorm statistics as they came from ImageNet.
-        frozen_stages: first stages of the backbone that are not trained; they cost most and change least.
-        frozen_filters: keep the backbone's depthwise filters too; the gradient of the 5 x 5 ones is the slowest part of
-            a step on a CPU.
-        workers: processes that load data; if left out none on a CPU.
-        broken_images: files that cannot be read "stop" the training, with an error that names them; or "skip" them: the
-            next image takes their place, and they are listed at the end.
-        seed: of weights, data order and augmentation.
-        val_every: epochs between validations.
+        potentials: Names of the potentials that are trained, "unary" and names of relations; null trains all of them.
+        objective: Loss that is minimized: "piecewise" (eq. 13), "pseudo-likelihood" (eq. 17), "mean-field" (likelihood
+            with mean field in the training loop), "unrolled" (cross-entropy of the mean-field marginals) or "crf-rnn"
+            (cross-entropy of the marginals of a learned dense CRF).
+        epochs: Number of passes over the training images.
+        batch_size: Number of images per step; the default is 8 on an accelerator and 4 on a CPU.
+        optimizer: Optimizer and schedule: "adamw" with a one-cycle schedule, or "sgd" with momentum 0.9 and a learning
+            rate that is multiplied by 0.97 after each epoch, as in the paper.
+        lr: Learning rate of the new layers; the pretrained layers get a tenth of it, as in the paper (0.001).
+        weight_decay: Weight decay of the optimizer; the paper uses 0.0005.
+        max_edges: Number of random edges per step for each pairwise potential; null uses all edges.
+        class_balance: Exponent b of the class weights frequency^-b in the unary loss; 0 is the plain sum of the paper.
+        loss_at: Resolution of the unary loss: "graph" downsamples the labels to the graph nodes by nearest neighbor, as
+            in the paper, and "pixels" upsamples the logits bilinearly to the crop, which keeps objects that are thinner
+            than a node.
+        lovasz: Weight of the Lovász-Softmax loss, a surrogate of the mean IoU, that is added to the unary loss (Berman,
+            Triki, Blaschko, CVPR 2018; not in the paper); 0 adds nothing.
+        ema: Decay per step of the moving average of the weights that is evaluated and saved; 0 disables the average.
+        crop: Height and width of the training crops in pixels.
+        scale: Smallest and largest factor of the random scaling.
+        color: Strength of the random color jitter; 0 disables it.
+        flip: Mirror training images horizontally at random.
+        precision: Numeric precision: "auto" is bfloat16 where it is faster and single precision elsewhere, "bf16-mixed"
+            and "32-true" force one of them.
+        norm_eval: Keep the BatchNorm statistics of the pretrained backbone.
+        frozen_stages: Number of first backbone stages that are not trained; they are the most expensive to train and
+            change least.
+        frozen_filters: Keep the depthwise filters of the backbone, since the gradient of the 5 x 5 filters is the
+            slowest part of a step on a CPU.
+        workers: Number of processes that load data; the default on a CPU is 0.
+        broken_images: Treatment of files that cannot be read: "stop" ends the training with an error that names them,
+            and "skip" uses the next image instead and lists the files at the end.
+        seed: Seed of the weights, the data order and the augmentation.
+        val_every: Number of epochs between validations.
 
     Raises:
-        ValueError: a value outside what is listed above, or values that do not fit together.
+        ValueError: a value is not allowed, or values do not fit together.
 
     Example:
         >>> TrainingConfig(epochs=3, lr=0.01).optimizer
@@ -89,53 +95,63 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(get_args(kind))}.")
         for name in ("epochs", "batch_size", "val_every", "lr"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} {getattr(self, name)}: expected more than 0")
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be greater than 0.")
         for name in ("weight_decay", "class_balance", "lovasz", "color", "frozen_stages", "workers"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} {getattr(self, name)}: expected 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or greater.")
         if self.max_edges is not None and self.max_edges < 1:
-            raise ValueError(f"max_edges {self.max_edges}: expected 1 or more, or null for all edges")
+            raise ValueError(f"max_edges is {self.max_edges}, but must be 1 or greater, or null for all edges.")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema {self.ema}: expected a decay per step of 0 (off) to below 1")
+            raise ValueError(f"ema is {self.ema}, but must be a decay per step of 0 (no average) or more, and below 1.")
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {list(self.scale)}: expected a smallest and a largest factor, above 0")
+            raise ValueError(
+                f"scale is {list(self.scale)}, but must be a smallest and a largest factor in this order, both above 0."
+            )
         if min(self.crop) < 1:
-            raise ValueError(f"crop {list(self.crop)}: expected height and width in pixels")
+            raise ValueError(f"crop is {list(self.crop)}, but must be a height and a width of 1 or more pixels.")
         if self.objective == "piecewise":
             return
         if self.max_edges is not None or self.class_balance:
             raise ValueError(
-                f"objective {self.objective!r} takes all edges and no class weights: expected max_edges null and "
-                f"class_balance 0, got {self.max_edges} and {self.class_balance}"
+                f"max_edges is {self.max_edges} and class_balance is {self.class_balance}, but the objective "
+                f"{self.objective!r} uses all edges and no class weights. Set max_edges to null and class_balance to 0."
             )
         if self.loss_at != "graph" or self.lovasz:
             raise ValueError(
-                f"loss_at {self.loss_at!r}, lovasz {self.lovasz}: expected graph and 0 with the objective "
-                f"{self.objective!r}"
+                f"loss_at is {self.loss_at!r} and lovasz is {self.lovasz}, but the objective {self.objective!r} has no "
+                "unary loss. Set loss_at to graph and lovasz to 0."
             )
 
 
 @dataclass
 class FitJob:
-    """A training end to end; `training.jobs.run` does it.
+    """A job that trains a model end to end; `training.jobs.run` runs it.
 
     Args:
-        data: folder of the data set.
-        out: folder for logs, checkpoints and the model.
-        model: what defines the weights.
-        training: how to train.
-        inference: how the trained model predicts.
-        train_split: split to train on.
-        val_split: split to validate on; null for none.
-        pretrained: start the backbone from ImageNet weights; or a file of them, as torchvision or timm have them.
-        init: a trained model to start from instead; its configurations replace `model` and `inference`, except that a
-            dense CRF to be learned is added with the parameters of `inference`.
-        checkpoint: resume from this checkpoint without comparing settings; "last" is the newest in OUT.
-        devices: devices of this machine that share a step's images, with a process for each.
-        num_nodes: machines, each with this many devices; torchrun or SLURM starts the processes.
+        data: Folder of the data set.
+        out: Folder for logs, checkpoints and the model.
+        model: Config of the model, which defines its weights.
+        training: Config of the training.
+        inference: Inference settings of the trained model.
+        train_split: Split that the model is trained on.
+        val_split: Split that the model is validated on; null disables the validation.
+        pretrained: Initialize the backbone with ImageNet weights; a path loads them from a file in the format of
+            torchvision or timm.
+        init: Trained model (a folder, or the name of a bundled model) from whose weights the training starts; null
+            starts from `pretrained`. The configs of this model replace `model` and `inference`. Only a dense CRF that
+            is to be learned is added to it, with the parameters of `inference`.
+        checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
+            newest checkpoint in OUT, and null resumes from it only if the settings are the same.
+        devices: Number of devices of this machine; they share the images of a step, with one process per device.
+        num_nodes: Number of machines, each with this many devices; torchrun or SLURM starts the processes.
+
+    Example:
+        >>> job = FitJob(Path("camvid"), Path("runs/unary"), training=TrainingConfig(potentials=["unary"]))
+        >>> job.train_split, job.val_split
+        ('train', 'val')
     """
 
     data: Path
@@ -158,19 +174,25 @@ class FitJob:
 
 @dataclass
 class FitHeadsJob:
-    """The second stage of a training; `training.jobs.run` does it.
+    """A job that trains the pairwise heads of a trained model; `training.jobs.run` runs it.
 
-    Relation weights that were tuned for other heads or another graph are reset.
+    Relation weights that were tuned for other heads or for another graph are reset to the default.
 
     Args:
-        model: trained model: a folder, or the name of a bundled one.
-        data: folder of the data set.
-        out: folder for logs and the model.
-        training: how to train; `potentials` names the relations, null is all of them.
-        train_split: split to train on.
-        copies: augmented copies of each image whose features are kept in memory.
-        graph_stride: pixels per node of the pairwise graphs; the model's own if null.
-        checkpoint: resume from this checkpoint without comparing settings; "last" is the newest in OUT.
+        model: Trained model: a folder, or the name of a bundled model.
+        data: Folder of the data set.
+        out: Folder for logs, checkpoints and the model.
+        training: Config of the training; its `potentials` name the relations, and null trains all relations.
+        train_split: Split that the heads are trained on.
+        copies: Number of augmented copies of each image whose features are kept in memory.
+        graph_stride: Pixels per node of the pairwise graphs; null keeps the graph stride of the model.
+        checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
+            newest checkpoint in OUT, and null resumes from it only if the settings are the same.
+
+    Example:
+        >>> job = FitHeadsJob("runs/unary/model", Path("camvid"), Path("runs/heads"), copies=1)
+        >>> job.training.objective
+        'piecewise'
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The features of a frozen trunk, computed once for all heads."""
+"""The cache of the features of a frozen trunk, which are computed once for all heads."""
 
 import torch
 from torch import Tensor
@@ -15,12 +15,20 @@ from contextcrf.utils.runtime import autocast
 
 
 class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Features, labels and unary logits on the graph's grid, in memory, indexed by what `SeededSampler` yields.
+    """A data set in memory of features, labels and unary logits at the graph nodes.
+
+    Its keys are the pairs that `SeededSampler` yields. The second part of a key, the seed, is not used.
 
     Args:
-        features: [N, C, h, w].
-        labels: [N, h, w].
-        unary: logits [N, K, h, w].
+        features: feature maps [N, C, h, w].
+        labels: labels [N, h, w].
+        unary: unary logits [N, K, h, w].
+
+    Example:
+        >>> cached = CachedFeatures(torch.rand(2, 8, 4, 6), torch.zeros(2, 4, 6).long(), torch.rand(2, 3, 4, 6))
+        >>> features, labels, unary = cached[1, 0]
+        >>> len(cached), features.shape
+        (2, torch.Size([8, 4, 6]))
     """
 
     def __init__(self, features: Tensor, labels: Tensor, unary: Tensor) -> None:
@@ -37,14 +45,30 @@ class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
 def cache_features(
     model: ContextCRF, data: SegmentationDataset, name: str, copies: int, config: TrainingConfig
 ) -> CachedFeatures:
-    """Compute the features of a potential, labels and unary logits for augmented copies of the images.
+    """Compute the features of a potential, the labels and the unary logits of augmented copies of the images.
 
     Args:
-        model: put into evaluation mode.
+        model: the model; it is set to evaluation mode.
         data: images and masks with their augmentation.
-        name: the potential whose features (bfloat16) are kept.
-        copies: augmented copies of each image.
-        config: seed, precision, batch size and workers.
+        name: name of the potential whose features are kept, in bfloat16.
+        copies: number of augmented copies of each image.
+        config: config of the training; its seed, precision, batch size and workers are used.
+
+    Returns:
+        A data set of `copies` entries for each image.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> from contextcrf.training import augmentation
+        >>> config = TrainingConfig(batch_size=1, crop=(64, 96), precision="32-true", workers=0)
+        >>> root = write_scenes("scenes", train=2, val=1, height=64, width=96)
+        >>> data = open_dataset(root, "train", augmentation(config))
+        >>> small = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> model = ContextCRF(small, data.classes, pretrained=False)
+        >>> len(cache_features(model, data, "above", copies=2, config=config))
+        4
     """
     model.eval()
     features, labels, unary = [], [], []
@@ -52,7 +76,7 @@ def cache_features(
     for number, sampler in enumerate(samplers):
         sampler.set_epoch(number)
         loader = DataLoader(data, config.batch_size, sampler=sampler, num_workers=config.workers)
-        for images, masks in track(loader, f"features, copy {number + 1} of {copies}"):
+        for images, masks in track(loader, f"Computing features, copy {number + 1} of {copies}"):
             with autocast(model.device, config.precision):
                 both = model.features(channels_last(images.to(model.device)), [UNARY, name])
                 logits = model.pool(model.unary(both[UNARY]).float())

@@ -1,4 +1,4 @@
-"""Trainings from data to a model on disk, which can be stopped at any time and asked for again."""
+"""Jobs that train a model from a data set on disk and save it. An interrupted job can be resumed at any time."""
 
 import hashlib
 import logging
@@ -24,30 +24,44 @@ from contextcrf.utils.runtime import default_device
 
 logger = logging.getLogger(__name__)
 
-# The key of the metadata of relation weights that were tuned.
+# The metadata key of tuned relation weights.
 TUNED = "tune"
 
 
 class OtherSettingsError(ValueError):
-    """A folder holds a training with other settings than those that are asked for."""
+    """The output folder contains a training with settings that differ from those of the job."""
 
 
 class BusyError(OSError):
-    """Another process is working on a training."""
+    """Another process is running the same training."""
 
 
 def run(job: Job) -> Path:
-    """Train unless the result is there, from the newest checkpoint where there is one.
+    """Run a training job. A finished training is not repeated, and an interrupted one resumes from its checkpoint.
 
     Args:
-        job: with a `checkpoint` the training goes on from it, whatever its settings were.
+        job: the job. With a `checkpoint`, the training resumes from it without a comparison of the settings.
 
     Returns:
-        The trained model's folder.
+        The folder of the trained model.
 
     Raises:
-        OtherSettingsError: the folder holds a training, finished or not, with other settings.
-        BusyError: another process is working on it.
+        OtherSettingsError: the output folder contains a finished or interrupted training with other settings.
+        BusyError: another process is running the same training.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> job = FitJob(
+        ...     data=write_scenes("scenes", train=2, val=1, height=64, width=96),
+        ...     out=Path("run"),
+        ...     model=ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,)),
+        ...     training=TrainingConfig(epochs=1, batch_size=2, crop=(64, 96), precision="32-true", workers=0),
+        ...     val_split=None,
+        ...     pretrained=False,
+        ... )
+        >>> load(run(job)).metadata["fit"]["split"]
+        'train'
     """
     model, provenance, trainer = job.out / "model", provenance_of(job), trainer_of(job)
     done = model / CONFIG
@@ -57,7 +71,7 @@ def run(job: Job) -> Path:
         _train(job, job.checkpoint, trainer)
         return model
     if not trainer.is_global_zero:
-        # The first process has claimed the training for all of them, and logs what happens.
+        # The first process holds the lock for all processes of the training, and writes the log.
         if not done.exists():
             resumed = newest_checkpoint(job.out / "checkpoints") is not None
             _train(job, "last" if resumed else None, trainer)
@@ -66,42 +80,50 @@ def run(job: Job) -> Path:
         if mine:
             checkpoint = None
             if (found := newest_checkpoint(job.out / "checkpoints")) is not None:
-                _check_provenance(job.out, provenance, "begun")
+                _check_provenance(job.out, provenance, "started")
                 checkpoint = "last"
-                logger.info("%s: going on from %s", job.out, found.name)
+                logger.info("%s: The training resumes from %s.", job.out, found.name)
             elif (job.out / "checkpoints").exists():
-                # Stopped before its first epoch had ended.
+                # The training was interrupted before the end of its first epoch.
                 shutil.rmtree(job.out / "checkpoints")
             provenance.write(job.out)
             _train(job, checkpoint, trainer)
         elif done.exists():
-            logger.info("%s: already trained; nothing is left to do", job.out)
+            logger.info("%s: The model is already trained.", job.out)
     check_finished(job, provenance)
     return model
 
 
 def check_finished(job: Job, provenance: Provenance | None = None) -> None:
-    """Check that a training has ended and had the job's settings.
+    """Check that the training of a job has finished with the settings of the job.
+
+    Args:
+        job: the job.
+        provenance: provenance of the job; None computes it.
 
     Raises:
-        OtherSettingsError: its settings were others; the message names the first that differs.
-        BusyError: it has not ended.
+        OtherSettingsError: the settings differ; the message names the first difference.
+        BusyError: the training has not finished.
     """
     if not (job.out / "model" / CONFIG).exists():
-        raise BusyError(f"{job.out}: another process is working on this training; start again when it has ended")
+        raise BusyError(
+            f"{job.out}: Another process is running this training. Start the command again when that process has ended."
+        )
     _check_provenance(job.out, provenance or provenance_of(job), "trained")
 
 
 def _check_provenance(out: Path, wanted: Provenance, done: str) -> None:
+    """Raise an error if the provenance record of a folder differs from the wanted one."""
     if mismatch := wanted.mismatch(out):
-        raise OtherSettingsError(f"{out}: was {done} {mismatch}; move it away, or choose another folder")
+        raise OtherSettingsError(f"{out} was {done} {mismatch}. Move the folder away, or choose another --out.")
 
 
 def provenance_of(job: Job) -> Provenance:
-    """Everything that decides the weights that a job trains.
+    """Return the record of everything that determines the weights that a job trains.
 
-    A model that the training starts from counts by its weights, data by the names of their folder, classes and images.
-    Settings that change no weights do not count: who loads the data, and when they are validated.
+    An initial model is recorded by the digest of its weights. A data set is recorded by the names of its folder,
+    classes and images. The number of workers and the epochs between validations do not change the weights and are
+    recorded as constants.
     """
     common = Provenance.of(
         data=job.data.name,
@@ -113,7 +135,7 @@ def provenance_of(job: Job) -> Provenance:
         model = weights_digest(job.model)
         own = Provenance.of(job="fit-heads", model=model, copies=job.copies, graph_stride=job.graph_stride)
     else:
-        # The objective trains through inference, and a learned dense CRF starts from its parameters.
+        # Only this objective and a learned dense CRF depend on the inference settings.
         used = job.training.objective == "crf-rnn" or job.model.learned_dense
         own = Provenance.of(
             job="fit",
@@ -126,14 +148,14 @@ def provenance_of(job: Job) -> Provenance:
 
 
 def trainer_of(job: Job) -> Trainer:
-    """The Lightning trainer of a job, which has the rank of this process among those of the training."""
+    """Return the Lightning trainer of a job, which has the rank of this process."""
     if isinstance(job, FitHeadsJob):
         return make_trainer(job.training, job.out)
     return make_trainer(job.training, job.out, job.devices, job.num_nodes)
 
 
 def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
-    """Train, and write the model in the first process."""
+    """Train the model of a job, and save it in the first process."""
     train = _open(job.data, job.train_split, job.training)
     if isinstance(job, FitHeadsJob):
         network, name = _load_for_heads(job), "fit-heads"
@@ -154,7 +176,7 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
 
 
 def _start(job: FitJob, train: SegmentationDataset) -> ContextCRF:
-    """The model that a training begins with."""
+    """Return the initial model of a job."""
     if job.init is None:
         return ContextCRF(job.model, train.classes, job.pretrained, job.inference)
     network = load(job.init)
@@ -165,7 +187,7 @@ def _start(job: FitJob, train: SegmentationDataset) -> ContextCRF:
 
 
 def _load_for_heads(job: FitHeadsJob) -> ContextCRF:
-    """The model whose heads are trained, without relation weights that were tuned for others or for another graph."""
+    """Load the model of a job, without relation weights that were tuned for other heads or another graph."""
     network = load(job.model)
     tuned = network.metadata.pop(TUNED, None) is not None
     if job.graph_stride is not None or tuned:
@@ -176,13 +198,14 @@ def _load_for_heads(job: FitHeadsJob) -> ContextCRF:
 
 
 def _images_digest(data: Path, split: str) -> str:
-    """The number of a split's images, and a digest of its classes and of the images' names."""
+    """Return the number of images in a split, and a digest of the names of its classes and images."""
     images = open_dataset(data, split)
     listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
     return f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
 
 
 def _open(data: Path, split: str, config: TrainingConfig) -> "SegmentationDataset":
+    """Open a training split with the augmentation of a config."""
     dataset = open_dataset(data, split, augmentation(config))
     dataset.skip_broken = config.broken_images == "skip"
     return dataset

@@ -1,4 +1,4 @@
-"""The Lightning modules of the two stages of training: parameters, optimizer, steps, validation."""
+"""The Lightning modules of both training stages: parameters, optimizer, training steps and validation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,63 +20,87 @@ from contextcrf.utils.resizing import channels_last
 
 
 class TrainingModule(L.LightningModule):
-    """The parts that both stages share: named losses that are added up, and the optimizer of a configuration.
+    """The base class of both training stages, which adds up named losses and creates the optimizer.
 
     Args:
-        config: how to train.
-        steps: optimizer steps of the whole run, for the one-cycle schedule.
+        config: config of the training.
+        steps: number of optimizer steps of the whole training, for the one-cycle schedule.
+
+    Example:
+        >>> class Line(TrainingModule):
+        ...     def __init__(self, config, steps):
+        ...         super().__init__(config, steps)
+        ...         self.line = torch.nn.Linear(1, 1)
+        ...
+        ...     def losses(self, batch):
+        ...         return {"squares": (self.line(batch[0]) - batch[1]).square().mean()}
+        ...
+        ...     def parameter_groups(self):
+        ...         return [{"name": "new", "params": list(self.line.parameters()), "lr": self.config.lr}]
+        >>> [optimizer], [schedule] = Line(TrainingConfig(), steps=100).configure_optimizers()
+        >>> type(optimizer).__name__, schedule["interval"]
+        ('AdamW', 'step')
     """
 
     def __init__(self, config: TrainingConfig, steps: int) -> None:
         super().__init__()
         self.config, self.steps = config, steps
-        self.trained = False  # whether this process has taken a step
+        self.trained = False  # whether this process has started a training step
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of a step, by name."""
+        """Return the losses of a step by name."""
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups of parameters with their learning rates."""
+        """Return the parameter groups with their learning rates."""
         raise NotImplementedError
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the global random generator with the number of the step."""
         self.trained = True
-        # Edge sampling draws from the global generator: bound to the step, it is the same after a resume.
+        # Edges are sampled with the global generator: a seed per step makes a resumed training exact.
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the sum of the losses, and log each of them."""
         losses = self.losses(batch)
         total = torch.stack(list(losses.values())).sum()
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(batch[0]))
-        # The mean of the epoch, over all processes; `ProgressCallback` shows it.
+        # The mean over the epoch and all processes, which `ProgressCallback` shows.
         self.log("loss", total, on_step=False, on_epoch=True, batch_size=len(batch[0]), logger=False, sync_dist=True)
         return total
 
     def configure_optimizers(self) -> Any:
+        """Return the optimizer and the learning rate schedule of the config."""
         config, groups = self.config, self.parameter_groups()
         if config.optimizer == "sgd":
             sgd = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
             return [sgd], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(sgd, 0.97), "interval": "epoch"}]
         adamw = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
         steps = max(4, self.steps)
-        # The rise must have a length: with 1 / steps of the run torch divides by zero.
+        # torch divides by pct_start * total_steps - 1, which must not be 0.
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             adamw, [group["lr"] for group in groups], total_steps=steps, pct_start=max(0.1, 1.5 / steps)
         )
         return [adamw], [{"scheduler": cycle, "interval": "step"}]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the rates and the schedule of this configuration in place of those of the checkpoint.
+        """Replace the learning rates and the schedule of a checkpoint by those of the config.
+
+        Args:
+            checkpoint: content of the checkpoint, which is changed in place.
 
         Raises:
-            ValueError: the checkpoint is that of the other optimizer.
+            ValueError: the checkpoint was written with another optimizer.
         """
         (optimizer,), (entry,) = self.configure_optimizers()
         fresh, schedule = optimizer.state_dict()["param_groups"], entry["scheduler"].state_dict()
         for found, wanted in zip(checkpoint["optimizer_states"][0]["param_groups"], fresh, strict=True):
             if found.keys() != wanted.keys():
-                raise ValueError(f"the checkpoint is that of another optimizer than {self.config.optimizer}")
+                raise ValueError(
+                    f"The optimizer is {self.config.optimizer}, but the checkpoint was written with another optimizer. "
+                    "Set training.optimizer to the optimizer of the checkpoint, or start without --checkpoint."
+                )
             found["lr"] *= wanted["initial_lr"] / found["initial_lr"]
             found |= {key: wanted[key] for key in ("initial_lr", "max_lr", "min_lr", "weight_decay") if key in wanted}
         for key in ("total_steps", "_schedule_phases", "base_lrs"):
@@ -85,13 +109,25 @@ class TrainingModule(L.LightningModule):
 
 
 class ModelModule(TrainingModule):
-    """Trains trunks and heads of some potentials of a model on images. A batch is (images, masks).
+    """A Lightning module that trains the trunks and heads of potentials on images.
+
+    A batch is a pair of images [B, 3, H, W] and masks [B, H, W].
 
     Args:
-        model: whose potentials are trained.
-        config: how to train.
-        steps: optimizer steps of the whole run, for the one-cycle schedule.
-        class_weights: [K] for the unary's loss, or None.
+        model: model whose potentials are trained.
+        config: config of the training.
+        steps: number of optimizer steps of the whole training, for the one-cycle schedule.
+        class_weights: class weights [K] of the unary loss; None weights all classes equally.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(config, classes, pretrained=False)
+        >>> module = ModelModule(model, TrainingConfig(precision="32-true"), steps=100)
+        >>> sorted(module.losses((255 * torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64))))
+        ['above', 'surrounding', 'unary']
     """
 
     def __init__(
@@ -114,9 +150,12 @@ class ModelModule(TrainingModule):
         _prepare_heads([model.potential(name) for name in self.names], config)
 
     def _systems_to_validate(self) -> list[System]:
-        """The unary alone, all trained potentials together, and with the dense CRF where that is trained too."""
+        """Return the systems that are validated.
+
+        These are the unary alone, all trained potentials, and all trained potentials with a dense CRF that is trained.
+        """
         relations = tuple(name for name in self.names if name != UNARY)
-        # All relations of the model are called "pairwise", as in evaluation.
+        # The name of all relations together is "pairwise", as in evaluation.
         every = relations == tuple(self.model.pairwise) and relations != ()
         together = System(UNARY in self.names, None if every else relations)
         systems = [UNARY_ONLY, together] if UNARY in self.names else [together]
@@ -125,6 +164,7 @@ class ModelModule(TrainingModule):
         return list(dict.fromkeys(systems))
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a batch of images and masks by name."""
         images, masks = batch
         weights = None if self.class_weights is None else self.class_weights.to(images.device)
         features = self.model.features(channels_last(images), self.names)
@@ -132,6 +172,7 @@ class ModelModule(TrainingModule):
         return OBJECTIVES[self.config.objective](step, self.config)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the groups "new", "pretrained" (a tenth of the learning rate) and "dense" (no weight decay)."""
         trunks = [self.model.trunk(name) for name in self.names]
         old = {id(p) for trunk in trunks for p in trunk.pretrained_parameters()}
         dense = [] if self.model.dense is None else [p for p in self.model.dense.parameters() if p.requires_grad]
@@ -140,12 +181,13 @@ class ModelModule(TrainingModule):
         groups = [
             {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": self.config.lr},
             {"name": "pretrained", "params": [p for p in trained if id(p) in old], "lr": self.config.lr / 10},
-            # Logarithms of standard deviations, and energies: decay towards 0 has no meaning for them.
+            # Decay towards 0 makes no sense for logarithms of standard deviations and for compatibilities.
             {"name": "dense", "params": dense, "lr": self.config.lr, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count the predicted labels of an image in the confusion matrix of each system."""
         [image], masks = batch
         for prediction in self.predictor.predict(image, self.systems):
             matrix = self.matrices[prediction.system.name]
@@ -153,43 +195,59 @@ class ModelModule(TrainingModule):
             matrix.update(prediction.labels[None].to(masks.device), masks)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the mean IoU of each system over the images of all processes."""
         for name, matrix in self.matrices.items():
             assert isinstance(matrix, ConfusionMatrix)
-            # `compute` adds up the images of all processes.
+            # `compute` adds up the counts of all processes.
             self.log(f"val/{name}", ConfusionMatrix.of(matrix.compute()).mean_iou(), sync_dist=True)
             matrix.reset()
 
 
 class HeadsModule(TrainingModule):
-    """Trains pairwise heads of a model on cached features. A batch is (features, labels, unary logits).
+    """A Lightning module that trains pairwise heads on cached features.
+
+    A batch is a triple of features [B, C, h, w], labels [B, h, w] and unary logits [B, K, h, w].
 
     Args:
-        model: whose heads are trained.
-        names: of the relations.
-        config: as in `ModelModule`.
-        steps: as in `ModelModule`.
+        model: model whose heads are trained.
+        names: names of the relations whose heads are trained.
+        config: config of the training.
+        steps: number of optimizer steps of the whole training, for the one-cycle schedule.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(config, classes, pretrained=False)
+        >>> module = HeadsModule(model, ["above"], TrainingConfig(), steps=100)
+        >>> features, labels = torch.rand(1, 8, 6, 9), torch.zeros(1, 6, 9, dtype=torch.int64)
+        >>> list(module.losses((features, labels, torch.zeros(1, 2, 6, 9))))
+        ['above']
     """
 
     def __init__(self, model: ContextCRF, names: Sequence[str], config: TrainingConfig, steps: int) -> None:
         super().__init__(config, steps)
-        self._model = (model,)  # in a tuple: its other parameters do not belong to this module
+        self._model = (model,)  # a tuple, since the other parameters of the model are not trained
         self.heads = torch.nn.ModuleDict({name: model.pairwise_potential(name) for name in names})
         _prepare_heads(self.heads.values(), config)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a batch of features, labels and unary logits by name."""
         features, labels, unary = batch[0].float(), batch[1], batch[2]
         step = Batch(self._model[0], dict.fromkeys(self.heads, features), labels, unary_logits=unary)
         return OBJECTIVES[self.config.objective](step, self.config)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return one group with the parameters of the heads."""
         return [{"name": "new", "params": list(self.heads.parameters()), "lr": self.config.lr}]
 
 
 def _prepare_heads(heads: Iterable[torch.nn.Module], config: TrainingConfig) -> None:
-    """Make heads trainable, and initialize those that are zero at random where the training is piecewise.
+    """Make heads trainable, and initialize zero-initialized pairwise heads at random if the training is piecewise.
 
-    From zero, they would begin to learn late. Under objectives that couple the potentials they stay zero, so that the
-    system begins as the unary: random messages from a hundred neighbors would outweigh it.
+    In piecewise training, zero-initialized heads would start to learn late. The other objectives couple the potentials:
+    there the heads stay zero-initialized, since random messages of a hundred neighbors would outweigh the unary.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

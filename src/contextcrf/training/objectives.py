@@ -1,6 +1,6 @@
-"""What is minimized in training: the table of objectives.
+"""The objectives of training.
 
-To add an objective, write a function of a `Batch` and a `TrainingConfig` and give it a name in `OBJECTIVES` and in
+To add an objective, write a function of a `Batch` and a `TrainingConfig`. Then add its name to `OBJECTIVES` and to
 `training.config.ObjectiveName`.
 """
 
@@ -22,21 +22,34 @@ from contextcrf.modeling.system import System
 from contextcrf.training.config import TrainingConfig
 from contextcrf.utils.resizing import downsample, upsample
 
-# Sorting all pixels of a step, once for every class, would cost as much as the networks.
+# The loss sorts the pixels once per class: with all pixels of a step this would cost as much as the networks.
 LOVASZ_PIXELS = 65_536
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The features of a step's images with their labels.
+    """The features and masks of the images of a step.
 
-    Attributes:
-        model: whose potentials are trained.
-        features: by potential, as `ContextCRF.features` returns them; of the potentials that are trained.
-        masks: int64 [B, H, W] at the images' size, 255 where unknown; each objective brings them to its maps.
-        images: [B, 3, H, W] in 0..255; None with cached features.
-        unary_logits: with cached features those of the frozen unary, [B, K, h, w] on the graph's grid; otherwise None.
-        class_weights: [K] for the unary's loss, or None.
+    Args:
+        model: model whose potentials are trained.
+        features: features of each trained potential, as `ContextCRF.features` returns them.
+        masks: labels int64 [B, H, W] at the size of the images (with cached features, at the graph nodes); 255 for
+            pixels without a label. Each objective resizes them to its maps.
+        images: images [B, 3, H, W] with values 0..255; None with cached features.
+        unary_logits: with cached features, the logits [B, K, h, w] of the frozen unary at the graph nodes; otherwise
+            None.
+        class_weights: class weights [K] of the unary loss; None weights all classes equally.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> config = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(config, classes, pretrained=False)
+        >>> images, masks = 255 * torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64)
+        >>> batch = Batch(model, model.features(images, ["unary", "above"]), masks, images)
+        >>> batch.relations
+        ['above']
     """
 
     model: ContextCRF
@@ -48,16 +61,16 @@ class Batch:
 
     @property
     def relations(self) -> list[str]:
-        """The relations among the potentials."""
+        """The names of the relations whose features are given."""
         return [name for name in self.features if name != UNARY]
 
     def unary(self) -> Tensor:
-        """Logits [B, K, h, w] of the unary."""
+        """Return the unary logits [B, K, h, w]."""
         return self.model.unary(self.features[UNARY]) if self.unary_logits is None else self.unary_logits
 
     def pairs(self) -> list[Pair]:
-        """The relations as `mean_field` takes them, on the grid of `unary`."""
-        if self.unary_logits is not None:  # it is on the graph's grid
+        """Return the relations in the form that `mean_field` takes, at the resolution of `unary`."""
+        if self.unary_logits is not None:  # the cached logits are at the graph nodes
             return [(self.model.pairwise_potential(name), self.features[name]) for name in self.relations]
         return [self.model.pair(name, self.features[name]) for name in self.relations]
 
@@ -67,9 +80,26 @@ Objective = Callable[[Batch, TrainingConfig], Losses]
 
 
 def piecewise(batch: Batch, config: TrainingConfig) -> Losses:
-    """The negative log-likelihood of each potential by itself, eq. (10)-(13), by name.
+    """Compute the negative log-likelihood of each potential separately, eq. (10)-(13).
 
-    The Lovász-Softmax loss of the unary is added as "lovasz" where the configuration has a weight for it.
+    Args:
+        batch: features and masks of a step.
+        config: config of the training; `max_edges`, `loss_at` and `lovasz` are used.
+
+    Returns:
+        One scalar for each potential by its name. If `config.lovasz` is not 0, "lovasz" is the weighted Lovász-Softmax
+        loss of the unary.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> small = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(small, classes, pretrained=False)
+        >>> images, masks = 255 * torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64)
+        >>> batch = Batch(model, model.features(images, ["unary", "above"]), masks, images)
+        >>> sorted(piecewise(batch, TrainingConfig(max_edges=64)))
+        ['above', 'unary']
     """
     losses = {}
     for name, maps in batch.features.items():
@@ -89,46 +119,70 @@ def piecewise(batch: Batch, config: TrainingConfig) -> Losses:
 
 
 def pseudo_likelihood(batch: Batch, config: TrainingConfig) -> Losses:
-    """The negative log-pseudo-likelihood of all potentials together, eq. (14)-(18)."""
+    """Compute the negative log-pseudo-likelihood of all potentials together, eq. (14)-(18)."""
     return _coupled(pseudo_likelihood_nll, batch, config)
 
 
 def mean_field(batch: Batch, config: TrainingConfig) -> Losses:
-    """The negative log-likelihood with mean field's bound in place of log Z, eq. (8)."""
+    """Compute the negative log-likelihood of eq. (8) with the mean-field bound in place of log Z."""
     return _coupled(mean_field_nll, batch, config)
 
 
 def unrolled(batch: Batch, config: TrainingConfig) -> Losses:
-    """The cross-entropy of mean field's marginals."""
+    """Compute the cross-entropy of the mean-field marginals."""
     return _coupled(unrolled_nll, batch, config)
 
 
 def _coupled(loss: Callable[..., Tensor], batch: Batch, config: TrainingConfig) -> Losses:
+    """Compute a loss that couples the unary and the relations."""
     if batch.unary_logits is None and UNARY not in batch.features:
         raise ValueError(
-            f"objective {config.objective!r} needs the unary among the potentials, got {sorted(batch.features)}"
+            f"The objective {config.objective!r} needs the unary among the potentials, but only "
+            f"{sorted(batch.features)} are trained. Add unary to training.potentials."
         )
     unary = batch.unary().float()
     return {config.objective: loss(unary, batch.pairs(), downsample(batch.masks, unary.shape[-2:]))}
 
 
 def crf_rnn(batch: Batch, config: TrainingConfig) -> Losses:
-    """The cross-entropy of the known pixels' marginals after mean field and the learned dense CRF; 0 without any.
+    """Compute the cross-entropy of the marginals after mean field and the learned dense CRF.
+
+    Args:
+        batch: features, masks and images of a step.
+        config: config of the training; its precision is used.
+
+    Returns:
+        The mean over the labeled pixels by the name of the objective; 0 without labeled pixels.
 
     Raises:
-        ValueError: the model's dense CRF is not learned, or only features are there.
+        ValueError: the model has no learned dense CRF, or the batch has no images.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> small = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,), learned_dense=True)
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(small, classes, pretrained=False)
+        >>> images, masks = 255 * torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64)
+        >>> batch = Batch(model, model.features(images, ["unary"]), masks, images)
+        >>> crf_rnn(batch, TrainingConfig(objective="crf-rnn", precision="32-true"))["crf-rnn"].isfinite()
+        tensor(True)
     """
     model, masks = batch.model, batch.masks
     if model.dense is None:
-        raise ValueError('the objective "crf-rnn" trains a learned dense CRF; set model.learned_dense')
+        raise ValueError(
+            "The objective 'crf-rnn' needs a model with a learned dense CRF. Set model.learned_dense to true."
+        )
     if batch.images is None:
-        raise ValueError('the objective "crf-rnn" needs images, not features alone: train it with fit')
+        raise ValueError(
+            "The objective 'crf-rnn' needs images, but the batch contains cached features. Train the model with fit."
+        )
     predictor = Predictor(model, replace(model.inference, precision=config.precision))
     system = System(unary=UNARY in batch.features, relations=tuple(batch.relations))
-    # With a table, what the iterations share is computed once: four times as fast as without, on the whole batch.
+    # A table of the pairwise terms is computed once for all iterations, which is four times as fast on a batch.
     marginals = predictor.mean_field(batch.features, system, tabulate=None)
     marginals = upsample(marginals.float(), masks.shape[-2:])
-    # Prediction raises small probabilities to 1e-5; here that would hide the gradient of confident errors.
+    # Prediction raises small probabilities to 1e-5. In training this would remove the gradient of confident errors.
     logits = logits_from_probabilities(marginals, floor=torch.finfo(marginals.dtype).tiny)
     log_marginals = model.dense.log_marginals(logits, batch.images)
     known = (masks != IGNORE_INDEX).sum().clamp(min=1)
@@ -146,24 +200,33 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
-    """The Lovász-Softmax loss of at most `LOVASZ_PIXELS` known places, drawn at random; a scalar.
+    """Compute the Lovász-Softmax loss (Berman, Triki, Blaschko, CVPR 2018) on a random sample of labeled pixels.
 
     Args:
-        logits: [B, K, H, W].
-        labels: int64 [B, H, W], 255 where unknown.
+        logits: logits [B, K, H, W].
+        labels: labels int64 [B, H, W]; 255 for pixels without a label.
+
+    Returns:
+        A scalar, computed from at most `LOVASZ_PIXELS` labeled pixels; 0 without labeled pixels.
 
     Raises:
-        ValueError: segmentation_models_pytorch is not installed.
+        ValueError: the package segmentation_models_pytorch is not installed.
+
+    Example:
+        >>> logits = torch.tensor([[[[20.0, -20.0]], [[-20.0, 20.0]]]])
+        >>> round(lovasz_softmax(logits, torch.tensor([[[0, 1]]])).item(), 4)
+        0.0
     """
     try:
         from segmentation_models_pytorch.losses import LovaszLoss
     except ModuleNotFoundError as error:
         raise ValueError(
-            'lovasz needs segmentation_models_pytorch: pip install "contextcrf[baselines]", or set it to 0'
+            "lovasz is not 0, but the package segmentation_models_pytorch is not installed. Install it with "
+            '`pip install "contextcrf[baselines]"`, or set lovasz to 0.'
         ) from error
     known = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
     if len(known) == 0:
-        return 0 * logits.sum()  # without known places the library's loss is NaN
+        return 0 * logits.sum()  # the loss of the package is NaN without labeled pixels
     chosen = known[torch.randperm(len(known), device=known.device)[:LOVASZ_PIXELS]]
     logits = logits.float().movedim(1, -1).flatten(0, -2)[chosen]
     loss = LovaszLoss("multiclass", ignore_index=IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""The progress of a training, reported like that of every other long step."""
+"""Progress reports of a training."""
 
 import logging
 from contextlib import ExitStack
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressCallback(Callback):
-    """Reports steps; logs the mean loss of every epoch, with the validation scores where it ended with a validation.
+    """A Lightning callback that reports each step, and logs the mean loss and the validation scores of each epoch.
 
-    Of several processes, the first one reports.
+    Scores are logged only for epochs that end with a validation. Of several processes, only the first one reports.
     """
 
     def __init__(self) -> None:
@@ -24,38 +24,45 @@ class ProgressCallback(Callback):
         self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the progress report."""
         epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
         if trainer.is_global_zero and trainer.current_epoch < epochs:
             self._task = self._stack.enter_context(task(self._label(trainer), epochs * steps))
-            self._task.advance(trainer.current_epoch * steps)  # those before a resumption
+            self._task.advance(trainer.current_epoch * steps)  # steps before the training was resumed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the number of the epoch."""
         self._validated = False
         if self._task is not None:
             self._task.describe(self._label(trainer))
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Report a step."""
         if self._task is not None:
             self._task.advance()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record that the epoch has validation scores."""
         self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # In every process: the mean over processes is computed here.
+        """Log the loss and the scores of the epoch."""
+        # Every process must read the metrics, since the mean over the processes is computed here.
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self._task is None:
             return
-        # Lightning keeps the scores of the last validation.
+        # Lightning keeps the scores of the last validation in later epochs.
         scores = {name: value for name, value in found.items() if name.startswith("val/") and self._validated}
         shown = [f"loss {found['loss']:.3f}", *(f"{name} {100 * value:.1f} %" for name, value in scores.items())]
         logger.info("%s: %s", self._label(trainer), ", ".join(shown))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """End the progress report."""
         self._end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._end()  # there is no teardown after an error
+        """End the progress report after an error, since Lightning does not call `teardown` then."""
+        self._end()
 
     def _end(self) -> None:
         self._task = None
@@ -63,4 +70,4 @@ class ProgressCallback(Callback):
 
     @staticmethod
     def _label(trainer: L.Trainer) -> str:
-        return f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        return f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"

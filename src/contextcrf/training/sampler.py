@@ -1,4 +1,4 @@
-"""The images of a step and their augmentation, as a function of seed and epoch."""
+"""The order of the training images and the seeds of their augmentation."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,26 @@ from torch.utils.data import Sampler
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
-    """A new order every epoch and a seed for every sample, both functions of (seed, epoch) alone.
+    """A sampler that yields a new order in each epoch, and a seed for the augmentation of each sample.
 
-    They do not depend on the state of a global generator, so a resumed run has the batches of an undisturbed one.
+    Order and seeds depend only on the seed and the epoch, not on the state of a random generator. Therefore a resumed
+    training has the same batches as an uninterrupted one.
 
     Args:
-        size: of the data.
-        seed: of orders and seeds.
-        rank: the number of this process, from 0.
-        world: the number of processes. Each takes every world-th sample, so that a step of all together has the images
-            of a step of one process.
+        size: number of samples in the data set.
+        seed: seed of the orders and of the seeds.
+        rank: index of this process, from 0.
+        world: number of processes. Each process takes every world-th sample, so that the processes together have the
+            same images in a step as a single process.
+
+    Example:
+        >>> sampler = SeededSampler(size=4, seed=0)
+        >>> first = list(sampler)
+        >>> sorted(index for index, _ in first), first == list(sampler)
+        ([0, 1, 2, 3], True)
+        >>> sampler.set_epoch(1)
+        >>> first == list(sampler)
+        False
     """
 
     def __init__(self, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -24,7 +34,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
         self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
+        """Set the epoch. Lightning calls this method at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

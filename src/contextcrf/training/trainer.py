@@ -1,4 +1,4 @@
-"""The two stages of training, run by Lightning."""
+"""The two stages of training with Lightning."""
 
 import logging
 import signal
@@ -34,7 +34,19 @@ from contextcrf.utils.runtime import resolve_precision
 
 
 def augmentation(config: TrainingConfig) -> Transform:
-    """The augmentation of a configuration's training images."""
+    """Return the augmentation of training images: random scaling, crop, mirroring and color jitter.
+
+    Args:
+        config: config of the training; its `crop`, `scale`, `color` and `flip` are used.
+
+    Example:
+        >>> from torchvision import tv_tensors
+        >>> image = tv_tensors.Image(torch.zeros(3, 64, 96, dtype=torch.uint8))
+        >>> mask = tv_tensors.Mask(torch.zeros(64, 96, dtype=torch.int64))
+        >>> image, mask = augmentation(TrainingConfig(crop=(32, 48)))(image, mask)
+        >>> image.shape, mask.shape
+        (torch.Size([3, 32, 48]), torch.Size([32, 48]))
+    """
     return training_transform(config.crop, config.scale, config.color, config.flip)
 
 
@@ -47,28 +59,45 @@ def fit(
     checkpoint: str | Path | None = None,
     trainer: L.Trainer | None = None,
 ) -> None:
-    """Train some or all potentials end to end; the model is changed in place.
+    """Train potentials of a model end to end. The model is changed in place.
 
     Args:
-        model: the model to train.
-        train: training images, with their augmentation as transform.
-        val: images evaluated every `config.val_every` epochs; None is no validation.
-        config: how to train.
-        out: folder for logs (TensorBoard, CSV) and checkpoints (the last two epochs).
-        checkpoint: "last" resumes from `out`'s newest checkpoint, exactly; a path resumes from that one.
-        trainer: with several devices or machines, as `make_trainer` makes it; None is one device.
+        model: the model.
+        train: training images; their transform is the augmentation.
+        val: validation images, which are evaluated every `config.val_every` epochs; None disables the validation.
+        config: config of the training.
+        out: folder for the logs (TensorBoard and CSV) and the checkpoints of the last two epochs.
+        checkpoint: "last" resumes exactly from the newest checkpoint in `out`, and a path resumes from that checkpoint;
+            None starts from the weights of the model.
+        trainer: a trainer of `make_trainer`, for several devices or machines; None uses one device.
 
     Raises:
-        ValueError: a step's images cannot be divided evenly among the processes, or a process would have no image.
-        FileNotFoundError: there is no checkpoint to resume from.
+        ValueError: the batch size is not a multiple of the number of processes, or a process would have no image.
+        FileNotFoundError: `out` has no checkpoint to resume from.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> root = write_scenes("scenes", train=2, val=1, height=64, width=96)
+        >>> config = TrainingConfig(epochs=1, batch_size=2, crop=(64, 96), precision="32-true", workers=0)
+        >>> data = open_dataset(root, "train", augmentation(config))
+        >>> small = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> model = ContextCRF(small, data.classes, pretrained=False)
+        >>> fit(model, data, None, config, Path("run"))
+        >>> [path.name for path in Path("run/checkpoints").iterdir()]
+        ['epoch=0.ckpt']
     """
     trainer = trainer or make_trainer(config, out)
     rank, world = trainer.global_rank, trainer.world_size
     if config.batch_size % world:
-        raise ValueError(f"batch_size {config.batch_size}: expected a multiple of the {world} processes")
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but must be a multiple of the {world} processes. Change "
+            "--training.batch-size or --devices."
+        )
     model.to(memory_format=torch.channels_last)
     sampler = SeededSampler(len(train), config.seed, rank, world)
-    # Where processes are spawned (macOS, Windows), starting them again in every epoch would take seconds.
+    # On macOS and Windows, starting the workers again in each epoch would take seconds.
     persistent = config.workers > 0
     loader = DataLoader(
         train,
@@ -79,7 +108,10 @@ def fit(
         drop_last=len(train) >= config.batch_size,
     )
     if len(loader) == 0:
-        raise ValueError(f"{len(train)} images for {world} processes: expected one for each, or more")
+        raise ValueError(
+            f"The training split has {_count(len(train), 'image')}, but each of the {world} processes needs at least "
+            "one. Use fewer devices."
+        )
     weights = class_weights(train, config.class_balance) if config.class_balance else None
     if config.max_edges is not None:
         config = replace(config, max_edges=max(1, config.max_edges // world))
@@ -87,8 +119,11 @@ def fit(
     validation = None
     if val is not None:
         if len(val) < world:
-            raise ValueError(f"{len(val)} validation images for {world} processes: expected one for each, or more")
-        # Each process validates its share of the images; the confusion matrices are added up.
+            raise ValueError(
+                f"The validation split has {_count(len(val), 'image')}, but each of the {world} processes needs at "
+                "least one. Use fewer devices."
+            )
+        # Each process validates a part of the images. The confusion matrices are added up.
         share = Subset(val, range(rank, len(val), world))
         validation = DataLoader(share, 1, num_workers=config.workers, persistent_workers=persistent)
     _run(trainer, module, loader, validation, out, checkpoint)
@@ -103,33 +138,55 @@ def fit_heads(
     checkpoint: str | Path | None = None,
     trainer: L.Trainer | None = None,
 ) -> None:
-    """The second stage: train pairwise heads on features of the frozen trunk, computed once.
+    """Train pairwise heads on features of the frozen trunk, which are computed once.
 
-    The features are kept in memory in bfloat16: copies x images x C x h x w numbers on the graph's grid.
+    The features are kept in memory in bfloat16: copies x images x C x h x w numbers, where h x w are the graph nodes.
 
     Args:
-        model: with a trained shared trunk; its heads named by `config.potentials` (None: all pairwise ones) change.
-        train: training images with their augmentation; or their features, as `cache_features` returns them.
-        config: how to train; `epochs` counts passes over the cached features.
-        out: folder for logs and checkpoints.
-        copies: augmented copies of each image that are cached.
-        checkpoint: as in `fit`.
-        trainer: of one process, as `make_trainer` makes it; None makes one.
+        model: a model with a trained shared trunk. The heads in `config.potentials` are changed in place; None trains
+            all pairwise heads.
+        train: training images, whose transform is the augmentation, or features that `cache_features` has computed.
+        config: config of the training; `epochs` is the number of passes over the cached features.
+        out: folder for the logs and checkpoints.
+        copies: number of augmented copies of each image that are cached.
+        checkpoint: "last" resumes exactly from the newest checkpoint in `out`, and a path resumes from that checkpoint;
+            None starts from the weights of the model.
+        trainer: a trainer of `make_trainer` with one process; None creates one.
 
     Raises:
-        ValueError: the model has a trunk for each potential, no relation is named, or the objective needs images.
-        FileNotFoundError: there is no checkpoint to resume from.
+        ValueError: the model has a separate trunk for each potential, no relation is named, `copies` is below 1, or the
+            objective needs images.
+        FileNotFoundError: `out` has no checkpoint to resume from.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> root = write_scenes("scenes", train=2, val=1, height=64, width=96)
+        >>> config = TrainingConfig(epochs=1, batch_size=2, crop=(64, 96), precision="32-true", workers=0)
+        >>> data = open_dataset(root, "train", augmentation(config))
+        >>> small = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,))
+        >>> model = ContextCRF(small, data.classes, pretrained=False)
+        >>> fit_heads(model, data, config, Path("run"), copies=1)
+        >>> model.trained_relations
+        ['surrounding', 'above']
     """
     if not model.config.shared_trunk:
-        raise ValueError("fit_heads needs a shared trunk; with a trunk for each potential, train them with fit")
+        raise ValueError(
+            "The model has a separate trunk for each potential, but fit-heads needs a shared trunk. Train the "
+            "potentials with fit."
+        )
     if config.objective == "crf-rnn":
-        raise ValueError("objective 'crf-rnn' needs images, not features alone: train it with fit")
+        raise ValueError(
+            "The objective 'crf-rnn' needs images, but fit-heads trains on cached features. Train the model with fit."
+        )
     names = [name for name in model.select(config.potentials) if name != UNARY]
     if copies < 1:
-        raise ValueError(f"copies {copies}: expected 1 or more")
+        raise ValueError(f"copies is {copies}, but must be 1 or greater.")
     if not names:
         raise ValueError(
-            f"potentials {config.potentials}: expected at least one relation; the unary is not trained here"
+            f"potentials is {config.potentials}, but fit-heads trains only pairwise heads. Name at least one relation "
+            "in training.potentials."
         )
     if isinstance(train, SegmentationDataset):
         train = cache_features(model, train, names[0], copies, config)
@@ -138,8 +195,27 @@ def fit_heads(
     _run(trainer or make_trainer(config, out), module, loader, None, out, checkpoint)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
-    """Weights frequency^-balance for the classes of a data set, [K], with a mean of 1 over its pixels."""
+    """Compute the class weights frequency^-balance of a data set.
+
+    Args:
+        data: images and masks; all masks are read.
+        balance: the exponent; 0 gives the same weight to all classes.
+
+    Returns:
+        Weights [K] whose mean over the labeled pixels is 1. The weight of a class that does not occur is 0.
+
+    Example:
+        >>> from contextcrf.data.layouts import open_dataset
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> data = open_dataset(write_scenes("scenes", train=2, val=1, height=64, width=96), "train")
+        >>> class_weights(data, balance=0.5).shape
+        torch.Size([10])
+    """
     counts = torch.zeros(IGNORE_INDEX + 1, dtype=torch.float64)
     for _, path in data.pairs:
         counts += torch.bincount(read_mask(path, data.ignore_index).flatten(), minlength=IGNORE_INDEX + 1)
@@ -149,19 +225,27 @@ def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
 
 
 def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes: int = 1) -> L.Trainer:
-    """Lightning's trainer for a configuration.
+    """Create the Lightning trainer of a config.
 
     Args:
-        config: how to train.
-        out: folder for logs and checkpoints.
-        devices: processes, each with a device, on this machine; they share a step's images.
-        num_nodes: machines, each with this many devices (torchrun or SLURM starts the processes).
+        config: config of the training.
+        out: folder for the logs and checkpoints.
+        devices: number of devices of this machine; they share the images of a step, with one process per device.
+        num_nodes: number of machines, each with this many devices; torchrun or SLURM starts the processes.
+
+    Returns:
+        A trainer for `fit` or `fit_heads`.
 
     Raises:
         ValueError: this machine has fewer devices.
+
+    Example:
+        >>> trainer = make_trainer(TrainingConfig(epochs=3, precision="32-true"), Path("run"))
+        >>> trainer.max_epochs, trainer.world_size
+        (3, 1)
     """
     callbacks: list[Callback] = [
-        # The last two: should one be damaged, one epoch is lost.
+        # With two checkpoints, a damaged one costs only one epoch.
         ModelCheckpoint(
             out / "checkpoints",
             "{epoch}",
@@ -175,12 +259,12 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
     ]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
-    # After an interruption the writer of TensorBoard may end only with its next flush, by default within 2 minutes.
+    # An interrupted process ends only after the next flush of TensorBoard, by default after up to 2 minutes.
     tensorboard = TensorBoardLogger(out, name=None, version="tensorboard", flush_secs=5)
     environment = None
     if devices * num_nodes == 1:
-        # The variables of a launcher, such as RANK, may be those of several independent trainings. By them Lightning
-        # would take this process for one of many, and write no logs.
+        # With one process, ignore the variables of a launcher, such as RANK: they may belong to unrelated jobs, and
+        # Lightning would write no logs if RANK is not 0.
         environment = LightningEnvironment()
         environment.set_global_rank(0)
     with _quiet():
@@ -202,7 +286,10 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
                 use_distributed_sampler=False,
             )
         except MisconfigurationException as error:
-            raise ValueError(f"devices {devices}, num_nodes {num_nodes}: {error}") from error
+            raise ValueError(
+                f"Training cannot start with devices {devices} and num_nodes {num_nodes}: {error} Set --devices to the "
+                "number of devices of this machine."
+            ) from error
 
 
 def _run(
@@ -213,9 +300,10 @@ def _run(
     out: Path,
     checkpoint: str | Path | None,
 ) -> None:
+    """Run Lightning on a module, from a checkpoint or from the start."""
     path = _checkpoint_path(out, checkpoint)
     device = next(module.parameters()).device
-    # BatchNorm trains or not by the mode of its module: set them all.
+    # The mode of a BatchNorm module decides whether its statistics are updated: set the mode of all modules.
     module.train()
     with _quiet():
         try:
@@ -223,18 +311,18 @@ def _run(
         except SystemExit as end:
             if not trainer.interrupted:
                 raise
-            # Lightning turns Ctrl-C into this, and ignores all further ones, also those meant for later steps.
+            # Lightning turns Ctrl-C into SystemExit and ignores every later Ctrl-C, also after the training.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from end
     if module.config.ema and path and not module.trained:
-        # No step was left, so Lightning has not exchanged the last weights for their average.
+        # Without a training step, Lightning does not replace the last weights by their average.
         module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
-    module.to(device)  # Lightning leaves it on the CPU; heads belong where their trunk is
+    module.to(device)  # Lightning moves the module to the CPU, but heads must be on the device of their trunk
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's messages about itself and unused devices, and its warnings about what is intended here."""
+    """Suppress Lightning's messages about itself and unused devices, and its warnings about intended settings."""
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -247,24 +335,28 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
+    """Suppress warnings about intended settings."""
     with warnings.catch_warnings():
         for message in (
             ".*LeafSpec.* is deprecated",
             ".*does not have many workers",
             "Checkpoint directory .* exists and is not empty",
-            "The dirpath has changed from",  # a checkpoint of another training
+            "The dirpath has changed from",  # the checkpoint is from another training
             "The number of training batches .* is smaller than the logging interval",
             "You defined a `validation_step` but have no `val_dataloader`",
-            r"Found \d+ module\(s\) in eval mode",  # BatchNorm at its ImageNet statistics
+            r"Found \d+ module\(s\) in eval mode",  # BatchNorm keeps its ImageNet statistics
         ):
             warnings.filterwarnings("ignore", message)
         yield
 
 
 def _checkpoint_path(out: Path, checkpoint: str | Path | None) -> str | None:
+    """Return the path of a checkpoint; "last" is the newest in a folder."""
     if checkpoint != "last":
         return None if checkpoint is None else str(checkpoint)
     found = newest_checkpoint(out / "checkpoints")
     if found is None:
-        raise FileNotFoundError(f"{out / 'checkpoints'}: no checkpoint to resume from; start without --checkpoint last")
+        raise FileNotFoundError(
+            f"{out / 'checkpoints'} contains no checkpoint to resume from. Start without --checkpoint last."
+        )
     return str(found)

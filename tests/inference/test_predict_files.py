@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(predictor, pictures
     outcome = predict_files(predictor, pictures[:3], tmp_path / "out")
     [(path, reason)] = outcome.failed
     assert path == pictures[1]
-    assert reason.startswith(f"{pictures[1]}: the image cannot be read: ")
+    assert reason.startswith(f"{pictures[1]} cannot be read as an image: ")
     assert reason.count(str(pictures[1])) == 1
     assert [path.name for path in outcome.written] == ["0.png", "0_overlay.png", "2.png", "2_overlay.png"]
 
@@ -86,7 +86,7 @@ def test_results_of_another_model_or_of_other_settings_are_not_resumed(predictor
     out = tmp_path / "out"
     predict_files(predictor, pictures, out)
     flipped = with_settings(predictor, flip=True)
-    with pytest.raises(DataError, match=r"made with inference\.flip False, not True; choose another --out"):
+    with pytest.raises(DataError, match=r"made with inference\.flip False, not True\. Choose another --out"):
         predict_files(flipped, pictures, out, resume=True)
     with pytest.raises(DataError, match=r"made with opacity 0\.5, not 0\.4"):
         predict_files(predictor, pictures, out, opacity=0.4, resume=True)
@@ -97,7 +97,7 @@ def test_results_of_another_model_or_of_other_settings_are_not_resumed(predictor
     with pytest.raises(DataError, match="made with model"):
         predict_files(flipped, pictures, out, resume=True)
     (out / "provenance.json").unlink()
-    with pytest.raises(DataError, match="its labels were made with settings that were not recorded"):
+    with pytest.raises(DataError, match=r"The labels in .* were made with settings that were not recorded"):
         predict_files(flipped, pictures, out, resume=True)
 
 
@@ -127,22 +127,22 @@ def test_inputs_are_files_and_folders(pictures, tmp_path):
     (folder / "deeper").mkdir()
     assert find_files([folder, pictures[0]]) == [*pictures, pictures[0]]
     assert find_files([folder / "notes.txt"]) == [folder / "notes.txt"]  # named by the user, whatever it is
-    with pytest.raises(DataError, match=r"deeper: no images in this folder; expected files \.png, "):
+    with pytest.raises(DataError, match=r"deeper contains no images\. Expected files with the suffixes \.png, "):
         find_files([folder / "deeper"])
-    with pytest.raises(DataError, match=r"deeper: no maps in this folder; expected files \.npy"):
+    with pytest.raises(DataError, match=r"deeper contains no maps\. Expected files with the suffixes \.npy"):
         find_files([folder / "deeper"], [".npy"], "maps")
-    with pytest.raises(DataError, match="missing: no such file or folder"):
+    with pytest.raises(DataError, match="missing does not exist"):
         find_files([tmp_path / "missing"])
 
 
 def test_outputs_do_not_clash(pictures, tmp_path):
     first, out = pictures[0], tmp_path / "out"
     assert plan_outputs([first], out) == [(out / "0.png", out / "0_overlay.png")]
-    with pytest.raises(DataError, match=r"0\.png: its result .* would be written over an image; choose another --out"):
+    with pytest.raises(DataError, match=r"of .*0\.png would overwrite an image\. Choose another --out"):
         plan_outputs([first], first.parent)
-    with pytest.raises(DataError, match=r"0\.png and .*0\.jpg would both be written as .*0\.png; rename one"):
+    with pytest.raises(DataError, match=r"0\.png and .*0\.jpg would both be written to .*0\.png\. Rename one"):
         plan_outputs([first, tmp_path / "0.jpg"], out)
-    with pytest.raises(DataError, match=r"0\.png and .*0_overlay\.jpg would both be written as .*0_overlay\.png"):
+    with pytest.raises(DataError, match=r"0\.png and .*0_overlay\.jpg would both be written to .*0_overlay\.png"):
         plan_outputs([first, tmp_path / "0_overlay.jpg"], out)
 
 

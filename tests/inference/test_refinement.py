@@ -93,16 +93,16 @@ def test_maps_that_do_not_fit_are_listed_and_the_others_refined(folders, capsys)
     captured = capsys.readouterr()
     assert "2 of 12 maps refined" in captured.out
     for name, reason in {
-        "last.npy": "expected the classes on axis 1",
-        "turned.npy": "expected [K, H, W] of the image's height and width",
+        "last.npy": "Move the classes to axis 1",
+        "turned.npy": "a map [K, H, W] of the image's height and width is expected",
         "whole.npy": "int64",
         "nan.npy": "nan",
-        "two.npz": "expected one",
+        "two.npz": "exactly one array is expected",
         "pickled.npy": "allow_pickle",
         "cut.npy": "",
         "zip.npz": "not a zip file",
         "label.png": "--num-classes",
-        "no image.png": "the image cannot be read",
+        "no image.png": "cannot be read as an image",
     }.items():
         [line] = [line for line in captured.err.splitlines() if name in line]
         assert reason in line
@@ -114,14 +114,14 @@ def test_pairs_are_checked_before_anything_is_done(folders, capsys):
     with pytest.raises(SystemExit):
         refine(folders)
     error = capsys.readouterr().err
-    assert "lonely.npy: expected one image lonely.*" in error
-    assert "found none" in error
+    assert "lonely.npy needs exactly one image lonely.*" in error
+    assert "these were found: none" in error
     assert "b.png" in error
     assert "b.jpg" in error
     assert not (folders / "out").exists()
     for maps, message in (
-        ([folders / "nothing"], "no such file"),
-        ([folders / "images" / "b.jpg"], "expected a file .npy"),
+        ([folders / "nothing"], "does not exist"),
+        ([folders / "images" / "b.jpg"], "Expected a file with the suffix .npy"),
     ):
         with pytest.raises(SystemExit):
             refine(folders, maps=maps)
@@ -132,7 +132,7 @@ def test_pairs_are_checked_before_anything_is_done(folders, capsys):
             "refine", str(folders / "images" / "c.png"), "--images", str(folders / "images"),
             "--out", str(folders / "images"), "--num-classes", "2",
         ])  # fmt: skip
-    assert "written over an input" in capsys.readouterr().err
+    assert "would overwrite an input" in capsys.readouterr().err
 
 
 def test_labels_that_predict_wrote_are_refined_without_their_overlays(folders, capsys):
@@ -144,7 +144,7 @@ def test_labels_that_predict_wrote_are_refined_without_their_overlays(folders, c
     with pytest.raises(SystemExit) as stop:
         refine(folders)
     assert stop.value.code == 2
-    assert capsys.readouterr().err.count("give --classes or --num-classes") == 1
+    assert capsys.readouterr().err.count("Give --classes or --num-classes") == 1
     pairs = match_maps(sorted((folders / "maps").iterdir()), folders / "images")
     assert [path.name for path, _ in pairs] == ["a.png", "b.png"]
     # A map of that name alone is a map.
@@ -157,7 +157,7 @@ def test_files_are_refined_without_the_command(folders):
     outcome = refine_files(pairs, DenseCRF(), MapFormat(), folders / "out")
     assert outcome.written == [folders / "out" / "a.png", folders / "out" / "b.png"]
     assert outcome.failed == []
-    with pytest.raises(DataError, match=r"a\.png would be written over an input"):
+    with pytest.raises(DataError, match=r"a\.png would overwrite an input"):
         refine_files(pairs, DenseCRF(), MapFormat(), folders / "images")
 
 
@@ -167,5 +167,5 @@ def test_a_map_of_more_classes_than_a_label_file_can_hold_is_named(folders):
     outcome = refine_files([pair], DenseCRF(), MapFormat(kind="logits"), folders / "out")
     assert outcome.written == []
     assert outcome.failed == [
-        (pair[0], f"{pair[0]}: 257 classes: expected at most 256, which is what a label PNG can hold")
+        (pair[0], f"{pair[0]} cannot be refined: The map has 257 classes, but a label PNG can have at most 256.")
     ]

@@ -178,7 +178,7 @@ def test_publish_takes_the_table_of_this_model_and_of_no_other(tiny_model, scene
     for options, message in (
         (["--out", str(out), "--results", f"[{results}]"], "was measured with the relation_weights (default)"),
         (["--out", str(out), "--results", f"[{tmp_path}]"], "does not exist"),
-        ([], "expected --out FOLDER, --repo OWNER/NAME"),
+        ([], "Give --out FOLDER, --repo OWNER/NAME"),
     ):
         with pytest.raises(SystemExit):
             main([*command, *options])

@@ -1,4 +1,4 @@
-"""Prediction: one way from an image to features, mean field, upsampling, the dense CRF and labels."""
+"""Prediction: features, mean field, upsampling, the dense CRF and labels, with one class for all predictions."""
 
 from contextcrf.inference.predictor import Prediction, Predictor
 from contextcrf.inference.segmentation import Segmentation

@@ -1,7 +1,7 @@
-"""The whole predictor, image to marginals, as a graph for other programs: ONNX, or torch.export's own form.
+"""Export of the predictor, from image to marginals, as a graph for other programs: ONNX or torch.export.
 
-A graph is made for one size of image, since the relations' boxes are counted in nodes of its map. This module belongs
-to `inference` and not to `modeling`, because the predictor is what is exported.
+A graph is for images of one size, because the boxes of the relations are counted in nodes of the feature map. This
+module is in `inference` and not in `modeling`, because it exports the predictor.
 """
 
 import json
@@ -23,10 +23,21 @@ ONNX_NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 class PredictorGraph(nn.Module):
-    """A predictor as one function: image float [1, 3, H, W], RGB in 0..255, to marginals [1, K, H, W].
+    """A predictor as a single module, which can be traced.
 
-    The result is that of `Predictor.__call__`, with the pair logits of the image held in a table, which can be traced.
-    Potentials that have not been trained send no messages and are left out.
+    The input is an RGB image, float [1, 3, H, W] with values in 0..255. The output is marginals [1, K, H, W], which are
+    equal to the result of `Predictor.__call__`. The pair logits of the image are kept in a table. Potentials that were
+    not trained send no messages and are left out.
+
+    Args:
+        predictor: the predictor.
+
+    Example:
+        >>> from contextcrf import load
+        >>> graph = PredictorGraph(Predictor(load("camvid")))
+        >>> with torch.no_grad():
+        ...     graph(torch.zeros(1, 3, 32, 48)).shape
+        torch.Size([1, 11, 32, 48])
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -35,38 +46,64 @@ class PredictorGraph(nn.Module):
         self.system = System(relations=tuple(predictor.model.trained_relations))
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the marginals [1, K, H, W] of an image, float [1, 3, H, W] with values in 0..255."""
         features = self.predictor.extract_features(image, [self.system])
         return upsample(self.predictor.mean_field(features, self.system, tabulate=True), image.shape[-2:])
 
 
 @torch.no_grad()
 def trace(model: ContextNetwork, height: int, width: int) -> torch.export.ExportedProgram:
-    """The graph of a model's predictor for images of one size, in single precision.
+    """Trace the predictor of a model for images of one size, in single precision.
 
     Args:
-        model: put into evaluation mode.
-        height: of the images, pixels.
-        width: of the images, pixels.
+        model: the model, which is put into evaluation mode.
+        height: the height of the images in pixels, at least 1.
+        width: the width of the images in pixels, at least 1.
+
+    Returns:
+        The graph, for `save_program` and `save_onnx`.
 
     Raises:
-        ValueError: a height or width below 1.
+        ValueError: If the height or the width is less than 1.
+
+    Example:
+        >>> from contextcrf import ContextCRF, ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
+        >>> program = trace(model, height=32, width=48)
+        >>> program.module()(torch.zeros(1, 3, 32, 48)).shape
+        torch.Size([1, 2, 32, 48])
     """
     if min(height, width) < 1:
-        raise ValueError(f"size {height} x {width}: expected the height and width of the images")
+        raise ValueError(f"The image size is {height} x {width}, but the height and the width must be 1 or more.")
     graph, image = PredictorGraph(_predictor(model.eval())), _image(model, height, width)
-    graph(image)  # the relations' graphs are counted before the tracing, which cannot depend on counts
+    graph(image)  # Tracing cannot depend on the number of edges, so the graphs of the relations are built before.
     return torch.export.export(graph, (image,))
 
 
 def save_program(program: torch.export.ExportedProgram, model: ContextNetwork, path: Path) -> float:
-    """Write a file for `torch.export.load`, with the classes as extra file "classes.json".
+    """Write a file for `torch.export.load`, with the classes in its extra file "classes.json".
+
+    Args:
+        program: the graph, which `trace` returned.
+        model: the model of the graph.
+        path: the file.
 
     Returns:
-        The largest difference of a marginal from the model's, on an image of noise.
+        The largest absolute difference between the marginals of the file and of the model, on an image of noise.
+
+    Example:
+        >>> from contextcrf import ContextCRF, ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(ModelConfig(backbone="plain", channels=8, hidden=8), classes, pretrained=False)
+        >>> save_program(trace(model, height=32, width=48), model, Path("model.pt2")) < 1e-5
+        True
     """
     classes = json.dumps(model.classes.to_dict())
     with atomic_write(path) as partial:
-        # torch insists on the suffix .pt2.
+        # torch.export.save accepts only the suffix .pt2.
         pt2 = partial.with_suffix(".pt2")
         torch.export.save(program, pt2, extra_files={"classes.json": classes})
         pt2.replace(partial)
@@ -77,22 +114,35 @@ def save_program(program: torch.export.ExportedProgram, model: ContextNetwork, p
 
 
 def save_onnx(program: torch.export.ExportedProgram, model: ContextNetwork, path: Path) -> float:
-    """Write an ONNX file, weights within, classes among its metadata, and run it once with onnxruntime.
+    """Write an ONNX file that contains the weights and the classes, and run it once with onnxruntime.
 
-    Input "image", float32 [1, 3, H, W] in 0..255; output "marginals", float32 [1, K, H, W].
+    The input "image" is float32 [1, 3, H, W] with values in 0..255. The output "marginals" is float32 [1, K, H, W]. The
+    metadata of the file contain the names and the palette of the classes as JSON.
+
+    Args:
+        program: the graph, which `trace` returned.
+        model: the model of the graph.
+        path: the file.
 
     Returns:
-        As `save_program`.
+        The largest absolute difference between the marginals of the file and of the model, on an image of noise.
 
     Raises:
-        ValueError: a package that is needed is not installed.
+        ValueError: If onnx, onnxscript or onnxruntime is not installed.
+
+    Example:
+        >>> from contextcrf import load
+        >>> model = load("camvid")
+        >>> difference = save_onnx(trace(model, 64, 96), model, Path("camvid.onnx"))  # doctest: +SKIP
     """
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx works with it
+        import onnxscript  # noqa: F401 - torch.onnx uses it
     except ModuleNotFoundError as error:
-        raise ValueError(f'ONNX needs {", ".join(ONNX_NEEDED)}: pip install "contextcrf[export]"') from error
-    # It logs every operation that it does not fold.
+        raise ValueError(
+            f'The export to ONNX needs {", ".join(ONNX_NEEDED)}. Install them with `pip install "contextcrf[export]"`.'
+        ) from error
+    # onnxscript logs a message for every operation that it does not fold.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     found = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
     assert found is not None
@@ -108,7 +158,7 @@ def save_onnx(program: torch.export.ExportedProgram, model: ContextNetwork, path
 
 
 def _predictor(model: ContextNetwork) -> Predictor:
-    """Autocasts are not traced: the graph computes in single precision."""
+    """Return a predictor in single precision, since autocasts are not traced."""
     return Predictor(model, replace(model.inference, precision="32-true"))
 
 

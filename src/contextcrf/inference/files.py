@@ -1,4 +1,4 @@
-"""Image files in, label files out: the `predict` command."""
+"""Prediction of image files, with the labels written to files: the command `predict`."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,48 +20,64 @@ from contextcrf.utils.locks import claim
 from contextcrf.utils.progress import track
 from contextcrf.utils.provenance import Provenance
 
-# Rows of an overlay that are drawn at once.
+# The number of rows of an overlay that are drawn at once.
 _STRIPE = 1024
 
 
 @dataclass
 class Outcome:
-    """The files that were written, and those that could not be read, each with a reason that names the file."""
+    """The result of a command that processes several files.
+
+    Attributes:
+        written: the files that were written.
+        failed: the files that could not be processed, each with a reason that names the file.
+
+    Example:
+        >>> outcome = Outcome(written=[Path("labels/photo.png")])
+        >>> len(outcome.written), outcome.failed
+        (1, [])
+    """
 
     written: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def find_files(inputs: Sequence[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES, kind: str = "images") -> list[Path]:
-    """The files among `inputs`, and those with some suffixes in the folders among them (not in sub-folders), sorted.
+    """Return the files in `inputs` and the files with the given suffixes in the folders in `inputs`.
+
+    The order is the order of `inputs`. The files of a folder are sorted, and its subfolders are not searched.
 
     Args:
         inputs: files and folders.
-        suffixes: lower case; those of images by default.
-        kind: the name of such files in errors.
+        suffixes: the suffixes in lower case. By default, they are the suffixes of images.
+        kind: the kind of files, which the errors name.
 
     Raises:
-        DataError: an input does not exist, or a folder holds no such file.
+        DataError: If an input does not exist, or if a folder contains no file with one of the suffixes.
     """
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
             found = list_images(path, suffixes)
             if not found:
-                raise DataError(f"{path}: no {kind} in this folder; expected files {', '.join(suffixes)}")
+                raise DataError(f"{path} contains no {kind}. Expected files with the suffixes {', '.join(suffixes)}.")
             files += found
         elif path.is_file():
             files.append(path)
         else:
-            raise DataError(f"{path}: no such file or folder")
+            raise DataError(f"{path} does not exist. Check the path of this file or folder.")
     return files
 
 
 def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """The two files that are written for each image: labels and overlay.
+    """Return the two output files of each image: the labels and the overlay.
+
+    Args:
+        files: the images.
+        out: the folder for the output files.
 
     Raises:
-        DataError: two images would be written to one file, or a file would be written over an image.
+        DataError: If two images have the same output file, or if an output file would overwrite an image.
     """
     planned = [(out / f"{path.stem}.png", out / f"{path.stem}_overlay.png") for path in files]
     sources = {path.resolve() for path in files}
@@ -69,9 +85,12 @@ def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     for path, outputs in zip(files, planned, strict=True):
         for output in outputs:
             if output.resolve() in sources:
-                raise DataError(f"{path}: its result {output} would be written over an image; choose another --out")
+                raise DataError(f"The result {output} of {path} would overwrite an image. Choose another --out.")
             if output in owner:
-                raise DataError(f"{owner[output]} and {path} would both be written as {output}; rename one")
+                raise DataError(
+                    f"The results of {owner[output]} and {path} would both be written to {output}. Rename one of "
+                    "the images."
+                )
             owner[output] = path
     return planned
 
@@ -79,36 +98,48 @@ def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
 def predict_files(
     predictor: Predictor, files: Sequence[Path], out: Path, opacity: float = 0.5, resume: bool = False
 ) -> Outcome:
-    """Write `STEM.png` (palette PNG of labels) and `STEM_overlay.png` for every file.
+    """Write `STEM.png` (the labels as a palette PNG) and `STEM_overlay.png` for every image.
 
-    A file that cannot be read is noted and does not stop the others. Each result is written whole or not at all.
+    If an image cannot be read, it is listed in the outcome, and the other images are processed. An interrupted command
+    leaves no incomplete files.
 
     Args:
-        predictor: the model with its settings.
+        predictor: the predictor.
         files: the images.
-        out: folder for the results, made if missing.
-        opacity: of the colors in the overlays, 0..1.
-        resume: skip the files whose labels exist, and those that another process, which resumes too, is working on.
+        out: the folder for the results, which is created if necessary.
+        opacity: the opacity of the colors in the overlays, from 0 to 1.
+        resume: skip images whose labels exist, and images that another process with `resume` is processing.
+
+    Returns:
+        The files that were written, and the images that could not be read.
 
     Raises:
-        DataError: as `plan_outputs`; or, when resuming, the existing results were made by another model or with other
-            settings.
+        DataError: If two images have the same output file, or if an output file would overwrite an image. With
+            `resume`, also if the existing labels were made with another model or other settings.
+        ValueError: If the opacity is not in 0..1.
+
+    Example:
+        >>> from contextcrf import load
+        >>> Image.new("RGB", (64, 48)).save("photo.png")
+        >>> outcome = predict_files(Predictor(load("camvid")), [Path("photo.png")], Path("labels"))
+        >>> [path.name for path in outcome.written]
+        ['photo.png', 'photo_overlay.png']
     """
     if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity {opacity}: expected 0 to 1")
+        raise ValueError(f"The opacity is {opacity}, but a value from 0 to 1 is expected.")
     planned = plan_outputs(files, out)
     if not resume:
-        # Labels of an earlier run must not be taken for this model's when this run is stopped and resumed.
+        # If this run is stopped and resumed, labels of an earlier run must not be mistaken for labels of this model.
         for labels, _ in planned:
             labels.unlink(missing_ok=True)
     provenance = Provenance.of(model=fingerprint(predictor.model), inference=predictor.inference, opacity=opacity)
     if any(labels.exists() for labels, _ in planned) and (mismatch := provenance.mismatch(out)):
-        raise DataError(f"{out}: its labels were made {mismatch}; choose another --out, or leave out --resume")
+        raise DataError(f"The labels in {out} were made {mismatch}. Choose another --out, or omit --resume.")
     provenance.write(out)
     outcome = Outcome()
     missing = [(path, outputs) for path, outputs in zip(files, planned, strict=True) if not outputs[0].exists()]
     palette = predictor.model.classes.palette
-    for path, (labels, drawn) in track(missing, "predict"):
+    for path, (labels, drawn) in track(missing, "Labeling images"):
         with claim(labels) if resume else nullcontext(True) as mine:
             if not mine:
                 continue
@@ -119,13 +150,14 @@ def predict_files(
                 continue
             found = predictor.label(image)
             _write(_overlay(image, found, palette, opacity), drawn)
-            _write(index_png(found, palette), labels)  # last: labels that exist mark the image as done
+            # The labels are written last, because their existence marks the image as done.
+            _write(index_png(found, palette), labels)
             outcome.written += [labels, drawn]
     return outcome
 
 
 def _overlay(image: Tensor, labels: Tensor, palette: Sequence[Color], opacity: float) -> Image.Image:
-    """The overlay of a picture of any size: drawn in stripes, so that one copy of it is made and no more."""
+    """Draw the overlay of an image in stripes, so that a large image is copied only once."""
     result = Image.new("RGB", (image.shape[2], image.shape[1]))
     for top in range(0, image.shape[1], _STRIPE):
         rows = slice(top, top + _STRIPE)

@@ -1,4 +1,4 @@
-"""The one way from an image to labels: features, mean field, upsampling, dense CRF."""
+"""The class `Predictor`, which makes all predictions: features, mean field, upsampling and dense CRF."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,8 +30,14 @@ class Prediction:
 
     Attributes:
         system: the system.
-        marginals: float [K, H, W], on the CPU.
-        seconds: the time of the network, which runs once for all systems, and of the system's own steps.
+        marginals: the marginals, float [K, H, W], on the CPU.
+        seconds: the time of the network and of the other steps of the system, in seconds. The network runs once for all
+            systems, and its whole time is included.
+
+    Example:
+        >>> prediction = Prediction(UNARY_PAIRWISE, torch.tensor([[[0.9, 0.2]], [[0.1, 0.8]]]), seconds=0.1)
+        >>> prediction.labels
+        tensor([[0, 1]])
     """
 
     system: System
@@ -45,23 +51,25 @@ class Prediction:
 
 
 class Predictor:
-    """Predict with a model under some inference settings; neither is changed.
+    """A model with inference settings. Every prediction of the library uses this class.
 
-    Everything that predicts goes through this class: the commands, evaluation, tuning, validation during training, the
-    web page and export. Its steps are `extract_features`, `mean_field` and `refine`; the ways through them are
+    The commands, evaluation, tuning, validation during training, the web page and the export all use it. The model and
+    the settings are not changed. The steps of a prediction are the methods `extract_features`, `mean_field` and
+    `refine`. These methods combine the steps:
 
-    - `predict`: one image, several systems, with test-time augmentation; the others but the last call it;
-    - `segment`: one image of any common type, one system, as a `Segmentation`;
-    - `label`: the labels of one image, in tiles if it is large;
-    - calling it: a batch of tensors to marginals of "unary+pairwise", with gradients, without augmentation.
+    - `predict` returns the marginals of several systems for one image, with test-time augmentation.
+    - `segment` calls `predict` for one system and an image of any supported type, and returns a `Segmentation`.
+    - `label` calls `predict` for one system and returns the labels. It divides large images into tiles.
+    - `__call__` returns the marginals of "unary+pairwise" for a batch of images, with gradients and without
+      augmentation.
 
     Args:
         model: the model.
-        inference: the settings; None takes the model's own.
+        inference: the settings. None uses the settings of the model.
 
     Raises:
-        ValueError: the settings name a relation or a system that the model does not have, or change the dense CRF of a
-            model whose own is learned.
+        ValueError: If the settings name a relation or a system that the model does not have. Also if they change the
+            dense CRF of a model with a learned dense CRF.
 
     Example:
         >>> from contextcrf import load
@@ -76,49 +84,57 @@ class Predictor:
         self.weights = self.inference.weights(model.pairwise)
         if model.dense is not None and self.inference.dense != model.inference.dense:
             raise ValueError(
-                "the dense CRF of this model is learned, so its parameters cannot be set: train it instead"
+                "The dense CRF of this model is learned, so its parameters cannot be set. Train the model to change "
+                "them."
             )
         self.system(None)
 
     def system(self, system: str | System | None) -> System:
-        """A system by its name; None is the one of the settings.
+        """Return the system for a name, and check that the model has its potentials.
+
+        Args:
+            system: a name such as "unary+pairwise", or a system. None is the system of the settings.
 
         Raises:
-            ValueError: the name is not that of a system, or the model does not have one of its potentials.
+            ValueError: If the name is not the name of a system, or if the model does not have one of its potentials.
         """
         system = self.inference.system if system is None else system
         found = System.from_name(system) if isinstance(system, str) else system
         found.potentials(self.model.pairwise)
         return found
 
-    # The steps, in their order.
+    # The steps of a prediction, in order.
 
     def extract_features(self, images: Tensor, systems: Iterable[System] = (UNARY_PAIRWISE,)) -> dict[str, Tensor]:
-        """The feature maps that some systems need, as `ContextCRF.features` has them.
+        """Compute the feature maps that the systems need.
 
         Args:
-            images: [B, 3, H, W], RGB in 0..255.
+            images: RGB images [B, 3, H, W] with values in 0..255.
             systems: the systems.
+
+        Returns:
+            The feature maps by potential, as `ContextCRF.features` returns them.
         """
         names = {name for system in systems for name in system.potentials(self.model.pairwise)}
         with self._autocast():
             return self.model.features(images, names)
 
     def mean_field(self, features: Mapping[str, Tensor], system: System, tabulate: bool | None = False) -> Tensor:
-        """Mean-field marginals of a system, on the grid of its maps.
+        """Compute the mean-field marginals of a system, without its dense CRF.
 
-        Without the unary, mean field starts at the edges' own marginals (`PairwisePotential.edge_marginals`): from
-        the uniform distribution every message is the same average over labels. Relation weights are relative to the
-        unary, so they do not apply without it.
+        For a system without the unary, mean field starts at the marginals of the edges
+        (`PairwisePotential.edge_marginals`). A uniform start would give every node the same messages, averaged over the
+        labels. Relation weights are relative to the unary, so they are not applied to such a system.
 
         Args:
-            features: as `extract_features` returns them.
-            system: the system; its dense CRF does not take part here.
-            tabulate: hold the pair logits of each image, as `PairTable` does, which pays on small maps and can be
-                traced; None does so where training would fit into memory.
+            features: the feature maps that `extract_features` returns.
+            system: the system.
+            tabulate: keep the pair logits of each image in a `PairTable`. This is faster for small feature maps, and it
+                can be traced. None uses a table if its training would fit into memory.
 
         Returns:
-            Marginals [B, K, h, w] on the unary's grid, on the graph's where the unary takes no part.
+            Marginals [B, K, h, w] on the grid of the unary. For a system without the unary, the grid is that of the
+            graph.
         """
         with self._autocast():
             return self._mean_field(features, system.potentials(self.model.pairwise), tabulate)
@@ -130,7 +146,7 @@ class Predictor:
             tables = [PairTable.fits(model.pairwise_potential(name), features[name]) for name in relations]
             tabulate = bool(tables) and all(tables)
         if tabulate and len(batch := next(iter(features.values()))) > 1:
-            # A table belongs to one image.
+            # A table can hold only one image.
             singles = [{name: maps[i : i + 1] for name, maps in features.items()} for i in range(len(batch))]
             return torch.cat([self._mean_field(single, names, tabulate) for single in singles])
         if UNARY not in names:
@@ -144,11 +160,13 @@ class Predictor:
         return mean_field(model.unary(features[UNARY]), pairs, iterations, weights)
 
     def message_weight(self, relation: str, features: Tensor) -> float:
-        """The factor of each message of a relation: its weight divided by the mean number of neighbors.
+        """Return the factor of each message of a relation: its weight divided by the mean number of neighbors.
+
+        If the weight is None (the plain sum), the factor is 1.
 
         Args:
-            relation: its name.
-            features: its map, [B, C, h, w].
+            relation: the name of the relation.
+            features: the feature map of the relation, [B, C, h, w].
         """
         weight = self.weights[relation]
         if weight is None:
@@ -156,37 +174,62 @@ class Predictor:
         return weight / max(1.0, self.model.pairwise_potential(relation).graph(features).mean_degree())
 
     def _takes_part(self, relation: str) -> bool:
-        """Whether a relation has a weight, and its potential is not zero, or may learn."""
+        """Return whether the messages of a relation must be computed.
+
+        They are not needed if the weight is 0, or if the potential is zero and gradients are disabled.
+        """
         if self.weights[relation] == 0:
             return False
-        # A traced graph cannot depend on the values of parameters.
+        # In a traced graph, the decision cannot depend on the values of parameters.
         traced = torch.compiler.is_exporting()
         return torch.is_grad_enabled() or traced or not self.model.pairwise_potential(relation).last.is_zero
 
     def refine(self, marginals: Tensor, images: Tensor) -> Tensor:
-        """Marginals [B, K, H, W] through the dense CRF, guided by images [B, 3, H, W] in 0..255."""
+        """Refine marginals with the dense CRF.
+
+        Args:
+            marginals: the marginals [B, K, H, W].
+            images: the RGB images [B, 3, H, W] with values in 0..255.
+
+        Returns:
+            The refined marginals [B, K, H, W].
+        """
         return self._dense_crf(marginals.device)(logits_from_probabilities(marginals), images)
 
     def _dense_crf(self, device: torch.device) -> DenseCRF:
         return self.inference.dense_crf().to(device) if self.model.dense is None else self.model.dense
 
-    # The ways through them.
+    # The methods that combine the steps.
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..255 to marginals [B, K, H, W] of "unary+pairwise", with gradients if enabled."""
+        """Return the marginals of the system "unary+pairwise", with gradients if they are enabled.
+
+        Args:
+            images: RGB images [B, 3, H, W] with values in 0..255.
+
+        Returns:
+            Marginals [B, K, H, W].
+        """
         marginals = self.mean_field(self.extract_features(images), UNARY_PAIRWISE)
         return upsample(marginals, images.shape[-2:])
 
     @torch.inference_mode()
     def predict(self, image: Tensor, systems: Sequence[System]) -> list[Prediction]:
-        """Predict one image with several systems; the network runs once for all of them.
+        """Predict one image with several systems. The network runs once for all systems.
 
         Args:
-            image: uint8 [3, H, W], RGB.
+            image: the RGB image, uint8 [3, H, W].
             systems: the systems.
 
         Returns:
-            One prediction for each system, in their order.
+            One prediction for each system, in the same order.
+
+        Example:
+            >>> from contextcrf import load
+            >>> image = torch.zeros(3, 48, 64, dtype=torch.uint8)
+            >>> [prediction] = Predictor(load("camvid")).predict(image, [UNARY_PAIRWISE])
+            >>> prediction.marginals.shape
+            torch.Size([11, 48, 64])
         """
         images = image[None].to(self.model.device)
         passes = len(self.inference.scales) * (1 + self.inference.flip)
@@ -216,15 +259,32 @@ class Predictor:
         return predictions
 
     def segment(self, image: ImageLike, system: str | System | None = None) -> Segmentation:
-        """Label one image; arguments and errors as for `ContextCRF.segment`."""
+        """Label one image.
+
+        Args:
+            image: a PIL image with 8 bits per channel, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+            system: the system or its name. None is the system of the settings.
+
+        Raises:
+            ValueError: If the image has another type, shape or dtype, or if the model does not have a potential of the
+                system.
+        """
         pixels = as_pixels(image)
         [prediction] = self.predict(pixels, [self.system(system)])
         return Segmentation(pixels, prediction.marginals, self.model.classes)
 
     def label(self, pixels: Tensor, system: str | System | None = None) -> Tensor:
-        """Labels uint8 [H, W] of an image uint8 [3, H, W], in tiles if it is large.
+        """Return the labels of one image, uint8 [H, W].
 
-        The memory for marginals does not grow with the size of an image that is cut into tiles.
+        Images of more than `InferenceConfig.tile_above` pixels are divided into tiles. The memory for the marginals
+        then depends on the size of a tile, and not on the size of the image.
+
+        Args:
+            pixels: the RGB image, uint8 [3, H, W].
+            system: the system or its name. None is the system of the settings.
+
+        Raises:
+            ValueError: If the model does not have a potential of the system.
         """
         height, width = pixels.shape[1:]
         chosen = self.system(system)
@@ -232,7 +292,7 @@ class Predictor:
             return self.predict(pixels, [chosen])[0].labels.byte()
         labels = torch.empty(height, width, dtype=torch.uint8)
         regions = list(tiles(height, width, self.inference.tile, self.inference.overlap))
-        for computed, kept in track(regions, "tiles", transient=True):
+        for computed, kept in track(regions, "Labeling tiles", transient=True):
             found = self.predict(pixels[:, *computed], [chosen])[0].labels
             rows, columns = (slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
             labels[kept] = found[rows, columns].byte()
@@ -242,18 +302,24 @@ class Predictor:
 
     @torch.inference_mode()
     def explain(self, image: ImageLike, pixel: tuple[int, int]) -> dict[str, Explanation]:
-        """The messages that one node gets from each neighbor, at the marginals with which mean field ends.
+        """Compute the messages that a node receives from each neighbor, at the final marginals of mean field.
 
         Args:
-            image: as for `segment`.
-            pixel: row and column in the image; the node is the one whose cell holds it.
+            image: the image, as for `segment`.
+            pixel: the row and the column of a pixel. The messages of the node that contains this pixel are computed.
 
         Returns:
-            By relation: messages with the relation's weight, as they are added to the unary logits. Neighbors are
-            places on the graph, of `Explanation.size`.
+            An explanation for each relation. Its messages are multiplied by the relation weight, as they are added to
+            the unary logits. Its neighbors are positions on the graph, which has the size `Explanation.size`.
 
         Raises:
-            ValueError: the pixel lies outside the image.
+            ValueError: If the pixel is outside the image.
+
+        Example:
+            >>> from contextcrf import load
+            >>> found = Predictor(load("camvid")).explain(torch.zeros(3, 48, 64, dtype=torch.uint8), (20, 30))
+            >>> sorted(found)
+            ['above', 'surrounding']
         """
         pixels = as_pixels(image)
         size = (pixels.shape[-2], pixels.shape[-1])
@@ -267,13 +333,19 @@ class Predictor:
     def explain_marginals(
         self, features: Mapping[str, Tensor], marginals: Tensor, pixel: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Explanation]:
-        """`explain`, for features and marginals that have been computed.
+        """Compute the messages of `explain` from existing feature maps and marginals.
 
         Args:
-            features: of one image, as `extract_features` returns them.
-            marginals: [1, K, h, w], as `mean_field` returns them.
-            pixel: row and column in the image.
-            size: height and width of the image.
+            features: the feature maps of one image, which `extract_features` returned.
+            marginals: the marginals [1, K, h, w], which `mean_field` returned.
+            pixel: the row and the column of a pixel in the image.
+            size: the height and the width of the image in pixels.
+
+        Returns:
+            An explanation for each relation, as for `explain`.
+
+        Raises:
+            ValueError: If the pixel is outside the image.
         """
         _check_pixel(pixel, size)
         (row, column), (height, width), factor = pixel, size, self.model.config.coarse_factor
@@ -290,7 +362,7 @@ class Predictor:
 
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
-        """The model in evaluation mode within the block, and each of its parts in its own mode after it."""
+        """Put the model into evaluation mode within the block, and restore the mode of each of its modules after it."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -303,7 +375,7 @@ class Predictor:
         return autocast(self.model.device, self.inference.precision)
 
     def _clock(self) -> float:
-        """Seconds, after all work given to the device is done."""
+        """Wait until the device has finished its work, and return the time in seconds."""
         if self.model.device.type != "cpu":
             torch.accelerator.synchronize(self.model.device)
         return time.perf_counter()
@@ -312,4 +384,6 @@ class Predictor:
 def _check_pixel(pixel: tuple[int, int], size: tuple[int, int]) -> None:
     (row, column), (height, width) = pixel, size
     if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(f"pixel {pixel}: expected a row in 0..{height - 1} and a column in 0..{width - 1}")
+        raise ValueError(
+            f"The pixel {pixel} is outside the image. Expected a row in 0..{height - 1} and a column in 0..{width - 1}."
+        )

@@ -1,4 +1,4 @@
-"""A labeled image."""
+"""The class `Segmentation`: the result of a prediction for one image."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from contextcrf.data.images import to_picture
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A labeled image.
+    """An image with its predicted labels.
 
     Attributes:
-        image: uint8 [3, H, W].
-        probabilities: marginals [K, H, W].
-        classes: names and colors.
+        image: the RGB image, uint8 [3, H, W].
+        probabilities: the marginals, float [K, H, W].
+        classes: the names and colors of the K classes.
 
     Example:
         >>> import torch
@@ -42,12 +42,15 @@ class Segmentation:
         return to_picture(self.image)
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image with the labels' colors laid over it.
+        """Blend the image with the colors of the predicted labels.
 
         Args:
-            opacity: 0 shows the image alone, 1 the colors alone.
+            opacity: the opacity of the colors. 0 shows only the image, 1 only the colors.
+
+        Raises:
+            ValueError: If the opacity is not in 0..1.
         """
-        # Only pictures need the drawing library.
+        # The drawing library is imported only if it is needed.
         from contextcrf.data.visualization import overlay
 
         return overlay(self.picture, self.labels, self.classes.palette, opacity)

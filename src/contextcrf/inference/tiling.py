@@ -1,26 +1,27 @@
-"""Images that are too large to be labeled at once are cut into overlapping tiles."""
+"""Overlapping tiles of images that are too large to be labeled at once."""
 
 from collections.abc import Iterator
 
-# Borders of tiles lie on the grid of every stride, so that nodes stand where they stand in the whole image.
+# The borders of tiles are multiples of every stride, so that the nodes have the same positions as in the whole image.
 _GRID = 32
 
 Region = tuple[slice, slice]
 
 
 def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Region, Region]]:
-    """Cut an image into tiles.
+    """Yield the tiles of an image.
 
-    The relations of a tile's graph are fractions of the tile's shorter side, not of the image's.
+    The boxes of the relations are fractions of the shorter side of the tile, and not of the shorter side of the image.
 
     Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        side: of the part of a tile that is kept, pixels, at least 32; rounded down to a multiple of 32.
-        overlap: pixels that are computed around it, as far as the image reaches; rounded up to a multiple of 32.
+        height: the height of the image in pixels.
+        width: the width of the image in pixels.
+        side: the side of the kept part of a tile in pixels, at least 32. It is rounded down to a multiple of 32.
+        overlap: the width of the border in pixels that is computed around the kept part, within the image. It is
+            rounded up to a multiple of 32.
 
     Yields:
-        The rows and columns of the image that are computed, and those of them that are kept.
+        The rows and columns of the image that are computed, and the rows and columns that are kept.
 
     Example:
         >>> [kept for _, kept in tiles(64, 96, side=64, overlap=32)]

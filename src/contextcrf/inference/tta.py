@@ -1,4 +1,4 @@
-"""Test-time augmentation: one image at several scales and mirrored, whose marginals are averaged."""
+"""Test-time augmentation: the marginals of an image at several scales, also mirrored, are averaged."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,15 +11,24 @@ from contextcrf.utils.resizing import upsample
 def augmented(
     images: Tensor, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    """The augmented copies of images, each with the function that undoes the augmentation.
+    """Yield augmented copies of images, each with a function that undoes the augmentation.
 
     Args:
-        images: float [B, 3, H, W] in 0..255.
-        scales: factors of the image's size, beside those of the network itself.
-        flip: yield each scale mirrored left and right too.
+        images: images, float [B, 3, H, W].
+        scales: the factors of the image size. The scales of the network are applied in addition.
+        flip: also yield the horizontally mirrored images at each scale.
 
     Yields:
-        Images [B, 3, h', w'] and a function from their marginals [B, K, h, w] to marginals [B, K, H, W].
+        Images [B, 3, h', w'], and a function that converts their marginals [B, K, h, w] to marginals [B, K, H, W].
+
+    Example:
+        >>> import torch
+        >>> images = torch.zeros(1, 3, 32, 48)
+        >>> [copy.shape[-2:] for copy, _ in augmented(images, scales=(1.0, 0.5))]
+        [torch.Size([32, 48]), torch.Size([16, 24])]
+        >>> copy, restore = next(augmented(images, scales=(0.5,)))
+        >>> restore(torch.rand(1, 2, 4, 6)).shape
+        torch.Size([1, 2, 32, 48])
     """
     size = images.shape[-2:]
 

@@ -64,7 +64,7 @@ def test_images_are_read_upright(tmp_path, orientation, upright):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "No such file"), (b"", "Pillow cannot identify its format"), (b"text", "cannot identify its format"), (60, "")],
+    [(None, "No such file"), (b"", "Pillow cannot identify its format"), (b"text", "its format"), (60, "")],
     ids=["missing", "empty", "text", "truncated"],
 )
 @pytest.mark.parametrize("read", [read_image, lambda path: read_mask(path, 255)], ids=["image", "mask"])

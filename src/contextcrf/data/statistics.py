@@ -148,8 +148,8 @@ def guess_classes(found: MaskStatistics, ignore_index: int = IGNORE_INDEX) -> Cl
     count = labels[-1] + 1
     if count > 2 * len(labels) + 8:
         raise DataError(
-            f"The masks contain {len(labels)} labels, and the largest label is {labels[-1]}, but the labels 0, 1, 2, "
-            f"... are expected. The smallest labels are {labels[:_LISTED]}. Renumber the labels, or write a "
+            f"The masks contain {len(labels)} labels, and the largest label is {labels[-1]}, but consecutive "
+            f"labels from 0 are expected. The smallest labels are {labels[:_LISTED]}. Renumber the labels, or write a "
             f"classes.yaml with {count} classes."
         )
     return Classes(tuple(f"class {label}" for label in range(count)), voc_palette(count))

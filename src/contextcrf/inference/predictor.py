@@ -133,8 +133,7 @@ class Predictor:
                 can be traced. None uses a table if its training would fit into memory.
 
         Returns:
-            Marginals [B, K, h, w] on the grid of the unary. For a system without the unary, the grid is that of the
-            graph.
+            Marginals [B, K, h, w] on the grid of the unary, or on the grid of the graph for a system without the unary.
         """
         with self._autocast():
             return self._mean_field(features, system.potentials(self.model.pairwise), tabulate)

@@ -33,8 +33,8 @@ class ModelConfig:
 
     Args:
         backbone: Name of the backbone: a timm model, "vgg16-fc6" (the paper's VGG-16, stride 32, 16 or 8) or
-            "plain" (a small random network with a receptive field of 15 pixels; "plain-31" has 31 pixels, and so on in
-            steps of 16).
+            "plain" (a small network with random initial weights and a receptive field of 15 pixels; "plain-31" has 31
+            pixels, and so on in steps of 16).
         stride: Number of pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`, and
             earlier feature maps are added if it is larger than `stride`.

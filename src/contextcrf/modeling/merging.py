@@ -12,7 +12,7 @@ from contextcrf.data.classes import Classes
 from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 
-# If one of these settings is None, its value is that of `stride`.
+# If one of these settings is None, it has the value of `stride`.
 _STRIDES = ("output_stride", "graph_stride")
 
 

@@ -13,7 +13,7 @@ from contextcrf.utils.errors import DataError
 from contextcrf.utils.tables import Table
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-# These settings are tuned on data, so they must be those of the measurement. `evaluate` can override the others.
+# These settings are tuned on data, so the model and the measurement must agree. `evaluate` can override the others.
 _MEASURED_WITH = ("iterations", "relation_weights", "dense")
 # The settings of a training in the card, and the headers of their columns.
 _TRAINED_WITH = {"epochs": "epochs", "potentials": "potentials", "optimizer": "optimizer", "lr": "learning rate"}

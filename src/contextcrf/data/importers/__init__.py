@@ -1,0 +1,1 @@
+"""Importers: data sets as annotation tools write them become folders of images, masks, classes and splits."""

@@ -1,0 +1,87 @@
+"""Shapes become labels: in which order they are drawn, and on which image if its EXIF data rotate it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from contextcrf.data.importers.options import Order
+from contextcrf.data.importers.records import IGNORED, UNLABELED, Findings, Labels
+from contextcrf.data.importers.shapes import Bounds, Mask, Shape
+from contextcrf.utils.errors import DataError
+
+# The transposition that makes an image with this EXIF orientation upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Tools place points on the edge of the image with rounding errors.
+_TOLERANCE = 0.5
+
+
+def draw(
+    shapes: Sequence[Shape],
+    size: tuple[int, int],
+    classes: Mapping[str, int],
+    order: Order,
+    name: str,
+    findings: Findings,
+) -> tuple[Labels, int]:
+    """Draw shapes over each other.
+
+    Args:
+        shapes: the shapes, in the order of the source.
+        size: the width and the height of the image.
+        classes: the index of each class by its name. Shapes of other classes are dropped.
+        order: "listed" draws later shapes over earlier ones, and those of a higher `Shape.order` over those of a lower.
+            "area" draws smaller shapes over larger ones.
+        name: the name of the image, for the findings.
+        findings: what is dropped.
+
+    Returns:
+        The labels [H, W] and the number of shapes that were drawn.
+    """
+    drawn: list[tuple[float, Mask, int]] = []
+    for shape in shapes:
+        if shape.name is not None and shape.name not in classes:
+            findings.drop(f"shapes of the class {shape.name!r}, which is not imported", name)
+            continue
+        try:
+            mask = shape.region.mask(*size)
+        except DataError as error:
+            findings.drop("shapes that cannot be drawn", f"{name}: {error}")
+            continue
+        if not mask.any():
+            outside = _is_outside(shape.region.bounds(), size)
+            findings.drop("shapes outside the image" if outside else "shapes that cover no pixel", name)
+            continue
+        if _is_cut(shape.region.bounds(), size):
+            findings.note("shapes that are partly outside the image were cut off at its edge", name)
+        rank = -float(mask.sum()) if order == "area" else shape.order
+        drawn.append((rank, mask, IGNORED if shape.name is None else classes[shape.name]))
+    labels = np.full(size[::-1], UNLABELED, np.int32)
+    for _, mask, label in sorted(drawn, key=lambda item: item[0]):
+        labels[mask] = label
+    return labels, len(drawn)
+
+
+def make_upright(labels: Labels, orientation: int) -> Labels:
+    """Turn labels that match the image as it is stored into labels that match the upright image."""
+    if orientation not in UPRIGHT:
+        return labels
+    return np.array(Image.fromarray(labels).transpose(UPRIGHT[orientation]))
+
+
+def _is_outside(bounds: Bounds, size: tuple[int, int]) -> bool:
+    left, top, right, bottom = bounds
+    return right <= 0 or bottom <= 0 or left >= size[0] or top >= size[1]
+
+
+def _is_cut(bounds: Bounds, size: tuple[int, int]) -> bool:
+    left, top, right, bottom = bounds
+    return min(left, top) < -_TOLERANCE or right > size[0] + _TOLERANCE or bottom > size[1] + _TOLERANCE

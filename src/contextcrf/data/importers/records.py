@@ -1,0 +1,73 @@
+"""The common form of all formats: for each image its file, its size, and shapes or a map of labels."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from contextcrf.data.classes import Color
+from contextcrf.data.importers.shapes import Shape
+
+# The labels of pixels that no shape covers, and of pixels that the source excludes. Other labels are positions in
+# `Source.names`.
+UNLABELED, IGNORED = -1, -2
+
+Labels = npt.NDArray[np.int32]
+
+
+@dataclass
+class Findings:
+    """What an import drops, and what else the user must know.
+
+    Args:
+        dropped: the dropped items by reason.
+        notes: the items of each remark.
+    """
+
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, item: str) -> None:
+        """Record that an item is not imported."""
+        self.dropped.setdefault(reason, []).append(item)
+
+    def note(self, remark: str, item: str) -> None:
+        """Record a remark on an item that is imported."""
+        self.notes.setdefault(remark, []).append(item)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of the source.
+
+    Args:
+        image: the image file, or a function that returns its content.
+        name: the path of the image as the source gives it.
+        size: the width and the height to which the shapes refer; None if the source does not give them.
+        content: the shapes, or a function that returns the labels [H, W] of all pixels. It adds its remarks to the
+            findings.
+        splits: the names of the splits that contain the image.
+    """
+
+    image: Path | Callable[[], bytes]
+    name: str
+    size: tuple[int, int] | None
+    content: Sequence[Shape] | Callable[[Findings], Labels]
+    splits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in the common form.
+
+    Args:
+        names: the names of the classes, in the order of their indices.
+        records: the images.
+        colors: the colors of the classes that have one in the source.
+    """
+
+    names: tuple[str, ...]
+    records: Iterable[Record]
+    colors: Mapping[str, Color] = field(default_factory=dict)

@@ -39,7 +39,7 @@ def test_rows_have_the_labels_of_the_tables_and_systems_as_values():
 def test_rows_by_name():
     assert rows_of(None) == list(ROWS)
     assert [row.name for row in rows_of(["full", "unary-1scale"])] == ["unary-1scale", "full"]
-    with pytest.raises(ValueError, match=r"rows \['fulll'\]: expected some of unary-1scale, "):
+    with pytest.raises(ValueError, match=r"no rows \['fulll'\]. Choose --rows from unary-1scale, "):
         rows_of(["fulll"])
 
 
@@ -126,12 +126,14 @@ def test_a_missing_relation_is_found_before_anything_is_trained(scenes, tmp_path
     runner = Runner(left, scenes, tmp_path / "out")
     check(runner, rows_of(["unary-3scales", "1unary+2pair", "full"]))
     for name in ("above", "surrounding"):
-        with pytest.raises(ValueError, match=rf"row pairwise-{name}: expected \['{name}'\] in .* \['left'\]"):
+        with pytest.raises(ValueError, match=rf"Row pairwise-{name} needs the relations \['{name}'\], .* \['left'\]"):
             check(runner, rows_of([f"pairwise-{name}"]))
     alone = Runner(replace(study, model=replace(study.model, relations={})), scenes, tmp_path / "out")
     check(alone, rows_of(["unary-3scales", "fcn-8s+dense"]))
     for name in ("1unary+2pair", "full-end-to-end", "deeplabv3plus+2pair"):
-        with pytest.raises(ValueError, match="expected a relation in the study's model"):
+        with pytest.raises(
+            ValueError, match=r"needs at least one relation, but model\.relations of the study is empty"
+        ):
             check(alone, rows_of([name]))
 
 

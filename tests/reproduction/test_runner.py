@@ -22,7 +22,7 @@ def test_networks_are_trained_once_and_named_in_the_log(scenes, tmp_path, write_
     with caplog.at_level(logging.INFO, "contextcrf.reproduction"):
         found.pairwise("above")
     lines = [record.getMessage().strip() for record in caplog.records]
-    assert lines == ["training network unary-3scales", "training network unary-3scales-heads"]
+    assert lines == ["Training the network unary-3scales", "Training the network unary-3scales-heads"]
     caplog.clear()
     monkeypatch.setattr(jobs, "_train", None)
     with caplog.at_level(logging.INFO, "contextcrf.reproduction"):
@@ -79,7 +79,7 @@ def test_the_precision_of_the_training_is_that_of_prediction(scenes, tmp_path, w
 def test_a_changed_study_is_not_mixed_with_the_old_one(scenes, tmp_path, write_study):
     Runner(open_study(write_study("a.yaml")), scenes, tmp_path / "out").unary()
     changed = Runner(open_study(write_study("b.yaml", epochs=2)), scenes, tmp_path / "out")
-    with pytest.raises(OtherSettingsError, match=r"unary-3scales: was trained with training\.epochs 1, not 2"):
+    with pytest.raises(OtherSettingsError, match=r"unary-3scales was trained with training\.epochs 1, not 2"):
         changed.unary()
 
 
@@ -89,7 +89,7 @@ def test_another_trunk_is_not_taken_for_the_old_one(scenes, tmp_path, write_stud
     # The unary is trained again: heads on the old one do not fit it any more.
     shutil.rmtree(out / "networks" / "unary-3scales")
     other = replace(study, training=replace(study.training, seed=7))
-    with pytest.raises(OtherSettingsError, match=r"unary-3scales-heads: was trained with model \w{64}, not \w{64}"):
+    with pytest.raises(OtherSettingsError, match=r"unary-3scales-heads was trained with model \w{64}, not \w{64}"):
         Runner(other, scenes, out).pairwise("above")
     with pytest.raises(OtherSettingsError, match="pretrained False, not True"):
         Runner(replace(other, pretrained=True), scenes, out).unary()

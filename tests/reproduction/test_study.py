@@ -20,7 +20,10 @@ def test_a_study_is_read_from_a_file(write_study):
 
 
 def test_an_unknown_study_is_refused():
-    with pytest.raises(ValueError, match="study 'cityscapes': expected a YAML file, or one of camvid, voc, voc-small"):
+    with pytest.raises(
+        ValueError,
+        match=r"no study 'cityscapes'\. Pass the path of a YAML file, or one of camvid, voc, voc-small",
+    ):
         open_study("cityscapes")
 
 
@@ -28,19 +31,19 @@ def test_an_unknown_study_is_refused():
     ("text", "message"),
     [
         ("training: {epoch: 3}", ""),
-        ("nothing", "the keys model and training, not 'nothing'"),
+        ("nothing", "Expected a mapping with the keys model and training, got 'nothing'"),
         ("a: [", ""),
-        ("[1, 2]", r"the keys model and training, not \[1, 2\]"),
-        ("model: 3", "under model names with values, as in 'stride: 8', not 3"),
-        ("model: [1]", r"under model names with values, as in 'stride: 8', not \[1\]"),
-        ("model: {}\ntraining:\n", "under training names with values, as in 'stride: 8', not None"),
+        ("[1, 2]", r"Expected a mapping with the keys model and training, got \[1, 2\]"),
+        ("model: 3", "Expected settings under model, such as 'stride: 8', got 3"),
+        ("model: [1]", r"Expected settings under model, such as 'stride: 8', got \[1\]"),
+        ("model: {}\ntraining:\n", "Expected settings under training, such as 'stride: 8', got None"),
         ("model: {}\ntraining: {epochs: 0}", "epochs is 0, but must be greater than 0"),
         ("model: {iterations: 2}\ntraining: {}", ".*iterations"),
     ],
 )
 def test_the_error_of_a_file_that_is_no_study_names_what_was_expected(tmp_path, text, message):
     (tmp_path / "study.yaml").write_text(text)
-    with pytest.raises(ValueError, match=rf"study\.yaml: expected the settings of a study: {message}"):
+    with pytest.raises(ValueError, match=rf"study\.yaml is not a study: {message}"):
         open_study(str(tmp_path / "study.yaml"))
 
 

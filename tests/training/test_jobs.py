@@ -149,9 +149,7 @@ def test_a_stopped_job_is_not_finished_and_is_refused_with_other_settings(begun,
         with pytest.raises(OtherSettingsError, match=r"begun was started with training\.epochs 3, not 4"):
             run(replace(begun, training=replace(QUICK, epochs=4)))
     (begun.out / "provenance.json").unlink()
-    with pytest.raises(
-        OtherSettingsError, match="begun was started with settings that were not recorded. Move the folder away"
-    ):
+    with pytest.raises(OtherSettingsError, match="begun was started with settings that were not recorded"):
         run(begun)
 
 

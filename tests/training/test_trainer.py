@@ -104,7 +104,7 @@ def test_the_checkpoint_of_another_optimizer_is_refused(tiny_model, train, tmp_p
 
 def test_without_a_checkpoint_a_resumption_is_an_error(tiny_model, train, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match="contains no checkpoint to resume from. Start without --checkpoint last"
+        FileNotFoundError, match=r"contains no checkpoint to resume from\. Start without --checkpoint last"
     ):
         fit(tiny_model, train, None, QUICK, tmp_path, checkpoint="last")
 

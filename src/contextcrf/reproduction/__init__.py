@@ -1,7 +1,7 @@
-"""Every system of the paper, and its competitors, on one data set by one command: `contextcrf reproduce`.
+"""Reproduction of the paper's tables and figures on any data set: `contextcrf reproduce`.
 
-A `Study` says what is trained and how; its `Runner` trains the networks; each row of the tables is a system that is
-built from them and measured once.
+A `Study` contains the configs of the model and of its training. A `Runner` trains the networks of a study. Each row of
+the tables is a system that is built from these networks and evaluated once.
 """
 
 from contextcrf.reproduction.rows import ROWS, TableRow, check, measure, rows_of

@@ -1,4 +1,4 @@
-"""The systems of the paper's tables, one per row: what each needs, how it is built and measured."""
+"""The rows of the paper's tables: the networks that each row needs, its system and its evaluation."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -27,12 +27,17 @@ class TableRow:
     """A row of the paper's tables.
 
     Args:
-        name: the label of the row.
-        build: a function that trains the model, or finds it, with a runner.
-        system: the system of that model which is measured.
-        networks: competitors that it is built on, by their names in `BASELINES`.
-        val: the paper's mean IoU on PASCAL VOC 2012 val, in percent, where it has one.
-        test: likewise on VOC 2012 test.
+        name: name of the row.
+        build: function that returns the model of the row; it trains the networks that do not exist yet.
+        system: system of the model that is evaluated.
+        networks: names in `BASELINES` of the competitors that the model is built on.
+        val: mean IoU in the paper on PASCAL VOC 2012 val, in percent; None if the paper has no value.
+        test: mean IoU in the paper on PASCAL VOC 2012 test, in percent; None if the paper has no value.
+
+    Example:
+        >>> row = TableRow("my-unary", lambda runner: runner.unary(scales=1), UNARY_ONLY, val=58.3)
+        >>> row.system.name, row.networks
+        ('unary', ())
     """
 
     name: str
@@ -44,11 +49,13 @@ class TableRow:
 
 
 def _competitor(network: str, dense: bool = False, val: float | None = None, test: float | None = None) -> TableRow:
+    """Return the row of a competitor, with or without a dense CRF."""
     name, system = (f"{network}+dense", UNARY_DENSE) if dense else (network, UNARY_ONLY)
     return TableRow(name, lambda runner: runner.baseline(network, dense), system, [network], val, test)
 
 
 def _relation(name: str, val: float) -> TableRow:
+    """Return the row of one relation alone."""
     system = System(unary=False, relations=(name,))
     return TableRow(f"pairwise-{name}", lambda runner: runner.pairwise(name), system, val=val)
 
@@ -67,7 +74,7 @@ ROWS = (
     _competitor("deeplab-largefov"),
     _competitor("deeplab-largefov", dense=True),
     _competitor("deeplab-msc-largefov"),
-    # The paper's "DeepLab-M-C-L".
+    # This is "DeepLab-M-C-L" in the paper.
     _competitor("deeplab-msc-largefov", dense=True, val=68.7, test=71.6),
     _competitor("deeplabv3plus"),
     TableRow(
@@ -80,23 +87,46 @@ ROWS = (
 
 
 def rows_of(names: Sequence[str] | None) -> list[TableRow]:
-    """The rows of some names, all for None.
+    """Return rows of `ROWS` by their names, in the order of `ROWS`.
+
+    Args:
+        names: names of rows; None returns all rows.
 
     Raises:
-        ValueError: there is no such row.
+        ValueError: a name is not the name of a row.
+
+    Example:
+        >>> [row.name for row in rows_of(["full", "unary-3scales"])]
+        ['unary-3scales', 'full']
     """
     known = {row.name: row for row in ROWS}
     if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"rows {unknown}: expected some of {', '.join(known)}")
+        raise ValueError(f"There are no rows {unknown}. Choose --rows from {', '.join(known)}.")
     return [row for row in ROWS if names is None or row.name in names]
 
 
 def check(runner: Runner, rows: Sequence[TableRow]) -> None:
-    """Check that some rows can be built at all, before hours go into the networks of the first of them.
+    """Check that rows can be built, before the networks of the first row are trained for hours.
+
+    Args:
+        runner: the runner.
+        rows: rows to check.
 
     Raises:
-        ValueError: the study lacks the relations that a row needs, or has a configuration that cannot be.
-        DataError: an image that is measured, or tuned on, is broken.
+        ValueError: the study lacks a relation that a row needs, or a model cannot be built from its config.
+        DataError: an image or a mask of the validation or tuning split is broken.
+
+    Example:
+        >>> import yaml
+        >>> from pathlib import Path
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> from contextcrf.reproduction import open_study
+        >>> data = write_scenes("scenes", train=1, val=2, height=64, width=96)
+        >>> small = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": [1.0]}
+        >>> study = {"model": small, "training": {"precision": "32-true"}, "pretrained": False}
+        >>> _ = Path("study.yaml").write_text(yaml.safe_dump(study))
+        >>> runner = Runner(open_study("study.yaml"), data, Path("tables"))
+        >>> check(runner, rows_of(["unary-1scale", "pairwise-above"]))
     """
     study, measured = runner.study, open_dataset(runner.data, runner.study.val_split)
     for row in rows:
@@ -113,15 +143,49 @@ def check(runner: Runner, rows: Sequence[TableRow]) -> None:
 
 
 def _check_relations(study: Study, row: TableRow) -> None:
+    """Raise a ValueError if the study lacks a relation that a row needs."""
     known, needed = list(study.model.relations), row.system.relations
     if needed is None and not known:
-        raise ValueError(f"row {row.name}: expected a relation in the study's model.relations; there is none")
+        raise ValueError(
+            f"Row {row.name} needs at least one relation, but model.relations of the study is empty. Add a relation, "
+            "or leave the row out with --rows."
+        )
     if missing := [name for name in needed or () if name not in known]:
-        raise ValueError(f"row {row.name}: expected {missing} in the study's model.relations, which are {known}")
+        raise ValueError(
+            f"Row {row.name} needs the relations {missing}, but model.relations of the study has {known}. Add the "
+            "relations, or leave the row out with --rows."
+        )
 
 
 def measure(runner: Runner, row: TableRow) -> SystemResult:
-    """A row on the validation split, from its files if these weights have been measured on these images."""
+    """Evaluate a row on the validation split.
+
+    The result is kept in the folder of the runner. It is read from there if the same weights have been evaluated on the
+    same images before.
+
+    Args:
+        runner: the runner.
+        row: the row; its networks are trained if they do not exist.
+
+    Returns:
+        The result under the name of the row.
+
+    Example:
+        >>> import yaml
+        >>> from pathlib import Path
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> from contextcrf.reproduction import open_study
+        >>> data = write_scenes("scenes", train=1, val=2, height=64, width=96)
+        >>> small = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": [1.0]}
+        >>> study = {"model": small, "training": {"precision": "32-true"}, "pretrained": False}
+        >>> _ = Path("study.yaml").write_text(yaml.safe_dump(study))
+        >>> runner = Runner(open_study("study.yaml"), data, Path("tables"))
+        >>> classes = open_dataset(data, "val").classes
+        >>> model = ContextCRF(runner.study.model, classes, pretrained=False, inference=runner.inference).eval()
+        >>> result = measure(runner, TableRow("untrained", lambda runner: model))
+        >>> result.name, result.counts.shape
+        ('untrained', torch.Size([2, 10, 10]))
+    """
     model = row.build(runner)
     data, predictor = open_dataset(runner.data, runner.study.val_split), Predictor(model)
     provenance = measurement(model, data)
@@ -131,5 +195,5 @@ def measure(runner: Runner, row: TableRow) -> SystemResult:
         [found] = evaluate(predictor, data, [row.system])
         write_counts(counts, [image.stem for image, _ in data.pairs], {row.name: found.counts})
         write_json(seconds, found.seconds)
-        provenance.write(folder)  # last: it marks the measurement as finished
+        provenance.write(folder)  # written last, since it marks the evaluation as finished
     return SystemResult(row.name, read_counts(counts)[1][row.name], json.loads(seconds.read_text()))

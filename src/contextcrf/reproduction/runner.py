@@ -1,4 +1,4 @@
-"""The networks of a study: those that do not exist are trained, those that were stopped go on."""
+"""The runner of a study, which trains missing networks and resumes interrupted trainings."""
 
 import logging
 from collections.abc import Sequence
@@ -22,12 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """Trains the networks of a study, each once.
+    """A runner that trains the networks of a study, each of them once.
 
     Args:
-        study: what is trained, and how.
+        study: configs of the reproduction.
         data: folder of the data set.
-        out: folder for networks and results.
+        out: folder for the networks and the results.
+
+    Example:
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> from contextcrf.reproduction import open_study
+        >>> data = write_scenes("scenes", train=3, val=1, height=64, width=96)
+        >>> runner = Runner(open_study("camvid"), data, Path("tables"))
+        >>> len(runner.tuning_images())
+        3
     """
 
     def __init__(self, study: Study, data: Path, out: Path) -> None:
@@ -35,51 +43,51 @@ class Runner:
 
     @property
     def inference(self) -> InferenceConfig:
-        """The study's inference settings, with the precision of its training."""
+        """The inference settings of the study, with the precision of its training."""
         return replace(self.study.inference, precision=self.study.training.precision)
 
     def unary(self, scales: int = 3) -> ContextCRF:
-        """The unary network, of all scales or of the image alone."""
+        """Return the unary network with the scales of the study, or with the original image alone for `scales` 1."""
         if scales == 1:
             return self._fit("unary-1scale", replace(self.study.model, scales=(1.0,)), [UNARY])
         return self._fit("unary-3scales", self.study.model, [UNARY])
 
     def pairwise(self, relation: str) -> ContextCRF:
-        """A model that is trained for a relation: with its own network, or heads on the unary's."""
+        """Return a model that is trained for a relation: its own network, or heads on the trunk of the unary."""
         if self.study.model.shared_trunk:
             self.unary()
             return self._heads("unary-3scales")
         return self._fit(f"pairwise-{relation}", self.study.model, [relation])
 
     def together(self, dense: bool = False) -> ContextCRF:
-        """All potentials, with relation weights that are tuned unless the study names them."""
+        """Return all potentials in one model. Relation weights that the study does not set are tuned."""
         model = self._weighted("1unary+2pair", self._joined("unary-3scales", self.unary()))
         return load_here(self._tuned("full", model, dense=True)) if dense else model
 
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
-        """A competitor, on the same backbone and trained in the same way, with at least two images per step.
+        """Return a competitor with the backbone and the training of the study, and at least two images per step.
 
-        DeepLabV3+ pools each image to a single vector, and its batch normalization needs two of them.
+        DeepLabV3+ pools each image to one vector, and its batch normalization needs two vectors.
         """
         training = replace(self.study.training, batch_size=max(2, self.study.training.batch_size))
         model = self._fit(network, baseline_config(self.study.model, network), [UNARY], training)
         return load_here(self._tuned(f"{network}+dense", model, dense=True)) if dense else model
 
     def on_baseline(self, network: str) -> ContextCRF:
-        """The pairwise heads of the study on a competitor's features."""
+        """Return the pairwise heads of the study on the features of a competitor."""
         self.baseline(network)
         return self._weighted(f"{network}+2pair", self._heads(network))
 
     def crf_rnn(self) -> ContextCRF:
-        """FCN-8s, trained through its dense CRF in the last epochs."""
+        """Return FCN-8s, trained through its dense CRF in the last epochs."""
         config = baseline_config(self.study.model, "fcn-8s")
         model = self._fit("crf-rnn-before", config, [UNARY], self._first_epochs())
         return self._last_epochs("crf-rnn", config, [UNARY], self._tuned("crf-rnn-before+dense", model, dense=True))
 
     def end_to_end(self) -> ContextCRF:
-        """All potentials, trained together through mean field and the dense CRF in the last epochs.
+        """Return all potentials, trained together through mean field and the dense CRF in the last epochs.
 
-        The pairwise potentials are trained first, as those of "1unary+2pair" are.
+        Before that, the pairwise potentials are trained as for the row "1unary+2pair".
         """
         before = "end-to-end-before"
         model = self._joined(before, self._fit(before, self.study.model, [UNARY], self._first_epochs()))
@@ -87,14 +95,14 @@ class Runner:
         return self._last_epochs("end-to-end", self.study.model, model.potentials, tuned)
 
     def tuning_images(self) -> SegmentationDataset:
-        """The images that relation weights and dense CRFs are tuned on."""
+        """Return the images on which relation weights and dense CRFs are tuned."""
         return open_dataset(self.data, self.study.tune_split).spread(self.study.tune_images)
 
     def _joined(self, name: str, unary: ContextCRF) -> ContextCRF:
-        """A unary with all pairwise potentials: heads on its trunk, or networks of their own.
+        """Return a unary with all pairwise potentials: heads on its trunk, or separate networks.
 
         Args:
-            name: of the unary's network.
+            name: name of the network of the unary.
             unary: the unary.
         """
         if self.study.model.shared_trunk:
@@ -103,17 +111,18 @@ class Runner:
 
     @property
     def _epochs_through_crf(self) -> int:
-        """The last quarter of the epochs, in which some systems are trained through their dense CRF."""
+        """The number of last epochs, a quarter, in which some systems are trained through their dense CRF."""
         return max(1, self.study.training.epochs // 4)
 
     def _first_epochs(self) -> TrainingConfig:
+        """Return the config of the epochs before the training through the dense CRF."""
         return replace(self.study.training, epochs=max(1, self.study.training.epochs - self._epochs_through_crf))
 
     def _last_epochs(self, name: str, config: ModelConfig, potentials: Sequence[str], tuned: Path) -> ContextCRF:
-        """Train a tuned model and its dense CRF in the last epochs, at a tenth of the learning rate.
+        """Train a tuned model and its dense CRF in the last epochs, with a tenth of the learning rate.
 
-        With the first epochs this is as much training as the other systems have. The dense CRF begins with the tuned
-        parameters, and has five iterations.
+        The first and the last epochs together are as many as those of the other systems. The dense CRF starts from the
+        tuned parameters and has five iterations.
         """
         training = crf_rnn_config(self.study.training)
         training = replace(training, epochs=self._epochs_through_crf, lr=self.study.training.lr / 10)
@@ -130,6 +139,7 @@ class Runner:
         init: Path | None = None,
         inference: InferenceConfig | None = None,
     ) -> ContextCRF:
+        """Train a network end to end."""
         inference = inference or self._untuned
         job = FitJob(
             data=self.data,
@@ -145,6 +155,7 @@ class Runner:
         return self._train(job, inference)
 
     def _heads(self, name: str) -> ContextCRF:
+        """Train pairwise heads on the trunk of a network."""
         job = FitHeadsJob(
             model=str(self._network(name)),
             data=self.data,
@@ -152,37 +163,40 @@ class Runner:
             training=self.study.heads,
             train_split=self.study.train_split,
             copies=self.study.copies,
-            # That of the study's own network, since competitors have finer maps.
+            # The graph stride of the study's own network, since competitors have finer feature maps.
             graph_stride=self.study.model.graph_stride or self.study.model.stride,
         )
         return self._train(job, self._untuned)
 
     @property
     def _untuned(self) -> InferenceConfig:
+        """The inference settings of the study without its relation weights."""
         return replace(self.inference, relation_weights={})
 
     def _train(self, job: Job, inference: InferenceConfig) -> ContextCRF:
+        """Run a job, and return its network with the given inference settings."""
         if not (job.out / "model" / CONFIG).exists():
-            logger.info("  training network %s", job.out.name)
+            logger.info("  Training the network %s", job.out.name)
         model = load_here(run(job))
-        # A network that was trained before the study's inference settings were changed has the old ones.
+        # The network may have been trained before the inference settings of the study were changed.
         return with_config(model, model.config, inference)
 
     def _network(self, name: str) -> Path:
+        """Return the folder of a network."""
         return self.out / "networks" / name
 
     def _weighted(self, name: str, model: ContextCRF) -> ContextCRF:
-        """A model with the relation weights of the study, or with tuned ones if the study names none."""
+        """Return a model with the relation weights of the study, or with tuned weights if the study sets none."""
         inference = replace(model.inference, relation_weights=self.study.inference.relation_weights)
         model = with_config(model, model.config, inference)
         return model if inference.relation_weights else load_here(self._tuned(name, model, dense=False))
 
     def _tuned(self, name: str, model: ContextCRF, dense: bool) -> Path:
-        """The folder of a model with the relation weights or the dense CRF that do best on the tuning split."""
+        """Tune the relation weights or the dense CRF of a model, and return the folder of the tuned model."""
         data = self.tuning_images()
         folder = self.out / "tuned" / f"{name}-{measurement(model, data).digest[:8]}"
         if not (folder / CONFIG).exists():
-            logger.info("  tuning %s of %s", "the dense CRF" if dense else "the relation weights", name)
+            logger.info("  Tuning %s of %s", "the dense CRF" if dense else "the relation weights", name)
             best = best_of((tune_dense if dense else tune_relation_weights)(model, data))
             entry = {"data": self.data.name, "split": self.study.tune_split, "images": len(data)}
             entry |= {"mean_iou": best.mean_iou, "settings": dict(best.settings)}
@@ -192,12 +206,12 @@ class Runner:
 
 
 def load_here(model: Path) -> ContextCRF:
-    """A saved model on the device of this machine."""
+    """Load a model to the default device of this machine."""
     return load(model).to(default_device())
 
 
 def measurement(model: ContextCRF, data: SegmentationDataset) -> Provenance:
-    """What decides a measurement: weights, inference settings, images."""
+    """Return the record of everything that determines an evaluation: weights, inference settings and images."""
     return Provenance.of(
         model=fingerprint(model),
         inference=model.inference,

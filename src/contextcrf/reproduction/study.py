@@ -1,4 +1,4 @@
-"""The settings of a reproduction: what is trained, how, and on which splits."""
+"""The configs of a reproduction and the splits that it uses."""
 
 from argparse import ArgumentError
 from dataclasses import dataclass, field, replace
@@ -17,20 +17,25 @@ STUDIES = Path(__file__).parent / "studies"
 
 @dataclass
 class Study:
-    """The settings of a reproduction.
+    """The configs of a reproduction.
 
     Args:
-        model: its `shared_trunk` decides whether pairwise potentials have networks of their own, as in the paper, or
-            are heads on the unary's.
-        training: of every network.
-        heads: training of heads on a shared trunk.
-        inference: of every system; relation weights that it names are kept, others are tuned.
-        train_split: to train on.
-        val_split: to measure on.
-        tune_split: to tune relation weights and dense CRFs on.
-        tune_images: of that split, at most.
-        copies: augmented copies of each image whose features heads are trained on, kept in memory.
-        pretrained: ImageNet weights, or a file of them.
+        model: config of the model; `shared_trunk` false trains a separate network for each pairwise potential, as in
+            the paper, and true trains pairwise heads on the trunk of the unary.
+        training: config of the training of each network.
+        heads: config of the training of heads on a shared trunk.
+        inference: inference settings of all systems; relation weights that it does not set are tuned.
+        train_split: split that the networks are trained on.
+        val_split: split that the systems are evaluated on.
+        tune_split: split on which relation weights and dense CRFs are tuned.
+        tune_images: maximum number of images of this split that are used.
+        copies: number of augmented copies of each image whose features are kept in memory for the training of heads.
+        pretrained: whether backbones are initialized with ImageNet weights; a path loads the weights from a file.
+
+    Example:
+        >>> study = Study(ModelConfig(backbone="plain"), TrainingConfig(epochs=3))
+        >>> study.train_split, study.tune_images
+        ('train', 60)
     """
 
     model: ModelConfig
@@ -46,15 +51,22 @@ class Study:
 
 
 def open_study(name: str) -> Study:
-    """A study by the name of a bundled one, or from a YAML file.
+    """Read a study.
+
+    Args:
+        name: name of a bundled study ("camvid", "voc" or "voc-small"), or path of a YAML file.
 
     Raises:
-        ValueError: there is neither, or the file is no study.
+        ValueError: there is neither a file nor a bundled study of this name, or the file does not contain a study.
+
+    Example:
+        >>> open_study("voc").model.backbone
+        'vgg16-fc6'
     """
     path = Path(name) if Path(name).is_file() else STUDIES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in STUDIES.glob("*.yaml")))
-        raise ValueError(f"study {name!r}: expected a YAML file, or one of {known}")
+        raise ValueError(f"There is no study {name!r}. Pass the path of a YAML file, or one of {known}.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=Study)
     try:
@@ -62,24 +74,29 @@ def open_study(name: str) -> Study:
         _check_groups(content)
         return parser.instantiate(parser.parse_object({"study": content})).study
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: expected the settings of a study: {error}") from error
+        raise ValueError(f"{path} is not a study: {error}") from error
 
 
 def _check_groups(content: Any) -> None:
-    """Raise a ValueError unless groups of settings hold them by their names."""
+    """Raise a ValueError if the content of a study, or one of its groups of settings, is not a mapping."""
     if not isinstance(content, dict):
-        raise ValueError(f"the keys model and training, not {content!r}")
+        raise ValueError(f"Expected a mapping with the keys model and training, got {content!r}.")
     for key in ("model", "training", "heads", "inference"):
         if key in content and not isinstance(content[key], dict):
-            raise ValueError(f"under {key} names with values, as in 'stride: 8', not {content[key]!r}")
+            raise ValueError(f"Expected settings under {key}, such as 'stride: 8', got {content[key]!r}.")
 
 
 def baseline_config(model: ModelConfig, network: str) -> ModelConfig:
-    """The configuration of a competitor on the backbone of a model.
+    """Return the config of a competitor with the backbone of a model.
 
     Args:
-        model: of the study.
-        network: the competitor, a name in `BASELINES`.
+        model: config of the model.
+        network: name of the competitor in `BASELINES`.
+
+    Example:
+        >>> config = baseline_config(ModelConfig(backbone="resnet18"), "fcn-8s")
+        >>> config.backbone, config.network, config.stride
+        ('resnet18', 'fcn-8s', 8)
     """
     kind = BASELINES[network]
     return replace(
@@ -97,6 +114,15 @@ def baseline_config(model: ModelConfig, network: str) -> ModelConfig:
 
 
 def crf_rnn_config(config: TrainingConfig) -> TrainingConfig:
-    """The configuration under the objective "crf-rnn", without the settings that belong to piecewise training."""
+    """Return a config with the objective "crf-rnn", without the settings of piecewise training.
+
+    Args:
+        config: config of a training.
+
+    Example:
+        >>> config = crf_rnn_config(TrainingConfig(max_edges=8192, loss_at="pixels"))
+        >>> config.objective, config.max_edges, config.loss_at
+        ('crf-rnn', None, 'graph')
+    """
     plain = replace(config, class_balance=0.0, max_edges=None, loss_at="graph", lovasz=0.0)
     return replace(plain, objective="crf-rnn")

@@ -1,4 +1,4 @@
-"""The paper's Tables I-III and Figs. 6-10, filled with what was measured here, beside the paper's figures."""
+"""Tables I-III and Figures 6-10 of the paper with the results of a study beside the values of the paper."""
 
 import logging
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from contextcrf.utils.tables import Table
 
 logger = logging.getLogger(__name__)
 
-# The row that gains are measured against.
+# Gains are differences to this row.
 UNARY_ROW = "unary-3scales"
-# Other systems' mean IoU in Table I (VOC 2012 val) and Table III (test), as the paper cites them, in percent.
+# The mean IoU of other systems in percent, as cited in Table I (VOC 2012 val) and Table III (VOC 2012 test).
 CITED_VAL = {
     "Zoom-out": 63.5,
     "Deep-struct": 64.1,
@@ -47,7 +47,35 @@ EXAMPLES = 4
 
 
 def write_all(runner: Runner, rows: Sequence[TableRow]) -> EvaluationResults:
-    """Build and measure rows, and write tables and figures of them into the runner's folder."""
+    """Build and evaluate rows, and write their tables and figures to the folder of the runner.
+
+    Args:
+        runner: the runner.
+        rows: the rows.
+
+    Returns:
+        The results of the rows.
+
+    Raises:
+        ValueError: a row cannot be built, see `check`.
+        DataError: an image or a mask is broken.
+
+    Example:
+        >>> import yaml
+        >>> from contextcrf import ContextCRF
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> from contextcrf.reproduction import open_study
+        >>> data = write_scenes("scenes", train=1, val=2, height=64, width=96)
+        >>> small = {"backbone": "plain", "channels": 8, "hidden": 8, "scales": [1.0]}
+        >>> study = {"model": small, "training": {"precision": "32-true"}, "pretrained": False}
+        >>> _ = Path("study.yaml").write_text(yaml.safe_dump(study))
+        >>> runner = Runner(open_study("study.yaml"), data, Path("tables"))
+        >>> classes = open_dataset(data, "val").classes
+        >>> model = ContextCRF(runner.study.model, classes, pretrained=False, inference=runner.inference).eval()
+        >>> results = write_all(runner, [TableRow("untrained", lambda runner: model)])
+        >>> [path.name for path in sorted(Path("tables").glob("table?.md"))]
+        ['table1.md', 'table2.md', 'table3.md']
+    """
     check(runner, rows)
     study, out = runner.study, runner.out
     val = open_dataset(runner.data, study.val_split)
@@ -58,9 +86,9 @@ def write_all(runner: Runner, rows: Sequence[TableRow]) -> EvaluationResults:
     }
     results = EvaluationResults(val.classes.names, [], metadata)
     for number, row in enumerate(rows, 1):
-        logger.info("row %d of %d: %s", number, len(rows), row.name)
+        logger.info("Row %d of %d: %s", number, len(rows), row.name)
         results.systems = [*results.systems, measure(runner, row)]
-        # After each: the next may take a day.
+        # Results are written after each row, since the next row may take a day.
         results.write(out)
         write_counts(out / COUNTS, val.names(runner.data), {found.name: found.counts for found in results.systems})
         write_tables(results, rows[:number], out)
@@ -69,7 +97,7 @@ def write_all(runner: Runner, rows: Sequence[TableRow]) -> EvaluationResults:
 
 
 def write_tables(results: EvaluationResults, rows: Sequence[TableRow], out: Path) -> None:
-    """Write table1, table2 and table3, each as .md, .tex and .json."""
+    """Write table1, table2 and table3 as .md, .tex and .json files."""
     for number, table in enumerate(tables(rows, results), 1):
         write_text(out / f"table{number}.md", table.to_markdown())
         write_text(out / f"table{number}.tex", table.to_latex())
@@ -77,7 +105,11 @@ def write_tables(results: EvaluationResults, rows: Sequence[TableRow], out: Path
 
 
 def tables(rows: Sequence[TableRow], results: EvaluationResults) -> tuple[Table, Table, Table]:
-    """Table I, all systems; Table II, the same by class, gains over the unary; Table III, the systems of its test."""
+    """Return the three tables of the paper.
+
+    Table I has the mean IoU of all rows. Table II has the IoU of each class and the gains over the unary. Table III has
+    the rows for which the paper has a result on the test set.
+    """
     data = results.metadata["data"]
     measured = dict(zip((row.name for row in rows), results.systems, strict=True))
     iou = {name: result.matrix.iou() for name, result in measured.items()}
@@ -87,7 +119,7 @@ def tables(rows: Sequence[TableRow], results: EvaluationResults) -> tuple[Table,
     table1 = Table(
         ["method", "here", "paper", "seconds per image"],
         first,
-        f"Table I. Mean IoU, %: here on {data}; the paper on PASCAL VOC 2012 val.",
+        f"Table I. Mean IoU in percent: here on {data}, in the paper on PASCAL VOC 2012 val.",
     )
     second = []
     for row in rows:
@@ -96,14 +128,14 @@ def tables(rows: Sequence[TableRow], results: EvaluationResults) -> tuple[Table,
             gain = iou[row.name] - iou[UNARY_ROW]
             total = mean[row.name] - mean[UNARY_ROW]
             second.append(["gain over unary", *(_percent(value, "+") for value in (total, *gain.tolist()))])
-    table2 = Table(["method", "mean", *results.classes], second, f"Table II. IoU by class, %, on {data}.")
+    table2 = Table(["method", "mean", *results.classes], second, f"Table II. IoU of each class in percent on {data}.")
     third = [[row.name, _percent(mean[row.name]), _cited(row.test)] for row in rows if row.test is not None]
     third += [[name, "", f"{value:.1f}"] for name, value in CITED_TEST.items()]
     table3 = Table(
         ["method", "here", "paper, test"],
         third,
-        f"Table III. Mean IoU, %: here on {data}; the paper on PASCAL VOC 2012 test, whose truth only the evaluation "
-        "server has (contextcrf voc-submission).",
+        f"Table III. Mean IoU in percent: here on {data}, in the paper on PASCAL VOC 2012 test. The ground truth of "
+        "the test set is only on the evaluation server, see contextcrf voc-submission.",
     )
     return table1, table2, table3
 
@@ -119,9 +151,11 @@ def _cited(value: float | None) -> str:
 def draw_figures(
     runner: Runner, rows: Sequence[TableRow], measured: Sequence[SystemResult], val: SegmentationDataset, out: Path
 ) -> None:
-    """Draw fig6.png, where the last of ours gains most over the unary; fig7 to fig9, examples; fig10, its failures.
+    """Draw Figures 6-10 of the paper for the last of the rows "unary-3scales", "1unary+2pair" and "full" in `rows`.
 
-    The last of ours is "full" where it is among the rows. Figures without their rows are left out.
+    The file fig6.png shows the images with the largest gains over the unary. The files fig7.png to fig9.png show
+    examples that are spread over all scores, and fig10.png shows the worst images. Figures without their rows are left
+    out.
     """
     by_name = {row.name: (row, result) for row, result in zip(rows, measured, strict=True)}
     ours = [name for name in (UNARY_ROW, "1unary+2pair", "full") if name in by_name]
@@ -149,21 +183,21 @@ def draw_figures(
     _draw([last], val, failed, out / "fig10.png")
 
 
-# A row that is drawn: its name, its predictor and its system.
+# Name, predictor and system of a drawn row.
 _Drawn = tuple[str, Predictor, System]
 
 
 def _draw(drawn: Sequence[_Drawn], val: SegmentationDataset, numbers: Sequence[int], path: Path) -> None:
-    """Draw some images with their truth and the labels of some rows."""
+    """Draw a grid of images with their ground truth and the labels of rows."""
     palette = val.classes.palette
     pictures = []
-    for number in track(numbers, path.name):
+    for number in track(numbers, f"Drawing {path.name}"):
         image, mask = val.sample(number)
         row = [to_picture(image), colorize(mask, palette)]
         for _, predictor, system in drawn:
             row.append(colorize(predictor.predict(image, [system])[0].labels, palette))
         pictures.append(row)
     if pictures:
-        grid = qualitative_grid(pictures, ["image", "truth", *(name for name, _, _ in drawn)], val.classes)
+        grid = qualitative_grid(pictures, ["image", "ground truth", *(name for name, _, _ in drawn)], val.classes)
         with atomic_write(path) as partial:
             grid.save(partial)

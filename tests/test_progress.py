@@ -39,8 +39,8 @@ def work(tiny_model, scenes, tmp_path):
 
 
 COMMANDS = [
-    ("predict {model} {data}/images --out {work}/out", ["predict", "tiles"]),
-    ("refine {work}/maps --images {data}/images --classes {data}/classes.yaml --out {work}/out", ["refine"]),
+    ("predict {model} {data}/images --out {work}/out", ["Labeling images", "Labeling tiles"]),
+    ("refine {work}/maps --images {data}/images --classes {data}/classes.yaml --out {work}/out", ["Refining maps"]),
     (
         "evaluate {model} --data {data} --out {work}/out --pictures 3",
         ["Evaluating", "Drawing examples", "Drawing the report"],

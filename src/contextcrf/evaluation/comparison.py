@@ -215,6 +215,12 @@ def gains(systems: Mapping[str, Tensor]) -> list[Gain]:
     Returns:
         One gain for each part whose two systems are both in `systems`. The list is empty for a single image, since it
         has no interval.
+
+    Example:
+        >>> unary = torch.tensor([[[6, 4], [5, 5]], [[7, 3], [4, 6]], [[8, 2], [3, 7]]])
+        >>> better = torch.tensor([[[8, 2], [3, 7]], [[8, 2], [3, 7]], [[9, 1], [2, 8]]])
+        >>> [gain.verdict for gain in gains({"unary": unary, "unary+pairwise": better})]
+        ['The pairwise terms raise the mean IoU.']
     """
     unary, pairwise, full = UNARY_ONLY.name, UNARY_PAIRWISE.name, FULL.name
     found = []

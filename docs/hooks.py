@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_COMMANDS = re.compile(r"(?:^    contextcrf .*\n?)+", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -24,9 +25,10 @@ class ExampleSections(griffe.Extension):
     """Read the `Example:` of a docstring like Griffe's own `Examples:`, whose doctests are rendered as code."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rename the section."""
+        """Rename the section, and make its commands a block of code."""
         if obj.docstring is not None:
-            obj.docstring.value = _EXAMPLE.sub("Examples:", obj.docstring.value)
+            text = _EXAMPLE.sub("Examples:", obj.docstring.value)
+            obj.docstring.value = _COMMANDS.sub(_shell_block, text)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -63,6 +65,11 @@ def notebook_page(path: Path) -> str:
     # The title stays first.
     parts.insert(1, f"[This page as a notebook]({path.name})")
     return "\n\n".join(parts) + "\n"
+
+
+def _shell_block(found: re.Match[str]) -> str:
+    # Without a block, the commands of an example would be one paragraph.
+    return f"    ```sh\n{found[0].rstrip()}\n    ```\n"
 
 
 def _mathml(found: re.Match[str]) -> str:

@@ -138,7 +138,7 @@ def test_kills_at_any_time_change_nothing(scenes, tmp_path, undisturbed):
 def test_a_full_disk_ends_clearly_and_loses_nothing(scenes, tmp_path, undisturbed):
     # No file may be larger: what a full disk does to a checkpoint.
     training = Training(scenes, tmp_path, largest_file=20_000)
-    assert "contextcrf: error: a file of fit: it is larger than the file system" in training.output()
+    assert "contextcrf: error: A file of fit is larger than the file system" in training.output()
     assert training.code() == 2
     assert same(finished(Training(scenes, tmp_path), tmp_path), undisturbed)
 

@@ -1,8 +1,11 @@
 import errno
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import contextcrf
 from contextcrf import RangeBox
 from contextcrf.cli import quickstart
 from contextcrf.cli.errors import MEMORY_ADVICE
-from contextcrf.cli.main import COMMANDS, Command, build_parser, main, option_names, read_command
+from contextcrf.cli.main import COMMANDS, GROUPS, Command, build_parser, main, option_names, read_command
 from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.evaluate import default_systems
 from contextcrf.modeling.model import load
@@ -94,20 +97,23 @@ def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("training: {epoch: 7}", ["c.yaml: fit has no option training.epoch. Did you mean training.epochs?"]),
-        ("trainin: {epochs: 7}", ["c.yaml: fit has no option trainin. Did you mean training?"]),
-        ("training: {crop: 192}", ['"training.crop"', "192"]),
-        ("training:\n  crop: [1,\n", ["not YAML", "c.yaml", "line 3"]),
+        ("training: {epoch: 7}", ["c.yaml contains training.epoch, but fit", "Did you mean training.epochs?"]),
+        ("trainin: {epochs: 7}", ["c.yaml contains trainin, but fit has no such option. Did you mean training?"]),
+        ("epochs: 7", ["c.yaml contains epochs, but fit has no such option. Did you mean training.epochs?"]),
+        ("training: {crop: 192}", ["c.yaml: training.crop is 192, but a list of 2 whole numbers is expected."]),
+        ("training:\n  crop: [1,\n", ["c.yaml cannot be read as a YAML file", "line 3"]),
         ("training: {epochs: 0}", ["epochs is 0, but must be greater than 0"]),
         ("training: {lr: -1.0}", ["lr is -1.0, but must be greater than 0"]),
-        ("training: {crop: [0, 9]}", ["crop [0, 9]: expected height and width"]),
-        ("model: [1]", ["model [1]: expected settings by their names"]),
-        ("[1]", ["[1]: expected settings by their names"]),
-        ("devices: x", ['"devices"', "Got value: x"]),
-        ("training: {lr: x}", ['"training.lr"', "Got value: x"]),
-        ("training: {flip: 3}", ['"training.flip"', "Got value: 3"]),
-        ("training: {optimizer: adam}", ['"training.optimizer"', "adamw", "sgd", "adam"]),
-        ("training: {max_edges: x}", ['"training.max_edges"', "Given value: x"]),
+        ("training: {crop: [0, 9]}", ["crop is [0, 9], but must be a height and a width"]),
+        ("model: [1]", ["c.yaml has [1] under model, but options with their values are expected"]),
+        ("[1]", ["c.yaml contains [1], but options with their values are expected"]),
+        ("devices: x", ["c.yaml: devices is 'x', but a whole number is expected."]),
+        ("training: {lr: x}", ["c.yaml: training.lr is 'x', but a number is expected."]),
+        ("training: {flip: 3}", ["c.yaml: training.flip is 3, but true or false is expected."]),
+        ("training: {optimizer: adam}", ["c.yaml: training.optimizer is 'adam', but adamw or sgd is expected."]),
+        ("training: {max_edges: x}", ["c.yaml: training.max_edges is 'x', but a whole number or null is expected."]),
+        ("model: {relations: {a: {topp: 1}}}", ["c.yaml: model.relations is", "A box has no setting 'topp'"]),
+        ("model: {relations: {a: {top: 1}}}", ["c.yaml: model.relations is", "A box also needs bottom, left, right"]),
         ("inference: {relation_weights: {below: 1}}", ["relation_weights names ['below']"]),
         ("inference: {system: pairwise+above}", ["system 'pairwise+above'"]),
     ],
@@ -121,12 +127,81 @@ def test_errors_of_a_recipe_are_short_and_help(tmp_path, capsys, given, text, wo
     assert stop.value.code == 2
     assert all(word in said for word in words)
     assert len(said.splitlines()) < 16
+    assert not re.search(r"Parser key|class '|Union|typing|NoneType", said)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("fit --epochs 2", "fit has no option --epochs. Did you mean --training.epochs?"),
+        ("fit --precision 2", "Did you mean --training.precision or --inference.precision?"),
+        ("fit --batch-sise 2", "Did you mean --training.batch-size?"),
+        ("fit --training.epochs x", "--training.epochs is 'x', but a whole number is expected."),
+        (
+            "fit --training.crop 192",
+            "--training.crop is '192', but a list of 2 whole numbers is expected. Write a list",
+        ),
+        ("fit --training.potentials unary", "but a list of names or null is expected. Write a list in quotes and"),
+        ("fit --inference.dense 3", "--inference.dense is '3', but a mapping of names to numbers is expected."),
+        ("fit --training x", "--training is 'x', but the path of a YAML file with the settings of this group is"),
+        ("fit --data", "The option --data needs a value."),
+        ("fit --config", "The option --config needs a value: the path of a YAML file."),
+        ("fit extra", "fit does not take the argument extra."),
+        ("predict m i.png --out o --tile x", "--tile is 'x', but a whole number or null is expected."),
+        (
+            "predict m i.png --out o --flip=3",
+            "The option --flip takes no value, but '3' was given. Write --flip alone.",
+        ),
+        ("evalute m", "There is no command 'evalute'. Did you mean evaluate?"),
+        ("--data d fit", "The first argument is --data, but the name of a command is expected."),
+    ],
+)
+def test_mistakes_in_arguments_name_the_option_the_value_and_what_is_expected(capsys, command, message):
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("contextcrf: error: ")
+    assert len(said.splitlines()) <= 2
+    assert not re.search(r"Parser key|class '|Union|typing|NoneType|collections", said)
+
+
+def test_an_empty_file_sets_no_option_and_the_command_line_overrides_files(tmp_path):
+    for name, text in (("empty", ""), ("comment", "# nothing\n"), ("c", "training: {epochs: 7, lr: 0.5}\n")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    files = [f"--config={tmp_path / 'empty.yaml'}", "--config", str(tmp_path / "comment.yaml")]
+    command = ["fit", "--data", "d", "--out", "o", "--training.epochs", "3", *files]
+    assert read_command(command)[1]["training"].epochs == 3
+    for order in (
+        [*command[1:], "--config", str(tmp_path / "c.yaml")],
+        ["--config", str(tmp_path / "c.yaml"), *command[1:]],
+    ):
+        training = read_command(["fit", *order])[1]["training"]
+        assert (training.epochs, training.lr) == (3, 0.5)
+
+
+def test_a_start_model_and_another_configuration_are_refused(tmp_path, capsys):
+    command = ["fit", "--init", "runs/a", "--data", "d", "--out", "o"]
+    assert read_command([*command, "--model.learned-dense", "true"])[1]["model"].learned_dense
+    (tmp_path / "c.yaml").write_text("model: {hidden: 8}\n")
+    for options, named in (
+        (["--model.hidden", "8"], "--model.hidden cannot be combined with --init runs/a"),
+        (
+            ["--config", str(tmp_path / "c.yaml")],
+            f"model.hidden in {tmp_path / 'c.yaml'} cannot be combined with --init",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, *options])
+        assert named in capsys.readouterr().err
+    assert read_command(["fit", "--init", "null", *command[3:], "--model.hidden", "8"])[1]["init"] is None
 
 
 def test_options_are_written_out(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--data", "d", "--out", "o", "--training.epoch", "3"])
-    assert "fit has no option training.epoch. Did you mean training.epochs?" in capsys.readouterr().err
+    assert "fit has no option --training.epoch. Did you mean --training.epochs?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"contextcrf {contextcrf.__version__}\n"
@@ -148,6 +223,81 @@ def test_options_have_hyphens_and_switches_are_flags(capsys):
             assert f"--{option.replace('_', '-')}" in said
 
 
+def test_the_help_has_the_description_the_examples_and_types_in_plain_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, command in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        said = capsys.readouterr().out
+        assert said.startswith(f"usage: contextcrf {name}")
+        for paragraph in command.function.__doc__.split("Args:")[0].split("\n\n"):
+            assert " ".join(paragraph.split()) in " ".join(said.split())
+        assert f"examples:\n  contextcrf {name}" in said
+        assert not re.search(r"<class|NoneType|\bNone\b|Optional|typing|\| null|Literal|\bTrue\b|\bFalse\b", said)
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(a whole number, default: 30)" in said
+    assert "(a list of 2 whole numbers, default: [320, 320])" in said
+    assert "default: surrounding and above)" in said
+
+
+def test_the_main_help_has_every_command_in_a_group_with_a_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for title, group in GROUPS.items():
+        assert f"\n{title}:\n" in said
+        for name, command in group.items():
+            first = command.function.__doc__.split("\n\n")[0]
+            assert first.endswith(".")
+            assert f"\n  {name:18}{' '.join(first.split())}\n" in said
+
+
+def test_a_closed_pipe_gives_no_traceback():
+    for arguments in (["--help"], ["fit", "--help"]):
+        end, start = os.pipe()
+        os.close(end)
+        command = [sys.executable, "-m", "contextcrf", *arguments]
+        done = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(start)
+        # argparse ignores errors of writing, which it meets first where a text is longer than the buffer.
+        assert done.returncode in (0, 141)
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["torch", "jsonargparse", "contextcrf.cli.commands"])
+def test_an_interrupt_during_the_imports_is_one_line(module):
+    program = f"""
+import sys
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from contextcrf.cli.main import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "contextcrf: Stopped.\n")
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_an_interrupt_names_the_way_to_continue(monkeypatch, capsys, command):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, command, Command(interrupt, resumable=COMMANDS[command].resumable))
+    monkeypatch.setattr("contextcrf.cli.main.read_command", lambda arguments: (command, {}))
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 130
+    more = " Run the same command again to continue." if command == "fit" else ""
+    assert capsys.readouterr().err == f"contextcrf: Stopped.{more}\n"
+
+
 def test_a_flag_may_stand_in_a_file(tmp_path):
     (tmp_path / "c.yaml").write_text("dense: true\nscales: [1.0, 0.5]\n")
     values = read_command(["predict", "--config", str(tmp_path / "c.yaml"), "m", "i.png", "--out", "o"])[1]
@@ -156,13 +306,18 @@ def test_a_flag_may_stand_in_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "missing"),
-    [(["fit"], "data, out"), (["evaluate"], "model, data, out"), (["predict", "model"], "images, out")],
+    [
+        (["fit"], "arguments --data and --out are missing"),
+        (["evaluate"], "arguments MODEL, --data and --out are missing"),
+        (["predict", "model", "--out", "o"], "argument IMAGES is missing"),
+    ],
 )
 def test_what_is_missing_is_named(capsys, arguments, missing):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert f"arguments are required: {missing}\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"The {missing}. `contextcrf {arguments[0]} --help` describes the arguments.\n" in said
 
 
 def fails_with(monkeypatch, command, error):
@@ -191,12 +346,12 @@ def test_too_little_memory_is_one_line_that_says_what_to_lower(monkeypatch, caps
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert ("accelerator" in line) is (of == "accelerator")
-    assert line.endswith(MEMORY_ADVICE.get(command, "use smaller images"))
+    assert line.endswith(MEMORY_ADVICE.get(command, "use smaller images."))
 
 
 def test_the_options_that_save_memory_exist():
     for name, advice in MEMORY_ADVICE.items():
-        options = {option.replace("-", "_") for option in re.findall(r"--([\w.-]+)", advice)}
+        options = {option.strip(".").replace("-", "_") for option in re.findall(r"--([\w.-]+)", advice)}
         assert options <= option_names(COMMANDS[name])
 
 
@@ -209,10 +364,13 @@ def test_another_runtime_error_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "x"), "x: no permission to read or write it; change"),
-        (OSError(errno.EFBIG, "File too large"), "a file of fit: it is larger than the file system"),
-        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: the disk is full; free some space"),
-        (OSError(errno.ENOENT, "No such file or directory", "x", None, "y"), "x and y: no such file or folder"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x"),
+            "x cannot be accessed, because you have no permission.",
+        ),
+        (OSError(errno.EFBIG, "File too large"), "A file of fit is larger than the file system"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "x cannot be written, because the disk is full. Free"),
+        (OSError(errno.ENOENT, "No such file or directory", "x", None, "y"), "x or y does not exist. Check"),
         (FileExistsError("o holds checkpoints"), "o holds checkpoints"),
         (OSError(errno.EADDRINUSE, "Address in use"), f"[Errno {errno.EADDRINUSE}] Address in use"),
     ],
@@ -227,10 +385,10 @@ def test_errors_of_the_system_are_in_words(monkeypatch, capsys, error, said):
 
 def test_a_file_in_the_way_is_named(tmp_path, capsys):
     (tmp_path / "file").touch()
-    for path, said in (("file/c.yaml", "a part of this path is a file"), ("c.yaml", "no such file or folder")):
+    for path, said in (("file/c.yaml", "is not a valid path, because one of"), ("c.yaml", "does not exist. Check")):
         with pytest.raises(SystemExit):
             main(["fit", "--config", str(tmp_path / path)])
-        assert f"{tmp_path / path}: {said}" in capsys.readouterr().err
+        assert f"{tmp_path / path} {said}" in capsys.readouterr().err
 
 
 def test_two_values_of_ignore_index_are_refused(scenes, tmp_path, capsys):
@@ -240,7 +398,7 @@ def test_two_values_of_ignore_index_are_refused(scenes, tmp_path, capsys):
     command = ["refine", str(tmp_path / "maps"), "--images", str(scenes / "images"), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         main([*command, "--classes", str(scenes / "classes.yaml"), "--ignore-index", "0"])
-    assert f"--ignore-index 0: {scenes / 'classes.yaml'} has ignore_index 255" in capsys.readouterr().err
+    assert f"--ignore-index is 0, but {scenes / 'classes.yaml'} has the ignore_index 255." in capsys.readouterr().err
     main([*command, "--classes", str(scenes / "classes.yaml"), "--ignore-index", "255"])
     main([*command, "--num-classes", "10", "--ignore-index", "0"])
     assert capsys.readouterr().out.count("1 of 1 maps refined") == 2
@@ -400,8 +558,8 @@ def test_predict_goes_on_past_broken_files_and_says_which(tiny_model, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "x.png"], "x.png does not exist"),
-        (["nowhere", "."], "Expected a folder with config.json"),
+        (["nowhere", "x.png"], "x.png"),
+        (["nowhere", "image.png"], "There is no model 'nowhere'"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
@@ -418,18 +576,36 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch
 def test_two_files_with_one_output_are_refused(tmp_path, capsys):
     for name in ("a.png", "a.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
+    files = [str(tmp_path / name) for name in ("a.png", "a.jpg")]
     with pytest.raises(SystemExit):
-        main(["predict", "camvid", str(tmp_path), "--out", str(tmp_path / "o")])
-    assert "Rename one of the images" in capsys.readouterr().err
+        main(["predict", "camvid", *files, "--out", str(tmp_path / "o")])
+    assert "a.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
-def test_no_image_is_written_over(tmp_path, capsys):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    before = (tmp_path / "a.png").read_bytes()
+def test_labels_are_not_written_to_the_folder_of_the_images(tmp_path, capsys, monkeypatch):
+    """They would become images of the next run."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for images, out, position in (
+        ("photos", "photos", "is"),
+        ("photos", str(folder), "is"),
+        ("photos/a.png", "photos", "is"),
+        ("photos", "photos/sub/labels", "is inside"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["predict", "nowhere", images, "--out", out])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert f"--out {out} {position} the folder of the images photos, so the next run" in said
+        assert "such as --out photos-labels." in said
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+    # Labels below the folder of a single image are not taken for images.
     with pytest.raises(SystemExit):
-        main(["predict", "camvid", str(tmp_path), "--out", str(tmp_path)])
-    assert "Choose another --out" in capsys.readouterr().err
-    assert (tmp_path / "a.png").read_bytes() == before
+        main(["predict", "nowhere", "photos/a.png", "--out", "photos/labels"])
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_predict_turns_phone_photographs_and_refuses_deep_images(tiny_model, tmp_path, capsys):
@@ -451,7 +627,7 @@ def test_the_quickstart_deletes_no_files_of_others(tmp_path, capsys):
     (tmp_path / "results" / "precious.txt").touch()
     with pytest.raises(SystemExit):
         main(["quickstart", "--out", str(tmp_path)])
-    assert "choose an empty or new folder" in capsys.readouterr().err
+    assert "Choose an empty or new folder" in capsys.readouterr().err
     assert (tmp_path / "results" / "precious.txt").exists()
 
 
@@ -564,7 +740,7 @@ def test_the_quickstart_runs_and_its_crf_is_evaluated(tmp_path, capsys, monkeypa
     assert (tmp_path / "results" / "examples.png").exists()
     assert (tmp_path / "results" / "report.html").exists()
     assert load(tmp_path / "model").metadata["fit"]["training"]["epochs"] == 1
-    assert "pictures:" in capsys.readouterr().out.replace("\n", "")
+    assert "figures:" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_messages_of_the_library_are_printed_while_a_command_runs(trained, scenes, capsys):
@@ -609,7 +785,23 @@ def test_wrong_values_are_refused_before_anything_is_lost(tiny_model, scenes, tm
     labels = tmp_path / "out" / "val_0000.png"
     labels.touch()
     for command, message in (
-        (["tune", "--data", str(scenes), "--limit", "0"], "--limit 0: expected 1 or more"),
+        (["tune", "--data", str(scenes), "--limit", "0"], "--limit is 0, but at least 1 image is needed"),
+        (
+            ["evaluate", "--data", str(scenes), "--out", str(tmp_path / "out"), "--pictures", "-1"],
+            "--pictures is -1, but a number of images is expected. Give 0 to draw none.",
+        ),
+        (
+            ["evaluate", "--data", str(scenes), "--out", str(tmp_path / "out"), "--systems", "[unary, unary]"],
+            "--systems has the system unary twice.",
+        ),
+        (
+            ["explain", str(labels), "--row", "1", "--column", "1", "--out", "why"],
+            "--out why has no suffix, but the suffix of an image file is expected. Choose --out why.png.",
+        ),
+        (
+            ["explain", str(labels), "--row", "1", "--column", "1", "--out", "why.txt"],
+            "--out why.txt has the suffix .txt, but",
+        ),
         (
             ["predict", str(scenes / "images"), "--out", str(labels.parent), "--opacity", "2"],
             "a value from 0 to 1 is expected",

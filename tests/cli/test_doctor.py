@@ -48,7 +48,7 @@ def test_the_processor_with_its_memory(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=4 * 2**30))
     [found] = doctor._devices("Architecture: x86_64\nModel name:   Some Processor: fast\n")
-    assert found.text == f"cpu, Some Processor: fast, {torch.get_num_threads()} threads, 4.0 GiB of memory"
+    assert found.text == f"cpu, Some Processor: fast, {torch.get_num_threads()} threads, 4.0 GiB memory"
     assert texts()["device"].startswith("cpu, ")
     assert "unknown" not in texts()["device"]
 
@@ -60,8 +60,8 @@ def test_an_accelerator_with_its_memory(monkeypatch):
         torch.cuda, "get_device_properties", lambda n: SimpleNamespace(name=f"Card {n}", total_memory=80 * 2**30)
     )
     assert [finding.text for finding in doctor._devices("")] == [
-        "cuda:0, Card 0, 80.0 GiB of memory",
-        "cuda:1, Card 1, 80.0 GiB of memory",
+        "cuda:0, Card 0, 80.0 GiB memory",
+        "cuda:1, Card 1, 80.0 GiB memory",
     ]
 
 
@@ -83,17 +83,17 @@ def test_what_is_missing_comes_with_what_brings_it(monkeypatch):
 def test_cached_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert texts()["weights, hub's cache"] == f"nothing in {tmp_path / 'hub'}"
+    assert texts()["weights, hub cache"] == f"no weights in {tmp_path / 'hub'}"
     (tmp_path / "hub" / "models--timm--resnet50.a1_in1k").mkdir(parents=True)
     (tmp_path / "hub" / "version.txt").write_text("1")
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
     found = texts()
-    assert found["weights, hub's cache"] == f"timm/resnet50.a1_in1k in {tmp_path / 'hub'}"
-    assert found["weights, torchvision's cache"].startswith("cannot be read")
+    assert found["weights, hub cache"] == f"timm/resnet50.a1_in1k in {tmp_path / 'hub'}"
+    assert found["weights, torchvision cache"].startswith("The cache cannot be read")
     (tmp_path / "checkpoints").unlink()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "vgg16-397923af.pth").write_text("")
-    assert texts()["weights, torchvision's cache"] == f"vgg16-397923af.pth in {tmp_path / 'checkpoints'}"
+    assert texts()["weights, torchvision cache"] == f"vgg16-397923af.pth in {tmp_path / 'checkpoints'}"
 
 
 def test_a_data_set_split_by_split(scenes, links):
@@ -103,8 +103,8 @@ def test_a_data_set_split_by_split(scenes, links):
     (links / "splits" / "empty.txt").write_text("")
     assert known_splits(links) == ["empty", "test"]
     found = texts(links)
-    missing = [links / part / "nothing.png" for part in ("images", "masks")]
-    assert found["data, test"].endswith(f"; missing or cannot be read: {missing[0]} and 1 more")
+    missing = links / "images" / "nothing.png"
+    assert found["data, test"].endswith(f"1 image, 10 classes; 2 files missing or unreadable, such as {missing}")
     assert "is empty, but one sample per line" in found["data, empty"]
     assert "does not have a known layout" in texts(links / "splits")["data"]
     assert wrong(links) == ["data, empty", "data, test"]
@@ -128,7 +128,7 @@ def test_what_may_not_be_read_is_a_line(links, monkeypatch):
     with monkeypatch.context() as patch:
         # Of root no permission is asked.
         patch.setattr(os, "access", lambda path, mode: not str(path).endswith("masks/train_0000.png"))
-        assert texts(links)["data, test"].endswith(f"cannot be read: {links / 'masks' / 'train_0000.png'}")
+        assert texts(links)["data, test"].endswith(f"unreadable, such as {links / 'masks' / 'train_0000.png'}")
         assert wrong(links) == ["data, test"]
 
     def refused(path):

@@ -40,7 +40,7 @@ def test_a_folder_becomes_a_data_set_and_a_recipe_that_fit_takes(folder, tmp_pat
     out = tmp_path / "recipe.yaml"
     main(["init", str(folder), "--out", str(out), "--ignore-index", "9"])
     printed = capsys.readouterr().out
-    assert " 50.79 % of the pixels  class 1" in printed
+    assert " 50.79 % of the labeled pixels  class 1" in printed
     assert "  1.56 % of all pixels have no label (9)" in printed
     assert "8 images in train, 2 images in val" in printed
     train, val = (open_dataset(folder, split) for split in ("train", "val"))
@@ -52,9 +52,9 @@ def test_a_folder_becomes_a_data_set_and_a_recipe_that_fit_takes(folder, tmp_pat
     _, arguments = read_command(["fit", "--config", str(out), "--data", str(folder), "--out", "o"])
     training = arguments["training"]
     assert (training.crop, training.batch_size, training.epochs) == ((64, 96), 4, 200)
-    # A rare class is weighed up, and the reason is said.
+    # A rare class gets a weight, and the config has the reason.
     assert training.class_balance == 0.4
-    assert "class 2 has 1.6 % of the pixels" in out.read_text()
+    assert "class 2 has 1.6 % of the labeled pixels" in out.read_text()
     heads = ["fit-heads", "m", "--config", str(tmp_path / "recipe-heads.yaml"), "--data", str(folder), "--out", "o"]
     _, arguments = read_command(heads)
     assert arguments["copies"] == 2
@@ -67,16 +67,24 @@ def test_a_second_time_nothing_is_written_over(folder, tmp_path):
     names = Classes(("sky", "road", "kerb"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
     names.to_yaml(folder / "classes.yaml", 9)
     (folder / "splits" / "val.txt").write_text("p3\n")
-    with pytest.raises(FileExistsError, match=r"a\.yaml exists already"):
+    with pytest.raises(FileExistsError, match=r"a\.yaml exists\. Move the file"):
         start(folder, tmp_path / "a.yaml", 9)
     made = start(folder, tmp_path / "b.yaml")
     assert made.written == [tmp_path / "b.yaml", tmp_path / "b-heads.yaml"]
     (tmp_path / "c-heads.yaml").touch()
-    with pytest.raises(FileExistsError, match=r"c-heads\.yaml exists already"):
+    with pytest.raises(FileExistsError, match=r"c-heads\.yaml exists\. Move the file"):
         start(folder, tmp_path / "c.yaml")
     assert not (tmp_path / "c.yaml").exists()
     assert (made.classes, made.ignore_index, made.images["val"]) == (names, 9, 1)
     assert "kerb has 1.6 %" in made.recipe
+
+
+def test_another_ignore_index_than_that_of_the_classes_is_refused(folder, tmp_path):
+    Classes(("sky", "road", "kerb"), ((0, 0, 0), (1, 1, 1), (2, 2, 2))).to_yaml(folder / "classes.yaml", 9)
+    with pytest.raises(ValueError, match=r"--ignore-index is 255, but .*classes\.yaml has the ignore_index 9\."):
+        start(folder, tmp_path / "a.yaml", 255)
+    assert not (tmp_path / "a.yaml").exists()
+    assert start(folder, tmp_path / "a.yaml", 9).ignore_index == 9
 
 
 def test_the_recipe_fits_the_data_and_the_machine(folder, monkeypatch):
@@ -113,14 +121,14 @@ def test_masks_that_are_none_are_named(folder, tmp_path):
 def test_labels_beyond_the_named_classes_are_refused(folder, tmp_path):
     Classes(("sky", "road"), ((0, 0, 0), (1, 1, 1))).to_yaml(folder / "classes.yaml", 9)
     with pytest.raises(
-        DataError, match=r"classes\.yaml: 2 classes, ignore_index 9; the masks have other labels too: \[2\]"
+        DataError, match=r"labels \[2\], but .*classes\.yaml defines 2 classes \(0 to 1\) and the ignore_index 9"
     ):
         start(folder, tmp_path / "r.yaml")
 
 
 def test_one_image_is_not_enough(tmp_path):
     write(tmp_path, "a", [[0, 1]])
-    with pytest.raises(DataError, match="1 image; expected two or more"):
+    with pytest.raises(DataError, match="has 1 image, but at least 2 are needed"):
         start(tmp_path, tmp_path / "r.yaml")
     write(tmp_path, "b", [[0, 1]])
     assert start(tmp_path, tmp_path / "r.yaml").images == {"train": 1, "val": 1}
@@ -137,7 +145,7 @@ def test_masks_that_lose_labels_are_refused_and_empty_classes_told(scenes, tmp_p
     Image.fromarray(changed).save(victim)
     monkeypatch.chdir(tmp_path)
     main(["init", str(data)])
-    assert "no pixel at all: class 10: are these meant to be classes?" in capsys.readouterr().out
+    assert "These classes have no pixels: class 10." in capsys.readouterr().out
     victim.rename(victim.with_suffix(".jpg"))
     with pytest.raises(SystemExit):
         main(["init", str(data), "--out", "again.yaml"])
@@ -145,7 +153,7 @@ def test_masks_that_lose_labels_are_refused_and_empty_classes_told(scenes, tmp_p
 
 
 def test_names_with_spaces_count_once_and_all_images_cannot_be_held_out(folder, tmp_path):
-    with pytest.raises(ValueError, match="val_every 1: expected 2 or more"):
+    with pytest.raises(ValueError, match="--val-every is 1, but at least 2 is expected"):
         start(folder, tmp_path / "a.yaml", 9, val_every=1)
     assert not (folder / "splits").exists()
     for part, suffix in (("images", ".jpg"), ("masks", ".png")):

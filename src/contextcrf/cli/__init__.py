@@ -1,1 +1,1 @@
-"""The command line: `main` reads it, `commands` holds a function for each command."""
+"""The command line: `main` parses the arguments, and `commands` has one function per command."""

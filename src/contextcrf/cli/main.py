@@ -1,27 +1,36 @@
-"""The command line. `contextcrf COMMAND --help` explains each command; every option may stand in a YAML file."""
+"""The command line. `contextcrf COMMAND --help` describes each command. A YAML file can set every option."""
 
-import inspect
-import logging
 import os
-import re
 import sys
-from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from difflib import get_close_matches
-from importlib.metadata import version
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, get_args, get_origin
+from collections.abc import Sequence
 
-import docstring_parser
-import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+STOPPED = "contextcrf: Stopped."
+# Exit statuses of programs that SIGINT (Ctrl-C) and SIGPIPE (a closed pipe) have ended.
+INTERRUPTED, CLOSED_PIPE = 130, 141
 
-from contextcrf.cli.commands import data, evaluation, inference, sharing, training
-from contextcrf.cli.errors import describe_error
-from contextcrf.utils.progress import show_progress
+try:
+    import inspect
+    import logging
+    from argparse import ArgumentError
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import contextmanager
+    from dataclasses import dataclass, is_dataclass
+    from difflib import get_close_matches
+    from importlib.metadata import version
+    from typing import Any, get_args, get_origin, get_type_hints
+
+    import docstring_parser
+    from jsonargparse import ArgumentParser
+
+    from contextcrf.cli.arguments import Arguments
+    from contextcrf.cli.commands import data, evaluation, inference, sharing, training
+    from contextcrf.cli.errors import describe_error
+    from contextcrf.cli.help import HelpFormatter, MainParser, description, examples, summary
+    from contextcrf.utils.progress import show_progress
+except KeyboardInterrupt as error:
+    # The imports take seconds, in which a user may press Ctrl-C.
+    print(STOPPED, file=sys.stderr)
+    raise SystemExit(INTERRUPTED) from error
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,10 @@ class Command:
     """A command of the command line.
 
     Args:
-        function: what it runs. Its parameters are the options; or it takes one dataclass, whose fields are.
-        positional: the options that are given without a name.
-        resumable: the same command goes on where it was stopped.
+        function: the function that runs the command. Its parameters are the options. If its only parameter is a
+            dataclass, the fields of the dataclass are the options.
+        positional: names of the options that are given without a name.
+        resumable: whether the same command continues an interrupted run.
     """
 
     function: Callable[..., None]
@@ -53,69 +63,101 @@ class Command:
             self.function(self.options(**values))
 
 
-COMMANDS: dict[str, Command] = {
-    "init": Command(data.init, ("data",)),
-    "fit": Command(training.fit, resumable=True),
-    "fit-heads": Command(training.fit_heads, ("model",), resumable=True),
-    "tune": Command(training.tune, ("model",)),
-    "evaluate": Command(evaluation.evaluate, ("model",)),
-    "compare": Command(evaluation.compare, ("first", "second")),
-    "predict": Command(inference.predict, ("model", "images")),
-    "explain": Command(inference.explain, ("model", "image")),
-    "refine": Command(inference.refine, ("maps",)),
-    "demo": Command(inference.demo, ("model",)),
-    "reproduce": Command(evaluation.reproduce, ("study",), resumable=True),
-    "make-folds": Command(data.make_folds, ("data",)),
-    "prepare-voc": Command(data.prepare_voc, ("root",)),
-    "voc-submission": Command(inference.voc_submission, ("model", "root")),
-    "merge-potentials": Command(training.merge_potentials),
-    "average-weights": Command(training.average_weights, ("models",)),
-    "publish": Command(sharing.publish, ("model",)),
-    "export": Command(sharing.export, ("model",)),
-    "quickstart": Command(data.quickstart),
-    "doctor": Command(data.doctor),
+GROUPS: dict[str, dict[str, Command]] = {
+    "First steps": {
+        "quickstart": Command(data.quickstart),
+        "doctor": Command(data.doctor),
+    },
+    "Data sets": {
+        "init": Command(data.init, ("data",)),
+        "make-folds": Command(data.make_folds, ("data",)),
+        "prepare-voc": Command(data.prepare_voc, ("root",)),
+    },
+    "Training": {
+        "fit": Command(training.fit, resumable=True),
+        "fit-heads": Command(training.fit_heads, ("model",), resumable=True),
+        "tune": Command(training.tune, ("model",)),
+        "merge-potentials": Command(training.merge_potentials),
+        "average-weights": Command(training.average_weights, ("models",)),
+    },
+    "Evaluation": {
+        "evaluate": Command(evaluation.evaluate, ("model",)),
+        "compare": Command(evaluation.compare, ("first", "second")),
+        "reproduce": Command(evaluation.reproduce, ("study",), resumable=True),
+        "voc-submission": Command(inference.voc_submission, ("model", "root")),
+    },
+    "Prediction": {
+        "predict": Command(inference.predict, ("model", "images")),
+        "explain": Command(inference.explain, ("model", "image")),
+        "demo": Command(inference.demo, ("model",)),
+        "refine": Command(inference.refine, ("maps",)),
+    },
+    "Sharing": {
+        "publish": Command(sharing.publish, ("model",)),
+        "export": Command(sharing.export, ("model",)),
+    },
 }
-
-
-class _HelpFormatter(DefaultHelpFormatter):
-    """Shows options with hyphens, as they are typed."""
-
-    def format_help(self) -> str:
-        """The help, with the names of options as they are typed."""
-        return re.sub(r"--[\w.]+", lambda found: found[0].replace("_", "-"), super().format_help())
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def build_parser() -> ArgumentParser:
-    """The parser of the whole command line, made from the signatures and docstrings of the commands."""
-    options: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": _HelpFormatter}
-    parser = ArgumentParser(
-        prog="contextcrf", description="Semantic segmentation with deep structured models.", **options
-    )
+    """Build the parser of the whole command line from the signatures and docstrings of the commands."""
+    options: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": HelpFormatter}
+    text = "Semantic segmentation with CNN unary and pairwise CRF potentials, trained piecewise."
+    parser = MainParser(prog="contextcrf", description=text, **options)
+    parser.command_groups = {
+        title: [(name, summary(command.function.__doc__)) for name, command in group.items()]
+        for title, group in GROUPS.items()
+    }
     parser.add_argument("--version", action="version", version=f"contextcrf {version('contextcrf')}")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        summary = docstring_parser.parse(command.function.__doc__ or "").short_description
-        subparser = ArgumentParser(description=summary, **options)
+        documentation = command.function.__doc__
+        subparser = ArgumentParser(
+            usage=_usage(name, command),
+            description=description(documentation),
+            epilog=examples(documentation),
+            **options,
+        )
         _add_options(subparser, command)
-        commands.add_subcommand(name, subparser, help=summary)
+        commands.add_subcommand(name, subparser, help=summary(documentation))
     return parser
 
 
+def _usage(name: str, command: Command) -> str:
+    """The form of a command: its positional arguments and the options that it requires."""
+    parts = ["contextcrf", name]
+    parameters = inspect.signature(command.options).parameters
+    for option in command.positional:
+        shown = option.upper()
+        if get_origin(parameters[option].annotation) is list:
+            shown += " ..."
+        required = parameters[option].default is inspect.Parameter.empty
+        parts.append(shown if required else f"[{shown}]")
+    for option, parameter in parameters.items():
+        if option not in command.positional and parameter.default is inspect.Parameter.empty:
+            parts.append(f"--{option} {option.upper()}")
+    return " ".join([*parts, "[options]"])
+
+
 def _add_options(parser: ArgumentParser, command: Command) -> None:
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with options. Options on the command line override it."
+    )
     source = command.options
     documentation = docstring_parser.parse(source.__doc__ or "")
     help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    parameters = inspect.signature(source).parameters
+    parameters, kinds = inspect.signature(source).parameters, get_type_hints(source)
     for name in command.positional:
-        kind, default = parameters[name].annotation, parameters[name].default
+        kind, default = kinds[name], parameters[name].default
+        shown: dict[str, Any] = {"help": help_of[name], "metavar": name.upper()}
         if get_origin(kind) is list:
-            parser.add_argument(name, type=get_args(kind)[0], nargs="+", help=help_of[name])
+            parser.add_argument(name, type=get_args(kind)[0], nargs="+", **shown)
         elif default is inspect.Parameter.empty:
-            parser.add_argument(name, type=kind, help=help_of[name])
+            parser.add_argument(name, type=kind, **shown)
         else:
-            parser.add_argument(name, type=kind, nargs="?", default=default, help=help_of[name])
-    # Options that switch something on are flags.
+            parser.add_argument(name, type=kind, nargs="?", default=default, **shown)
+    # Options that are false by default are flags.
     flags = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=help_of[name])
@@ -126,35 +168,55 @@ def _add_options(parser: ArgumentParser, command: Command) -> None:
         parser.add_function_arguments(source, skip=skip, as_group=False)
 
 
+def option_types(command: Command) -> dict[str, Any]:
+    """Return the type of each option of a command by its name, such as "training.epochs" for one in a group."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(command.options)
+    for name in inspect.signature(command.options).parameters:
+        kind = hints[name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            found |= {f"{name}.{field}": inner for field, inner in get_type_hints(kind).items()}
+        else:
+            found[name] = kind
+    return found
+
+
 def option_names(command: Command) -> set[str]:
-    """The names of a command's options; those in a group of settings have its name in front, as "training.epochs"."""
-    names = set()
-    for name, parameter in inspect.signature(command.options).parameters.items():
-        kind = parameter.annotation
-        names |= {f"{name}.{field.name}" for field in fields(kind)} if is_dataclass(kind) else {name}
-    return names
+    """Return the names of a command's options, such as "training.epochs" for one in a group."""
+    return set(option_types(command))
 
 
 def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The name of a command and the values of its options.
+    """Return the name of a command and the values of its options.
+
+    Args:
+        arguments: the arguments of the command line, without the name of the program.
 
     Raises:
-        ValueError: an option that does not exist, or a value that does not fit.
+        ValueError: there is no such command or option, an argument is missing, or a value is not accepted.
     """
-    # Options are typed with hyphens; Python's names have underscores.
+    # Options are typed with hyphens; the names of parameters have underscores.
     arguments = [_with_underscores(argument) for argument in arguments] or ["--help"]
     name = arguments[0]
-    if name in COMMANDS:
-        _check_options(name, arguments[1:])
+    if name not in COMMANDS:
+        _check_without_command(name)
+        build_parser().parse_args(arguments)
+    command = COMMANDS[name]
+    given = Arguments(name, option_types(command), command.positional, arguments[1:])
     parser = build_parser()
     try:
-        options = parser.parse_args(arguments)
-        values = parser.instantiate(options)[options.command].as_dict()
+        options = parser.parse_args([name, *given.ordered])
+        values = parser.instantiate(options)[name].as_dict()
     except ArgumentError as error:
-        # The parser puts the command's name before those of its options.
-        raise ValueError(error.message.replace(f"{name}.", "")) from error
+        raise ValueError(given.describe(error.message)) from error
+    except ValueError as error:
+        if (text := given.describe(str(error))) == str(error):
+            raise
+        raise ValueError(text) from error
     values.pop("config")
-    return options.command, values
+    if name == "fit":
+        _check_init(values["init"], given)
+    return name, values
 
 
 def _with_underscores(argument: str) -> str:
@@ -164,50 +226,32 @@ def _with_underscores(argument: str) -> str:
     return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def _check_options(name: str, arguments: Sequence[str]) -> None:
-    """Raise a ValueError for an option that a command does not have, on the command line or in a file of options."""
-    known = option_names(COMMANDS[name])
-    groups = {option.partition(".")[0] for option in known if "." in option}
-    for argument, following in pairwise([*arguments, ""]):
-        if not argument.startswith("--"):
-            continue
-        option, _, value = argument[2:].partition("=")
-        given = [option]
-        place = ""
-        if option == "config":
-            path = Path(value or following)
-            given, place = list(_names(_read_options(path), groups, path)), f"{path}: "
-        for option in given:
-            # The inside of a setting that is itself a mapping is free, as in model.relations.above.top.
-            outer = {".".join(option.split(".")[:depth]) for depth in (1, 2, 3)}
-            if not outer & (known | {"print_config", "help"}) and option not in groups:
-                near = get_close_matches(option, known | groups, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{place}{name} has no option {option}.{hint}")
+def _check_without_command(argument: str) -> None:
+    """Raise a ValueError unless the first argument asks for the help or the version."""
+    if argument in ("-h", "--help", "--version"):
+        return
+    more = "`contextcrf --help` lists the commands."
+    if argument.startswith("-"):
+        shown = argument.replace("_", "-")
+        raise ValueError(f"The first argument is {shown}, but the name of a command is expected. {more}")
+    near = get_close_matches(argument, COMMANDS, n=1)
+    raise ValueError(f"There is no command {argument!r}. {f'Did you mean {near[0]}? ' if near else ''}{more}")
 
 
-def _read_options(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-
-
-def _names(values: Any, groups: set[str], path: Path, group: str = "") -> Iterator[str]:
-    """The names of the options in a file, those in groups of settings too."""
-    if not isinstance(values, dict):
+def _check_init(init: str | None, given: Arguments) -> None:
+    """Raise a ValueError if options of the model are given that the model of --init overrides."""
+    ignored = [name for name in given.given if name.partition(".")[0] == "model" and name != "model.learned_dense"]
+    if init is not None and ignored:
+        path = given.given[ignored[0]].path
+        option = f"--{ignored[0].replace('_', '-')}" if path is None else f"{ignored[0]} in {path}"
         raise ValueError(
-            f"{path}: {group or 'options'} {values!r}: expected settings by their names, as in NAME: VALUE"
+            f"{option} cannot be combined with --init {init}, because the configuration of that model is used. Remove "
+            "the options of the group model, or remove --init."
         )
-    for key, value in values.items():
-        if not group and key in groups:
-            yield from _names(value, groups, path, key)
-        else:
-            yield f"{group}.{key}" if group else str(key)
 
 
 class _PrintHandler(logging.Handler):
-    """Prints the library's messages on the standard output, which progress bars know how to share."""
+    """A handler that prints the library's messages to the standard output, where progress bars make room for them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
@@ -231,19 +275,42 @@ def _messages() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `contextcrf`. A user's error is one line; CONTEXTCRF_TRACEBACK=1 shows where it arose."""
+    """Run the command line.
+
+    An error of the user is printed in one line, and the exit status is 2. With CONTEXTCRF_TRACEBACK=1, the traceback is
+    shown too. Ctrl-C ends a command with the exit status 130.
+
+    Args:
+        arguments: the arguments without the name of the program; None takes those of the process.
+    """
+    try:
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError as error:
+        # The reader has closed the pipe, as in `contextcrf --help | head -1`. Python writes the rest of its buffer when
+        # it ends, which would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED_PIPE) from error
+
+
+def _run(arguments: Sequence[str]) -> None:
     name = ""
     try:
-        name, values = read_command(sys.argv[1:] if arguments is None else arguments)
+        name, values = read_command(arguments)
         with _messages(), show_progress():
             COMMANDS[name].run(values)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        description = describe_error(error, name)
-        if description is None or os.environ.get("CONTEXTCRF_TRACEBACK"):
+        text = describe_error(error, name)
+        if text is None or os.environ.get("CONTEXTCRF_TRACEBACK"):
             raise
-        print(f"contextcrf: error: {description}", file=sys.stderr)
+        print(f"contextcrf: error: {text}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         hint = " Run the same command again to continue." if name and COMMANDS[name].resumable else ""
-        print(f"contextcrf: Stopped.{hint}", file=sys.stderr)
-        raise SystemExit(130) from error
+        print(f"{STOPPED}{hint}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from error

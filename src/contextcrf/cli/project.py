@@ -1,4 +1,4 @@
-"""The first recipe for a folder of images and masks: `contextcrf init`."""
+"""`contextcrf init`: a data set and the first configs for a folder of images and masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,22 +12,30 @@ from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import write_text
 from contextcrf.utils.runtime import default_batch_size
 
-# Steps after which a network of this size no longer improves; with few images these are many epochs.
+# More steps do not improve a network of this size. With few images, these steps are many epochs.
 STEPS, HEADS_STEPS, COPIES = 2400, 1000, 2
+# The unary loss gets class weights if the rarest class has a smaller share of the pixels.
 RARE = 0.02
 
 
 @dataclass(frozen=True)
 class Start:
-    """The findings of `init`, and the files that it wrote.
+    """The findings of `start`, and the files that it has written.
 
-    Attributes:
-        classes: of the data.
-        ignore_index: the value of the masks that means "no label".
-        statistics: of all masks.
-        images: by split.
-        written: files that are new.
-        recipe: the text of the recipe.
+    Args:
+        classes: the classes of the data set.
+        ignore_index: the value of unlabeled pixels in the mask files.
+        statistics: statistics of all masks.
+        images: number of images by split.
+        written: the new files.
+        recipe: text of the config for `contextcrf fit`.
+
+    Example:
+        >>> from collections import Counter
+        >>> found = MaskStatistics([(2, 4)], Counter({0: 5, 1: 3}))
+        >>> classes = guess_classes(found)
+        >>> Start(classes, 255, found, {"train": 4, "val": 1}, [Path("recipe.yaml")], "model: ...").images["train"]
+        4
     """
 
     classes: Classes
@@ -38,40 +46,63 @@ class Start:
     recipe: str
 
 
-def start(data: Path, recipe: Path, ignore_index: int = IGNORE_INDEX, val_every: int = 5) -> Start:
-    """Make a folder with `images` and `masks` a data set, and write a recipe for it.
+def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: int = 5) -> Start:
+    """Turn a folder with images and masks into a data set, and write configs for its training.
 
-    Existing files (`classes.yaml`, `splits`) are kept.
+    Existing files (`classes.yaml` and `splits`) are kept.
 
     Args:
-        data: the folder.
-        recipe: the file to write; the recipe of the second stage goes into another beside it, `heads_path`.
-        ignore_index: the value of the masks that means "no label", where there is no classes.yaml.
-        val_every: every n-th image goes to the split "val", the others to "train".
+        data: folder with the subfolders `images` and `masks`.
+        recipe: config for `contextcrf fit` to write. The config for `contextcrf fit-heads` is written beside it, to the
+            path that `heads_path` returns.
+        ignore_index: the value of unlabeled pixels in the mask files. None uses the value in `classes.yaml`, or 255 if
+            this file does not exist.
+        val_every: one of this many images is assigned to the split "val", the others to the split "train".
+
+    Returns:
+        The findings and the files that were written.
 
     Raises:
-        DataError: as `pair_files`, `mask_statistics` and `guess_classes`.
-        FileExistsError: the recipe exists.
-        ValueError: no image would be left to train on.
+        DataError: `pair_files`, `mask_statistics` or `guess_classes` finds a problem, there are fewer than 2 images, or
+            the masks have labels that `classes.yaml` does not define.
+        FileExistsError: a config exists.
+        ValueError: `val_every` is below 2, or `classes.yaml` has another `ignore_index`.
+
+    Example:
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> scenes = write_scenes("scenes", train=4, val=1, height=64, width=96)
+        >>> made = start(scenes, Path("recipe.yaml"))
+        >>> made.images["train"], [path.name for path in made.written]
+        (4, ['recipe.yaml', 'recipe-heads.yaml'])
     """
     if val_every < 2:
-        raise ValueError(f"val_every {val_every}: expected 2 or more, since every n-th image is not trained on")
+        raise ValueError(f"--val-every is {val_every}, but at least 2 is expected, so that images remain for training.")
     for path in (recipe, heads_path(recipe)):
         if path.exists():
-            raise FileExistsError(f"{path} exists already; move it away or name another --out")
+            raise FileExistsError(f"{path} exists. Move the file, or choose another file with --out.")
     pairs = pair_files(data / "images", data / "masks")
     if len(pairs) < 2:
-        raise DataError(f"{data}: {len(pairs)} image; expected two or more, to train on and to measure on")
+        raise DataError(
+            f"{data} has {len(pairs)} image, but at least 2 are needed, for training and for evaluation. Add "
+            "images and masks."
+        )
     found = mask_statistics([mask for _, mask in pairs])
     written = []
     if (names := data / "classes.yaml").exists():
-        classes, ignore_index = Classes.from_yaml(names)
+        classes, stored = Classes.from_yaml(names)
+        if ignore_index not in (None, stored):
+            raise ValueError(
+                f"--ignore-index is {ignore_index}, but {names} has the ignore_index {stored}. Remove the option, or "
+                "change the file."
+            )
+        ignore_index = stored
         if unknown := [label for label in found.shares(ignore_index) if not 0 <= label < len(classes)]:
             raise DataError(
-                f"{names}: {len(classes)} classes, ignore_index {ignore_index}; the masks have other labels too: "
-                f"{unknown[:10]}"
+                f"The masks contain the labels {unknown[:10]}, but {names} defines {len(classes)} classes (0 to "
+                f"{len(classes) - 1}) and the ignore_index {ignore_index}. Add the missing classes to the file."
             )
     else:
+        ignore_index = IGNORE_INDEX if ignore_index is None else ignore_index
         classes = guess_classes(found, ignore_index)
         classes.to_yaml(names, ignore_index)
         written.append(names)
@@ -87,7 +118,10 @@ def start(data: Path, recipe: Path, ignore_index: int = IGNORE_INDEX, val_every:
         for path in sorted(splits.glob("*.txt"))
     }
     if not images.get("train"):
-        raise DataError(f"{splits / 'train.txt'}: expected the names of the images to train on")
+        raise DataError(
+            f"{splits / 'train.txt'} lists no images. Write the names of the training images to it, without suffix and "
+            "one per line."
+        )
     text = recipe_for(classes, ignore_index, found, images["train"])
     write_text(recipe, text)
     write_text(heads_path(recipe), heads_recipe_for(found, images["train"]))
@@ -95,12 +129,17 @@ def start(data: Path, recipe: Path, ignore_index: int = IGNORE_INDEX, val_every:
 
 
 def heads_path(recipe: Path) -> Path:
-    """The file of the second stage's recipe: recipe-heads.yaml beside recipe.yaml."""
+    """Return the path of the config for `contextcrf fit-heads`, such as recipe-heads.yaml beside recipe.yaml.
+
+    Example:
+        >>> heads_path(Path("configs/streets.yaml")).name
+        'streets-heads.yaml'
+    """
     return recipe.with_name(f"{recipe.stem}-heads{recipe.suffix}")
 
 
 def recipe_for(classes: Classes, ignore_index: int, found: MaskStatistics, images: int) -> str:
-    """The commented YAML of a recipe: for the size and the balance of the data, and for this machine."""
+    """Return the YAML text of the config for `contextcrf fit`, adapted to the data and to this machine."""
     fast = torch.accelerator.is_available()
     height, width = found.size
     batch = min(default_batch_size(), images)
@@ -109,23 +148,24 @@ def recipe_for(classes: Classes, ignore_index: int, found: MaskStatistics, image
     shares = found.shares(ignore_index)
     rarest = min(shares, key=lambda label: shares[label])
     balance = 0.4 if shares[rarest] < RARE else 0.0
-    frozen = "" if fast else "  frozen_stages: 2 # on a CPU: the first stages cost most and change least\n"
+    frozen = "" if fast else "  frozen_stages: 2 # on a CPU, since the first stages take most time and change least\n"
     filters = "" if fast else "  frozen_filters: true\n"
-    return f"""# A first recipe: {len(classes)} classes, {images} training images of about {width} x {height} pixels.
+    rare = f"{classes.names[rarest]} has {100 * shares[rarest]:.2g} % of the labeled pixels"
+    return f"""# A first config: {len(classes)} classes, {images} training images of about {width} x {height} pixels
 # contextcrf fit --config THIS --data DATA --out runs/mine
 model:
-  backbone: tf_efficientnet_lite0 # any timm backbone with feature maps; resnet50 is larger
-  stride: 8 # pixels per node of the unary's map: 4 for thin objects, 16 for speed
+  backbone: tf_efficientnet_lite0 # any timm backbone that returns feature maps, such as resnet50, which is larger
+  stride: 8 # pixels per node of the unary; 4 suits thin objects, 16 is faster
   output_stride: 32
   channels: 128
-  graph_stride: 16 # pixels per node of the pairwise graphs: not larger than your objects
+  graph_stride: 16 # pixels per node of the pairwise graphs; at most the size of your objects
 training:
-  potentials: [unary] # the pairwise heads follow: contextcrf fit-heads
+  potentials: [unary] # contextcrf fit-heads trains the pairwise potentials later
   epochs: {epochs} # about {epochs * images // batch} steps
   batch_size: {batch}
   lr: 0.002
   weight_decay: 0.02
-  class_balance: {balance} # {classes.names[rarest]} has {100 * shares[rarest]:.2g} % of the pixels; 0 is the plain mean
+  class_balance: {balance} # {rare}; 0 disables class weights
   ema: {0.99 if epochs * images // batch >= 500 else 0.9}
   color: 0.3
   crop: [{crop[0]}, {crop[1]}]
@@ -135,22 +175,25 @@ training:
 
 
 def heads_recipe_for(found: MaskStatistics, images: int) -> str:
-    """The commented YAML of the second stage, with settings of good gain for their price (results/context.md)."""
+    """Return the YAML text of the config for `contextcrf fit-heads`.
+
+    The settings are a compromise between mIoU gain and time (results/context.md).
+    """
     batch = min(default_batch_size(), images)
     epochs = max(8, min(100, round(HEADS_STEPS * batch / (COPIES * images))))
     crop = [min(512, -(-side // 32) * 32) for side in found.size]
-    return f"""# Second stage: the pairwise heads, on features of the trained network that are computed once.
+    return f"""# The second stage trains the pairwise potentials. The features of the network are computed once.
 # contextcrf fit-heads runs/mine --config THIS --data DATA --out runs/heads
 training:
   epochs: {epochs} # about {epochs * COPIES * images // batch} steps
   batch_size: {batch}
   lr: 0.001
   weight_decay: 0.05
-  max_edges: 8192 # pairs of nodes a step, drawn at random
+  max_edges: 8192 # random edges per step
   color: 0.3
-  crop: [{crop[0]}, {crop[1]}] # whole images: the heads learn from their context
+  crop: [{crop[0]}, {crop[1]}] # whole images, since the potentials need the surroundings
   scale: [0.8, 1.5]
 copies: {COPIES} # augmented copies of each image
-# The messages of all relations together have the weight of the unary. contextcrf tune changes that; let it choose on
-# images that the network was not trained on, since it is overconfident on its training images.
+# The messages of all relations together have the same weight as the unary. contextcrf tune chooses other weights.
+# Run it on images that the network was not trained on, since it is overconfident on its training images.
 """

@@ -1,7 +1,8 @@
-"""`contextcrf quickstart`: the main job from end to end on context scenes, which need no download.
+"""`contextcrf quickstart`: training, tuning and evaluation on context scenes, which need no download.
 
-The receptive field of the network is 15 x 15 pixels. In it a sheep and a boat, a wall and a trunk are the same, so the
-unary is at chance, and only the pairwise potentials can use the surroundings that tell them apart.
+The receptive field of the network is 15 x 15 pixels. In a window of this size, a sheep looks like a boat, and a wall
+looks like a trunk, so the unary is at chance. Only the pairwise potentials can use the surroundings, in which these
+classes differ.
 """
 
 import shutil
@@ -44,42 +45,47 @@ TRAINING = TrainingConfig(
     scale=(1.0, 1.0),
     color=0.2,
     val_every=5,
-    precision="32-true",  # a network this small gains nothing from bfloat16
+    precision="32-true",  # bfloat16 does not make a network of this size faster
 )
 
 
 def run(out: Path, epochs: int, train_images: int, val_images: int) -> EvaluationResults:
-    """Draw scenes, train, tune, evaluate; everything is written below `out`.
+    """Draw scenes, train a model, tune and evaluate it, and write everything below `out`.
 
     Args:
-        out: a new or empty folder, or that of an earlier quickstart, whose results are replaced.
-        epochs: of training.
-        train_images: scenes to train on.
-        val_images: scenes to evaluate on.
+        out: a new or empty folder, or the folder of an earlier quickstart, whose results are replaced.
+        epochs: number of epochs of the training.
+        train_images: number of scenes in the training split.
+        val_images: number of scenes in the validation split.
+
+    Returns:
+        The results on the validation split.
 
     Raises:
-        FileExistsError: the folder holds other files.
+        FileExistsError: `out` contains other files.
     """
     marker = out / ".contextcrf-quickstart"
     if out.exists() and any(out.iterdir()):
         if not marker.exists():
-            raise FileExistsError(f"{out} holds files of another origin; choose an empty or new folder with --out")
+            raise FileExistsError(
+                f"{out} contains files that the quickstart did not write. Choose an empty or new folder with --out."
+            )
         for part in ("scenes", "fit", "model", "results"):
             shutil.rmtree(out / part, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     marker.touch()
     console = Console()
-    console.print(f"[bold]1/4[/] drawing {train_images} + {val_images} scenes into {out / 'scenes'}")
+    console.print(f"[bold]1/4[/] Drawing {train_images} + {val_images} scenes in {out / 'scenes'}")
     scenes = write_scenes(out / "scenes", train_images, val_images)
 
     config = replace(TRAINING, epochs=epochs)
-    console.print("[bold]2/4[/] training the unary and both pairwise potentials, jointly and piecewise")
+    console.print("[bold]2/4[/] Training the unary and both pairwise potentials, jointly and piecewise")
     torch.manual_seed(config.seed)
     train, val = open_dataset(scenes, "train", augmentation(config)), open_dataset(scenes, "val")
     model = ContextCRF(MODEL, train.classes, pretrained=False, inference=INFERENCE).to(default_device())
     fit(model, train, val, config, out / "fit")
 
-    console.print("[bold]3/4[/] choosing the relation weights on training scenes")
+    console.print("[bold]3/4[/] Tuning the relation weights on training scenes")
     images = open_dataset(scenes, "train").spread(TUNING_IMAGES)
     best = best_of(tune_relation_weights(model, images, RELATION_WEIGHTS))
     inference = best.inference
@@ -87,7 +93,7 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Evaluatio
     tuned = {"data": "context scenes", "split": "train", "images": len(images), "mean_iou": best.mean_iou}
     save(model, out / "model", {"fit": trained, TUNED: tuned}, inference=inference)
 
-    console.print("[bold]4/4[/] evaluating")
+    console.print("[bold]4/4[/] Evaluating")
     systems = default_systems(model)
     measured = evaluate(Predictor(model, inference), val, systems, keep_labels=(systems[0], systems[-1]))
     metadata = {"title": "mean IoU on context scenes, %", "data": f"context scenes val, {val_images} images"}
@@ -95,5 +101,5 @@ def run(out: Path, epochs: int, train_images: int, val_images: int) -> Evaluatio
     results.write(out / "results")
     write_report(val, results, out / "results")
     console.print(results.to_rich())
-    console.print(f"pictures: {out / 'results' / 'examples.png'}, {out / 'results' / 'iou.png'}")
+    console.print(f"figures: {out / 'results' / 'examples.png'}, {out / 'results' / 'iou.png'}")
     return results

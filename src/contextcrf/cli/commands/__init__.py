@@ -1,4 +1,4 @@
-"""The commands of the command line as functions: their signatures are the options, their docstrings the help.
+"""The commands as functions. Their signatures define the options, and their docstrings are the help texts.
 
-Heavy libraries are imported inside them, so that `--help` does not wait for Lightning.
+Heavy libraries are imported inside the functions, so that `--help` does not wait for Lightning.
 """

@@ -1,32 +1,38 @@
-"""Commands that make and check data sets, and try the library."""
+"""Commands that prepare and check data sets, and commands for the first steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
-def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int = 255, val_every: int = 5) -> None:
-    """Inspect a folder of images and masks, make it a data set, and write a first recipe for it.
+def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None = None, val_every: int = 5) -> None:
+    """Turn a folder of images and masks into a data set and write configs for its training.
 
-    DATA holds `images/` and `masks/`, files of the same name, the masks with a class index for each pixel. The command
-    writes what is missing: classes.yaml (give the classes their names there), splits/train.txt and splits/val.txt.
+    DATA contains the folders images and masks. An image and its mask have the same name without the suffix, and a mask
+    is a PNG file with one class index per pixel. The command writes the files that are missing: classes.yaml, in which
+    you can name the classes, splits/train.txt and splits/val.txt.
 
     Args:
-        data: the folder.
-        out: the recipe to write, a commented YAML file; that of the second stage, OUT-heads.yaml, beside it.
-        ignore_index: the value of the masks that means "no label"; classes.yaml has it where it exists.
-        val_every: every n-th image is kept to measure on.
+        data: Folder with the images and the masks.
+        out: Config to write for `fit`. The config for `fit-heads` is written beside it, with the ending -heads.
+        ignore_index: Value of unlabeled pixels in the masks. If null, it is the value in DATA/classes.yaml, or 255 if
+            this file does not exist.
+        val_every: One of this many images is assigned to the split val, the others to the split train. At least 2.
+
+    Example:
+        contextcrf init data
+        contextcrf init data --out configs/streets.yaml --ignore-index 11
     """
     from contextcrf.cli.project import heads_path, start
 
     made = start(data, out, ignore_index, val_every)
     for label, share in made.statistics.shares(made.ignore_index).items():
-        print(f"{100 * share:6.2f} % of the pixels  {made.classes.names[label]}")
+        print(f"{100 * share:6.2f} % of the labeled pixels  {made.classes.names[label]}")
     pixels = made.statistics.pixels
     if absent := [name for label, name in enumerate(made.classes.names) if not pixels[label]]:
-        print(f"no pixel at all: {', '.join(absent)}: are these meant to be classes?")
+        print(f"These classes have no pixels: {', '.join(absent)}. Remove the classes that do not exist in your data.")
     if unused := pixels[made.ignore_index]:
         print(f"{100 * unused / pixels.total():6.2f} % of all pixels have no label ({made.ignore_index})")
-    print(", ".join(f"{count} images in {split}" for split, count in made.images.items()))
+    print(", ".join(f"{count} image{'' if count == 1 else 's'} in {split}" for split, count in made.images.items()))
     for path in made.written:
         print(f"written: {path}")
     print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")
@@ -34,13 +40,20 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int = 255, v
 
 
 def make_folds(data: Path, out: Path, folds: int = 3, splits: Sequence[str] = ("train", "val")) -> None:
-    """Make folds for cross-validation: OUT is the same data with splits foldK-train and foldK-test.
+    """Divide a data set into folds for cross-validation.
+
+    OUT becomes a data set with the same images. For each fold K, the split foldK-test has the images of the fold, and
+    the split foldK-train has all others.
 
     Args:
-        data: folder of the data set.
-        out: new folder; images and masks are links.
-        folds: how many.
-        splits: whose images take part.
+        data: Folder of the data set.
+        out: New folder for the folds, in which the images and masks are links.
+        folds: Number of folds, at least 2.
+        splits: Splits whose images are divided into the folds.
+
+    Example:
+        contextcrf make-folds data --out folds
+        contextcrf make-folds data --out folds --folds 5 --splits '[train]'
     """
     from contextcrf.data.cross_validation import make_folds as run
 
@@ -50,12 +63,19 @@ def make_folds(data: Path, out: Path, folds: int = 3, splits: Sequence[str] = ("
 
 
 def prepare_voc(root: Path, sbd: Path | None = None, download: bool = False) -> None:
-    """Prepare PASCAL VOC 2012: the development kit, and with SBD the 10,582 images of its split train_aug.
+    """Prepare PASCAL VOC 2012 for training.
+
+    With SBD, the command adds the masks of SBD and the split train_aug, which has 10,582 images.
 
     Args:
-        root: folder for, or of, the development kit.
-        sbd: folder for, or of, the Semantic Boundaries Dataset; without it there is no train_aug.
-        download: fetch missing files, 2 GB for VOC and 1.4 GB for SBD.
+        root: Folder that contains the development kit, or that the kit is downloaded to.
+        sbd: Folder that contains the Semantic Boundaries Dataset (SBD), or that it is downloaded to. If null, the split
+            train_aug is not made.
+        download: Download the files that are missing: 2 GB for VOC and 1.4 GB for SBD.
+
+    Example:
+        contextcrf prepare-voc VOC
+        contextcrf prepare-voc VOC --sbd SBD --download
     """
     from contextcrf.data.voc import prepare_voc as run
 
@@ -63,12 +83,16 @@ def prepare_voc(root: Path, sbd: Path | None = None, download: bool = False) -> 
 
 
 def doctor(data: Path | None = None) -> None:
-    """Report on this machine: system, versions, devices, memory, disk, weights, and the splits of a data set.
+    """Report the system, versions, devices, memory, disk space and weights, and check a data set.
 
-    The exit status is 1 if the data set, or a file of it, is missing or cannot be read.
+    The exit status is 1 if the data set, or one of its files, is missing or cannot be read.
 
     Args:
-        data: a data set to check.
+        data: Folder of a data set whose splits are checked. If null, no data set is checked.
+
+    Example:
+        contextcrf doctor
+        contextcrf doctor --data data
     """
     from contextcrf.cli.doctor import examine
 
@@ -81,13 +105,20 @@ def doctor(data: Path | None = None) -> None:
 
 
 def quickstart(out: Path = Path("quickstart"), epochs: int = 20, train_images: int = 160, val_images: int = 40) -> None:
-    """Run every step on scenes that are drawn here: draw, train, tune, evaluate, pictures. A few minutes.
+    """Run all steps, from training to figures, on synthetic scenes in a few minutes.
+
+    The command draws the scenes, trains a model, tunes the relation weights, and evaluates the systems. It needs no
+    download.
 
     Args:
-        out: folder for all results; those of an earlier quickstart are replaced.
-        epochs: of training.
-        train_images: scenes to train on.
-        val_images: scenes to evaluate on.
+        out: Folder for all results. The results of an earlier quickstart in it are replaced.
+        epochs: Number of epochs of the training.
+        train_images: Number of scenes in the training split.
+        val_images: Number of scenes in the validation split.
+
+    Example:
+        contextcrf quickstart
+        contextcrf quickstart --out demo --epochs 30
     """
     from contextcrf.cli.quickstart import run
 

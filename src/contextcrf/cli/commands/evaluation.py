@@ -1,4 +1,4 @@
-"""Commands that measure models."""
+"""Commands that evaluate models."""
 
 import json
 import shlex
@@ -18,24 +18,34 @@ def evaluate(
     scales: list[float] | None = None,
     flip: bool = False,
 ) -> None:
-    """Measure a model at full resolution: a table on the terminal, OUT/results.json and .md, a page and pictures.
+    """Evaluate the systems of a model on a split, at the full resolution of the images.
 
-    OUT/report.html stands by itself: scores, confusions, the best, middle and worst images. OUT/images.npz holds the
-    confusion matrix of every image, for `compare`.
+    The command prints a table and writes it to OUT/results.json and OUT/results.md. OUT/report.html has the scores, the
+    confusion matrices, and the best, median and worst images. OUT/images.npz has the confusion matrix of every image
+    for `compare`.
 
     Args:
-        model: trained model: a folder, or the name of a bundled one.
-        data: folder of the data set.
-        out: folder for the results.
-        split: any split of the data set.
-        systems: what to evaluate, as in '[unary, unary+pairwise, unary+pairwise+dense]'; a part is "unary", "pairwise"
-            (all relations), the name of a relation, or "dense". If null each potential that has been trained,
-            unary+pairwise, and unary+pairwise+dense where `tune --dense` has chosen a dense CRF.
-        pictures: images to draw, with the truth and the first and last system.
-        precision: of the networks.
-        scales: test-time augmentation: average the marginals of the image at these scales; the model's own if null.
-        flip: test-time augmentation: average the marginals of the mirrored image too.
+        model: Trained model: a folder, or the name of a bundled model.
+        data: Folder of the data set.
+        out: Folder for the results.
+        split: Split whose images are evaluated.
+        systems: Systems to evaluate, as in '[unary, unary+pairwise, unary+pairwise+dense]'. The parts of a name are
+            "unary", "pairwise" (all relations), names of relations, and "dense". If null, these are every trained
+            potential, unary+pairwise, and after `tune --dense` also unary+pairwise+dense.
+        pictures: Number of example images in the report, with the ground truth and the labels of the first and the last
+            system. 0 draws none.
+        precision: Numeric precision of the networks. "auto" is bfloat16 where it is faster, and single precision
+            elsewhere.
+        scales: Factors of the image size in test-time augmentation, whose marginals are averaged. If null, the factors
+            of the model are used.
+        flip: Average the marginals of the image and the mirrored image (test-time augmentation).
+
+    Example:
+        contextcrf evaluate runs/heads --data data --out runs/heads/val
+        contextcrf evaluate camvid --data CamVid --split test --out results --systems '[unary, unary+pairwise]'
+        contextcrf evaluate camvid --data CamVid --out results --scales '[0.75, 1, 1.25]' --flip
     """
+    from collections import Counter
     from dataclasses import replace
 
     from rich.console import Console
@@ -51,12 +61,16 @@ def evaluate(
     from contextcrf.modeling.serialization import fingerprint
     from contextcrf.utils.runtime import default_device, resolve_precision
 
-    resolved = resolve_precision(precision)  # warns first if it is slow here
+    if pictures < 0:
+        raise ValueError(f"--pictures is {pictures}, but a number of images is expected. Give 0 to draw none.")
+    resolved = resolve_precision(precision)  # a warning about a slow precision comes first
     network = load(model).to(default_device())
     inference = network.inference
     inference = replace(inference, precision=precision, scales=scales or inference.scales, flip=flip or inference.flip)
     predictor = Predictor(network, inference)
     wanted = default_systems(network) if systems is None else [predictor.system(name) for name in systems]
+    if repeated := [name for name, times in Counter(system.name for system in wanted).items() if times > 1]:
+        raise ValueError(f"--systems has the system {repeated[0]} twice. Give every system once.")
     dataset = open_dataset(data, split)
     check_same_classes(network.classes, dataset.classes)
     check_dataset(dataset)
@@ -88,17 +102,24 @@ def compare(
     block: int = 1,
     min_images: int = 0,
 ) -> None:
-    """Compare two systems on the same images: both mean IoU, the difference and its 95 % interval.
+    """Compare the mean IoU of two systems on the same images, with a 95 % confidence interval.
 
-    The interval is a paired bootstrap over images: it covers the draw of the images, not that of the training.
+    The command prints the mean IoU of both systems, the difference, and its interval in percent. The interval is a
+    paired bootstrap over the images. It covers the choice of the images, but not the randomness of the training.
 
     Args:
-        first: folder that `evaluate` wrote.
-        second: another, or the same.
-        first_system: name of the system in `first`; may be left out where there is only one.
-        second_system: name of the system in `second`.
-        block: draw this many neighboring images together; more than 1 for frames of a video, which repeat each other.
-        min_images: average only over the classes that occur in at least this many images; those of rare ones are noise.
+        first: Folder with results of `evaluate`.
+        second: Folder with other results of `evaluate`, or the same folder.
+        first_system: Name of the system in FIRST. If null, FIRST must have a single system.
+        second_system: Name of the system in SECOND. If null, SECOND must have a single system.
+        block: Number of neighboring images that are drawn together. Use more than 1 for video frames, which are similar
+            to their neighbors.
+        min_images: Average the IoU of the classes that occur in at least this many images. The IoU of a rarer class is
+            mostly noise. 0 averages all classes.
+
+    Example:
+        contextcrf compare runs/heads/val runs/heads/val --first-system unary --second-system unary+pairwise
+        contextcrf compare runs/a/val runs/b/val --first-system unary --second-system unary --block 30 --min-images 5
     """
     from contextcrf.evaluation.comparison import compare as run
 
@@ -106,16 +127,23 @@ def compare(
 
 
 def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) -> None:
-    """Train and measure the paper's systems and their competitors on a data set; write its tables and figures.
+    """Reproduce the tables and figures of the paper on a data set.
 
-    Give the command again to go on: finished parts are kept. OUT gets table1 to table3 as .md, .tex and .json, with the
-    paper's numbers beside those found here, fig6.png to fig10.png, results.json, and images.npz for `compare`.
+    The command trains and evaluates the systems of the paper and their competitors. Run the same command again to
+    continue after an interruption: finished parts are kept. It writes table1 to table3 as .md, .tex and .json, with the
+    numbers of the paper beside the new ones. It also writes fig6.png to fig10.png, results.json, and images.npz for
+    `compare`.
 
     Args:
-        study: "camvid", "voc" (the paper's own), "voc-small", or a YAML file with model and training.
-        data: folder of the data set.
-        out: folder for networks and results.
-        rows: of the tables, as in '[unary-3scales, full]'; all if null.
+        study: Name of a study ("camvid", "voc" as in the paper, or "voc-small"), or a YAML file with the settings of
+            the model and the training.
+        data: Folder of the data set.
+        out: Folder for the networks and the results.
+        rows: Rows of the tables to compute, as in '[unary-3scales, full]'. If null, all rows are computed.
+
+    Example:
+        contextcrf reproduce camvid --data CamVid --out runs/camvid
+        contextcrf reproduce voc-small --data VOC --out runs/voc --rows '[unary-3scales, full]'
     """
     from rich.console import Console
 

@@ -1,9 +1,13 @@
-"""Commands that use models."""
+"""Commands that predict with models and explain or refine predictions."""
 
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from PIL import Image
 
 if TYPE_CHECKING:
     from contextcrf.inference.files import Outcome
@@ -21,24 +25,33 @@ def predict(
     tile: int | None = None,
     resume: bool = False,
 ) -> None:
-    """Label images: OUT/STEM.png (palette PNG) and OUT/STEM_overlay.png for each; exit status 1 if any failed.
+    """Predict the labels of images and write them as PNG files with overlays.
+
+    The command writes OUT/STEM.png, a palette PNG with the predicted labels, and OUT/STEM_overlay.png for each image.
+    An image that cannot be read does not stop the command, but the exit status is then 1.
 
     Args:
-        model: trained model: a folder, or the name of a bundled one.
-        images: files and folders.
-        out: folder for the results.
-        opacity: of the colors in the overlays.
-        dense: refine the labels with the dense CRF, with the parameters that `tune --dense` wrote into the model.
-        scales: test-time augmentation: average the marginals of each image at these scales; the model's own if null.
-        flip: test-time augmentation: average the marginals of the mirrored image too.
-        tile: side of the tiles, pixels, in which large images are labeled; the model's own if null. Its settings
-            `overlap` and `tile_above` are 256 pixels and 16 megapixels by default.
-        resume: skip images whose labels are in OUT already; several processes with the same command share the work.
+        model: Trained model: a folder, or the name of a bundled model.
+        images: Images, and folders of images. The subfolders of a folder are not searched.
+        out: Folder for the results, which is outside of the folders of the images.
+        opacity: Opacity of the colors in the overlays, from 0 to 1.
+        dense: Refine the labels with the dense CRF and the parameters that `tune --dense` wrote to the model.
+        scales: Factors of the image size in test-time augmentation, whose marginals are averaged. If null, the factors
+            of the model are used.
+        flip: Average the marginals of the image and the mirrored image (test-time augmentation).
+        tile: Side of the tiles in pixels, in which large images are predicted. If null, the value of the model is used.
+            By default, images above 16 megapixels are large, and the overlap of the tiles is 256 pixels.
+        resume: Skip the images whose labels exist in OUT. Several processes with the same command share the work.
+
+    Example:
+        contextcrf predict camvid photo.jpg --out labels
+        contextcrf predict runs/heads photos --out labels --dense --resume
     """
     from contextcrf.inference.files import find_files, plan_outputs, predict_files
 
+    _check_outside(out, images)
     files = find_files(images)
-    plan_outputs(files, out)  # a clash is reported before the model is loaded
+    plan_outputs(files, out)  # conflicts of file names are reported before the model is loaded
     outcome = predict_files(_predictor(model, dense, scales, flip, tile), files, out, opacity, resume)
     _report(len(files), outcome, "images labeled", out)
 
@@ -46,17 +59,23 @@ def predict(
 def explain(
     model: str, image: Path, row: int, column: int, out: Path, relation_weights: dict[str, float | None] | None = None
 ) -> None:
-    """Draw the neighbors that raise or lower the score of one pixel's label.
+    """Draw the messages of the neighbors that raise or lower the score of a pixel's label.
+
+    The figure shows the predicted labels, and for each relation a map of the neighbors. Neighbors in red raise the
+    score of the label over the second most probable class, and neighbors in blue lower it.
 
     Args:
-        model: trained model with pairwise potentials: a folder, or the name of a bundled one.
-        image: the image.
-        row: of the pixel, from the top.
-        column: of the pixel, from the left.
-        out: PNG to write: the labels, then for each relation the neighbors, red for the label and blue for the
-            runner-up.
-        relation_weights: in place of the model's, as in '{"above": 1}', to see the messages of relations whose weight
-            is 0.
+        model: Trained model with pairwise potentials: a folder, or the name of a bundled model.
+        image: Image file.
+        row: Row of the pixel, counted from 0 at the top.
+        column: Column of the pixel, counted from 0 at the left.
+        out: Image file to write, with a suffix such as .png.
+        relation_weights: Relation weights that replace those of the model, as in '{"above": 1}'. They show the messages
+            of relations whose weight is 0. If null, the weights of the model are used.
+
+    Example:
+        contextcrf explain runs/heads photo.jpg --row 120 --column 300 --out why.png
+        contextcrf explain camvid photo.jpg --row 120 --column 300 --out why.png --relation-weights '{"above": 1}'
     """
     from dataclasses import replace
 
@@ -67,9 +86,12 @@ def explain(
     from contextcrf.utils.files import atomic_write
     from contextcrf.utils.runtime import default_device
 
+    _check_picture(out)
     network = load(model).to(default_device())
     if not network.pairwise:
-        raise ValueError(f"{model}: the model has no pairwise potential to explain")
+        raise ValueError(
+            f"{model} has no pairwise potentials, so there are no messages to draw. Use a model with relations."
+        )
     weights = {**network.inference.relation_weights, **(relation_weights or {})}
     predictor = Predictor(network, replace(network.inference, relation_weights=weights))
     picture = draw_explanation(predictor, read_image(image), (row, column))
@@ -95,24 +117,33 @@ def refine(
     iterations: int = 10,
     marginals: bool = False,
 ) -> None:
-    """Refine the maps of any network with the dense CRF: OUT/STEM.png for each; exit status 1 if any failed.
+    """Refine the probabilities, logits or labels of any network with the dense CRF.
+
+    The command writes the refined labels of each map to OUT/STEM.png. A map that cannot be read does not stop the
+    command, but the exit status is then 1.
 
     Args:
-        maps: files or folders: .npy or .npz with floating [K, H, W], or .png label maps.
-        images: folder with an image of the same stem for each.
-        out: folder to write to.
-        kind: the meaning of the numbers of .npy and .npz files.
-        classes: a classes.yaml with names and colors.
-        num_classes: K of label maps, where there is no classes.yaml.
-        confidence: the probability that a label of a label map is right.
-        ignore_index: the value of a label map that means "unknown"; if null that of classes.yaml, 255 without one.
-        spatial_sxy: standard deviation of the spatial kernel, pixels.
-        spatial_compat: its weight.
-        bilateral_sxy: standard deviation of the bilateral kernel in the image plane, pixels.
-        bilateral_srgb: the same in color, in units of 0..255.
-        bilateral_compat: its weight.
-        iterations: of mean field.
-        marginals: also write OUT/STEM.npy, float32 [K, H, W].
+        maps: Maps, and folders of maps: .npy or .npz files with floating-point values [K, H, W], or .png files with
+            labels.
+        images: Folder with an image of the same stem for each map.
+        out: Folder for the results.
+        kind: Meaning of the values in .npy and .npz files.
+        classes: File classes.yaml with the names and colors of the classes. If null, --num-classes gives their number.
+        num_classes: Number of classes K of .png maps. If null, it is the number of classes in --classes.
+        confidence: Probability that a label of a .png map is correct.
+        ignore_index: Value of unknown pixels in .png maps. If null, it is the value in --classes, or 255 without this
+            file.
+        spatial_sxy: Standard deviation of the spatial kernel in pixels.
+        spatial_compat: Weight of the spatial kernel.
+        bilateral_sxy: Standard deviation of the bilateral kernel in pixels.
+        bilateral_srgb: Standard deviation of the bilateral kernel in color values of 0..255.
+        bilateral_compat: Weight of the bilateral kernel.
+        iterations: Number of mean-field iterations.
+        marginals: Also write the marginals to OUT/STEM.npy, float32 [K, H, W].
+
+    Example:
+        contextcrf refine maps --images photos --out refined
+        contextcrf refine labels --images photos --out refined --num-classes 21 --confidence 0.8
     """
     from contextcrf.crf import DenseCRF
     from contextcrf.data.classes import IGNORE_INDEX, Classes
@@ -125,7 +156,8 @@ def refine(
         known, stored = Classes.from_yaml(classes)
         if ignore_index not in (None, stored):
             raise ValueError(
-                f"--ignore-index {ignore_index}: {classes} has ignore_index {stored}; expected one of the two"
+                f"--ignore-index is {ignore_index}, but {classes} has the ignore_index {stored}. Remove the option, or "
+                "change the file."
             )
         ignore_index = stored
     crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
@@ -149,17 +181,22 @@ def voc_submission(
     scales: list[float] | None = None,
     flip: bool = False,
 ) -> None:
-    """Label a split of PASCAL VOC 2012 into an archive for its evaluation server.
+    """Predict the labels of PASCAL VOC 2012 and pack them for its evaluation server.
 
     Args:
-        model: trained model of VOC's classes.
-        root: folder of, or above, the development kit with the images of the split.
-        out: the archive, .tgz.
-        split: "test", or "val" to try it.
-        competition: comp5 for networks that were trained on VOC's own masks only, comp6 for all others.
-        dense: refine the labels with the dense CRF.
-        scales: test-time augmentation: average the marginals of each image at these scales; the model's own if null.
-        flip: test-time augmentation: average the marginals of the mirrored image too.
+        model: Trained model with the 21 classes of VOC: a folder, or the name of a bundled model.
+        root: Folder that contains the development kit with the images of the split.
+        out: Archive to write, with the suffix .tgz or .tar.gz.
+        split: Split whose labels are predicted: "test", or "val" for a trial.
+        competition: Competition on the server: comp5 for models that were trained on the masks of VOC only, and comp6
+            for all others.
+        dense: Refine the labels with the dense CRF and the parameters that `tune --dense` wrote to the model.
+        scales: Factors of the image size in test-time augmentation, whose marginals are averaged. If null, the factors
+            of the model are used.
+        flip: Average the marginals of the image and the mirrored image (test-time augmentation).
+
+    Example:
+        contextcrf voc-submission runs/voc VOC --out results.tgz --dense
     """
     from contextcrf.inference.voc_submission import write_submission
 
@@ -176,19 +213,26 @@ def demo(
     seconds: float = 60,
     no_browser: bool = False,
 ) -> None:
-    """Open a web page on this machine: drop an image, move sliders, click a pixel to see what decides its label.
+    """Open a web page on this machine to label images and explain the labels.
+
+    On the page, you can drop an image, change the settings with sliders, and click a pixel for an explanation of its
+    label. Ctrl-C ends the command.
 
     Args:
-        model: trained model: a folder, or the name of a bundled one.
-        port: of 127.0.0.1, where the page is; 0 takes a free one.
-        max_mb: size of the largest file it takes, megabytes.
-        max_pixels: width times height of the largest image it decodes.
-        side: images are shrunk to this longer side, px.
-        seconds: limit of one computation.
-        no_browser: do not open a window on the page.
+        model: Trained model: a folder, or the name of a bundled model.
+        port: Port of the page on 127.0.0.1. 0 chooses a free port.
+        max_mb: Size of the largest file that the page accepts, in megabytes.
+        max_pixels: Width times height of the largest image that the page decodes.
+        side: Larger images are shrunk to this longer side, in pixels.
+        seconds: Time limit of one computation, in seconds.
+        no_browser: Do not open the page in a browser.
+
+    Example:
+        contextcrf demo
+        contextcrf demo runs/heads --port 8000 --no-browser
     """
     if find_spec("gradio") is None:
-        raise ValueError('the page needs gradio: pip install "contextcrf[demo]"')
+        raise ValueError('The page needs the package gradio. Install it with pip install "contextcrf[demo]".')
     from contextcrf.modeling.model import load
     from contextcrf.utils.runtime import default_device
     from contextcrf.webapp.limits import Limits
@@ -199,8 +243,40 @@ def demo(
     serve(Session(load(model).to(default_device()), limits), model, port, not no_browser)
 
 
+def _check_outside(out: Path, images: Sequence[Path]) -> None:
+    """Raise a ValueError if results would be written to a folder of the images, or below one."""
+    for path in images:
+        folder = path if path.is_dir() else path.parent
+        place, inside = out.resolve(), folder.resolve()
+        if place == inside or (path.is_dir() and inside in place.parents):
+            position = "is" if place == inside else "is inside"
+            raise ValueError(
+                f"--out {out} {position} the folder of the images {folder}, so the next run could take the predicted "
+                f"labels for images. Choose a folder elsewhere, such as --out {_beside(inside)}."
+            )
+
+
+def _beside(folder: Path) -> Path:
+    """A folder for the labels of a folder of images, relative to the working directory if it is below."""
+    proposal = folder.parent / f"{folder.name or 'images'}-labels"
+    with suppress(ValueError):
+        return proposal.relative_to(Path.cwd())
+    return proposal
+
+
+def _check_picture(path: Path) -> None:
+    """Raise a ValueError if Pillow cannot write a file with this suffix."""
+    Image.init()
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        found = f"the suffix {path.suffix}" if path.suffix else "no suffix"
+        raise ValueError(
+            f"--out {path} has {found}, but the suffix of an image file is expected. Choose --out "
+            f"{path.with_suffix('.png')}."
+        )
+
+
 def _predictor(model: str, dense: bool, scales: list[float] | None, flip: bool, tile: int | None = None) -> "Predictor":
-    """The predictor of a saved model, with the options that were given in place of the model's own settings."""
+    """Return the predictor of a saved model. Options that are given replace the settings of the model."""
     from dataclasses import replace
 
     from contextcrf.inference.predictor import Predictor

@@ -10,20 +10,27 @@ def publish(
     results: list[Path] | None = None,
     public: bool = False,
 ) -> None:
-    """Write a model with its card into a folder, or put both on the Hugging Face Hub.
+    """Write a model with a model card to a folder or to the Hugging Face Hub.
+
+    At least one of --out and --repo is required.
 
     Args:
-        model: trained model: a folder, or the name of a bundled one.
-        out: folder for config.json, model.safetensors and README.md, the card.
-        repo: repository on the hub, "owner/name"; needs `hf auth login`.
-        results: folders that `evaluate` wrote for this model: their tables go into the card.
-        public: make a new repository public.
+        model: Trained model: a folder, or the name of a bundled model.
+        out: Folder for config.json, model.safetensors and the model card README.md. If null, no folder is written.
+        repo: Repository on the hub, as OWNER/NAME. It requires `hf auth login`. If null, nothing is uploaded.
+        results: Folders with results of `evaluate` for this model, whose tables are added to the card. If null, the
+            card gets no new tables.
+        public: Make a new repository public. Without this flag, it is private.
+
+    Example:
+        contextcrf publish runs/heads --out shared --results '[runs/heads/val]'
+        contextcrf publish runs/heads --repo owner/name --public
     """
     from contextcrf.modeling.model import load
     from contextcrf.modeling.model_card import measured
 
     if out is None and repo is None:
-        raise ValueError("expected --out FOLDER, --repo OWNER/NAME, or both")
+        raise ValueError("The destination is missing. Give --out FOLDER, --repo OWNER/NAME, or both.")
     network = load(model)
     if results:
         network.metadata = {**network.metadata, "measured": [measured(network, folder) for folder in results]}
@@ -35,26 +42,33 @@ def publish(
 
 
 def export(model: str, height: int, width: int, onnx: Path | None = None, program: Path | None = None) -> None:
-    """Write the whole predictor, image to marginals, for programs without contextcrf, and check its output.
+    """Write a model with its inference as an ONNX file or a torch program, and check the output.
+
+    The file maps an image of one size to marginals and runs without contextcrf. At least one of --onnx and --program is
+    required.
 
     Args:
-        model: trained model: a folder, or the name of a bundled one.
-        height: of the images that it will take, pixels.
-        width: of the images, pixels.
-        onnx: file for ONNX runtimes.
-        program: file for `torch.export.load`, by custom with the suffix .pt2.
+        model: Trained model: a folder, or the name of a bundled model.
+        height: Height of the input images in pixels.
+        width: Width of the input images in pixels.
+        onnx: ONNX file to write. If null, none is written.
+        program: File to write for `torch.export.load`, usually with the suffix .pt2. If null, none is written.
+
+    Example:
+        contextcrf export camvid --height 360 --width 480 --onnx camvid.onnx
+        contextcrf export runs/heads --height 360 --width 480 --program heads.pt2
     """
     from contextcrf.inference.export import save_onnx, save_program, trace
     from contextcrf.modeling.model import load
 
     wanted = [(path, write) for path, write in ((onnx, save_onnx), (program, save_program)) if path is not None]
     if not wanted:
-        raise ValueError("expected --onnx FILE, --program FILE, or both")
+        raise ValueError("The file to write is missing. Give --onnx FILE, --program FILE, or both.")
     network = load(model)
-    print(f"tracing {model} for images of {height} x {width}")
+    print(f"tracing {model} for images of {height} x {width} pixels")
     traced = trace(network, height, width)
     for path, write in wanted:
         print(f"writing and checking {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         difference = write(traced, network, path)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, marginals within {difference:.1g} of the model's")
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, largest difference of a marginal {difference:.1g}")

@@ -1,4 +1,4 @@
-"""Commands that make models."""
+"""Commands that train, merge and tune models."""
 
 from pathlib import Path
 
@@ -7,10 +7,19 @@ from contextcrf.utils.runtime import Precision
 
 
 def fit(job: FitJob) -> None:
-    """Train a model end to end; the result is OUT/model, which `evaluate` and `predict` take.
+    """Train a model end to end and write it to OUT/model.
 
-    Stopped for any reason, the same command goes on exactly where the last epoch ended. Where OUT holds a training with
-    other settings, the command stops and names the first that differs.
+    `contextcrf init` writes a first config, which is given with --config. After an interruption, run the same command
+    again to continue. The training resumes exactly at the end of the last epoch. If OUT contains a training with other
+    settings, the command ends with an error that names the first difference.
+
+    Args:
+        job: Settings of the training, which are the options of the command.
+
+    Example:
+        contextcrf fit --data data --out runs/mine
+        contextcrf fit --data data --out runs/large --model.backbone resnet50 --training.epochs 50
+        contextcrf fit --init runs/mine --data data --out runs/fine --training.loss-at pixels
     """
     from contextcrf.training.jobs import run
 
@@ -18,9 +27,18 @@ def fit(job: FitJob) -> None:
 
 
 def fit_heads(job: FitHeadsJob) -> None:
-    """Train the second stage: freeze a trained trunk, compute its features once, train the pairwise heads on them.
+    """Train the pairwise potentials of a model on features that are computed once.
 
-    Stopped for any reason, the same command goes on, as `fit` does.
+    This is the second stage after `fit`. The networks and the unary potential of the model are not changed. `contextcrf
+    init` writes a first config, which is given with --config. After an interruption, run the same command again to
+    continue.
+
+    Args:
+        job: Settings of the training, which are the options of the command.
+
+    Example:
+        contextcrf fit-heads runs/mine --data data --out runs/heads
+        contextcrf fit-heads runs/mine --data data --out runs/heads --training.epochs 20 --copies 4
     """
     from contextcrf.training.jobs import run
 
@@ -28,12 +46,17 @@ def fit_heads(job: FitHeadsJob) -> None:
 
 
 def merge_potentials(unary: str, pairwise: dict[str, str], out: Path) -> None:
-    """Merge networks that were trained each for one potential into one model, as in the paper.
+    """Merge models that were each trained for one potential into one model.
+
+    As in the paper, every potential of the result has its own network.
 
     Args:
-        unary: the model whose unary potential is taken.
-        pairwise: the model of each relation, by its name, as in '{"above": "runs/above"}'.
-        out: folder for the model.
+        unary: Trained model with the unary potential: a folder, or the name of a bundled model.
+        pairwise: Trained model of each relation by the name of the relation, as in '{"above": "runs/above"}'.
+        out: Folder for the merged model.
+
+    Example:
+        contextcrf merge-potentials --unary runs/unary --pairwise '{"above": "runs/above"}' --out runs/merged
     """
     from contextcrf.modeling.merging import merge_potentials as run
     from contextcrf.modeling.model import load
@@ -47,11 +70,16 @@ def merge_potentials(unary: str, pairwise: dict[str, str], out: Path) -> None:
 
 
 def average_weights(models: list[str], out: Path) -> None:
-    """Average the weights of models that were trained on from a common start; often better than each of them.
+    """Average the weights of models that were trained from a common start.
+
+    The average often has a higher mean IoU than each of the models.
 
     Args:
-        models: two or more trained models: folders, or names of bundled ones.
-        out: folder for the model, with the first one's inference settings.
+        models: Two or more trained models with the same config: folders, or names of bundled models.
+        out: Folder for the averaged model, which has the inference settings of the first model.
+
+    Example:
+        contextcrf average-weights runs/second runs/first --out runs/mean
     """
     from contextcrf.modeling.merging import average_weights as run
     from contextcrf.modeling.model import load
@@ -73,16 +101,25 @@ def tune(
     dense: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Choose the relation weights on a split, or the dense CRF; print every trial, before and after.
+    """Tune the relation weights of a model, or its dense CRF, for the highest mean IoU on a split.
+
+    The command prints the mean IoU of every trial and writes the best settings to the model. Tune on images that the
+    model was not trained on, and do not report results on them.
 
     Args:
-        model: trained model: a folder, or the name of a bundled one.
-        data: folder of the data set.
-        split: split to choose on. Do not report results of the tuned model on it.
-        limit: images to use, spread evenly over the split.
-        precision: of the networks.
-        dense: choose the parameters of the dense CRF instead.
-        out: folder for the tuned model; the model's own folder if null.
+        model: Trained model: a folder, or the name of a bundled model.
+        data: Folder of the data set.
+        split: Split whose images the settings are chosen on.
+        limit: Largest number of images, which are spread evenly over the split.
+        precision: Numeric precision of the networks. "auto" is bfloat16 where it is faster, and single precision
+            elsewhere.
+        dense: Tune the parameters of the dense CRF instead of the relation weights.
+        out: Folder for the tuned model. If null, the settings of the given model are replaced.
+
+    Example:
+        contextcrf tune runs/heads --data data --split val
+        contextcrf tune runs/heads --data data --split val --dense
+        contextcrf tune camvid --data CamVid --split val --out runs/tuned
     """
     from dataclasses import replace
 
@@ -95,16 +132,22 @@ def tune(
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     if limit < 1:
-        raise ValueError(f"--limit {limit}: expected 1 or more images to choose on")
-    resolve_precision(precision)  # warns first if it is slow here
+        raise ValueError(f"--limit is {limit}, but at least 1 image is needed for tuning.")
+    resolve_precision(precision)  # a warning about a slow precision comes first
     if out is None and not Path(model).is_dir():
-        raise ValueError(f"{model} is a bundled model and is not changed; name a folder with --out")
+        raise ValueError(f"{model} is not a folder, and bundled models cannot be changed. Give a folder with --out.")
     folder = out or find_model(model)
     network = load(model).to(default_device())
     if dense and network.dense is not None:
-        raise ValueError(f"{model}: its dense CRF is learned; train it with training.objective crf-rnn, not by tuning")
+        raise ValueError(
+            f"The dense CRF of {model} is learned, so it cannot be tuned. Train it with `contextcrf fit` and "
+            "--training.objective crf-rnn."
+        )
     if not network.pairwise and not dense:
-        raise ValueError(f"{model}: the model has no pairwise potential to weight")
+        raise ValueError(
+            f"{model} has no pairwise potentials, so it has no relation weights to tune. Use a model with "
+            "relations, or tune the dense CRF with --dense."
+        )
     trained_on = warn_about_split(network, data.name, split, find_model(model))
     chosen = open_dataset(data, split).spread(limit)
     check_same_classes(network.classes, chosen.classes)
@@ -115,7 +158,7 @@ def tune(
     best = best_of(trials)
     for trial in trials:
         values = {key: "plain sum" if value is None else f"{value:g}" for key, value in trial.settings.items()}
-        name = ", ".join(f"{key} {value}" for key, value in values.items()) or "a weight of 1 together"
+        name = ", ".join(f"{key} {value}" for key, value in values.items()) or "default weights, 1 in total"
         marks = ("  <- before" if trial is trials[0] else "") + ("  <- chosen" if trial is best else "")
         print(f"{100 * trial.mean_iou:6.2f}  {name}{marks}")
     before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
@@ -125,4 +168,4 @@ def tune(
     save(network, folder, {**network.metadata, "tune-dense" if dense else TUNED: entry}, inference=tuned)
     print(f"model written to {folder}")
     if not trained_on and not dense and all(weight == 0 for weight in tuned.weights(network.pairwise).values()):
-        print("relation weights 0: the pairwise terms do not help here, and are switched off")
+        print("All relation weights are 0, because the pairwise terms do not raise the mean IoU on these images.")

@@ -482,7 +482,8 @@ def found(name):
         except ModuleNotFoundError:
             continue
         for part in parts[end:]:
-            thing = inspect.getattr_static(thing, part, None)
+            # A package may import its names only when they are asked for.
+            thing = getattr(thing, part) if inspect.ismodule(thing) else inspect.getattr_static(thing, part, None)
         return thing
     raise AssertionError(name)
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from contextcrf.data.importers.records import Findings
-from contextcrf.data.layouts import IMAGE_SUFFIXES
+from contextcrf.data.layouts import IMAGE_SUFFIXES, list_images
 from contextcrf.utils.errors import DataError
 
 # The names that tools give to the usual splits.
@@ -112,9 +112,7 @@ def color_of(text: str | None) -> tuple[int, int, int] | None:
 def images_below(folder: Path) -> list[Path]:
     """Return the sorted images in a folder and its subfolders, without hidden files and folders."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(
-        path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 class ImageFinder:
@@ -167,11 +165,6 @@ class ImageFinder:
         return None
 
 
-def partner(image_stem: str, folder: Path) -> Path | None:
-    """Return the image of a folder with this stem, or None."""
-    return next((path for path in sorted(folder.glob("*")) if path.stem == image_stem and is_image(path)), None)
-
-
-def is_image(path: Path) -> bool:
-    """Return whether a path has the suffix of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def by_stem(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder, without its subfolders, by their names without the suffix."""
+    return {path.stem: path for path in reversed(list_images(folder))} if folder.is_dir() else {}

@@ -71,3 +71,9 @@ class Source:
     names: tuple[str, ...]
     records: Iterable[Record]
     colors: Mapping[str, Color] = field(default_factory=dict)
+
+
+def shape_names(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return the sorted names of the classes of all shapes, for formats that do not list the classes."""
+    shapes = (shape for record in records if not callable(record.content) for shape in record.content)
+    return tuple(sorted({shape.name for shape in shapes if shape.name is not None}))

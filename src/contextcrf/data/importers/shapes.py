@@ -179,9 +179,7 @@ class Bitmap:
         rows, columns = slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
         inside = mask[rows, columns]
         first_row, first_column = max(-top, 0), max(-left, 0)
-        inside |= self.pixels[
-            first_row : first_row + inside.shape[0], first_column : first_column + inside.shape[1]
-        ]
+        inside |= self.pixels[first_row : first_row + inside.shape[0], first_column : first_column + inside.shape[1]]
         return mask
 
 

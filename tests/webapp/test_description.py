@@ -36,8 +36,8 @@ def test_messages_are_summed_by_the_labels_of_the_neighbors():
     head, summary, line, strongest = text.split("\n\n")
     escaped = r"\[link\]\(http\:\/\/elsewhere\.example\)"
     assert head == (
-        "**Row 0, column 1 is labeled sky** with a probability of 70%; sea follows with 20%. The unary alone labels it "
-        f"{escaped}, with a probability of 60%."
+        "**Row 0, column 1 is labeled sky** with a probability of 70%. The next class is sea with 20%. The unary "
+        f"labels it {escaped}, with a probability of 60%."
     )
     assert summary == "The neighbors raise the score of sky over sea by 1.88 log-odds:"
     assert line == (
@@ -53,7 +53,7 @@ def test_classes_beyond_the_third_are_summed_up():
     relation = explanation(1.0, 0.75, 0.5, 0.25)
     text = describe({"near": relation}, GRAPH_LABELS, PAIRWISE, PAIRWISE, (0, 1))
     assert "(1 message), +0.25 from other classes." in text
-    assert "The unary alone also labels it sky" in text
+    assert "The unary also labels it sky" in text
 
 
 def test_a_score_that_is_lowered():
@@ -66,7 +66,7 @@ def test_a_score_that_is_lowered():
 
 def test_a_relation_without_influence():
     text = describe({"near": explanation(1.0), "far": explanation(0.0)}, GRAPH_LABELS, UNARY, PAIRWISE, (0, 1))
-    assert "- No message through *far* changes it: its weight is 0, or it has no neighbor here." in text
+    assert "- Messages through *far* add nothing, because its weight is 0 or it has no neighbors here." in text
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_click_gives_an_explanation_and_a_picture(calls, scene):
     assert messages["visible"]
     assert messages["value"].width > 96
     explanation, messages = on_click(event, image, 0.5, *calls.values(weight_above=0, weight_surrounding=0))
-    assert "Move a weight up" in explanation
+    assert "Raise a weight" in explanation
     assert not messages["visible"]
 
 
@@ -125,7 +125,7 @@ def test_a_click_gives_an_explanation_and_a_picture(calls, scene):
     [
         (bomb(30_000, 30_000), "was not decoded"),
         (b"MZ\x90 <script>", "not an image that the page can read"),
-        (bytes(1_000_001), "The file has 1.0 MB: this page accepts at most 1 MB."),
+        (bytes(1_000_001), "The file has 1.0 MB, but the page accepts at most 1 MB."),
     ],
 )
 def test_a_refusal_is_a_sentence_and_no_picture_is_shown(calls, scene, data, sentence):
@@ -140,9 +140,9 @@ def test_a_refusal_is_a_sentence_and_no_picture_is_shown(calls, scene, data, sen
 
 
 def test_without_an_image_sliders_and_clicks_ask_for_one(calls):
-    assert "drop one first" in calls.functions["on_change"](None, 0.5, *calls.values())[0]
+    assert "Drop an image file first" in calls.functions["on_change"](None, 0.5, *calls.values())[0]
     event = gr.SelectData(None, {"index": [1, 1], "value": None})
-    assert "drop one first" in calls.functions["on_click"](event, None, 0.5, *calls.values())[0]
+    assert "Drop an image file first" in calls.functions["on_click"](event, None, 0.5, *calls.values())[0]
 
 
 def test_computations_that_take_too_long_are_reported_everywhere(calls, scene, tiny_model):
@@ -157,9 +157,9 @@ def test_computations_that_take_too_long_are_reported_everywhere(calls, scene, t
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"relation_weights": {"above": 0.0, "surrounding": 0.0}}, "relations are 0"),
-        ({"flip": True}, "leaves out the test-time augmentation"),
-        ({"scales": (0.5, 1.0)}, "leaves out the test-time augmentation"),
+        ({"relation_weights": {"above": 0.0, "surrounding": 0.0}}, "relation weights of this model are 0"),
+        ({"flip": True}, "does not use the test-time augmentation"),
+        ({"scales": (0.5, 1.0)}, "does not use the test-time augmentation"),
     ],
 )
 def test_unusual_settings_are_explained(calls, tiny_model, settings, sentence):

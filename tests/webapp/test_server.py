@@ -80,7 +80,7 @@ def test_a_taken_port_is_an_error_of_one_line(tiny_model, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["demo", str(tmp_path / "model"), "--port", port, "--no-browser"])
     assert stop.value.code == 2
-    assert f"port {port} of 127.0.0.1 is taken; choose another with --port" in capsys.readouterr().err
+    assert f"Port {port} of 127.0.0.1 is in use. Choose another port with --port." in capsys.readouterr().err
 
 
 def test_the_bundled_model_is_the_default():
@@ -99,4 +99,4 @@ def test_without_gradio_the_error_has_the_command_that_installs_it(monkeypatch, 
 def test_impossible_limits_are_errors_of_one_line(option, capsys):
     with pytest.raises(SystemExit):
         main(["demo", f"--{option}", "0"])
-    assert "expected a positive number" in capsys.readouterr().err
+    assert "a positive number is expected" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_weights_of_zero_give_the_unary_and_no_messages(session, scene):
     torch.testing.assert_close(labelings.pairwise.probabilities, labelings.unary.probabilities)
     explanation = session.explain(image, zero, (30, 40))
     assert explanation.picture is None
-    assert "Move a weight up" in explanation.text
+    assert "Raise a weight" in explanation.text
 
 
 def test_the_plain_sum_is_a_setting(tiny_model, scene):
@@ -167,7 +167,7 @@ def test_the_strongest_neighbor_lies_where_the_text_places_it(session, scene):
     last = explanation.text.splitlines()[-1]
     assert "through *above*" in last
     assert "px above" in last
-    assert "No message through *surrounding* changes it" in explanation.text
+    assert "Messages through *surrounding* add nothing" in explanation.text
 
 
 def test_a_pixel_without_neighbors(session):

@@ -53,21 +53,21 @@ def test_a_decompression_bomb_is_refused_undecoded(side, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
     file = bomb(side, side)
     assert len(file) < 1000
-    with pytest.raises(Refusal, match="was not decoded: this page accepts at most 50 megapixels"):
+    with pytest.raises(Refusal, match=r"the page accepts at most 50 megapixels\. It was not decoded"):
         read_upload(file, Limits())
 
 
 def test_an_image_at_the_limit_is_read_and_a_larger_one_is_not():
     file = encoded(Image.new("RGB", (40, 30)))
     assert read_upload(file, Limits(pixels=1200))[1] == (40, 30)
-    with pytest.raises(Refusal, match=r"header, the image has 40 x 30 pixels; .* at most 0.001199 megapixels"):
+    with pytest.raises(Refusal, match=r"header, the image has 40 x 30 pixels, .* at most 0.001199 megapixels"):
         read_upload(file, Limits(pixels=1199))
 
 
 def test_a_large_file_is_refused_before_it_is_opened(monkeypatch):
     file = encoded(NOISE)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
-    with pytest.raises(Refusal, match=r"has 0.0 MB: this page accepts at most 0.001 MB"):
+    with pytest.raises(Refusal, match=r"has 0.0 MB, but the page accepts at most 0.001 MB"):
         read_upload(file, Limits(megabytes=0.001))
 
 
@@ -95,12 +95,12 @@ def test_sixteen_bits_per_channel_are_refused_and_not_clipped():
 @pytest.mark.parametrize("limit", ["megabytes", "pixels", "side", "seconds"])
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
 def test_limits_are_positive(limit, value):
-    with pytest.raises(ValueError, match=f"{limit}="):
+    with pytest.raises(ValueError, match=f"limit {limit} is {value}, but a positive number"):
         Limits(**{limit: value})
 
 
 def test_pillows_own_limit_stays():
-    with pytest.raises(ValueError, match="Pillow suspects"):
+    with pytest.raises(ValueError, match="Pillow treats larger images as an attack"):
         Limits(pixels=Image.MAX_IMAGE_PIXELS + 1)
 
 

@@ -1,1 +1,1 @@
-"""The web page of `contextcrf demo`. `page` and `server` need the extra "demo", the other modules do not."""
+"""The web page of `contextcrf demo`. The modules `page` and `server` need the extra "demo"; the others do not."""

@@ -1,4 +1,4 @@
-"""An explanation in words: the relations and the neighbors that raise or lower the score of a pixel's label."""
+"""Texts that explain the label of a pixel by the messages of its neighbors."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,18 @@ from torch import Tensor
 from contextcrf.crf import Explanation
 from contextcrf.inference.segmentation import Segmentation
 
-# Classes of neighbors that are named on each side; the others are summed up.
+# The number of neighbor classes that are named for each sign. The other classes are summed.
 MAX_CLASSES = 3
 
 
 def changes_score(explanations: Mapping[str, Explanation], pairwise: Segmentation, pixel: tuple[int, int]) -> bool:
-    """Whether any message changes the score of the pixel's label over the next class."""
+    """Whether any message changes the score of the pixel's label over the second most probable class.
+
+    Args:
+        explanations: the messages to the node of the pixel, by relation.
+        pairwise: the segmentation of unary+pairwise.
+        pixel: row and column in the image.
+    """
     label, rival = pairwise.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
     return any(bool(found.push(label, rival).any()) for found in explanations.values())
 
@@ -29,11 +35,14 @@ def describe(
     """Describe the label of one pixel in Markdown.
 
     Args:
-        explanations: by relation, the messages to the node of the pixel.
-        graph_labels: labels int64 [h, w] of the nodes of the relations' graph.
-        unary: the image labeled by the unary alone.
-        pairwise: the image labeled by unary+pairwise.
+        explanations: the messages to the node of the pixel, by relation.
+        graph_labels: labels int64 [h, w] of the graph nodes.
+        unary: the segmentation of the unary.
+        pairwise: the segmentation of unary+pairwise.
         pixel: row and column in the image.
+
+    Returns:
+        Paragraphs with the probabilities, the sum of the messages, a list by relation, and the strongest message.
     """
     row, column = pixel
     names = [_plain(name) for name in pairwise.classes.names]
@@ -42,8 +51,8 @@ def describe(
     first = int(alone.argmax())
     same = "also " if first == label else ""
     head = (
-        f"**Row {row}, column {column} is labeled {names[label]}** with a probability of {with_pairs[label]:.0%}; "
-        f"{names[rival]} follows with {with_pairs[rival]:.0%}. The unary alone {same}labels it {names[first]}, with a "
+        f"**Row {row}, column {column} is labeled {names[label]}** with a probability of {with_pairs[label]:.0%}. The "
+        f"next class is {names[rival]} with {with_pairs[rival]:.0%}. The unary {same}labels it {names[first]}, with a "
         f"probability of {alone[first]:.0%}."
     )
     if not explanations:
@@ -53,7 +62,7 @@ def describe(
     if not changes_score(explanations, pairwise, pixel):
         return (
             f"{head}\n\nNo neighbor changes the label, because the weights of the relations are 0 or their potentials "
-            "are untrained. Move a weight up to see the messages."
+            "are not trained. Raise a weight to see the messages."
         )
     total = sum(float(found.push(label, rival).sum()) for found in explanations.values())
     verb = "raise" if total >= 0 else "lower"
@@ -66,10 +75,10 @@ def describe(
 def _relation(
     relation: str, found: Explanation, graph_labels: Tensor, names: Sequence[str], label: int, rival: int
 ) -> str:
-    """One line of a list: the sum of a relation's messages, and its parts by the neighbors' classes."""
+    """Return a list item with the sum of the messages of a relation, and its parts by the class of the neighbors."""
     push = found.push(label, rival)
     if not push.any():
-        return f"- No message through *{relation}* changes it: its weight is 0, or it has no neighbor here."
+        return f"- Messages through *{relation}* add nothing, because its weight is 0 or it has no neighbors here."
     classes = _classes(found, graph_labels)
     sums = push.new_zeros(len(names)).index_add(0, classes, push)
     counts = torch.bincount(classes, minlength=len(names)).tolist()
@@ -88,7 +97,7 @@ def _strongest(
     pairwise: Segmentation,
     pixel: tuple[int, int],
 ) -> str:
-    """The message with the largest absolute value, and the place of its neighbor relative to the pixel."""
+    """Return sentences on the message with the largest absolute value and on the position of its neighbor."""
     label, rival = pairwise.probabilities[:, pixel[0], pixel[1]].topk(2).indices.tolist()
     height, width = pairwise.labels.shape
     pushes = {name: found.push(label, rival) for name, found in explanations.items() if len(found.neighbors)}
@@ -96,7 +105,7 @@ def _strongest(
     found, index = explanations[relation], int(pushes[relation].abs().argmax())
     rows, columns = found.size
     neighbor = found.neighbors[index].tolist()
-    # The distance from the pixel to the center of the neighbor's cell; less than half a cell gives no direction.
+    # The distance from the pixel to the center of the neighbor's cell. Below half a cell, no direction is named.
     down, right = (neighbor[0] + 0.5) * height / rows - pixel[0], (neighbor[1] + 0.5) * width / columns - pixel[1]
     directions = [
         f"{abs(distance):.0f} px {words[distance > 0]}"
@@ -114,7 +123,7 @@ def _strongest(
 
 
 def _classes(found: Explanation, graph_labels: Tensor) -> Tensor:
-    """The label of every neighbor, int64 [M]."""
+    """Return the label of every neighbor, int64 [M]."""
     return graph_labels[found.neighbors[:, 0], found.neighbors[:, 1]]
 
 
@@ -123,5 +132,5 @@ def _count(number: int, noun: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name in Markdown, where no character of it has another meaning."""
+    """Escape the characters of a name that have a meaning in Markdown."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", name)

@@ -1,4 +1,4 @@
-"""Limits on the size of an image and on the time of a computation; the page refuses anything beyond them."""
+"""Limits on the size of an image and on the time of a computation."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Refusal(ValueError):
-    """An input or a computation that the page refuses; the message is the sentence that it shows."""
+    """An error for an input or a computation that exceeds a limit. The page shows its message."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,15 @@ class Limits:
     """Limits on one image and on its computations.
 
     Args:
-        megabytes: size of the file, in units of 10^6 bytes.
-        pixels: width times height in the header of the file, checked before a pixel is decoded; at most Pillow's limit.
-        side: images with a longer side, in pixels, are shrunk to it.
-        seconds: time of one computation.
+        megabytes: largest size of the file in megabytes (10^6 bytes).
+        pixels: largest width times height in the header of the file, which is checked before a pixel is decoded. It is
+            at most the limit of Pillow.
+        side: longer side in pixels to which larger images are shrunk.
+        seconds: time limit of one computation in seconds.
 
     Raises:
-        ValueError: a limit that is not positive and finite, or more pixels than Pillow decodes without a warning.
+        ValueError: a limit is not positive and finite, or `pixels` exceeds the number that Pillow decodes without a
+            warning.
     """
 
     megabytes: float = 10
@@ -37,27 +39,31 @@ class Limits:
         for name in ("megabytes", "pixels", "side", "seconds"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value}: expected a positive number")
+                raise ValueError(f"The limit {name} is {value}, but a positive number is expected.")
         largest = Image.MAX_IMAGE_PIXELS
         if largest is not None and self.pixels > largest:
-            raise ValueError(f"pixels={self.pixels}: expected at most {largest}, above which Pillow suspects an attack")
+            raise ValueError(
+                f"The limit pixels is {self.pixels}, but at most {largest} is possible, since Pillow treats larger "
+                "images as an attack."
+            )
 
     @property
     def bytes(self) -> int:
-        """Size of the largest file, in bytes."""
+        """Largest size of the file in bytes."""
         return int(self.megabytes * 1_000_000)
 
 
 class Deadline(TorchFunctionMode):
-    """A block whose torch work stops, between two operations, when its time is over.
+    """A context that stops the torch operations of its block when the time is over.
 
-    The refusal is raised in the thread that does the work, so that nothing goes on in the background.
+    The time is checked before each operation. The error is raised in the thread of the computation, so that no
+    computation continues in the background.
 
     Args:
-        seconds: the time from now on.
+        seconds: time limit in seconds, which starts when the object is made.
 
     Raises:
-        Refusal: in the block, when the time is over.
+        Refusal: in the block, if the time is over.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -66,10 +72,14 @@ class Deadline(TorchFunctionMode):
         self._end = time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raise a Refusal if the time is over."""
+        """Raise an error if the time is over.
+
+        Raises:
+            Refusal: the time is over.
+        """
         if time.monotonic() > self._end:
             raise Refusal(
-                f"The computation took longer than {self.seconds:g} seconds and was stopped: try a smaller image or "
+                f"The computation took longer than {self.seconds:g} seconds and was stopped. Try a smaller image or "
                 "fewer iterations, or start the page with a larger --seconds."
             )
 

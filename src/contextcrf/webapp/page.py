@@ -1,4 +1,4 @@
-"""The layout of the page and the functions behind its components. What is computed is in `session`."""
+"""The layout of the page and the functions of its components. The module `session` has the computations."""
 
 import html
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.webapp.limits import Limits, Refusal
 from contextcrf.webapp.session import DENSE_PARAMETERS, Labelings, OpenedImage, Session, with_dense
 
-# Small images are enlarged by a whole number, up to this longer side in pixels.
+# Small images are enlarged by a whole factor, at most to this longer side in pixels.
 ENLARGED_SIDE = 640
 
 VIEWS = ("image", UNARY_ONLY.name, UNARY_PAIRWISE.name, FULL.name)
 
-# Largest value and step of the sliders. A slider that starts beyond its range is extended to its start.
+# Largest value and step of the sliders. The range of a slider is extended to its start value.
 MEAN_FIELD_ITERATIONS, RELATION_WEIGHT = (10, 1), (16.0, 0.25)
 DENSE_RANGES = {
     "spatial_sxy": (0.5, 20.0, 0.5),
@@ -30,10 +30,10 @@ DENSE_RANGES = {
     "iterations": (0.0, 20.0, 1.0),
 }
 DENSE_LABELS = {
-    "spatial_sxy": "spatial width, px",
+    "spatial_sxy": "spatial standard deviation, px",
     "spatial_compat": "spatial weight",
-    "bilateral_sxy": "bilateral width, px",
-    "bilateral_srgb": "bilateral width in color",
+    "bilateral_sxy": "bilateral standard deviation, px",
+    "bilateral_srgb": "bilateral standard deviation, color",
     "bilateral_compat": "bilateral weight",
     "iterations": "dense CRF iterations",
 }
@@ -46,17 +46,17 @@ CSS = """
 #message .done { border-left: 4px solid #2e7d32; padding: 6px 12px; background: #2e7d3218; }
 """
 
-NO_IMAGE = "The page has no image yet: drop one first."
+NO_IMAGE = "The page has no image yet. Drop an image file first."
 
-CLICK = f"Click a pixel in one of the pictures for an explanation of the label that {UNARY_PAIRWISE.name} gives it."
+CLICK = f"Click a pixel in one of the figures for an explanation of its label in {UNARY_PAIRWISE.name}."
 
 
 def build(session: Session, name: str) -> gr.Blocks:
-    """The page of one model.
+    """Return the page of one model.
 
     Args:
         session: the model and the limits.
-        name: the name of the model, for the title.
+        name: name of the model for the title.
     """
     limits = session.limits
     page = gr.Blocks(title=f"contextcrf: {name}", analytics_enabled=False, delete_cache=(600, 3600))
@@ -118,7 +118,7 @@ def build(session: Session, name: str) -> gr.Blocks:
                 return [str(error), hidden]
             return [found.text, gr.update(value=found.picture, visible=found.picture is not None)]
 
-        # One computation at a time: computations at once would share the processor and exceed their time limits.
+        # Parallel computations would share the processor and exceed their time limits.
         one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         drop.upload(
             on_upload,
@@ -137,16 +137,16 @@ def build(session: Session, name: str) -> gr.Blocks:
 
 
 class _Sliders:
-    """The sliders of mean field and of the dense CRF, in the page that is being built.
+    """The sliders of mean field and of the dense CRF, which are added to the page that is being built.
 
     Attributes:
-        all: the components, in the order of their values.
+        all: the components in the order of their values.
     """
 
     def __init__(self, session: Session) -> None:
         self._own = session.inference
         relations = tuple(session.model.pairwise)
-        # A relation with the plain sum has no weight; its slider starts at the default.
+        # A relation with the plain sum has no weight, so its slider starts at the default.
         defaults = InferenceConfig().weights(relations)
         weights = self._own.weights(relations)
         self._weights: dict[str, Any] = {
@@ -163,7 +163,7 @@ class _Sliders:
             for name, weight in self._weights.items():
                 self.all.append(_slider(f"weight of {name}", (0, *RELATION_WEIGHT), weight, f"weight-{name}"))
             if self._plain:
-                label = f"plain sum of the paper, without weights: {', '.join(self._plain)}"
+                label = f"plain sum of the paper instead of the weight of {', '.join(self._plain)}"
                 self.all.append(gr.Checkbox(True, label=label, elem_id="plain"))
         if not self._dense:
             gr.Markdown("The parameters of this model's dense CRF are learned, so they have no sliders.")
@@ -174,14 +174,14 @@ class _Sliders:
                 self.all.append(_slider(DENSE_LABELS[name], DENSE_RANGES[name], start, f"dense-{name}"))
 
     def start_values(self) -> list[Any]:
-        """The values of the model's own settings."""
+        """Return the values of the sliders for the settings of the model."""
         values: list[Any] = [self._own.iterations, *self._weights.values()]
         values += [True] if self._plain else []
         values += [self._own.dense[name] for name in self._dense]
         return values if len(values) > 1 else values[0]
 
     def inference(self, values: Sequence[Any]) -> InferenceConfig:
-        """The settings for some values of `all`."""
+        """Return the inference settings for the values of the sliders, in the order of `all`."""
         rest = list(values)
         iterations = int(rest.pop(0))
         weights: dict[str, float | None] = {name: rest.pop(0) for name in self._weights}
@@ -197,7 +197,7 @@ def _slider(label: str, span: tuple[float, float, float], value: float, elem_id:
 
 
 def _view(name: str, visible: bool = True) -> gr.Image:
-    # PNG keeps the colors of the legend exactly.
+    # PNG has exactly the colors of the legend.
     return gr.Image(
         label=name,
         format="png",
@@ -210,7 +210,7 @@ def _view(name: str, visible: bool = True) -> gr.Image:
 
 
 def _pictures(labelings: Labelings, opacity: float) -> list[Image.Image]:
-    """The image, and its overlays with the labels of each system."""
+    """Return the image and its overlays with the labels of each system."""
     image = labelings.unary.picture
     systems = (labelings.unary, labelings.pairwise, labelings.dense)
     pictures = [image, *(labeling.overlay(opacity) for labeling in systems)]
@@ -219,7 +219,7 @@ def _pictures(labelings: Labelings, opacity: float) -> list[Image.Image]:
 
 
 def _zoom(width: int, height: int) -> int:
-    """Pixels on the page along a pixel of a small image, which gradio does not enlarge by itself."""
+    """Return the whole factor by which a small image is enlarged, since gradio does not enlarge images."""
     return max(1, ENLARGED_SIDE // max(width, height))
 
 
@@ -227,20 +227,19 @@ def _introduction(session: Session) -> str:
     unary, pairwise, dense = VIEWS[1:]
     lines = [
         f"**{unary}** labels each place by itself. **{pairwise}** adds the messages of the neighbors by mean field. "
-        f"**{dense}** refines the result with a dense CRF, which follows the edges in the image. Nothing leaves this "
-        "machine.",
+        f"**{dense}** refines the result with a dense CRF, which follows the edges in the image. The images stay on "
+        "this machine.",
     ]
     weights = session.inference.relation_weights
     if not weights:
         lines.append(f"This model has no pairwise potentials, so {pairwise} is the same as {unary}.")
     elif all(weight == 0 for weight in weights.values()):
         lines.append(
-            f"The weights of this model's relations are 0, so {pairwise} is the same as {unary} until a weight is "
-            "moved up."
+            f"The relation weights of this model are 0, so {pairwise} is the same as {unary} until you raise a weight."
         )
     own = session.model.inference
     if (own.scales, own.flip) != (session.inference.scales, session.inference.flip):
-        lines.append("The page leaves out the test-time augmentation with which this model is configured.")
+        lines.append("The page does not use the test-time augmentation of this model.")
     return " ".join(lines)
 
 
@@ -258,8 +257,8 @@ def _summary(image: OpenedImage, labelings: Labelings) -> str:
         size += f" (shrunk from {image.original[0]} x {image.original[1]})"
     pairwise, dense = labelings.changes()
     return (
-        f"The image has {size}. The pairwise potentials change the labels of {pairwise:.1%} of the pixels, and the "
-        f"dense CRF then changes those of {dense:.1%}."
+        f"The image has {size}. The pairwise potentials change the labels of {pairwise:.1%} of the pixels. The dense "
+        f"CRF then changes the labels of {dense:.1%} of the pixels."
     )
 
 

@@ -1,4 +1,7 @@
-"""The server of the page: bound to 127.0.0.1, without requests to other machines, its files in a temporary folder."""
+"""The server of the page, which is bound to 127.0.0.1.
+
+It sends no requests to other machines, and its files are in a temporary folder.
+"""
 
 import os
 import signal
@@ -12,18 +15,25 @@ from typing import Any
 from contextcrf.webapp.session import Session
 
 HOST = "127.0.0.1"
-# Fonts of the system; the browser would download those of gradio.
+# Fonts of the system. The browser would download the fonts of gradio.
 FONTS = ("system-ui", "sans-serif")
 MONOSPACE = ("ui-monospace", "monospace")
 
 
 class ClosedEndpoints:
-    """Middleware that closes endpoints of gradio that the page does not need: fetching of URLs, screen recordings."""
+    """A middleware that closes endpoints of gradio that the page does not need.
+
+    These endpoints fetch URLs or process screen recordings.
+
+    Args:
+        app: the application behind the middleware.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request to a closed endpoint with status 404, and pass all others to the application."""
         from starlette.responses import PlainTextResponse
 
         path = scope.get("path", "")
@@ -35,20 +45,23 @@ class ClosedEndpoints:
 
 @contextmanager
 def running(session: Session, name: str, port: int = 0, browser: bool = False) -> Iterator[str]:
-    """Serve the page within the block, whose value is its address.
+    """Serve the page within the block.
 
     Args:
         session: the model and the limits.
-        name: the name of the model, for the title.
-        port: the port; 0 takes a free one.
-        browser: open a browser window with the page.
+        name: name of the model for the title.
+        port: port of the page; 0 chooses a free port.
+        browser: open the page in a browser.
+
+    Yields:
+        The address of the page.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     port = _free_port(port)
     with tempfile.TemporaryDirectory(prefix="contextcrf-demo-") as folder, _variable("GRADIO_TEMP_DIR", folder):
-        # Imported only now, because gradio chooses some folders when it is imported.
+        # gradio reads GRADIO_TEMP_DIR when it is imported.
         from contextcrf.webapp.page import build
 
         page = build(session, name)
@@ -59,11 +72,21 @@ def running(session: Session, name: str, port: int = 0, browser: bool = False) -
 
 
 def serve(session: Session, name: str, port: int, browser: bool) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; the arguments are those of `running`."""
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    Args:
+        session: the model and the limits.
+        name: name of the model for the title.
+        port: port of the page; 0 chooses a free port.
+        browser: open the page in a browser.
+
+    Raises:
+        OSError: the port is in use.
+    """
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with running(session, name, port, browser) as address:
-        print(f"The page of {name} is at {address} (Ctrl-C ends it).", flush=True)
+        print(f"The page of {name} is at {address} (press Ctrl-C to close it).", flush=True)
         try:
             stop.wait()
         except KeyboardInterrupt:
@@ -86,9 +109,9 @@ def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
         prevent_thread_lock=True,
         quiet=True,
         show_error=False,
-        # gradio refuses files that are far too large; the session refuses the others with a better message.
+        # The session refuses files above the limit with a clear message. gradio refuses much larger files.
         max_file_size=4 * session.limits.bytes,
-        state_session_capacity=4,  # each holds the features of an image
+        state_session_capacity=4,  # a session contains the features of an image
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -108,13 +131,13 @@ def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
 
 
 def _free_port(port: int) -> int:
-    """The port if it is free, or any free one for 0."""
+    """Return the port if it is free, or any free port for 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise OSError(f"port {port} of {HOST} is taken; choose another with --port") from error
+            raise OSError(f"Port {port} of {HOST} is in use. Choose another port with --port.") from error
         return int(probe.getsockname()[1])
 
 

@@ -1,4 +1,4 @@
-"""What the page computes: features once for each image, then inference whenever a setting changes."""
+"""The computations of the page: the features once per image, and the inference after each change of a setting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,15 +31,15 @@ DENSE_PARAMETERS = (
 
 @dataclass(eq=False)
 class OpenedImage:
-    """An image with what has been computed for it.
+    """An image with the results that have been computed for it.
 
-    Attributes:
-        pixels: uint8 [3, H, W].
+    Args:
+        pixels: the image, uint8 [3, H, W].
         original: width and height in the file, before the image was shrunk.
-        features: as `Predictor.extract_features` returns them.
-        unary: marginals [1, K, h, w] of the unary alone.
-        pairwise: marginals [1, K, h, w] of the last mean field, with its settings.
-        dense: marginals [1, K, H, W] of the last dense CRF, with its settings.
+        features: the result of `Predictor.extract_features`.
+        unary: marginals [1, K, h, w] of the unary.
+        pairwise: settings and marginals [1, K, h, w] of the last mean field; None before the first.
+        dense: settings and marginals [1, K, H, W] of the last dense CRF; None before the first.
     """
 
     pixels: Tensor
@@ -51,20 +51,26 @@ class OpenedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of the image in pixels."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
 
 @dataclass(frozen=True)
 class Labelings:
-    """One image labeled by the three systems unary, unary+pairwise and unary+pairwise+dense."""
+    """The segmentations of an image by three systems.
+
+    Args:
+        unary: the segmentation of unary.
+        pairwise: the segmentation of unary+pairwise.
+        dense: the segmentation of unary+pairwise+dense.
+    """
 
     unary: Segmentation
     pairwise: Segmentation
     dense: Segmentation
 
     def changes(self) -> tuple[float, float]:
-        """The shares of the pixels whose labels the pairwise potentials change, and then the dense CRF."""
+        """Return two shares of the pixels: those with other labels after mean field, and then after the dense CRF."""
         unary, pairwise, dense = (found.labels for found in (self.unary, self.pairwise, self.dense))
         return (unary != pairwise).float().mean().item(), (pairwise != dense).float().mean().item()
 
@@ -73,9 +79,9 @@ class Labelings:
 class PixelExplanation:
     """The explanation of a pixel's label.
 
-    Attributes:
-        text: Markdown.
-        picture: maps of the messages; None where no message changes the label.
+    Args:
+        text: the explanation in Markdown.
+        picture: figure with maps of the messages; None if no message changes the score of the label.
     """
 
     text: str
@@ -83,21 +89,26 @@ class PixelExplanation:
 
 
 def with_dense(inference: InferenceConfig, parameters: Mapping[str, float]) -> InferenceConfig:
-    """The settings with other parameters of the dense CRF, by name; "iterations" becomes a whole number."""
+    """Return the settings with other parameters of the dense CRF.
+
+    Args:
+        inference: the settings.
+        parameters: new values by name. The value of "iterations" is converted to an integer.
+    """
     whole = {"iterations": int(parameters["iterations"])}
     return replace(inference, dense={**inference.dense, **parameters, **whole})
 
 
 class Session:
-    """A model with the limits of the page. It keeps no image: `open` returns what later calls need.
+    """A model with the limits of the page. It stores no images.
 
     Args:
-        model: the model; it is set to evaluation mode.
+        model: the model, which is set to evaluation mode.
         limits: the limits on every image and computation.
 
     Attributes:
-        inference: the model's own settings with every value written out, without test-time augmentation, whose copies
-            would each need features of their own.
+        inference: the settings of the model with the value of every parameter. They have no test-time augmentation,
+            since each augmented copy would need its own features.
     """
 
     def __init__(self, model: ContextCRF, limits: Limits) -> None:
@@ -105,7 +116,7 @@ class Session:
         self.limits = limits
         own = model.inference
         self.inference = replace(own, relation_weights=own.weights(model.pairwise), scales=(1.0,), flip=False)
-        # The parameters of a learned dense CRF are weights of the model.
+        # The parameters of a learned dense CRF are weights of the model and cannot be set.
         if model.dense is None:
             crf = own.dense_crf()
             parameters = {name: float(getattr(crf, name)) for name in DENSE_PARAMETERS}
@@ -115,8 +126,14 @@ class Session:
     def open(self, data: bytes) -> OpenedImage:
         """Decode a file and compute the features of its image.
 
+        Args:
+            data: all bytes of the file.
+
+        Returns:
+            The image with its features and the marginals of the unary, for `segment` and `explain`.
+
         Raises:
-            Refusal: as for `read_upload`, or the time is over.
+            Refusal: `read_upload` refuses the file, or the time is over.
         """
         with Deadline(self.limits.seconds) as deadline:
             pixels, original = read_upload(data, self.limits)
@@ -127,7 +144,13 @@ class Session:
 
     @torch.inference_mode()
     def segment(self, image: OpenedImage, inference: InferenceConfig) -> Labelings:
-        """Label an image with these settings; a step whose settings have not changed is not computed again.
+        """Predict the labels of an image with some settings.
+
+        A step is computed only if its settings have changed since the last call.
+
+        Args:
+            image: the image. The results of the steps are stored in it.
+            inference: the settings.
 
         Raises:
             Refusal: the time is over.
@@ -145,7 +168,12 @@ class Session:
 
     @torch.inference_mode()
     def explain(self, image: OpenedImage, inference: InferenceConfig, pixel: tuple[int, int]) -> PixelExplanation:
-        """Explain the label that unary+pairwise gives a pixel (row, column).
+        """Explain the label of a pixel in unary+pairwise.
+
+        Args:
+            image: the image.
+            inference: the settings.
+            pixel: row and column in the image.
 
         Raises:
             Refusal: the time is over.
@@ -157,20 +185,20 @@ class Session:
             unary = self._segmentation(image, upsample(image.unary, image.size))
             pairwise = self._segmentation(image, upsample(marginals, image.size))
             text = describe(found, self.model.pool(marginals)[0].argmax(0), unary, pairwise, pixel)
-            # Where nothing changes there is nothing to draw; the text gives the reason.
+            # Without a change, there is no figure, and the text gives the reason.
             if not changes_score(found, pairwise, pixel):
                 return PixelExplanation(text, None)
             return PixelExplanation(text, draw_messages(pairwise, found, pixel, predictor.weights))
 
     def _pairwise(self, image: OpenedImage, predictor: Predictor) -> Tensor:
-        """Marginals [1, K, h, w] of unary+pairwise, which the dense CRF's settings do not change."""
+        """Return marginals [1, K, h, w] of unary+pairwise, which do not depend on the settings of the dense CRF."""
         settings = replace(predictor.inference, dense={})
         if image.pairwise is None or image.pairwise[0] != settings:
             image.pairwise = settings, predictor.mean_field(image.features, UNARY_PAIRWISE).float()
         return image.pairwise[1]
 
     def _images(self, pixels: Tensor) -> Tensor:
-        """A batch of one image on the model's device."""
+        """Return a batch of one image on the device of the model."""
         return pixels[None].to(self.model.device)
 
     def _segmentation(self, image: OpenedImage, marginals: Tensor) -> Segmentation:

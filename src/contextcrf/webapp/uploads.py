@@ -1,4 +1,4 @@
-"""Reading of uploaded files: size and header are checked first, and the format is found from the content."""
+"""Reading of uploaded files. Size and header are checked first, and the content determines the format."""
 
 import io
 
@@ -8,40 +8,40 @@ from torch import Tensor
 from contextcrf.data.images import DECODING_ERRORS, DEEP_IMAGE_MODES, as_pixels, describe_error, upright
 from contextcrf.webapp.limits import Limits, Refusal
 
-# Formats with small, hardened decoders. Pillow has dozens of others, some of which run external programs.
+# Formats with small, hardened decoders. Pillow has dozens of other decoders, and some of them run external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def read_upload(data: bytes, limits: Limits) -> tuple[Tensor, tuple[int, int]]:
-    """The image in an uploaded file, upright and shrunk to `limits.side`.
+    """Return the image in an uploaded file, turned upright and shrunk to `limits.side`.
 
     Args:
-        data: all bytes of the file. Its name is not used.
-        limits: the limits on its size.
+        data: all bytes of the file. The name of the file is not used.
+        limits: the limits on the size.
 
     Returns:
-        uint8 RGB [3, H, W], and the width and height before the image was shrunk.
+        The image, uint8 RGB [3, H, W], and its width and height before it was shrunk.
 
     Raises:
         Refusal: the file is not an image, is broken, or exceeds the limits.
     """
     if len(data) > limits.bytes:
-        raise Refusal(f"The file has {len(data) / 1e6:.1f} MB: this page accepts at most {limits.megabytes:g} MB.")
+        raise Refusal(f"The file has {len(data) / 1e6:.1f} MB, but the page accepts at most {limits.megabytes:g} MB.")
     try:
         file = Image.open(io.BytesIO(data), formats=FORMATS)
     except _BOMBS as error:
-        raise _too_large("more pixels than any photograph", limits) from error
+        raise _too_large("more pixels than Pillow decodes", limits) from error
     except DECODING_ERRORS as error:
-        raise Refusal("This is not an image that the page can read: it accepts JPEG, PNG, WebP and BMP.") from error
+        raise Refusal("The file is not an image that the page can read. It accepts JPEG, PNG, WebP and BMP.") from error
     with file:
         if file.width * file.height > limits.pixels:
             raise _too_large(f"{file.width} x {file.height} pixels", limits)
         try:
             image = upright(file)
             size = image.size
-            # An image with more than 8 bits per channel is not converted, so that `as_pixels` refuses it.
+            # Images with more than 8 bits per channel are not converted, so that `as_pixels` refuses them.
             if image.mode not in DEEP_IMAGE_MODES:
                 image = image.convert("RGB")
             if max(size) > limits.side:
@@ -49,12 +49,12 @@ def read_upload(data: bytes, limits: Limits) -> tuple[Tensor, tuple[int, int]]:
             return as_pixels(image), size
         except DECODING_ERRORS as error:
             raise Refusal(
-                f"The image is broken or of an unusual kind and could not be decoded: {describe_error(error)}."
+                f"The image is broken or has an unusual format, so it was not decoded: {describe_error(error)}."
             ) from error
 
 
 def _too_large(size: str, limits: Limits) -> Refusal:
     return Refusal(
-        f"According to its header, the image has {size}; it was not decoded: this page accepts at most "
-        f"{limits.pixels / 1e6:g} megapixels."
+        f"According to its header, the image has {size}, but the page accepts at most {limits.pixels / 1e6:g} "
+        "megapixels. It was not decoded."
     )

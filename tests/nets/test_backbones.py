@@ -142,12 +142,12 @@ def test_with_fewer_stages_the_receptive_field_is_smaller():
 
 
 def test_too_few_stages_are_refused():
-    with pytest.raises(ValueError, match=r"depth=2: tf_efficientnet_lite0's map has stride 4; expected at least 8"):
+    with pytest.raises(ValueError, match=r"depth=2, .* tf_efficientnet_lite0 has stride 4, .* than stride=8"):
         TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=2)
-    for depth, message in ((0, "expected 1 or more"), (9, "tf_efficientnet_lite0 has fewer stages")):
-        with pytest.raises(ValueError, match=f"depth={depth}: {message}"):
+    for depth, message in ((0, "Expected at least 1"), (9, "because tf_efficientnet_lite0 has fewer stages")):
+        with pytest.raises(ValueError, match=f"depth={depth} is not valid.*{message}"):
             TimmBackbone("tf_efficientnet_lite0", 8, 8, 32, pretrained=False, depth=depth)
-    with pytest.raises(ValueError, match=r"depth=2: expected none for plain"):
+    with pytest.raises(ValueError, match="depth=2 is not possible for plain"):
         create_backbone("plain", 8, None, 8, pretrained=False, depth=2)
 
 
@@ -304,15 +304,17 @@ def test_weights_of_a_file_are_loaded_into_timms_networks(tmp_path):
     own = classifier.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in backbone.body.state_dict().items())
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsNotFoundError, match=r"other\.pth: expected weights of timm's 'resnet10t': conv1.*none"):
+    with pytest.raises(
+        WeightsNotFoundError, match=r"other\.pth does not contain .* timm's 'resnet10t'\. Expected conv1.*none"
+    ):
         create_backbone("resnet10t", 16, None, 32, tmp_path / "other.pth")
     torch.save({**own, "layer1.0.conv1.weight": torch.zeros(3)}, tmp_path / "shape.pth")
-    with pytest.raises(WeightsNotFoundError, match=r"layer1\.0\.conv1\.weight of \[.*found \[3\]"):
+    with pytest.raises(WeightsNotFoundError, match=r"layer1\.0\.conv1\.weight of shape \[.*found \[3\]"):
         create_backbone("resnet10t", 16, None, 32, tmp_path / "shape.pth")
     (tmp_path / "junk.pth").write_text("nothing")
-    with pytest.raises(WeightsNotFoundError, match=r"junk\.pth: no weights of timm's 'resnet10t' can be read"):
+    with pytest.raises(WeightsNotFoundError, match=r"junk\.pth cannot be read as weights of timm's 'resnet10t'"):
         create_backbone("resnet10t", 16, None, 32, tmp_path / "junk.pth")
-    with pytest.raises(WeightsNotFoundError, match=r"none.pth: no such file"):
+    with pytest.raises(WeightsNotFoundError, match=r"none\.pth does not exist"):
         create_backbone("resnet10t", 16, None, 32, tmp_path / "none.pth")
 
 
@@ -358,5 +360,5 @@ def test_the_plain_backbone_pads_images_to_whole_nodes(size):
 
 
 def test_a_misspelled_name_has_similar_ones():
-    with pytest.raises(ValueError, match=r"similar names: .*tf_efficientnet_lite0"):
+    with pytest.raises(ValueError, match=r"Similar names are .*tf_efficientnet_lite0"):
         create_backbone("tf_efficientnet_lte0", 8, 32, 8, pretrained=False)

@@ -21,6 +21,7 @@ def whole_number(name: str, value: object, least: int) -> int:
         ValueError: if `value` has another type or is less than `least`.
 
     Example:
+        >>> from contextcrf.crf.checks import whole_number
         >>> whole_number("iterations", 5, least=0)
         5
         >>> whole_number("iterations", 2.5, least=0)
@@ -52,6 +53,8 @@ def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_inde
         ValueError: if the shape, the dtype or a value of the labels is wrong. The message names it.
 
     Example:
+        >>> import torch
+        >>> from contextcrf.crf.checks import check_labels
         >>> check_labels(torch.zeros(1, 4, 6).long(), torch.zeros(1, 8, 4, 6), num_classes=3, ignore_index=255)
     """
     if labels.shape != (features.shape[0], *features.shape[-2:]):
@@ -77,6 +80,8 @@ def check_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
         ValueError: if a label is out of range. The message names the first one.
 
     Example:
+        >>> import torch
+        >>> from contextcrf.crf.checks import check_values
         >>> check_values(torch.tensor([0, 2, 255]), num_classes=3, ignore_index=255)
     """
     strange = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))

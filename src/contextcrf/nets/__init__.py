@@ -1,1 +1,1 @@
-"""Networks that compute feature maps (Network Part-1 of the paper) and their ImageNet weights."""
+"""Networks that compute feature maps (the paper's "Network Part-1"), and their ImageNet weights."""

@@ -4,15 +4,26 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """Network Part-1 for one scale.
+    """A network that computes a feature map from an image at one scale (the paper's "Network Part-1").
+
+    The body of a backbone is the network with pretrained weights. A backbone with a block 6 computes the feature map as
+    `block6(maps(images))`.
 
     Attributes:
-        out_channels: number of channels of the feature map.
-        mean, std: statistics with which its input images are normalized, per channel, in 0..1.
-        pretrained: whether the weights of the body are pretrained; loading a model sets it.
+        out_channels: the number of channels of the feature map.
+        mean: the mean of each channel of the images, in 0..1, with which the input is normalized.
+        std: the standard deviation of each channel of the images, in 0..1, with which the input is normalized.
+        pretrained: True if the weights of the body are pretrained. Loading a model sets this attribute.
         norm_eval: keep the BatchNorm layers of a pretrained body in evaluation mode during training.
-        widths: number of channels of each map in `levels`, by stride.
-        block6: the layers after the body, if there are any: the feature map is `block6(maps(images))`.
+        widths: the number of channels of each map in `levels`, by stride.
+        block6: the layers after the body. Not all backbones have them.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.nets.backbones import create_backbone
+        >>> backbone = create_backbone("plain", stride=8, output_stride=None, channels=16, pretrained=False)
+        >>> backbone(torch.randn(1, 3, 32, 48)).shape  # normalized images
+        torch.Size([1, 16, 4, 6])
     """
 
     out_channels: int
@@ -24,25 +35,36 @@ class Backbone(nn.Module):
     block6: nn.Sequential
 
     def levels(self, images: Tensor) -> dict[int, Tensor]:
-        """Compute the body's last map of each stride, finest first, from normalized images [B, 3, H, W]."""
+        """Compute the last map of each stride in the body.
+
+        Args:
+            images: normalized images, [B, 3, H, W].
+
+        Returns:
+            The maps by stride, beginning with the finest map.
+        """
         raise NotImplementedError
 
     def maps(self, images: Tensor) -> Tensor:
-        """Compute the input of block 6 from normalized images [B, 3, H, W]."""
+        """Compute the input of block 6.
+
+        Args:
+            images: normalized images, [B, 3, H, W].
+        """
         raise NotImplementedError
 
     def freeze(self, stages: int, filters: bool = False) -> None:
         """Exclude parts of the body from training.
 
         Args:
-            stages: the number of frozen stages, from the first one, which has the finest maps.
-            filters: freeze the depthwise filters of all stages.
+            stages: the number of frozen stages. The first stage has the finest maps.
+            filters: also freeze the depthwise filters of all stages.
 
         Raises:
-            ValueError: the network does not have that many stages or no such filters.
+            ValueError: if the network has fewer stages, or has no depthwise filters.
         """
         raise NotImplementedError
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The parameters with pretrained weights, which are trained with a lower learning rate than new ones."""
+        """Return the parameters with pretrained weights, which need a lower learning rate than new parameters."""
         raise NotImplementedError

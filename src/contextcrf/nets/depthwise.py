@@ -1,8 +1,8 @@
-"""Depthwise convolutions in single precision on the CPU.
+"""Depthwise convolutions that stay in single precision on the CPU.
 
-Under bfloat16 autocast on x86, the backward pass of a depthwise convolution is 4-8 times as slow as in float32, because
-it contains no matrix products, whereas all other convolutions become several times as fast. Depthwise convolutions
-therefore remain in float32.
+With bfloat16 autocast on x86, the backward pass of a depthwise convolution is 4-8 times as slow as in float32, because
+it contains no matrix products. All other convolutions become several times as fast. Depthwise convolutions therefore
+stay in float32.
 """
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 
 class _Float32OnCpu(nn.Conv2d):
+    """A convolution that ignores autocast on the CPU."""
+
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
@@ -19,11 +21,11 @@ class _Float32OnCpu(nn.Conv2d):
 
 
 class _DepthwiseConv2d(_Float32OnCpu, nn.Conv2d):
-    pass
+    """The replacement of `nn.Conv2d`."""
 
 
 class _DepthwiseConv2dSame(_Float32OnCpu, Conv2dSame):
-    pass
+    """The replacement of timm's `Conv2dSame`."""
 
 
 _REPLACEMENTS: dict[type[nn.Conv2d], type[nn.Conv2d]] = {
@@ -33,9 +35,21 @@ _REPLACEMENTS: dict[type[nn.Conv2d], type[nn.Conv2d]] = {
 
 
 def float32_depthwise(network: nn.Module) -> None:
-    """Replace the depthwise convolutions of a network in place; parameters and their names are unchanged."""
+    """Replace the depthwise convolutions of a network in place. The parameters and their names do not change.
+
+    Args:
+        network: the network.
+
+    Example:
+        >>> from torch import nn
+        >>> from contextcrf.nets.depthwise import float32_depthwise
+        >>> network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8))
+        >>> float32_depthwise(network)
+        >>> list(network.state_dict())
+        ['0.weight', '0.bias']
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            # Only the class is exchanged: a wrapper would rename the parameters, and a replaced `forward` would be
-            # lost when the module is copied.
+            # Only the class is replaced. A wrapper would rename the parameters, and a replaced `forward` would be lost
+            # when the module is copied.
             module.__class__ = _REPLACEMENTS.get(type(module), type(module))

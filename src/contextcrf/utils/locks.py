@@ -22,6 +22,8 @@ def claim(result: Path) -> Iterator[bool]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from contextcrf.utils.locks import claim
         >>> result = Path(tempfile.mkdtemp()) / "labels.txt"
         >>> for _ in range(2):
         ...     with claim(result) as mine:

@@ -27,6 +27,7 @@ class Task:
     """A running task. This class shows nothing. Reporters return subclasses that show the progress.
 
     Example:
+        >>> from contextcrf.utils.progress import Task, reporting, task
         >>> class Printed(Task):
         ...     def advance(self, steps=1):
         ...         print(f"{steps} more done")
@@ -74,6 +75,7 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
         reporter: the reporter. None shows nothing.
 
     Example:
+        >>> from contextcrf.utils.progress import Lines, reporting, track
         >>> with reporting(Lines(interval=10)):  # at most one line in the log every 10 seconds
         ...     squares = [number**2 for number in track([1, 2], "square")]
     """
@@ -93,6 +95,7 @@ def show_progress(console: Console | None = None) -> Iterator[None]:
             lines are written to the log.
 
     Example:
+        >>> from contextcrf.utils.progress import show_progress, track
         >>> with show_progress():
         ...     squares = [number**2 for number in track([1, 2], "square")]
         >>> squares
@@ -116,6 +119,7 @@ def task(description: str, total: int | None, transient: bool = False) -> Iterat
         The running task. Call its `advance` after each part.
 
     Example:
+        >>> from contextcrf.utils.progress import task
         >>> with task("download", total=2) as running:
         ...     running.advance()
         ...     running.describe("unpack")
@@ -144,6 +148,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, transi
         The items.
 
     Example:
+        >>> from contextcrf.utils.progress import track
         >>> list(track([1, 2], "counting"))
         [1, 2]
     """
@@ -162,6 +167,8 @@ class Bars:
         console: the terminal.
 
     Example:
+        >>> from rich.console import Console
+        >>> from contextcrf.utils.progress import Bars, reporting, track
         >>> with reporting(Bars(Console(quiet=True))):  # a quiet console draws nothing
         ...     squares = [number**2 for number in track([1, 2], "square")]
     """
@@ -200,6 +207,7 @@ class Lines:
         interval: the number of seconds between two lines of a task. A task that takes less time writes no line.
 
     Example:
+        >>> from contextcrf.utils.progress import Lines, reporting, track
         >>> with reporting(Lines(interval=10)):
         ...     squares = [number**2 for number in track([1, 2], "square")]
     """
@@ -244,6 +252,7 @@ def duration(seconds: float) -> str:
         seconds: the duration in seconds.
 
     Example:
+        >>> from contextcrf.utils.progress import duration
         >>> duration(40), duration(720), duration(12600)
         ('about 40 s', 'about 12 min', 'about 3.5 h')
     """

@@ -27,6 +27,7 @@ class Provenance:
         values: the settings by name. Groups of settings are nested dictionaries.
 
     Example:
+        >>> from contextcrf.utils.provenance import Provenance
         >>> first, second = Provenance.of(split="train", lr=0.1), Provenance.of(split="train", lr=0.2)
         >>> first.difference(second)
         ('lr', 0.1, 0.2)
@@ -45,6 +46,8 @@ class Provenance:
             The record.
 
         Example:
+            >>> from pathlib import Path
+            >>> from contextcrf.utils.provenance import Provenance
             >>> Provenance.of(split="train", folder=Path("runs") / "a").values
             {'split': 'train', 'folder': 'runs/a'}
         """
@@ -105,6 +108,8 @@ class Provenance:
 
         Example:
             >>> import tempfile
+            >>> from pathlib import Path
+            >>> from contextcrf.utils.provenance import Provenance
             >>> folder = Path(tempfile.mkdtemp())
             >>> Provenance.of(epochs=1).write(folder)
             >>> Provenance.of(epochs=2).mismatch(folder)

@@ -16,6 +16,7 @@ def default_device() -> torch.device:
     """Return the accelerator, or the CPU if there is no accelerator.
 
     Example:
+        >>> import torch
         >>> from contextcrf.utils.runtime import default_device
         >>> image = torch.zeros(1, 3, 4, 6).to(default_device())
     """
@@ -90,6 +91,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         ValueError: if the value is not in `Precision`.
 
     Example:
+        >>> import torch
         >>> from contextcrf.utils.runtime import autocast
         >>> with autocast(torch.device("cpu"), "bf16-mixed"):
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype

@@ -1,8 +1,8 @@
-"""Networks to compare with: FCN-8s and two DeepLab variants, with which the paper compares, and DeepLabV3+.
+"""Baseline networks: FCN-8s and two variants of DeepLab, with which the paper compares, and DeepLabV3+.
 
-Each one computes a feature map from the maps of any backbone, and its unary potential is a linear classifier of that
-map. `ModelConfig.network` selects one by its name. Training, evaluation and pairwise potentials are the same as for the
-multi-scale network of the paper.
+A baseline computes a feature map from the maps of any backbone. Its unary potential is a linear classifier of this map.
+`ModelConfig.network` selects a baseline by its name. Training, evaluation and the pairwise potentials are the same as
+for the multi-scale network of the paper.
 """
 
 from contextcrf.nets.baselines.base import Baseline
@@ -15,5 +15,6 @@ BASELINES: dict[str, type[Baseline]] = {
     "deeplab-msc-largefov": MultiScaleLargeFOV,
     "deeplabv3plus": DeepLabV3Plus,
 }
+"""The class of each baseline by its name in `ModelConfig.network`."""
 
 __all__ = ["BASELINES", "Baseline"]

@@ -1,4 +1,4 @@
-"""The base class of the networks to compare with."""
+"""The base class of the baseline networks, and layers that several of them share."""
 
 from torch import Tensor, nn
 
@@ -6,19 +6,31 @@ from contextcrf.nets.base import Backbone
 
 
 class Baseline(Backbone):
-    """A network that computes a feature map from the maps of a backbone. A linear classifier follows it.
+    """A network that computes a feature map from the maps of a backbone.
+
+    The unary potential of a baseline is a linear classifier of this feature map.
 
     Args:
-        backbone: a backbone without a block 6 (`channels` None) whose last map has the stride `output_stride`.
-        channels: number of channels of the network's own layers.
+        backbone: a backbone without a block 6, that is, with `channels` None. Its last map must have the stride
+            `output_stride`.
+        channels: the number of channels of the layers after the backbone.
 
     Attributes:
-        stride: pixels per node of the feature map.
-        output_stride: stride of the backbone's last map.
-        width: the recommended `channels` in comparisons; the number that suits other networks may be too low.
+        stride: the number of pixels per node of the feature map.
+        output_stride: the required stride of the last map of the backbone.
+        width: the recommended value of `channels` in comparisons. A value that suits other networks may be too low.
 
     Raises:
-        ValueError: the backbone's last map has another stride.
+        ValueError: if the last map of the backbone has another stride.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.nets.backbones import create_backbone
+        >>> from contextcrf.nets.baselines import BASELINES
+        >>> backbone = create_backbone("resnet10t", 32, None, channels=None, pretrained=False)
+        >>> network = BASELINES["fcn-8s"](backbone, channels=16).eval()
+        >>> network(torch.randn(1, 3, 64, 96)).shape  # normalized images
+        torch.Size([1, 400, 8, 12])
     """
 
     stride: int
@@ -29,15 +41,15 @@ class Baseline(Backbone):
         super().__init__()
         if max(backbone.widths) != self.output_stride:
             raise ValueError(
-                f"{type(self).__name__}: the backbone's last map has stride {max(backbone.widths)}; "
-                f"expected {self.output_stride}"
+                f"{type(self).__name__} needs a backbone whose last map has stride {self.output_stride}, but the "
+                f"stride is {max(backbone.widths)}."
             )
         self.backbone = backbone
         self.mean, self.std, self.widths = backbone.mean, backbone.std, backbone.widths
 
     @property
     def pretrained(self) -> bool:
-        """That of the backbone."""
+        """True if the weights of the backbone are pretrained."""
         return self.backbone.pretrained
 
     @pretrained.setter
@@ -46,7 +58,10 @@ class Baseline(Backbone):
 
     @property
     def norm_eval(self) -> bool:
-        """That of the backbone; the network's own BatchNorm layers are always trained."""
+        """True if training keeps the BatchNorm layers of a pretrained backbone in evaluation mode.
+
+        The BatchNorm layers after the backbone are always trained.
+        """
         return self.backbone.norm_eval
 
     @norm_eval.setter
@@ -54,26 +69,32 @@ class Baseline(Backbone):
         self.backbone.norm_eval = value
 
     def levels(self, images: Tensor) -> dict[int, Tensor]:
+        """Compute the maps of the backbone (see `Backbone.levels`)."""
         return self.backbone.levels(images)
 
     def freeze(self, stages: int, filters: bool = False) -> None:
+        """Exclude parts of the backbone from training (see `Backbone.freeze`)."""
         self.backbone.freeze(stages, filters)
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """Those of the backbone."""
+        """Return the pretrained parameters of the backbone."""
         return self.backbone.pretrained_parameters()
 
 
 def deep_layers(width: int, channels: int, size: int, dilation: int = 1) -> nn.Sequential:
-    """Two layers after a backbone's last map, VGG's "fc6" and "fc7" as convolutions: size x size, then 1 x 1.
+    """Create the layers "fc6" and "fc7" of VGG-16 as convolutions for the last map of a backbone.
 
-    Dropout is applied to single elements, as in VGG-16, not to whole channels.
+    The first convolution is size x size, and the second is 1 x 1. As in VGG-16, dropout is applied to single elements,
+    not to whole channels.
 
     Args:
-        width: number of input channels.
-        channels: number of channels of both layers.
-        size: kernel size of the first layer, odd.
-        dilation: of the first layer.
+        width: the number of input channels.
+        channels: the number of channels of both layers.
+        size: the kernel size of the first layer, odd.
+        dilation: the dilation of the first layer.
+
+    Returns:
+        The two convolutions, each followed by a ReLU and dropout.
     """
     return nn.Sequential(
         nn.Conv2d(width, channels, size, padding=dilation * (size // 2), dilation=dilation),

@@ -1,4 +1,4 @@
-"""Networks of the DeepLab family, from those with which the paper compares to DeepLabV3+."""
+"""Three networks of the DeepLab family: DeepLab-LargeFOV, DeepLab-MSc-LargeFOV and DeepLabV3+."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,23 @@ from contextcrf.nets.baselines.base import Baseline, deep_layers
 
 
 class LargeFOV(Baseline):
-    """DeepLab-LargeFOV: stages dilated to stride 8, then a 3 x 3 convolution of dilation 12 and a 1 x 1 convolution.
+    """DeepLab-LargeFOV, which applies a convolution of dilation 12 to a map of stride 8.
 
-    Chen, Papandreou, Kokkinos, Murphy, Yuille: "Semantic Image Segmentation with Deep Convolutional Nets and Fully
-    Connected CRFs", ICLR 2015, with 1024 `channels`.
+    The stages of the backbone are dilated, so that the last map has stride 8. A 3 x 3 convolution with dilation 12 and
+    a 1 x 1 convolution follow. The source is Chen, Papandreou, Kokkinos, Murphy, Yuille, "Semantic Image Segmentation
+    with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015. In the paper, these layers have 1024 channels.
+
+    Args:
+        backbone: as for `Baseline`, with `output_stride` 8.
+        channels: as for `Baseline`.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.nets.backbones import create_backbone
+        >>> from contextcrf.nets.baselines.deeplab import LargeFOV
+        >>> backbone = create_backbone("resnet18", 8, None, channels=None, pretrained=False)
+        >>> LargeFOV(backbone, channels=16).eval()(torch.randn(1, 3, 64, 96)).shape
+        torch.Size([1, 16, 8, 12])
     """
 
     stride, output_stride, width = 8, 8, 512
@@ -28,7 +41,22 @@ class LargeFOV(Baseline):
 
 
 class MultiScaleLargeFOV(LargeFOV):
-    """DeepLab-MSc-LargeFOV: additional features of the image and of the maps before stride 8, by two layers each."""
+    """DeepLab-MSc-LargeFOV, which adds features of the image and of the maps before stride 8 to `LargeFOV`.
+
+    Two convolutions with 128 channels compute these features from the image and from each map.
+
+    Args:
+        backbone: as for `Baseline`, with `output_stride` 8.
+        channels: as for `Baseline`.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.nets.backbones import create_backbone
+        >>> from contextcrf.nets.baselines.deeplab import MultiScaleLargeFOV
+        >>> backbone = create_backbone("resnet18", 8, None, channels=None, pretrained=False)
+        >>> MultiScaleLargeFOV(backbone, channels=16).eval()(torch.randn(1, 3, 64, 96)).shape
+        torch.Size([1, 400, 8, 12])
+    """
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)
@@ -43,17 +71,32 @@ class MultiScaleLargeFOV(LargeFOV):
         """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, 3, H, W]."""
         levels = self.levels(images)
         last = self.deep(levels[8])
-        # Reduced to stride 8, that of the result, before the layers: 128 channels of a whole image need much memory.
+        # The maps are reduced to stride 8 before the layers, because 128 channels of a whole image need much memory.
         early = [images, *(maps for stride, maps in levels.items() if stride < 8)]
         small = [F.adaptive_avg_pool2d(maps, last.shape[-2:]) for maps in early]
         return torch.cat([last, *(branch(maps) for branch, maps in zip(self.branches, small, strict=True))], 1)
 
 
 class DeepLabV3Plus(Baseline):
-    """DeepLabV3+: atrous spatial pyramid pooling at stride 16 and a decoder at stride 4.
+    """DeepLabV3+, with atrous spatial pyramid pooling at stride 16 and a decoder at stride 4.
 
-    Chen, Zhu, Papandreou, Schroff, Adam: "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018. The decoder is
-    that of `segmentation_models_pytorch`.
+    The source is Chen, Zhu, Papandreou, Schroff, Adam, "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018.
+    The decoder is the implementation of `segmentation_models_pytorch`.
+
+    Args:
+        backbone: as for `Baseline`, with `output_stride` 16.
+        channels: as for `Baseline`.
+
+    Raises:
+        ValueError: if `segmentation_models_pytorch` is not installed.
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.nets.backbones import create_backbone
+        >>> from contextcrf.nets.baselines.deeplab import DeepLabV3Plus
+        >>> backbone = create_backbone("resnet10t", 16, None, channels=None, pretrained=False)
+        >>> DeepLabV3Plus(backbone, channels=16).eval()(torch.randn(1, 3, 64, 96)).shape
+        torch.Size([1, 16, 16, 24])
     """
 
     stride, output_stride, width = 4, 16, 256
@@ -64,7 +107,8 @@ class DeepLabV3Plus(Baseline):
             from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
         except ModuleNotFoundError as error:
             raise ValueError(
-                'network "deeplabv3plus" needs segmentation_models_pytorch: pip install "contextcrf[baselines]"'
+                "The network deeplabv3plus needs the package segmentation_models_pytorch, which is not installed. Run "
+                'pip install "contextcrf[baselines]".'
             ) from error
         self.decoder = DeepLabV3PlusDecoder(
             encoder_channels=(3, self.widths.get(2, 0), *(self.widths[stride] for stride in (4, 8, 16))),

@@ -7,10 +7,10 @@ import pkgutil
 import shlex
 
 import pytest
-from test_docs import found, public_names
 
 import contextcrf
 from contextcrf.cli.main import COMMANDS, read_command
+from test_docs import found, public_names
 
 MODULES = sorted(info.name for info in pkgutil.walk_packages(contextcrf.__path__, "contextcrf."))
 COMMAND_NAMES = {

@@ -43,9 +43,9 @@ class DenseCRF(nn.Module):
     Args:
         spatial_sxy: the standard deviation of the spatial kernel in pixels. A sequence has one value for each axis, x
             first: (x, y) or (x, y, z).
-        spatial_compat: the weight w1 of the spatial kernel in a Potts model. A tensor contains energies, as in
-            pydensecrf. In a tensor [K], entry k is the energy of two pixels that both have the label k. In a tensor
-            [K, K], entry (k, j) is the energy of the label k at a pixel if its neighbor has the label j. A number w is
+        spatial_compat: the weight w1 of the spatial kernel in a Potts model. Values of shape [K] or [K, K] are
+            energies, as in pydensecrf. Entry k of [K] is the energy of two pixels that both have the label k. Entry
+            (k, j) of [K, K] is the energy of the label k at a pixel if its neighbor has the label j. A number w is
             equivalent to the matrix -w I. Unlike pydensecrf, this class does not symmetrize matrices.
         bilateral_sxy: the standard deviation of the bilateral kernel in the image plane in pixels, in the same form as
             ``spatial_sxy``.
@@ -56,11 +56,11 @@ class DenseCRF(nn.Module):
         normalization: the normalization of a kernel matrix K with row sums D. "symmetric" is D^-1/2 K D^-1/2, "before"
             is K D^-1, "after" is D^-1 K, and "none" is K.
         learnable: make the compatibilities and the logarithms of the standard deviations parameters of the module.
-        tolerance: the probability below which a label is ignored to save time, in [0, 1). A label is ignored in an
+        tolerance: the probability below which a label is skipped to save time, in [0, 1). A label is skipped in an
             image if its probability is below ``tolerance`` at every pixel and it is not the most probable label of any
             pixel. Its marginals are then 0. With weights w >= 0, they would stay below about ``tolerance``. If the
-            kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2) ``tolerance``. With
-            matrices or negative weights, or with a tolerance of 0, no label is ignored.
+            kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2) ``tolerance``. No label
+            is skipped if a compatibility is a negative weight or has the shape [K] or [K, K], or if the tolerance is 0.
 
     Attributes:
         iterations: as given.
@@ -171,8 +171,7 @@ class DenseCRF(nn.Module):
     def log_marginals(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
         """Compute the logarithms of the marginals, which a likelihood needs.
 
-        They are exact even if the marginals underflow to 0. The method does not ignore labels, so `tolerance` has no
-        effect.
+        They are exact even if the marginals underflow to 0. The method skips no label, so `tolerance` has no effect.
 
         Args:
             logits: as for `forward`.

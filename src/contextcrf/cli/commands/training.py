@@ -128,7 +128,7 @@ def tune(
     from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights, warn_about_split
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import find_model, save
-    from contextcrf.training.jobs import TUNED
+    from contextcrf.training.inputs import TUNED
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     if limit < 1:

@@ -1,5 +1,6 @@
 """COCO: a JSON file with images, categories, and annotations of polygons or run-length encoded masks."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ class CocoRegion:
             else:
                 encoded = self.segmentation
                 _check_compressed(counts, height * width)
-        return coco.decode(encoded).astype(bool)
+        with warnings.catch_warnings():
+            # pycocotools 2.0.11 with NumPy 2
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            return coco.decode(encoded).astype(bool)
 
 
 def read(source: Path, options: Options, findings: Findings) -> Source:
@@ -69,14 +73,16 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
     listed: set[Path] = set()
     for path in paths:
         for name, size, shapes in _read_file(path, names, options, findings):
-            image = finder.find(name, findings)
+            image = finder.find(name, findings, path.parent)
             if image is None:
                 continue
             if image in listed:
                 findings.drop("images that are listed twice; their first entry is kept", f"{path.name}: {name}")
                 continue
             listed.add(image)
-            records.append(Record(image, name, size, shapes, _splits(path, len(paths))))
+            # The folder tells images of the same name in several splits apart.
+            place = name if "/" in name else f"{image.parent.name}/{name}"
+            records.append(Record(image, place, size, shapes, _splits(path, len(paths))))
     return Source(tuple(names), records)
 
 

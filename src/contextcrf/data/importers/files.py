@@ -141,10 +141,16 @@ class ImageFinder:
             index.setdefault(path.stem.casefold(), []).append(path)
         return index
 
-    def find(self, name: str, findings: Findings) -> Path | None:
-        """Return the image of a name. If it is missing or the name is ambiguous, return None and add a finding."""
+    def find(self, name: str, findings: Findings, near: Path | None = None) -> Path | None:
+        """Return the image of a name. If it is missing or the name is ambiguous, return None and add a finding.
+
+        Args:
+            name: the path or the name in the annotations.
+            findings: what the finding is added to.
+            near: a folder that is searched after the roots, such as that of the annotations.
+        """
         wanted = PurePosixPath(name.replace("\\", "/"))
-        for folder in self.folders:
+        for folder in (*self.folders, *([] if near is None else [near.resolve()])):
             if (folder / wanted).is_file():
                 return folder / wanted
         # The longest common end of the paths decides between files of the same name.

@@ -14,7 +14,8 @@ from contextcrf.modeling.model import ContextCRF, load
 from contextcrf.modeling.serialization import CONFIG, fingerprint, save
 from contextcrf.reproduction.study import Study, baseline_config, crf_rnn_config
 from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
-from contextcrf.training.jobs import TUNED, run
+from contextcrf.training.inputs import TUNED
+from contextcrf.training.jobs import run
 from contextcrf.utils.provenance import Provenance
 from contextcrf.utils.runtime import default_device
 

@@ -147,6 +147,8 @@ class FitJob:
             newest checkpoint in OUT, and null resumes from it only if the settings are the same.
         devices: Number of devices of this machine; they share the images of a step, with one process per device.
         num_nodes: Number of machines, each with this many devices; torchrun or SLURM starts the processes.
+        budget: Time for the training, such as "10m" or "1h30m": a step is measured, and the number of epochs is reduced
+            so that the training ends in this time with a finished schedule; null trains for all epochs of the config.
 
     Example:
         >>> job = FitJob(Path("camvid"), Path("runs/unary"), training=TrainingConfig(potentials=["unary"]))
@@ -166,6 +168,7 @@ class FitJob:
     checkpoint: str | None = None
     devices: int = 1
     num_nodes: int = 1
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         if self.init is None:
@@ -188,6 +191,8 @@ class FitHeadsJob:
         graph_stride: Pixels per node of the pairwise graphs; null keeps the graph stride of the model.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
             newest checkpoint in OUT, and null resumes from it only if the settings are the same.
+        budget: Time for this stage, such as "5m", including the computation of the features: the number of epochs is
+            reduced so that the training ends in this time; null trains for all epochs of the config.
 
     Example:
         >>> job = FitHeadsJob("runs/unary/model", Path("camvid"), Path("runs/heads"), copies=1)
@@ -203,6 +208,7 @@ class FitHeadsJob:
     copies: int = 2
     graph_stride: int | None = None
     checkpoint: str | None = None
+    budget: str | None = None
 
 
 Job = FitJob | FitHeadsJob

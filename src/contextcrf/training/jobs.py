@@ -6,26 +6,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from lightning import Trainer
 
-from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_same_classes, log_skipped, training_pairs
-from contextcrf.modeling.merging import with_config
-from contextcrf.modeling.model import ContextCRF, load
 from contextcrf.modeling.serialization import CONFIG, save, weights_digest
+from contextcrf.training.budget import plan_within_budget
 from contextcrf.training.checkpoints import newest_checkpoint
-from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
-from contextcrf.training.trainer import augmentation, fit, fit_heads, make_trainer
+from contextcrf.training.config import FitHeadsJob, Job
+from contextcrf.training.inputs import initial_model, model_for_heads, open_training_images
+from contextcrf.training.trainer import fit, fit_heads, make_trainer
 from contextcrf.utils.locks import claim
 from contextcrf.utils.provenance import Provenance
-from contextcrf.utils.runtime import default_device
 
 logger = logging.getLogger(__name__)
-
-# The metadata key of tuned relation weights.
-TUNED = "tune"
 
 
 class OtherSettingsError(ValueError):
@@ -60,9 +54,12 @@ def run(job: Job) -> Path:
         ...     val_split=None,
         ...     pretrained=False,
         ... )
+        >>> from contextcrf import load
         >>> load(run(job)).metadata["fit"]["split"]
         'train'
     """
+    if job.budget is not None:
+        job = plan_within_budget(job)
     model, provenance, trainer = job.out / "model", provenance_of(job), trainer_of(job)
     done = model / CONFIG
     if job.checkpoint is not None:
@@ -156,17 +153,16 @@ def trainer_of(job: Job) -> Trainer:
 
 def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
     """Train the model of a job, and save it in the first process."""
-    train = _open(job.data, job.train_split, job.training)
+    train = open_training_images(job)
     if isinstance(job, FitHeadsJob):
-        network, name = _load_for_heads(job), "fit-heads"
+        network, name = model_for_heads(job), "fit-heads"
         check_same_classes(network.classes, train.classes)
         train = training_pairs(train)
         fit_heads(network, train, job.training, job.out, job.copies, checkpoint, trainer)
     else:
         val = open_dataset(job.data, job.val_split) if job.val_split else None
         train = training_pairs(train, val)
-        torch.manual_seed(job.training.seed)
-        network, name = _start(job, train), "fit"
+        network, name = initial_model(job, train), "fit"
         check_same_classes(network.classes, train.classes)
         fit(network, train, val, job.training, job.out, checkpoint, trainer)
     if trainer.is_global_zero:
@@ -175,37 +171,8 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
         save(network, job.out / "model", {**network.metadata, name: entry.values})
 
 
-def _start(job: FitJob, train: SegmentationDataset) -> ContextCRF:
-    """Return the initial model of a job."""
-    if job.init is None:
-        return ContextCRF(job.model, train.classes, job.pretrained, job.inference)
-    network = load(job.init)
-    if job.model.learned_dense and network.dense is None:
-        inference = replace(network.inference, dense=job.inference.dense)
-        network = with_config(network, replace(network.config, learned_dense=True), inference)
-    return network
-
-
-def _load_for_heads(job: FitHeadsJob) -> ContextCRF:
-    """Load the model of a job, without relation weights that were tuned for other heads or another graph."""
-    network = load(job.model)
-    tuned = network.metadata.pop(TUNED, None) is not None
-    if job.graph_stride is not None or tuned:
-        stride = network.config.graph_stride if job.graph_stride is None else job.graph_stride
-        config = replace(network.config, graph_stride=stride)
-        network = with_config(network, config, replace(network.inference, relation_weights={}))
-    return network.to(default_device())
-
-
 def _images_digest(data: Path, split: str) -> str:
     """Return the number of images in a split, and a digest of the names of its classes and images."""
     images = open_dataset(data, split)
     listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
     return f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
-
-
-def _open(data: Path, split: str, config: TrainingConfig) -> "SegmentationDataset":
-    """Open a training split with the augmentation of a config."""
-    dataset = open_dataset(data, split, augmentation(config))
-    dataset.skip_broken = config.broken_images == "skip"
-    return dataset

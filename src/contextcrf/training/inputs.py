@@ -1,0 +1,46 @@
+"""The model and the images with which a training job starts."""
+
+from dataclasses import replace
+
+import torch
+
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.modeling.merging import with_config
+from contextcrf.modeling.model import ContextCRF, load
+from contextcrf.training.config import FitHeadsJob, FitJob, Job
+from contextcrf.training.trainer import augmentation
+from contextcrf.utils.runtime import default_device
+
+# The metadata key of tuned relation weights.
+TUNED = "tune"
+
+
+def open_training_images(job: Job) -> SegmentationDataset:
+    """Open the training split of a job with the augmentation of its config."""
+    dataset = open_dataset(job.data, job.train_split, augmentation(job.training))
+    dataset.skip_broken = job.training.broken_images == "skip"
+    return dataset
+
+
+def initial_model(job: FitJob, train: SegmentationDataset) -> ContextCRF:
+    """Return the initial model of a training on images. Random weights follow from the seed of the config."""
+    torch.manual_seed(job.training.seed)
+    if job.init is None:
+        return ContextCRF(job.model, train.classes, job.pretrained, job.inference)
+    network = load(job.init)
+    if job.model.learned_dense and network.dense is None:
+        inference = replace(network.inference, dense=job.inference.dense)
+        network = with_config(network, replace(network.config, learned_dense=True), inference)
+    return network
+
+
+def model_for_heads(job: FitHeadsJob) -> ContextCRF:
+    """Load the model of a job, without relation weights that were tuned for other heads or another graph."""
+    network = load(job.model)
+    tuned = network.metadata.pop(TUNED, None) is not None
+    if job.graph_stride is not None or tuned:
+        stride = network.config.graph_stride if job.graph_stride is None else job.graph_stride
+        config = replace(network.config, graph_stride=stride)
+        network = with_config(network, config, replace(network.inference, relation_weights={}))
+    return network.to(default_device())

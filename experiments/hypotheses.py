@@ -156,7 +156,7 @@ class FoldRunner:
         self.fold, self.training = fold, training
         test = open_dataset(fold.data, fold.test)
         self.unseen, self.measured = (
-            SegmentationDataset(test.pairs[part], test.classes, test.ignore_index)
+            test.with_pairs(test.pairs[part])
             for part in two_parts(len(test), video=False)
         )
         self._cached: dict[bool, CachedFeatures] = {}
@@ -166,7 +166,9 @@ class FoldRunner:
         if seen not in self._cached:
             data = self.unseen
             pairs = open_dataset(self.fold.data, self.fold.train).pairs if seen else data.pairs
-            images = SegmentationDataset(pairs, data.classes, data.ignore_index, augmentation(self.training))
+            images = SegmentationDataset(
+                pairs, data.classes, transform=augmentation(self.training), mask_format=data.mask_format
+            )
             self._cached[seen] = cache_features(network, images, RELATIONS[0], COPIES, self.training)
         return self._cached[seen]
 

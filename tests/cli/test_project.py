@@ -12,7 +12,8 @@ from contextcrf.cli.main import main, read_command
 from contextcrf.cli.project import start
 from contextcrf.data.classes import Classes
 from contextcrf.data.layouts import open_dataset
-from contextcrf.data.statistics import mask_statistics, pair_files
+from contextcrf.data.pairing import pair_files
+from contextcrf.data.statistics import mask_statistics
 from contextcrf.data.validation import check_pairs
 from contextcrf.utils.errors import DataError
 
@@ -62,29 +63,22 @@ def test_a_folder_becomes_a_data_set_and_a_recipe_that_fit_takes(folder, tmp_pat
     assert "contextcrf fit-heads runs/mine --config" in printed
 
 
-def test_a_second_time_nothing_is_written_over(folder, tmp_path):
+def test_a_second_time_nothing_that_was_changed_is_written_over(folder, tmp_path):
     start(folder, tmp_path / "a.yaml", 9)
     names = Classes(("sky", "road", "kerb"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
     names.to_yaml(folder / "classes.yaml", 9)
     (folder / "splits" / "val.txt").write_text("p3\n")
-    with pytest.raises(FileExistsError, match=r"a\.yaml exists\. Move the file"):
+    (tmp_path / "a.yaml").write_text((tmp_path / "a.yaml").read_text().replace("lr: 0.002", "lr: 0.01"))
+    with pytest.raises(FileExistsError, match=r"a\.yaml exists"):
         start(folder, tmp_path / "a.yaml", 9)
     made = start(folder, tmp_path / "b.yaml")
-    assert made.written == [tmp_path / "b.yaml", tmp_path / "b-heads.yaml"]
+    assert made.written == [tmp_path / name for name in ("b.yaml", "b-heads.yaml", "contact-sheet.png")]
     (tmp_path / "c-heads.yaml").touch()
-    with pytest.raises(FileExistsError, match=r"c-heads\.yaml exists\. Move the file"):
+    with pytest.raises(FileExistsError, match=r"c-heads\.yaml exists"):
         start(folder, tmp_path / "c.yaml")
     assert not (tmp_path / "c.yaml").exists()
     assert (made.classes, made.ignore_index, made.images["val"]) == (names, 9, 1)
     assert "kerb has 1.6 %" in made.recipe
-
-
-def test_another_ignore_index_than_that_of_the_classes_is_refused(folder, tmp_path):
-    Classes(("sky", "road", "kerb"), ((0, 0, 0), (1, 1, 1), (2, 2, 2))).to_yaml(folder / "classes.yaml", 9)
-    with pytest.raises(ValueError, match=r"--ignore-index is 255, but .*classes\.yaml has the ignore_index 9\."):
-        start(folder, tmp_path / "a.yaml", 255)
-    assert not (tmp_path / "a.yaml").exists()
-    assert start(folder, tmp_path / "a.yaml", 9).ignore_index == 9
 
 
 def test_the_recipe_fits_the_data_and_the_machine(folder, monkeypatch):
@@ -108,8 +102,8 @@ def test_the_recipe_fits_the_data_and_the_machine(folder, monkeypatch):
 
 
 def test_masks_that_are_none_are_named(folder, tmp_path):
-    Image.new("RGB", (96, 64)).save(folder / "masks" / "p5.png")
-    with pytest.raises(DataError, match=r"p5\.png has 3 channels, .*shows the classes as colors"):
+    Image.fromarray(np.full((64, 96), 0.5, np.float32)).save(folder / "masks" / "p5.png", "TIFF")
+    with pytest.raises(DataError, match=r"p5\.png has fractions, such as 0\.5"):
         start(folder, tmp_path / "r.yaml", 9)
     (folder / "masks" / "p5.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"p5\.png cannot be read as a mask"):
@@ -120,9 +114,7 @@ def test_masks_that_are_none_are_named(folder, tmp_path):
 
 def test_labels_beyond_the_named_classes_are_refused(folder, tmp_path):
     Classes(("sky", "road"), ((0, 0, 0), (1, 1, 1))).to_yaml(folder / "classes.yaml", 9)
-    with pytest.raises(
-        DataError, match=r"labels \[2\], but .*classes\.yaml defines 2 classes \(0 to 1\) and the ignore_index 9"
-    ):
+    with pytest.raises(DataError, match=r"p0\.png contains the label 2 .* but 0 to 1 or 9 \(ignore_index\)"):
         start(folder, tmp_path / "r.yaml")
 
 
@@ -134,7 +126,7 @@ def test_one_image_is_not_enough(tmp_path):
     assert start(tmp_path, tmp_path / "r.yaml").images == {"train": 1, "val": 1}
 
 
-def test_masks_that_lose_labels_are_refused_and_empty_classes_told(scenes, tmp_path, monkeypatch, capsys):
+def test_values_with_gaps_are_told(scenes, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     for part in ("images", "masks"):
         shutil.copytree(scenes / part, data / part)
@@ -145,11 +137,9 @@ def test_masks_that_lose_labels_are_refused_and_empty_classes_told(scenes, tmp_p
     Image.fromarray(changed).save(victim)
     monkeypatch.chdir(tmp_path)
     main(["init", str(data)])
-    assert "These classes have no pixels: class 10." in capsys.readouterr().out
-    victim.rename(victim.with_suffix(".jpg"))
-    with pytest.raises(SystemExit):
-        main(["init", str(data), "--out", "again.yaml"])
-    assert f"{victim.with_suffix('.jpg')} is not a PNG file" in capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "The values are not 0, 1, 2, ..., so classes.yaml gives the value of each class." in printed
+    assert "class 11 (value 11)" in printed
 
 
 def test_names_with_spaces_count_once_and_all_images_cannot_be_held_out(folder, tmp_path):

@@ -68,7 +68,10 @@ def test_yaml_without_colors_and_ignore_index(tmp_path):
         ("- cow", "a mapping with the keys 'classes' and 'ignore_index' is expected"),
         ("{ignore_index: 255}", "None under the key 'classes', but a list"),
         ("{ignore_label: 255}", "unknown key 'ignore_label'"),
-        ("{ignore_index: none, classes: []}", "'none' under the key 'ignore_index', but an integer"),
+        (
+            "{ignore_index: none, classes: [{name: a}, {name: b}]}",
+            "'none' under the key 'ignore_index', but an integer",
+        ),
         ("{classes: [cow, grass]}", "Entry 0 .* is 'cow', but {name"),
         ("{classes: [{name: cow}, {title: grass}]}", "Entry 1 .* has the unknown key 'title'"),
         ("{classes: [{name: cow}, {name: off}]}", "Entry 1 .* has the name False, .*in quotes"),

@@ -98,13 +98,13 @@ def test_mask_with_colors(tmp_path):
     image, mask = write_pair(tmp_path, "one")
     with Image.open(image) as colors:
         colors.save(mask)
-    assert "has mode RGB, but a mask with a single channel" in problems_of([(image, mask)])[0]
+    assert "has several channels with colors, but a mask with one channel" in problems_of([(image, mask)])[0]
 
 
 def test_deep_image(tmp_path):
     image, mask = write_pair(tmp_path, "one")
     Image.fromarray(np.full((12, 16), 4000, np.uint16)).save(image)
-    assert problems_of([(image, mask)])[0].endswith("but an image with 8 bits per channel is expected.")
+    assert problems_of([(image, mask)])[0].endswith("to 0..255 with 8 bits per channel.")
 
 
 def test_sizes_differ(tmp_path):

@@ -129,7 +129,7 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
         check_pairs(pairs, len(classes), None, masks)
         for name, text in _new_splits(splits, [image.stem for image, _ in pairs], val_every).items():
             write(splits / f"{name}.txt", text)
-        images = {split: len(open_dataset(data, split)) for split in _used_splits(data, layout)}
+        images = {split: _count_images(data, split) for split in _used_splits(data, layout)}
         if not images.get("train"):
             raise DataError(
                 f"{splits / 'train.txt'} lists no images. Write the names of the training images to it, without suffix "
@@ -217,9 +217,8 @@ def _examine_folder(data: Path, ignore_index: int | None) -> tuple[Recognized, l
             f"The names of the masks in {masks} end with {suffix!r}, but {names} has the mask_suffix "
             f"{file.mask_suffix!r}. Set `mask_suffix: {suffix or repr(suffix)}` in the file."
         )
-    return Recognized(
-        file, [*filter(None, [named]), f"{names} defines the classes and the format of the masks."]
-    ), pairs
+    findings = [*filter(None, [named]), f"{names} defines the classes and the format of the masks."]
+    return Recognized(file, findings), pairs
 
 
 def _examine_layout(data: Path, layout: Layout, ignore_index: int | None) -> tuple[Recognized, list[Pair]]:
@@ -287,6 +286,18 @@ def _is_division(lists: Mapping[str, str]) -> bool:
 def _used_splits(data: Path, layout: Layout | None) -> list[str]:
     """Return the splits that are counted: all splits of a folder, and train and val of the other layouts."""
     return [split for split in known_splits(data) if layout is None or split in ("train", "val")]
+
+
+def _count_images(data: Path, split: str) -> int:
+    """Return the number of images of a split, all of which must exist."""
+    dataset = open_dataset(data, split)
+    if missing := [path for pair in dataset.pairs for path in pair if not path.is_file()]:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(
+            f"The split {split} of {data} lists images that do not exist or have no mask: {missing[0]} is missing"
+            f"{more}. Correct the list, or remove it so that init writes a new one."
+        )
+    return len(dataset)
 
 
 def _turned(images: Sequence[Path]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from contextcrf.utils.errors import DataError
-from contextcrf.utils.files import write_text
+from contextcrf.utils.files import read_text, write_text
 
 #: The label of unlabeled pixels, which losses and metrics ignore. Masks that store another value are mapped to it.
 IGNORE_INDEX = 255
@@ -59,7 +59,7 @@ class Classes:
                     "Give every class a different name."
                 )
         for name, color in zip(self.names, self.palette, strict=True):
-            if not _is_color(color):
+            if not is_color(color):
                 raise ValueError(
                     f"The color of class {name!r} is {list(color)}, but three integers from 0 to 255 are expected."
                 )
@@ -102,18 +102,18 @@ class Classes:
         return cls(tuple(values["names"]), tuple(tuple(color) for color in values["palette"]))
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> tuple[Classes, int]:
-        """Read a `classes.yaml`.
+    def from_yaml(cls, path: str | Path) -> tuple[Classes, int | None]:
+        """Read the classes of a `classes.yaml`.
 
-        The file has two keys. `ignore_index` is the value of unlabeled pixels in the mask files (default 255).
+        `ignore_index` is the value of unlabeled pixels in the mask files (default 255; null if there is none).
         `classes` is a list of `{name, color}` in the order of the class indices. If no class has a color, the colors
-        of `voc_palette` are used.
+        of `voc_palette` are used. `ClassesFile` also reads the other keys of the file, which describe the masks.
 
         Args:
             path: the file.
 
         Returns:
-            The classes and the ignore_index of the mask files.
+            The classes and the ignore_index of the mask files. Of several such values, it is the first.
 
         Raises:
             FileNotFoundError: If the file does not exist.
@@ -126,57 +126,16 @@ class Classes:
             >>> Classes.from_yaml("classes.yaml") == (classes, 9)
             True
         """
-        path = Path(path)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as a YAML file in UTF-8: {error}") from error
-        if not isinstance(content, dict):
-            raise DataError(
-                f"{path} contains {content!r}, but a mapping with the keys 'classes' and 'ignore_index' is expected."
-            )
-        _reject_unknown_keys(content, {"ignore_index", "classes"}, str(path))
+        content = read_classes_yaml(Path(path))
+        values = ignored_values(content, Path(path))
+        return classes_of(content, Path(path)), values[0] if values else None
 
-        ignore_index = content.get("ignore_index", IGNORE_INDEX)
-        if not _is_byte(ignore_index):
-            raise DataError(
-                f"{path} has {ignore_index!r} under the key 'ignore_index', but an integer from 0 to 255 is expected."
-            )
-        entries = content.get("classes")
-        if not isinstance(entries, list) or not entries:
-            raise DataError(
-                f"{path} has {entries!r} under the key 'classes', but a list of {{name, color}} is expected."
-            )
-        default = voc_palette(len(entries))
-        colored = any(isinstance(entry, dict) and "color" in entry for entry in entries)
-        names: list[str] = []
-        palette: list[Color] = []
-        for index, entry in enumerate(entries):
-            where = f"Entry {index} under the key 'classes' of {path}"
-            if not isinstance(entry, dict):
-                raise DataError(f"{where} is {entry!r}, but {{name: ..., color: [red, green, blue]}} is expected.")
-            _reject_unknown_keys(entry, {"name", "color"}, where)
-            # YAML parses an unquoted `yes` or `off` as a boolean, which must not become a class named "True".
-            if not isinstance(entry.get("name"), str):
-                raise DataError(
-                    f"{where} has the name {entry.get('name')!r}, but a string is expected. Put the name in quotes."
-                )
-            color: Any = entry.get("color") if colored else default[index]
-            if not _is_color(color):
-                raise DataError(f"{where} has the color {color!r}, but three integers from 0 to 255 are expected.")
-            names.append(entry["name"])
-            palette.append(tuple(color))
-        try:
-            return cls(tuple(names), tuple(palette)), ignore_index
-        except ValueError as error:
-            raise DataError(f"{path} has no valid classes under the key 'classes'. {error}") from error
-
-    def to_yaml(self, path: str | Path, ignore_index: int = IGNORE_INDEX) -> None:
+    def to_yaml(self, path: str | Path, ignore_index: int | None = IGNORE_INDEX) -> None:
         """Write a `classes.yaml`, which `from_yaml` reads.
 
         Args:
             path: the file. An existing file is replaced.
-            ignore_index: the value of unlabeled pixels in the mask files.
+            ignore_index: the value of unlabeled pixels in the mask files; None if there is none.
 
         Example:
             >>> from pathlib import Path
@@ -186,9 +145,99 @@ class Classes:
         """
         entries = [{"name": name, "color": list(color)} for name, color in zip(self.names, self.palette, strict=True)]
         content = {"ignore_index": ignore_index, "classes": entries}
-        # With this flow style, every name and every color has its own line.
-        text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True)
-        write_text(Path(path), text)
+        write_text(Path(path), yaml_text(content))
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """Return the text of a `classes.yaml`."""
+    # With this flow style, every name and every color has its own line.
+    return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def read_classes_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping in a `classes.yaml`, and check its keys and the entries of its classes.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        DataError: If the content is not a mapping, if a key is unknown, or if the classes are not a list of mappings.
+    """
+    content = _load(path)
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} contains {content!r}, but a mapping with the keys 'classes' and 'ignore_index' is expected."
+        )
+    _reject_unknown_keys(content, {"ignore_index", "classes", "masks", "ignore_colors", "mask_suffix"}, str(path))
+    entries = content.get("classes")
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path} has {entries!r} under the key 'classes', but a list of {{name, color}} is expected.")
+    for index, entry in enumerate(entries):
+        where = entry_name(index, path)
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} is {entry!r}, but {{name: ..., color: [red, green, blue]}} is expected.")
+        _reject_unknown_keys(entry, {"name", "color", "value", "values"}, where)
+    return content
+
+
+def entry_name(index: int, path: Path) -> str:
+    """Return the words of a message for a class in a `classes.yaml`."""
+    return f"Entry {index} under the key 'classes' of {path}"
+
+
+def ignored_values(content: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """Return the values of unlabeled pixels in a `classes.yaml`, without repetitions.
+
+    Raises:
+        DataError: If the value under `ignore_index` is not an integer, a list of integers or null.
+    """
+    stored = content.get("ignore_index", IGNORE_INDEX)
+    values = [] if stored is None else stored if isinstance(stored, list) else [stored]
+    if not all(is_integer(value) for value in values):
+        raise DataError(
+            f"{path} has {stored!r} under the key 'ignore_index', but an integer is expected (or null, if all pixels "
+            "are labeled)."
+        )
+    return tuple(dict.fromkeys(values))
+
+
+def classes_of(content: Mapping[str, Any], path: Path) -> Classes:
+    """Return the classes in the mapping that `read_classes_yaml` returned.
+
+    Raises:
+        DataError: If a name or a color is not valid, or if there are too few or too many classes.
+    """
+    entries = content["classes"]
+    if len(entries) > IGNORE_INDEX:
+        raise DataError(
+            f"{path} has {len(entries)} classes, but at most {IGNORE_INDEX} are possible. Merge classes: a class can "
+            "have several values in the masks (`values: [3, 7]`)."
+        )
+    default = voc_palette(len(entries))
+    colored = any("color" in entry for entry in entries)
+    names: list[str] = []
+    palette: list[Color] = []
+    for index, entry in enumerate(entries):
+        where = entry_name(index, path)
+        # YAML parses an unquoted `yes` or `off` as a boolean, which must not become a class named "True".
+        if not isinstance(entry.get("name"), str):
+            raise DataError(
+                f"{where} has the name {entry.get('name')!r}, but a string is expected. Put the name in quotes."
+            )
+        color: Any = entry.get("color") if colored else default[index]
+        if not is_color(color):
+            raise DataError(f"{where} has the color {color!r}, but three integers from 0 to 255 are expected.")
+        names.append(entry["name"])
+        palette.append(tuple(color))
+    try:
+        return Classes(tuple(names), tuple(palette))
+    except ValueError as error:
+        raise DataError(f"{path} has no valid classes under the key 'classes'. {error}") from error
+
+
+def _load(path: Path) -> Any:
+    try:
+        return yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a YAML file in UTF-8: {error}") from error
 
 
 def voc_palette(n: int) -> tuple[Color, ...]:
@@ -222,12 +271,14 @@ def _voc_color(index: int) -> Color:
     return red, green, blue
 
 
-def _is_byte(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+def is_integer(value: object) -> bool:
+    """Return whether a value of a YAML file is an integer and not a boolean."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_color(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(_is_byte(part) for part in value)
+def is_color(value: object) -> bool:
+    """Return whether a value of a YAML file is a color: three integers from 0 to 255."""
+    return isinstance(value, list | tuple) and len(value) == 3 and all(is_integer(x) and 0 <= x <= 255 for x in value)
 
 
 def _reject_unknown_keys(values: Mapping[Any, Any], known: set[str], where: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.utils.errors import DataError
@@ -81,12 +82,12 @@ def _write(out: Path, pairs: Sequence[tuple[Path, Path]], folds: int, data: Segm
     copied = 0
     for image, mask in pairs:
         copied += _link_or_copy(image.resolve(), out / "images" / image.name)
-        copied += _link_or_copy(mask.resolve(), out / "masks" / f"{image.stem}.png")
+        copied += _link_or_copy(mask.resolve(), out / "masks" / f"{image.stem}{mask.suffix}")
     if copied:
         logger.warning(
             "Copied %d file%s, because this system does not allow symbolic links.", copied, "s" if copied > 1 else ""
         )
-    data.classes.to_yaml(out / "classes.yaml", data.ignore_index)
+    ClassesFile(data.classes, data.mask_format).write(out / "classes.yaml")
     stems = [image.stem for image, _ in pairs]
     for fold in range(folds):
         test = stems[fold::folds]

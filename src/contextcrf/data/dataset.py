@@ -9,9 +9,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from contextcrf.data.classes import IGNORE_INDEX, Classes
-from contextcrf.data.images import read_image, read_mask
+from contextcrf.data.images import read_image
+from contextcrf.data.masks import MaskFormat
 from contextcrf.utils.errors import DataError
 
+Pair = tuple[Path, Path]
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], Sample]
 
@@ -31,13 +33,17 @@ class SegmentationDataset(Dataset[Sample]):
     Args:
         pairs: the path of the image and the path of the mask for each sample.
         classes: the classes of the masks.
-        ignore_index: the value of unlabeled pixels in the mask files.
+        ignore_index: the value of unlabeled pixels in the mask files; None if there is none. It is not used with
+            `mask_format`.
         transform: a joint transform of image and mask.
         skip_broken: if a file of a pair cannot be read, return the next pair and list the image in `broken`. Without
             this option, a DataError is raised.
+        mask_format: how the masks are read. None reads index masks whose values are the class indices and
+            `ignore_index`.
 
     Raises:
-        DataError: On access to an item, if a file cannot be read. The message begins with the path of the file.
+        DataError: On access to an item, if a file cannot be read, or if a mask has a value that is not a class. The
+            message begins with the path of the file.
 
     Example:
         >>> import tempfile
@@ -51,15 +57,17 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Sequence[Pair],
         classes: Classes,
-        ignore_index: int = IGNORE_INDEX,
+        ignore_index: int | None = IGNORE_INDEX,
         transform: Transform | None = None,
         skip_broken: bool = False,
+        mask_format: MaskFormat | None = None,
     ) -> None:
         self.pairs = list(pairs)
         self.classes = classes
-        self.ignore_index = ignore_index
+        self.mask_format = mask_format or MaskFormat.indices(len(classes), ignore_index)
+        self.ignore_index = next(iter(self.mask_format.ignore_values), None)
         self.transform = transform
         self.skip_broken = skip_broken
         # Worker processes write to this tensor, so it is in shared memory.
@@ -114,13 +122,19 @@ class SegmentationDataset(Dataset[Sample]):
             DataError: If a file cannot be read.
         """
         image, mask = self.pairs[index]
-        return tv_tensors.Image(read_image(image)), tv_tensors.Mask(read_mask(mask, self.ignore_index))
+        return tv_tensors.Image(read_image(image)), tv_tensors.Mask(self.mask_format.read(mask))
 
     def spread(self, count: int) -> "SegmentationDataset":
         """Return a data set of at most `count` pairs, which are evenly spaced in the order of this data set."""
         total = len(self.pairs)
         chosen = range(total) if count >= total else [i * total // count for i in range(count)]
-        return SegmentationDataset([self.pairs[i] for i in chosen], self.classes, self.ignore_index, self.transform)
+        return self.with_pairs([self.pairs[i] for i in chosen])
+
+    def with_pairs(self, pairs: Sequence[Pair], skip_broken: bool = False) -> "SegmentationDataset":
+        """Return a data set of other pairs, with the classes, the mask format and the transform of this data set."""
+        return SegmentationDataset(
+            pairs, self.classes, self.ignore_index, self.transform, skip_broken, mask_format=self.mask_format
+        )
 
     def names(self, root: Path) -> list[str]:
         """Return the paths of the images relative to the folder `root`, with forward slashes."""

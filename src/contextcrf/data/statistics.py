@@ -1,4 +1,4 @@
-"""Statistics of masks, and classes that are derived from them for folders without a `classes.yaml`."""
+"""Statistics of masks."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,16 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
-import numpy as np
-from PIL import Image
-
-from contextcrf.data.classes import IGNORE_INDEX, Classes, voc_palette
-from contextcrf.data.images import DECODING_ERRORS, describe_error
-from contextcrf.data.layouts import IMAGE_SUFFIXES, list_images
-from contextcrf.utils.errors import DataError
+from contextcrf.data.masks import MaskFormat, index_values
+from contextcrf.data.stored_mask import decode_mask, find_runs
 from contextcrf.utils.progress import track
-
-_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -24,7 +17,7 @@ class MaskStatistics:
 
     Attributes:
         sizes: (height, width) of every mask, in pixels.
-        pixels: the number of pixels of each label as stored in the files, including the ignore_index.
+        pixels: the number of pixels of each label, including the ignore_index.
 
     Example:
         >>> found = MaskStatistics([(2, 4), (2, 4)], Counter({0: 9, 1: 3, 255: 4}))
@@ -50,61 +43,21 @@ class MaskStatistics:
         return {label: count / sum(labeled.values()) for label, count in labeled.items()}
 
 
-def pair_files(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Pair the images and masks of two folders by their stems.
-
-    Args:
-        images: the folder of the images.
-        masks: the folder of the masks, which must be PNG files.
-
-    Returns:
-        The paths of the image and of the mask for each stem, sorted by stem.
-
-    Raises:
-        DataError: If a folder does not exist or is empty, if a mask is not a PNG file, if a file has no partner, or
-            if two files of a folder have the same stem.
-    """
-    found = []
-    for folder, what in ((images, "images"), (masks, "masks")):
-        if not folder.is_dir():
-            raise DataError(f"The folder {folder} does not exist, but it is expected to contain the {what}.")
-        paths = list_images(folder)
-        if not paths:
-            raise DataError(
-                f"{folder} contains no {what}. Expected files with the suffixes {', '.join(IMAGE_SUFFIXES)}."
-            )
-        if what == "masks" and (other := [path for path in paths if path.suffix.lower() != ".png"]):
-            raise DataError(
-                f"{other[0]} is not a PNG file, but masks must be PNG files, because JPEG compression changes labels. "
-                f"Convert all masks to PNG. The number of masks in other formats is {len(other)}."
-            )
-        if repeated := [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]:
-            raise DataError(
-                f"{folder} contains more than one file with the same stem: {', '.join(repeated[:_LISTED])}. "
-                "Keep one file for each stem."
-            )
-        found.append({path.stem: path for path in paths})
-    image_of, mask_of = found
-    if single := sorted({*image_of} ^ {*mask_of}):
-        sides = [f"{stem} ({'no mask' if stem in image_of else 'no image'})" for stem in single[:_LISTED]]
-        more = f" and {len(single) - _LISTED} more" if len(single) > _LISTED else ""
-        raise DataError(
-            f"Some files in {images} and {masks} have no partner: {', '.join(sides)}{more}. Every image needs a mask "
-            "with the same stem."
-        )
-    return [(image_of[stem], mask_of[stem]) for stem in sorted(image_of)]
-
-
-def mask_statistics(masks: Sequence[Path]) -> MaskStatistics:
+def mask_statistics(masks: Sequence[Path], mask_format: MaskFormat | None = None) -> MaskStatistics:
     """Count the pixels of each label in a set of masks.
 
     Args:
         masks: the paths of the masks.
+        mask_format: how the masks are read. The labels are then class positions and `IGNORE_INDEX`. None counts the
+            values as stored in index masks.
 
     Raises:
-        DataError: If a mask cannot be read, or if it has more than one channel.
+        DataError: If a mask cannot be read, if it has more than one channel without `mask_format`, or if it does not
+            have the format.
 
     Example:
+        >>> import numpy as np
+        >>> from PIL import Image
         >>> Image.fromarray(np.array([[0, 0], [1, 255]], np.uint8)).save("mask.png")
         >>> found = mask_statistics([Path("mask.png")])
         >>> found.sizes, dict(found.pixels)
@@ -112,44 +65,9 @@ def mask_statistics(masks: Sequence[Path]) -> MaskStatistics:
     """
     sizes, pixels = [], Counter[int]()
     for path in track(masks, "Counting labels", transient=True):
-        try:
-            with Image.open(path) as file:
-                values = np.array(file)
-        except DECODING_ERRORS as error:
-            raise DataError(f"{path} cannot be read as a mask: {describe_error(error)}.") from error
-        if values.ndim != 2:
-            raise DataError(
-                f"{path} has {values.shape[2]} channels, but a mask with one channel of class indices is expected. If "
-                "the mask shows the classes as colors, convert the colors to the values 0, 1, 2, ... first."
-            )
-        sizes.append(values.shape)
-        labels, counts = np.unique(values, return_counts=True)
-        pixels.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
+        mask = decode_mask(path)
+        values = index_values(mask) if mask_format is None else mask_format.positions(mask)[0]
+        sizes.append(mask.shape)
+        runs = find_runs(values)
+        pixels.update(dict(zip(runs.codes.tolist(), runs.counts.tolist(), strict=True)))
     return MaskStatistics(sizes, pixels)
-
-
-def guess_classes(found: MaskStatistics, ignore_index: int = IGNORE_INDEX) -> Classes:
-    """Return the classes "class 0", "class 1", ... up to the largest label in the masks.
-
-    Args:
-        found: the statistics of the masks.
-        ignore_index: the value of unlabeled pixels in the mask files.
-
-    Raises:
-        DataError: If there are fewer than two labels, labels outside 0..254, or large gaps between the labels.
-    """
-    labels = sorted(found.shares(ignore_index))
-    if len(labels) < 2 or labels[-1] >= IGNORE_INDEX or labels[0] < 0:
-        raise DataError(
-            f"Without the ignore_index {ignore_index}, the masks contain the labels {labels[:_LISTED]}, but two or "
-            f"more labels from 0 to {IGNORE_INDEX - 1} are expected. If unlabeled pixels have another value, set it "
-            "with --ignore-index."
-        )
-    count = labels[-1] + 1
-    if count > 2 * len(labels) + 8:
-        raise DataError(
-            f"The masks contain {len(labels)} labels, and the largest label is {labels[-1]}, but consecutive "
-            f"labels from 0 are expected. The smallest labels are {labels[:_LISTED]}. Renumber the labels, or write a "
-            f"classes.yaml with {count} classes."
-        )
-    return Classes(tuple(f"class {label}" for label in range(count)), voc_palette(count))

@@ -8,38 +8,49 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from contextcrf.data.classes import Classes
-from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.conversion import has_packed_depth, to_rgb8
+from contextcrf.data.dataset import Pair, SegmentationDataset
 from contextcrf.data.images import DECODING_ERRORS, DEEP_IMAGE_MODES, describe_error, is_turned, upright
+from contextcrf.data.masks import MaskFormat, StrayColors, check_palettes
+from contextcrf.data.stored_mask import StoredMask, decode_mask
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
-# The modes with one number per pixel. In other modes (RGB, gray with alpha, ...), a pixel has no class index.
-_MASK_MODES = ("1", "L", "P", "I", "I;16")
-
 _LISTED = 50
 
 
-def check_pairs(pairs: Sequence[tuple[Path, Path]], num_classes: int, ignore_index: int) -> None:
+def check_pairs(
+    pairs: Sequence[Pair],
+    num_classes: int,
+    ignore_index: int | None,
+    mask_format: MaskFormat | None = None,
+) -> None:
     """Decode all images and masks completely and report all problems at once.
 
     Args:
         pairs: the path of the image and the path of the mask for each sample.
         num_classes: the number of classes K. The valid labels of a mask are 0..K-1 and `ignore_index`.
-        ignore_index: the value of unlabeled pixels in the mask files.
+        ignore_index: the value of unlabeled pixels in the mask files; None if there is none.
+        mask_format: how the masks are read. It replaces `num_classes` and `ignore_index`.
 
     Raises:
-        DataError: If a file is missing, cannot be decoded, or has more than 8 bits per channel. Also if a mask is not
-            a single-channel image of class indices, has another size than its image, or contains other labels. The
-            message has a line for each of the first 50 problems and the number of further problems. Each line names
-            the file, the value found and the expected value.
+        DataError: If a file is missing, cannot be decoded, or has values with an unclear range. Also if a mask has
+            another size than its image, contains other labels or colors, or does not agree with the palettes of the
+            other masks. The message has a line for each of the first 50 problems and the number of further problems.
+            Each line names the file, the value found and the expected value.
     """
-    problems = [line for lines in find_problems(pairs, num_classes, ignore_index) for line in lines]
+    expected = mask_format or MaskFormat.indices(num_classes, ignore_index)
+    found = find_problems(pairs, num_classes, ignore_index, expected)
+    problems = [line for lines in found for line in lines]
+    try:
+        check_palettes([mask for _, mask in pairs], expected)
+    except DataError as error:
+        problems.insert(0, str(error))
     if problems:
         lines = problems[:_LISTED]
         if len(problems) > _LISTED:
@@ -49,28 +60,46 @@ def check_pairs(pairs: Sequence[tuple[Path, Path]], num_classes: int, ignore_ind
         raise DataError(f"{count} found in {checked} of image and mask:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def find_problems(pairs: Sequence[tuple[Path, Path]], num_classes: int, ignore_index: int) -> list[list[str]]:
+def find_problems(
+    pairs: Sequence[Pair],
+    num_classes: int,
+    ignore_index: int | None,
+    mask_format: MaskFormat | None = None,
+) -> list[list[str]]:
     """Return a list of problems for each pair, one line per problem. The list of a usable pair is empty.
+
+    If pixels of color masks have no class color, a warning gives their number.
 
     Args:
         pairs: as for `check_pairs`.
         num_classes: as for `check_pairs`.
         ignore_index: as for `check_pairs`.
+        mask_format: as for `check_pairs`.
     """
+    expected = mask_format or MaskFormat.indices(num_classes, ignore_index)
 
-    def check(pair: tuple[Path, Path]) -> list[str]:
-        return _pair_problems(*pair, num_classes, ignore_index)
+    def check(pair: Pair) -> tuple[list[str], StrayColors]:
+        return _pair_problems(*pair, expected)
 
     # Threads are sufficient, since decoding releases the interpreter lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(track(pool.map(check, pairs), "Checking the data", len(pairs), transient=True))
+        found = list(track(pool.map(check, pairs), "Checking the data", len(pairs), transient=True))
+    strays = sum((stray for _, stray in found), StrayColors())
+    if strays.example is not None:
+        logger.warning(
+            "%d pixels of the masks (%.2g %%) have no class color and are unlabeled. The most frequent of these colors "
+            "in one mask is %s. If it is a class, add it to classes.yaml.",
+            strays.far,
+            100 * strays.share,
+            list(strays.example[0]),
+        )
+    return [lines for lines, _ in found]
 
 
 def check_dataset(dataset: SegmentationDataset) -> None:
     """Check all images and masks of a data set.
 
-    Every file is decoded completely. A mask must be a single-channel image of the size of its image, and its labels
-    must be the class indices or the ignore_index.
+    Every file is decoded completely. A mask must have the size of its image and the format of the data set's masks.
 
     Args:
         dataset: the data set.
@@ -90,7 +119,7 @@ def check_dataset(dataset: SegmentationDataset) -> None:
         contextcrf.utils.errors.DataError: 1 problem was found in 1 pair of image and mask:
         ...
     """
-    check_pairs(dataset.pairs, len(dataset.classes), dataset.ignore_index)
+    check_pairs(dataset.pairs, len(dataset.classes), dataset.ignore_index, dataset.mask_format)
 
 
 def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None = None) -> SegmentationDataset:
@@ -109,7 +138,7 @@ def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None =
     Raises:
         DataError: If a pair of either data set has a problem (see `check_pairs`), or if no training pair is usable.
     """
-    num_classes, ignore_index = len(train.classes), train.ignore_index
+    num_classes, ignore_index, expected = len(train.classes), train.ignore_index, train.mask_format
     trained = {image for image, _ in train.pairs}
     others = [] if val is None else [pair for pair in val.pairs if pair[0] not in trained]
     if val is not None and (both := len(val.pairs) - len(others)):
@@ -120,11 +149,13 @@ def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None =
             len(val.pairs),
         )
     if not train.skip_broken:
-        check_pairs([*train.pairs, *others], num_classes, ignore_index)
+        check_pairs([*train.pairs, *others], num_classes, ignore_index, expected)
         return train
     if others:
-        check_pairs(others, num_classes, ignore_index)
-    problems = find_problems(train.pairs, num_classes, ignore_index)
+        check_pairs(others, num_classes, ignore_index, expected)
+    # A part of such masks would be wrong, and nothing shows which part.
+    check_palettes([mask for _, mask in [*train.pairs, *others]], expected)
+    problems = find_problems(train.pairs, num_classes, ignore_index, expected)
     log_skipped([line for lines in problems for line in lines])
     kept = [pair for pair, lines in zip(train.pairs, problems, strict=True) if not lines]
     if not kept:
@@ -132,7 +163,7 @@ def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None =
             f"No training pair of image and mask can be used. The number of pairs is {len(problems)}, and the first "
             f"image is {train.pairs[0][0]}. The warning above lists the problems."
         )
-    return SegmentationDataset(kept, train.classes, ignore_index, train.transform, skip_broken=True)
+    return train.with_pairs(kept, skip_broken=True)
 
 
 def log_skipped(problems: Sequence[str | Path]) -> None:
@@ -157,50 +188,58 @@ def check_same_classes(model_classes: Classes, data_classes: Classes) -> None:
         )
 
 
-def _pair_problems(image_path: Path, mask_path: Path, num_classes: int, ignore_index: int) -> list[str]:
-    image = _decode(image_path, "image")
-    mask = _decode(mask_path, "mask")
+def _pair_problems(image_path: Path, mask_path: Path, expected: MaskFormat) -> tuple[list[str], StrayColors]:
+    image = _image_size(image_path)
+    mask = _decode_mask(mask_path)
     problems = [item for item in (image, mask) if isinstance(item, str)]
-    if isinstance(image, Image.Image) and image.mode in DEEP_IMAGE_MODES:
-        problems.append(f"{image_path} has mode {image.mode}, but an image with 8 bits per channel is expected.")
-    if isinstance(mask, Image.Image):
-        if isinstance(image, Image.Image) and image.size != mask.size:
-            found, expected = (f"{item.width} x {item.height}" for item in (mask, image))
-            turned = image.size == mask.size[::-1] and is_turned(image_path)
-            hint = " The EXIF data rotate the image, and the mask must match the upright image." if turned else ""
-            problems.append(f"{mask_path} has {found} pixels, but its image {image_path} has {expected} pixels.{hint}")
-        problems += _mask_problems(mask, mask_path, num_classes, ignore_index)
-    return problems
+    if isinstance(mask, str):
+        return problems, StrayColors()
+    if not isinstance(image, str) and image != mask.shape:
+        found, wanted = (f"{width} x {height}" for height, width in (mask.shape, image))
+        turned = image == mask.shape[::-1] and is_turned(image_path)
+        hint = " The EXIF data rotate the image, and the mask must match the upright image." if turned else ""
+        problems.append(f"{mask_path} has {found} pixels, but its image {image_path} has {wanted} pixels.{hint}")
+    try:
+        _, strays = expected.positions(mask)
+    except DataError as error:
+        return [*problems, str(error)], StrayColors()
+    return problems, strays
 
 
-def _decode(path: Path, kind: str) -> Image.Image | str:
-    """Return the decoded image or mask, or the problem with the file."""
-    a_kind = "an image" if kind == "image" else "a mask"
+def _image_size(path: Path) -> tuple[int, int] | str:
+    """Return the height and width of an upright image, or the problem with the file."""
     if not path.is_file():
-        return f"{path} does not exist or is not a file, but {a_kind} is expected."
+        return f"{path} does not exist or is not a file, but an image is expected."
     try:
         with Image.open(path) as image:
+            packed = has_packed_depth(image)
             image.load()  # `open` reads only the header.
-            return image if kind == "mask" else upright(image)
+            if packed or image.mode in DEEP_IMAGE_MODES:
+                unclear = _unclear_range(image, packed)
+                if unclear is not None:
+                    return f"{path} cannot be read as an image: {unclear}."
+            size = upright(image).size
+            return size[1], size[0]
     except DECODING_ERRORS as error:
-        return f"{path} cannot be decoded as {a_kind}: {describe_error(error)}. A complete image file is expected."
+        return f"{path} cannot be decoded as an image: {describe_error(error)}. A complete image file is expected."
 
 
-def _mask_problems(mask: Image.Image, path: Path, num_classes: int, ignore_index: int) -> list[str]:
-    if mask.mode not in _MASK_MODES:
-        return [
-            f"{path} has mode {mask.mode}, but a mask with a single channel of class indices is expected. Save it as "
-            "an 8-bit gray or palette PNG."
-        ]
-    values, counts = np.unique(np.asarray(mask), return_counts=True)
-    wrong = ((values < 0) | (values >= num_classes)) & (values != ignore_index)
-    if not wrong.any():
-        return []
-    labels = [str(int(value)) for value in values[wrong]]
-    shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-    pixels = int(counts[wrong].sum())
-    return [
-        f"{path} contains the label{'s' if len(labels) > 1 else ''} {shown} at {pixels} "
-        f"pixel{'s' if pixels > 1 else ''}, but 0 to {num_classes - 1} or {ignore_index} (ignore_index) is expected. "
-        "Add the missing classes, or correct the mask."
-    ]
+def _unclear_range(image: Image.Image, packed: bool) -> str | None:
+    try:
+        to_rgb8(image, packed)
+    except ValueError as error:
+        return describe_error(error)
+    return None
+
+
+def _decode_mask(path: Path) -> StoredMask | str:
+    """Return the decoded mask, or the problem with the file."""
+    if not path.is_file():
+        return f"{path} does not exist or is not a file, but a mask is expected."
+    try:
+        return decode_mask(path)
+    except DataError as error:
+        if isinstance(error.__cause__, DECODING_ERRORS):
+            reason = describe_error(error.__cause__)
+            return f"{path} cannot be decoded as a mask: {reason}. A complete image file is expected."
+        return str(error)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_dataset
 from contextcrf.evaluation.comparison import read_counts, write_counts
@@ -139,7 +138,7 @@ def check(runner: Runner, rows: Sequence[TableRow]) -> None:
     weights = study.inference.weights(study.model.relations) if study.inference.relation_weights else {}
     if any(row.system.dense or (row.system.relations is None and not weights) for row in rows):
         pairs += runner.tuning_images().pairs
-    check_dataset(SegmentationDataset(list(dict.fromkeys(pairs)), measured.classes, measured.ignore_index))
+    check_dataset(measured.with_pairs(list(dict.fromkeys(pairs))))
 
 
 def _check_relations(study: Study, row: TableRow) -> None:

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Subset
 
 from contextcrf.data.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset, Transform
-from contextcrf.data.images import read_mask
 from contextcrf.data.transforms import training_transform
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
@@ -218,7 +217,7 @@ def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
     """
     counts = torch.zeros(IGNORE_INDEX + 1, dtype=torch.float64)
     for _, path in data.pairs:
-        counts += torch.bincount(read_mask(path, data.ignore_index).flatten(), minlength=IGNORE_INDEX + 1)
+        counts += torch.bincount(data.mask_format.read(path).flatten(), minlength=IGNORE_INDEX + 1)
     frequency = counts[: len(data.classes)] / counts[: len(data.classes)].sum()
     weights = torch.where(frequency > 0, frequency.clamp(min=1e-12) ** -balance, 0)
     return (weights / (weights * frequency).sum()).float()

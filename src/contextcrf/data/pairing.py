@@ -1,0 +1,132 @@
+"""Pairs of an image file and a mask file: the one place that decides which files belong together."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from contextcrf.data.dataset import Pair
+from contextcrf.utils.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
+
+_LISTED = 10
+
+
+def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return the sorted files of a folder that have one of the suffixes, without hidden files and subfolders.
+
+    Args:
+        folder: the folder.
+        suffixes: the suffixes in lower case. By default, they are the suffixes of images.
+    """
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    )
+
+
+def files_by_stem(folder: Path, what: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """Return the path of each stem in a folder, sorted by name.
+
+    Args:
+        folder: the folder.
+        what: the files in words, such as "images".
+        suffixes: the suffixes in lower case. Files may have them in upper case.
+
+    Raises:
+        DataError: If the folder does not exist or has no such files, or if two files have the same stem.
+    """
+    if not folder.is_dir():
+        raise DataError(f"The folder {folder} does not exist, but it is expected to contain the {what}.")
+    paths = list_images(folder, suffixes)
+    if not paths:
+        raise DataError(f"{folder} contains no {what}. Expected files with the suffixes {', '.join(suffixes)}.")
+    if repeated := [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]:
+        names = ", ".join(path.name for path in paths if path.stem == repeated[0])
+        raise DataError(
+            f"{folder} contains more than one file with the same stem: {', '.join(repeated[:_LISTED])} ({names}). Keep "
+            "one file for each stem."
+        )
+    return {path.stem: path for path in paths}
+
+
+def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> list[Pair]:
+    """Pair the images and masks of two folders by their stems.
+
+    Args:
+        images: the folder of the images.
+        masks: the folder of the masks.
+        mask_suffix: the text after the image's stem in the stems of the masks, such as "_mask". None finds it.
+
+    Returns:
+        The paths of the image and of the mask for each stem, sorted by stem.
+
+    Raises:
+        DataError: If a folder does not exist or is empty, if a file has no partner, or if two files of a folder have
+            the same stem.
+    """
+    image_of = files_by_stem(images, "images")
+    mask_of = files_by_stem(masks, "masks", MASK_SUFFIXES)
+    suffix = common_suffix(image_of, mask_of) if mask_suffix is None else mask_suffix
+    own = {stem.removesuffix(suffix): path for stem, path in mask_of.items() if stem.endswith(suffix)}
+    single = sorted({*image_of} ^ {*own} | {stem for stem in mask_of if not stem.endswith(suffix)})
+    if single:
+        sides = [f"{stem} ({'no mask' if stem in image_of else 'no image'})" for stem in single[:_LISTED]]
+        more = f" and {len(single) - _LISTED} more" if len(single) > _LISTED else ""
+        same = "stem" if not suffix else f"stem and {suffix!r} after it"
+        raise DataError(
+            f"Some files in {images} and {masks} have no partner: {', '.join(sides)}{more}. Every image needs a mask "
+            f"with the same {same}. Rename the files, or move those without a partner to another folder."
+        )
+    return [(image_of[stem], own[stem]) for stem in sorted(image_of)]
+
+
+def common_suffix(images: Iterable[str], masks: Iterable[str]) -> str:
+    """Return the text that all stems of masks have after the stem of their image; "" if there is no such text.
+
+    Example:
+        >>> common_suffix(["a", "b"], ["a_mask", "b_mask"])
+        '_mask'
+    """
+    stems, masks = {*images}, list(masks)
+    if not masks or not stems.isdisjoint(masks):
+        return ""
+    # The stems of images may be prefixes of each other, such as x and x_1, so the candidates of one mask are tried.
+    shortest = min(masks, key=len)
+    candidates = [shortest[len(stem) :] for stem in stems if shortest.startswith(stem)]
+
+    def paired(suffix: str) -> int:
+        return sum(mask.endswith(suffix) and mask.removesuffix(suffix) in stems for mask in masks)
+
+    best = max(sorted(candidates), key=paired, default="")
+    return best if paired(best) * 2 > len(masks) else ""
+
+
+def pair_stems(
+    names: Sequence[str], images: Mapping[str, Path], masks: Mapping[str, Path], folders: tuple[Path, Path], suffix: str
+) -> list[Pair]:
+    """Pair the images that a split lists with their masks.
+
+    Args:
+        names: the lines of the split: stems, file names, or paths with forward or backward slashes.
+        images: the path of each stem in the folder of the images (`files_by_stem`).
+        masks: the path of each stem in the folder of the masks.
+        folders: both folders. A file that does not exist gets a path in its folder, so that the validation before the
+            training lists all missing files.
+        suffix: the text after the image's stem in the stems of the masks.
+    """
+    pairs = []
+    for name in names:
+        stem = split_stem(name, images)
+        image = images.get(stem, folders[0] / f"{stem}.png")
+        pairs.append((image, masks.get(f"{stem}{suffix}", folders[1] / f"{stem}{suffix}.png")))
+    return pairs
+
+
+def split_stem(name: str, images: Mapping[str, Path]) -> str:
+    """Return the stem of an image that a line of a split names."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    if name in images or last in images:
+        return name if name in images else last
+    path = PurePosixPath(last)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else last

@@ -1,0 +1,215 @@
+"""The decoding of mask files: stored values, or stored colors, without any meaning."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from contextcrf.data.classes import Color
+from contextcrf.data.decoding import DECODING_ERRORS, describe_error, raw_mode
+from contextcrf.utils.errors import DataError
+
+Codes = npt.NDArray[np.integer]
+
+# Formats that change the colors of pixels. WebP also has a lossless variant, which Pillow does not report.
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP")
+# Pillow spreads gray values of 2 and 4 bits over 0..255. Division by these numbers gives the stored values.
+_GRAY_SCALES = {"L;2": 85, "L;4": 17}
+_SINGLE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F")
+_ALPHA = ("LA", "PA", "RGBA")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredMask:
+    """The decoded content of a mask file.
+
+    Attributes:
+        path: the file.
+        values: one value per pixel [H, W], or None if the pixels have colors that are not gray.
+        palette: the color of each value of a palette image; None for other images.
+        colors: one color code (65536 red + 256 green + blue) per pixel, int64 [H, W], for files with several channels.
+        lossy: whether the format of the file changes the colors of pixels.
+    """
+
+    path: Path
+    values: Codes | None
+    palette: tuple[Color, ...] | None = None
+    colors: Codes | None = None
+    lossy: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The height and the width in pixels."""
+        pixels = self.values if self.values is not None else self.colors
+        assert pixels is not None
+        return pixels.shape[0], pixels.shape[1]
+
+    def color_codes(self) -> Codes:
+        """Return one color code per pixel, int64 [H, W]. The colors of gray images are gray.
+
+        Raises:
+            DataError: If the values of a gray image are not in 0..255.
+        """
+        if self.colors is not None:
+            return self.colors
+        assert self.values is not None
+        if self.palette is not None:
+            table = np.zeros(256, np.int64)
+            table[: len(self.palette)] = [color_code(color) for color in self.palette[:256]]
+            return table[self.values]
+        if self.values.size and not 0 <= self.values.min() <= self.values.max() <= 255:
+            raise DataError(
+                f"{self.path} has gray values from {self.values.min()} to {self.values.max()}, but colors have values "
+                "from 0 to 255. Save the mask as an RGB image, or set `masks: index` in classes.yaml."
+            )
+        return self.values.astype(np.int64) * 0x010101
+
+
+def color_code(color: Color) -> int:
+    """Return the integer 65536 red + 256 green + blue."""
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
+
+
+def code_color(code: int) -> Color:
+    """Return the color of a code that `color_code` returned."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def decode_mask(path: Path) -> StoredMask:
+    """Decode a mask file.
+
+    Gray images have one value per pixel, as stored in 1, 2, 4, 8, 16 or 32 bits. Palette images also have a palette.
+    Images with several channels have colors. If all their colors are gray, they also have values.
+
+    Raises:
+        DataError: If the file cannot be decoded, if it has several pages, or if its channels have no clear meaning.
+            The message begins with the path.
+    """
+    try:
+        with Image.open(path) as file:
+            raw, lossy = raw_mode(file), file.format in LOSSY_FORMATS
+            if (pages := getattr(file, "n_frames", 1)) > 1:
+                raise DataError(
+                    f"{path} has {pages} pages or frames, but a mask with one is expected. Save the mask of each image "
+                    "in its own file."
+                )
+            file.load()
+            return _stored(path, file, raw, lossy)
+    except DataError:
+        raise
+    except DECODING_ERRORS as error:
+        raise DataError(f"{path} cannot be read as a mask: {describe_error(error)}.") from error
+
+
+def _stored(path: Path, file: Image.Image, raw: str, lossy: bool) -> StoredMask:
+    if file.mode in _SINGLE:
+        return _single_channel(path, file, raw, lossy)
+    if file.mode in _ALPHA:
+        file = _without_alpha(path, file)
+        if file.mode in _SINGLE:
+            return _single_channel(path, file, raw, lossy)
+    pixels = np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    if np.array_equal(red, green) and np.array_equal(green, blue):
+        return StoredMask(path, red, lossy=lossy)
+    codes = red.astype(np.int64)
+    for channel in (green, blue):
+        codes <<= 8
+        codes |= channel
+    return StoredMask(path, None, None, codes, lossy)
+
+
+def _single_channel(path: Path, file: Image.Image, raw: str, lossy: bool) -> StoredMask:
+    values = np.asarray(file)
+    if values.dtype == bool:
+        values = values.view(np.uint8)
+    elif values.dtype.kind == "f":
+        if not np.array_equal(values, np.rint(values)):
+            raise DataError(
+                f"{path} has fractions, such as {values[values != np.rint(values)][0]}, but a mask with one integer "
+                "per pixel is expected. Save the class indices as integers."
+            )
+        values = values.astype(np.int64)
+    elif scale := next((scale for mode, scale in _GRAY_SCALES.items() if raw.startswith(mode)), 0):
+        values = values // scale
+    if file.mode != "P":
+        return StoredMask(path, values, lossy=lossy)
+    flat = file.getpalette("RGB") or []
+    palette = tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3))
+    # GIF has no gray images. Software stores them as palette images with a gray palette in any order.
+    used = [palette[value] for value in np.unique(values) if value < len(palette)] if file.format == "GIF" else []
+    if used and all(len({*color}) == 1 for color in used):
+        table = np.arange(256, dtype=np.uint8)
+        table[: len(palette)] = [red for red, _, _ in palette]
+        return StoredMask(path, table[values], lossy=lossy)
+    return StoredMask(path, values, palette, lossy=lossy)
+
+
+def _without_alpha(path: Path, file: Image.Image) -> Image.Image:
+    """Remove the alpha channel. Fully transparent pixels become black, since their colors are arbitrary."""
+    plain = file.convert({"LA": "L", "PA": "P", "RGBA": "RGB"}[file.mode])
+    alpha = np.asarray(file.getchannel("A"))
+    clear = alpha == 0
+    if not clear.any():
+        return plain
+    pixels = np.array(plain)
+    black = (pixels == 0).all(axis=2) if pixels.ndim == 3 else pixels == 0
+    if file.mode == "PA" or (black & ~clear).any():
+        raise DataError(
+            f"{path} has transparent pixels and opaque black pixels, so the label of the transparent pixels is "
+            "unclear. Save the mask without transparency, with a color of its own for these pixels."
+        )
+    pixels[clear] = 0
+    return Image.fromarray(pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The runs of equal codes in the rows of a mask.
+
+    Masks consist of a few areas, so that a computation for each run is much faster than one for each pixel.
+
+    Attributes:
+        codes: the different codes, sorted.
+        index: the position in `codes` for each run.
+        lengths: the length of each run in pixels.
+        starts: the first pixel of each run.
+    """
+
+    codes: Codes
+    index: Codes
+    lengths: Codes
+    starts: Codes
+
+    @property
+    def counts(self) -> Codes:
+        """The number of pixels of each code."""
+        return np.bincount(self.index, self.lengths, len(self.codes)).astype(np.int64)
+
+    def map(self, values: Codes, shape: tuple[int, int]) -> Codes:
+        """Return an array [H, W] with the value of each pixel's code."""
+        return np.repeat(values[self.index], self.lengths).reshape(shape)
+
+
+def find_runs(codes: Codes) -> Runs:
+    """Divide the codes [H, W] of a mask into runs."""
+    flat = codes.ravel()
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
+    lengths = np.diff(starts, append=flat.size)
+    values, index = np.unique(flat[starts], return_inverse=True)
+    return Runs(values, index, lengths, starts)
+
+
+def count_solid(codes: Codes, runs: Runs) -> Codes:
+    """Return the number of squares of 2 x 2 pixels that have one code, for each code.
+
+    Classes form areas. The mixed colors of smoothed borders form lines, which contain no such squares.
+    """
+    solid = np.zeros(codes.shape, np.int64)
+    corner = codes[:-1, :-1]
+    solid[:-1, :-1] = (corner == codes[1:, :-1]) & (corner == codes[:-1, 1:]) & (corner == codes[1:, 1:])
+    of_run = np.add.reduceat(solid.ravel(), runs.starts)
+    return np.bincount(runs.index, of_run, len(runs.codes)).astype(np.int64)

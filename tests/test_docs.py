@@ -482,8 +482,9 @@ def found(name):
         except ModuleNotFoundError:
             continue
         for part in parts[end:]:
-            # A package may import its names only when they are asked for.
-            thing = getattr(thing, part) if inspect.ismodule(thing) else inspect.getattr_static(thing, part, None)
+            # A package may import its names only when they are asked for, and others only for annotations.
+            get = getattr if inspect.ismodule(thing) else inspect.getattr_static
+            thing = get(thing, part, None)
         return thing
     raise AssertionError(name)
 

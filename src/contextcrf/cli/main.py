@@ -70,6 +70,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Data sets": {
         "init": Command(data.init, ("data",)),
+        "import": Command(data.import_dataset, ("format", "source", "out")),
         "make-folds": Command(data.make_folds, ("data",)),
         "prepare-voc": Command(data.prepare_voc, ("root",)),
     },

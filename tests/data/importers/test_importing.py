@@ -1,7 +1,5 @@
 """What holds for the import from every format."""
 
-import json
-import subprocess
 import sys
 from typing import get_args
 
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contextcrf.cli.main import main
 from contextcrf.data.importers.importing import import_dataset
 from contextcrf.data.importers.options import FormatName
 from contextcrf.data.importers.registry import FORMATS
@@ -188,19 +187,27 @@ def test_more_classes_than_a_mask_can_have(tmp_path):
     assert len(set(open_dataset(tmp_path / "out", "train").classes.palette)) == 255
 
 
-def test_the_other_formats_need_no_extra(tool, tmp_path):
-    program = """
-import sys
-sys.modules["pycocotools"] = sys.modules["datasets"] = None
-from contextcrf.data.importers.importing import import_dataset
-import_dataset("labelme", sys.argv[1], sys.argv[2])
-for format, extra in (("coco", "import"), ("huggingface", "datasets")):
-    try:
-        import_dataset(format, sys.argv[1], sys.argv[2] + format)
-    except ValueError as error:
-        assert f"contextcrf[{extra}]" in str(error), error
-    else:
-        raise AssertionError(format)
-"""
-    subprocess.run([sys.executable, "-c", program, str(tool), str(tmp_path / "out")], check=True)
-    assert json.loads((tmp_path / "out" / "import.json").read_text())["images"] == 1
+def test_the_other_formats_need_no_extra(tool, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    imported("labelme", tool, tmp_path / "out")
+    for format, extra in (("coco", "import"), ("huggingface", "datasets")):
+        with pytest.raises(ValueError, match=rf"contextcrf\[{extra}\]"):
+            import_dataset(format, tool, tmp_path / format)
+
+
+def test_the_command_prints_the_report(tool, tmp_path, capsys):
+    write_image(tool / "b.png")
+    annotate(tool, "b", label="dog")
+    options = ["--unlabeled", "ignore", "--classes", "[dog, cat]"]
+    main(["import", "labelme", str(tool), str(tmp_path / "out"), *options])
+    printed = capsys.readouterr().out
+    assert "  50.00 % of the labeled pixels  dog\n   50.00 % of the labeled pixels  cat\n" in printed
+    assert f"next: contextcrf init {tmp_path / 'out'}" in printed
+    main(["init", str(tmp_path / "out"), "--out", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(SystemExit, match="2"):
+        main(["import", "labelme", str(tool), str(tmp_path / "out")])
+    assert "is not empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["import", "yolo", str(tool), str(tmp_path / "other")])
+    assert "labelme" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from contextcrf.data.importers.options import CityscapesIds, Crowd, FormatName, Order, Unlabeled
+
 
 def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None = None, val_every: int = 5) -> None:
     """Turn a folder of images and masks into a data set and write configs for its training.
@@ -45,6 +47,75 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
         print(f"written: {path}")
     print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")
     print(f"then: contextcrf fit-heads runs/mine --config {heads_path(out)} --data {data} --out runs/heads")
+
+
+def import_dataset(
+    format: FormatName,
+    source: Path,
+    out: Path,
+    images: Path | None = None,
+    classes: Sequence[str] | None = None,
+    unlabeled: Unlabeled | None = None,
+    order: Order | None = None,
+    crowd: Crowd | None = None,
+    label_map: Path | None = None,
+    ids: CityscapesIds | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    ignore_index: int | None = None,
+    link: bool = False,
+) -> None:
+    """Turn the data set of an annotation tool into a folder of images, masks, classes and splits.
+
+    The command prints what was imported, what was dropped and why, and writes it to OUT/import.json. The source is not
+    changed. `contextcrf init OUT` then writes configs for a training.
+
+    Args:
+        format: Format of the source: coco, labelme, cvat, voc, label-studio, supervisely, roboflow, cityscapes, ade20k,
+            camvid32, class-masks or huggingface.
+        source: File or folder of the annotations. For huggingface, also the name of a data set on the Hub.
+        out: New folder for the data set.
+        images: Folder of the images. If null, it is the usual one of the format.
+        classes: Classes to import, in the order of their indices. Shapes of other classes are dropped. For huggingface,
+            the names of all labels. If null, all classes are imported.
+        unlabeled: Whether pixels without a class belong to the class background or get the ignore_index. If null, it is
+            ignore for voc, cityscapes, ade20k and camvid32, and background otherwise.
+        order: listed draws later shapes over earlier ones (those of a higher z_order in CVAT), area draws smaller
+            shapes over larger ones. If null, it is listed.
+        crowd: For coco, whether crowd regions get the ignore_index or their class. If null, it is ignore.
+        label_map: For voc and camvid32, the file with the classes and their colors.
+        ids: For cityscapes, the masks to read. If null, they are labelIds.
+        image_column: For huggingface, the column of the images.
+        label_column: For huggingface, the column of the masks.
+        ignore_index: For voc and huggingface, the value of excluded pixels in the masks. If null, it is 255.
+        link: Make hard links of the images instead of copies.
+
+    Example:
+        contextcrf import coco annotations/instances_train.json data --images images
+        contextcrf import labelme labelme data --unlabeled ignore --order area
+        contextcrf import class-masks tool data --classes '[cell, wall]'
+    """
+    from contextcrf.data.importers.importing import import_dataset as run
+
+    report = run(
+        format,
+        source,
+        out,
+        images=images,
+        classes=classes,
+        unlabeled=unlabeled,
+        order=order,
+        crowd=crowd,
+        label_map=label_map,
+        ids=ids,
+        image_column=image_column,
+        label_column=label_column,
+        ignore_index=ignore_index,
+        link=link,
+    )
+    print(report.text())
+    print(f"written: {out}")
+    print(f"next: contextcrf init {out}")
 
 
 def make_folds(data: Path, out: Path, folds: int = 3, splits: Sequence[str] = ("train", "val")) -> None:

@@ -40,6 +40,7 @@ PARSED = {
         for path in sorted((ROOT / "results").glob("*.md"))
     },
     "CONTRIBUTING.md": "they run these tests",
+    "docs/import.md": "the sources are files of annotation tools; tests/data/importers/ writes such files",
     "docs/report.md": "the same as those of the results, whose experiments it describes",
     "docs/gallery.md": "its pictures need the model of `make demo` and CamVid",
 }

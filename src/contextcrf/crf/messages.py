@@ -27,7 +27,7 @@ BLOCK_ELEMENTS = 1 << 22
 CONTRACTED = 128
 
 
-class Scratch:
+class Workspace:
     """Memory that is reused by name, because allocating it again takes longer than the computations that use it.
 
     Args:
@@ -53,7 +53,7 @@ def send(
     weight: Tensor,
     bias: Tensor,
     window: Window,
-    scratch: Scratch,
+    workspace: Workspace,
 ) -> Tensor:
     """Compute the messages from every node to the nodes in its window, and sum them at the receivers.
 
@@ -66,7 +66,7 @@ def send(
         weight: the weight of the last layer, [K, K, D]. The sender's label is the first index.
         bias: the bias of the last layer, [K, K]. The sender's label is the first index.
         window: the displacements from a sender to its receivers.
-        scratch: memory that is used if no gradients are needed.
+        workspace: memory that is used if no gradients are needed.
 
     Returns:
         The summed messages, [B, H, W, K], in at least single precision. In half precision, a sum over a hundred edges
@@ -98,7 +98,7 @@ def send(
             if gradients:
                 total[image, reach] += checkpoint(_block, *arguments, use_reentrant=False)
             else:
-                total[image, reach] += _block(*arguments, scratch)
+                total[image, reach] += _block(*arguments, workspace)
     return F.pad(total, (0, 0, left, -right, top, -bottom))
 
 
@@ -115,7 +115,7 @@ def _block(
     weight: Tensor,
     bias: Tensor,
     window: Window,
-    scratch: Scratch | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """Compute the messages of some rows of senders, and sum them at the receivers.
 
@@ -128,7 +128,7 @@ def _block(
         weight: the weight of the last layer, [K, K, D].
         bias: the bias of the last layer, [K, K].
         window: the displacements from a sender to its receivers.
-        scratch: reusable memory. None if gradients are needed, and then there is only one tile.
+        workspace: reusable memory. None if gradients are needed, and then there is only one tile.
 
     Returns:
         The summed messages, [h + R - 1, W + S - 1, K].
@@ -136,11 +136,11 @@ def _block(
     rows, columns = ([value - values[0] for value in values] for values in (window.rows, window.columns))
     windows = receivers.unfold(0, rows[-1] + 1, 1).unfold(1, columns[-1] + 1, 1).permute(0, 1, 3, 4, 2)
     marginals = marginals.to(weight.dtype)
-    if scratch is None:
+    if workspace is None:
         contracted = torch.matmul(marginals.flatten(0, 1), weight.transpose(0, 1)).unflatten(1, senders.shape[:2])
         sent = _tile(windows, senders, contracted, rows, columns)
     else:
-        sent = _tiles(windows, senders, marginals, weight, rows, columns, scratch)
+        sent = _tiles(windows, senders, marginals, weight, rows, columns, workspace)
     sent.add_((marginals @ bias)[:, :, None])
     return _overlapping_sum(sent.unflatten(2, (len(rows), len(columns))), window)
 
@@ -152,25 +152,25 @@ def _tiles(
     weight: Tensor,
     rows: list[int],
     columns: list[int],
-    scratch: Scratch,
+    workspace: Workspace,
 ) -> Tensor:
     """Compute the messages of `_tile` for all senders, in tiles that fit into the processor's cache."""
     height, width, hidden = senders.shape
     num_classes = marginals.shape[-1]
     edges = len(rows) * len(columns)
-    sent = scratch("sent", height, width, edges, num_classes)
+    sent = workspace("sent", height, width, edges, num_classes)
     # A tile contains either several whole rows of senders or a part of one row.
     count = max(1, TILE_ELEMENTS * torch.get_num_threads() // (edges * hidden))
     lines = max(1, count // width)
     for some in _parts(height, max(lines, -(-CONTRACTED // width))):
         flat = marginals[some].flatten(0, 1)
-        contracted = scratch("contracted", num_classes, len(flat), hidden)
+        contracted = workspace("contracted", num_classes, len(flat), hidden)
         torch.matmul(flat, weight.transpose(0, 1), out=contracted)
         contracted = contracted.unflatten(1, (-1, width))
         for y in _parts(contracted.shape[1], lines):
             for x in _parts(width, count if lines == 1 else width):
                 tile = (windows[some][y, x], senders[some][y, x], contracted[:, y, x], rows, columns)
-                _tile(*tile, scratch, sent[some][y, x])
+                _tile(*tile, workspace, sent[some][y, x])
     return sent
 
 
@@ -180,7 +180,7 @@ def _tile(
     contracted: Tensor,
     rows: list[int],
     columns: list[int],
-    scratch: Scratch | None = None,
+    workspace: Workspace | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Compute the messages [h, w, edges, K] of senders [h, w, D] to the receivers [h, w, R, S, D] in their windows.
@@ -191,14 +191,14 @@ def _tile(
         windows = windows[:, :, rows]
     if len(columns) < windows.shape[3]:
         windows = windows[:, :, :, columns]
-    memory = None if scratch is None else scratch("hidden", *windows.shape)
+    memory = None if workspace is None else workspace("hidden", *windows.shape)
     units = torch.add(windows, senders[:, :, None, None], out=memory).relu_().flatten(2, 3)
     places, edges = units.shape[:2], units.shape[2]
     units, weights = units.flatten(0, 1), contracted.flatten(1, 2).transpose(0, 1)
     # [K, D] times [D, edges] is nearly twice as fast as its transpose if K does not fill the vector registers (11, 21).
-    if scratch is None or out is None:
+    if workspace is None or out is None:
         return torch.bmm(weights, units.mT).mT.unflatten(0, places)
-    sent = torch.bmm(weights, units.mT, out=scratch("transposed", len(units), weights.shape[1], edges))
+    sent = torch.bmm(weights, units.mT, out=workspace("transposed", len(units), weights.shape[1], edges))
     return out.copy_(sent.mT.unflatten(0, places))
 
 

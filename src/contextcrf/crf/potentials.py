@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from contextcrf.crf.checks import check_labels
-from contextcrf.crf.messages import Scratch, accumulator, send
+from contextcrf.crf.messages import Workspace, accumulator, send
 from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
@@ -341,9 +341,9 @@ class PairwisePotential(nn.Module):
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         # In both tuples, the sender's label is the first index of the weight and bias.
-        scratch = Scratch(owner)
-        to_neighbors = weight, bias, window, scratch
-        to_owners = weight.transpose(0, 1), bias.T, window.reversed(), scratch
+        workspace = Workspace(owner)
+        to_neighbors = weight, bias, window, workspace
+        to_owners = weight.transpose(0, 1), bias.T, window.reversed(), workspace
 
         def messages(marginals: Tensor) -> Tensor:
             expected = (len(features), self.num_classes, *features.shape[-2:])

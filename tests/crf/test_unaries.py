@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,43 @@ def test_probabilities_come_back_from_their_logits() -> None:
     torch.testing.assert_close(logits_from_probabilities(sure, floor=1e-3).flatten().exp(), torch.tensor([1, 1e-3]))
     half = logits_from_probabilities(sure, scale=0.6).flatten().exp()
     torch.testing.assert_close(half, torch.tensor([0.8, 0.2]))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 1, 7), (1, 4, 5), (4, 5)])
+def test_foreground_probabilities_become_background_and_foreground(shape: tuple[int, ...]) -> None:
+    foreground = torch.rand(shape) * 0.9 + 0.05
+    logits = logits_from_probabilities(foreground)
+    axis = 1 if shape[0] == 2 else 0
+    plain = foreground.squeeze(axis) if foreground.ndim > 2 else foreground
+    assert logits.shape == (*shape[:axis], 2, *plain.shape[axis:])
+    torch.testing.assert_close(logits.softmax(axis).select(axis, 1), plain)
+    torch.testing.assert_close(logits.softmax(axis).select(axis, 0), 1 - plain)
+
+
+def test_a_sure_foreground_has_two_classes_too() -> None:
+    logits = logits_from_probabilities(torch.ones(1, 1, 2, 3))
+    assert logits.shape == (1, 2, 2, 3)
+    assert (logits.argmax(1) == 1).all()
+
+
+def test_three_axes_are_one_image_if_the_sums_say_so() -> None:
+    one = torch.rand(4, 5, 6).softmax(0)
+    torch.testing.assert_close(logits_from_probabilities(one), one.log())
+    rows = torch.rand(4, 5, 6).softmax(1)  # [B, K, N]
+    torch.testing.assert_close(logits_from_probabilities(rows), rows.log())
+    with pytest.raises(ValueError, match=r"insert an axis for the classes: \[B, 1, H, W\]"):
+        logits_from_probabilities(torch.rand(4, 5, 6))
+
+
+def test_arrays_come_back_as_arrays() -> None:
+    probabilities = torch.rand(1, 3, 4, 5).softmax(1)
+    logits = logits_from_probabilities(probabilities.numpy())
+    assert isinstance(logits, np.ndarray)
+    assert np.array_equal(logits, logits_from_probabilities(probabilities).numpy())
+    labels = np.array([[[0, 2, 255]]], np.uint8)
+    found = logits_from_labels(labels, 3)
+    assert isinstance(found, np.ndarray)
+    assert np.array_equal(found, logits_from_labels(torch.from_numpy(labels), 3).numpy())
 
 
 def test_labels_have_their_confidence_and_unknown_ones_are_uniform() -> None:
@@ -42,7 +80,10 @@ def test_the_dense_crf_fills_in_unknown_labels() -> None:
         (torch.full((1, 3, 2, 2), math.nan), {}, "nan"),
         (torch.rand(1, 2, 2, 3).softmax(3), {}, "classes to axis 1"),
         (torch.ones(1, 1, 2, 2).long(), {}, "int64"),
-        (torch.ones(3, 2), {}, r"\[B, K, ...\]"),
+        (torch.randn(1, 1, 2, 2) * 4, {}, r"in 0\.\.1.* logits, use them without conversion"),
+        (torch.ones(0, 2), {}, "not empty"),
+        ([[0.5]], {}, "probabilities must be a tensor or a NumPy array, but is of the type list"),
+        (torch.ones(3), {}, r"\[B, K, ...\]"),
         (torch.ones(1, 1, 2, 2), {"floor": 0}, "floor .* is 0"),
         (torch.ones(1, 1, 2, 2), {"scale": 1.5}, "scale .* is 1.5"),
     ],

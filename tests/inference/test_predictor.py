@@ -199,6 +199,15 @@ def test_the_dense_crf_refines_at_full_resolution():
     torch.testing.assert_close(unrefined.marginals, plain.marginals)
 
 
+def test_an_almost_black_image_is_refined_and_fractions_are_refused():
+    predictor = Predictor(tiny(), settings(dense={"iterations": 1}))
+    black = torch.arange(2, dtype=torch.uint8).expand(1, 3, 4, 2)
+    marginals = torch.full((1, 2, 4, 2), 0.5)
+    torch.testing.assert_close(predictor.refine(marginals, black), marginals)
+    with pytest.raises(ValueError, match=r"in 0\.\.1"):
+        predictor.refine(marginals, black.float())
+
+
 def test_a_learned_dense_crf_is_used_and_cannot_be_set():
     dense = {"iterations": 2, "bilateral_sxy": 20}
     model = tiny(inference=settings(dense=dense), learned_dense=True)

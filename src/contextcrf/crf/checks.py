@@ -1,9 +1,18 @@
 """Checks of arguments that are shared by the modules of `contextcrf.crf`."""
 
 import operator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = Tensor | npt.NDArray[Any]
+
+# The type of a result: an array if the main argument is an array, and a tensor otherwise.
+Values = TypeVar("Values", Tensor, "npt.NDArray[Any]")
 
 
 def whole_number(name: str, value: object, least: int) -> int:
@@ -36,6 +45,42 @@ def whole_number(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or number < least:
         raise ValueError(f"{name} must be a whole number >= {least}, but is {value!r}.")
     return number
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """Return a tensor as it is, and convert a NumPy array to a tensor. NumPy itself is not imported.
+
+    Args:
+        name: the name of the argument, for the error message.
+        value: the tensor or the array. An array is copied, because it can be read-only, have negative strides or have
+            another byte order.
+
+    Raises:
+        ValueError: if `value` has another type, or if torch has no such dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> as_tensor("logits", np.array([1, 2], ">f4"))
+        tensor([1., 2.])
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not (hasattr(value, "__array__") and hasattr(value, "astype")):
+        raise ValueError(f"{name} must be a tensor or a NumPy array, but is of the type {type(value).__name__}.")
+    try:
+        return torch.as_tensor(value.astype(value.dtype.newbyteorder("="), order="C"))
+    except TypeError as error:
+        raise ValueError(f"{name} must have a numeric dtype of torch, but has the dtype {value.dtype}.") from error
+
+
+def returned(result: Tensor, given: Values) -> Any:
+    """Return a result as a tensor if the argument `given` is a tensor, and as a NumPy array otherwise.
+
+    Example:
+        >>> returned(torch.ones(2), torch.zeros(2))
+        tensor([1., 1.])
+    """
+    return result if isinstance(given, Tensor) else result.detach().cpu().numpy()
 
 
 def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:

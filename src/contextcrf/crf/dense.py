@@ -5,21 +5,28 @@ NIPS 2011. Lin et al. 2015 use it as a refinement step (their reference [21]). T
 same as in pydensecrf.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from contextcrf.crf.checks import whole_number
+from contextcrf.crf.checks import Values, returned, whole_number
+from contextcrf.crf.colors import Range
+from contextcrf.crf.dense_inputs import dense_inputs
 from contextcrf.crf.lattice import Lattice, weighted_sums
 from contextcrf.crf.unaries import bounded
+
+if TYPE_CHECKING:
+    from contextcrf.crf.checks import Array
 
 Normalization = Literal["symmetric", "before", "after", "none"]
 Sigma = float | Sequence[float]
 Compat = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
+_SIGMAS = ("spatial_sxy", "bilateral_sxy", "bilateral_srgb")
+_COMPATS = ("spatial_compat", "bilateral_compat")
 # The number of elements that are sliced, summed and normalized at once (a few MiB).
 _PIECE_ELEMENTS = 1 << 19
 # For rows with fewer elements than a vector register, torch's softmax takes ten times as long as for columns.
@@ -61,6 +68,9 @@ class DenseCRF(nn.Module):
             pixel. Its marginals are then 0. With weights w >= 0, they would stay below about ``tolerance``. If the
             kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2) ``tolerance``. No label
             is skipped if a compatibility is a negative weight or has the shape [K] or [K, K], or if the tolerance is 0.
+
+    Learned and fixed values have the same entries in `state_dict`, so either kind of module can load the other.
+    A module with fixed values also accepts a state dict without any of these entries, and keeps its values.
 
     Attributes:
         iterations: as given.
@@ -128,6 +138,44 @@ class DenseCRF(nn.Module):
         """Return a standard deviation by its name."""
         return self.get_parameter(f"log_{name}").exp() if self.learnable else self.get_buffer(f"_{name}")
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save the same entries for learned and fixed values: the logarithms of the deviations and the weights."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.learnable:
+            for name in _SIGMAS:
+                # In float64, the logarithm of a float32 number has an exact inverse. Not all devices have float64.
+                destination[f"{prefix}log_{name}"] = self._sigma(name).detach().cpu().double().log()
+            for name in _COMPATS:
+                destination[f"{prefix}{name}"] = self.get_buffer(name).detach()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Load the entries that `_save_to_state_dict` saved, if their shapes are those of this module."""
+        own = {f"log_{name}": self._sigma(name) for name in _SIGMAS} | {name: getattr(self, name) for name in _COMPATS}
+        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        wrong = [name for name, value in given.items() if value.shape != own[name].shape]
+        error_msgs += [_wrong_shape(name, given[name], own[name]) for name in wrong]
+        if wrong:
+            return
+        if self.learnable:
+            super()._load_from_state_dict(
+                state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )  # fmt: skip
+            return
+        if strict:
+            # Without any entry, the module keeps its values: the file is of a network without a dense CRF.
+            missing_keys += [prefix + name for name in own if given and name not in given]
+            known = {prefix + name for name in own}
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in known]
+        with torch.no_grad():
+            for name, value in given.items():
+                if name in _COMPATS:
+                    self.get_buffer(name).copy_(value)
+                else:
+                    self.get_buffer(name.replace("log_", "_")).copy_(value.exp())
+
     @property
     def spatial_sxy(self) -> Tensor:
         """The standard deviation of the spatial kernel in pixels, one number or one for each axis."""
@@ -143,30 +191,42 @@ class DenseCRF(nn.Module):
         """The standard deviation of the bilateral kernel in color, one number or one for each channel."""
         return self._sigma("bilateral_srgb")
 
-    def forward(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
+    def forward(
+        self, logits: Values, images: "Array", extra: "Array | None" = None, image_range: Range | None = None
+    ) -> Values:
         """Run mean field. The images of a batch do not influence each other.
 
+        The arguments are tensors or NumPy arrays. The result is an array if the logits are an array. Arrays are moved
+        to the device of the other arguments, or of the module if there is no tensor.
+
         Args:
-            logits: the negative unary energies up to a constant per pixel, [B, K, H, W] with any floating dtype.
-                Infinite logits are replaced by large finite ones. For a volume, the shape is [B, K, D, H, W], and the
-                other arguments also have the axis D.
+            logits: the negative unary energies up to a constant per pixel, [B, K, H, W] with any floating dtype, or
+                [K, H, W] for one image without the axis B in any argument. Infinite logits are replaced by large
+                finite ones. For a volume, the shape is [B, K, D, H, W], and the other arguments also have the axis D.
             images: the images, [B, C, H, W] with any number of channels C. Values are in 0..255, integer or floating.
+                Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3], unless
+                their shape fits [B, C, H, W] too.
             extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. The unit of each feature is
                 its own standard deviation.
+            image_range: the values (low, high) of black and white, if they are not 0 and 255. Images are then mapped
+                to 0..255. With (0, 255), images that look like a wrong unit are accepted as they are.
 
         Returns:
-            Marginals [B, K, H, W], which sum to 1 over K. They are float64 if the logits are, and float32 otherwise.
-            The result is differentiable with respect to the logits, to floating images, to ``extra`` and, if they are
-            learnable, to the parameters.
+            Marginals [B, K, H, W], or [K, H, W] for one image, which sum to 1 over K. They are float64 if the logits
+            are, and float32 otherwise. A tensor is differentiable with respect to the logits, to floating images, to
+            ``extra`` and, if they are learnable, to the parameters.
 
         Raises:
             ValueError: if the shape, the dtype, the device or the values of an argument are wrong. The message names
-                the reason. Floating images in 0..1 also raise this error, except images without contrast, for which
-                the unit makes no difference.
+                the reason. Without ``image_range``, images with contrast also raise this error if one image of the
+                batch seems to have another unit and would be almost black: floating values that are all <= 1, whole
+                numbers that are all <= 2, values with fractions that are all <= 16, or uint16 values below 16384.
         """
-        return self._refine(logits, images, extra, self._mean_field)
+        return self._refine(logits, images, extra, image_range, self._mean_field)
 
-    def log_marginals(self, logits: Tensor, images: Tensor, extra: Tensor | None = None) -> Tensor:
+    def log_marginals(
+        self, logits: Values, images: "Array", extra: "Array | None" = None, image_range: Range | None = None
+    ) -> Values:
         """Compute the logarithms of the marginals, which a likelihood needs.
 
         They are exact even if the marginals underflow to 0. The method skips no label, so `tolerance` has no effect.
@@ -175,9 +235,10 @@ class DenseCRF(nn.Module):
             logits: as for `forward`.
             images: as for `forward`.
             extra: as for `forward`.
+            image_range: as for `forward`.
 
         Returns:
-            The logarithms, [B, K, H, W], with the same dtype as the marginals of `forward`.
+            The logarithms, [B, K, H, W] or [K, H, W], with the same type and dtype as the marginals of `forward`.
 
         Raises:
             ValueError: in the same cases as `forward`.
@@ -190,11 +251,18 @@ class DenseCRF(nn.Module):
             >>> loss = torch.nn.functional.nll_loss(crf.log_marginals(torch.randn(1, 3, 24, 32), image), labels)
             >>> loss.backward()
         """
-        return self._refine(logits, images, extra, self._log_mean_field)
+        return self._refine(logits, images, extra, image_range, self._log_mean_field)
 
-    def _refine(self, logits: Tensor, images: Tensor, extra: Tensor | None, infer: "_Infer") -> Tensor:
+    def _refine(
+        self, logits: Values, images: "Array", extra: "Array | None", image_range: Range | None, infer: "_Infer"
+    ) -> Values:
+        """Apply `infer` to the given inputs, and return the result in their form."""
+        inputs = dense_inputs(logits, images, extra, image_range, self.bilateral_srgb.device)
+        found = self._inferred(inputs.logits, inputs.images, inputs.extra, infer)
+        return returned(found if inputs.batched else found[0], logits)
+
+    def _inferred(self, logits: Tensor, images: Tensor, extra: Tensor | None, infer: "_Infer") -> Tensor:
         """Apply `infer` to the logits and kernels of each image, and stack the results."""
-        _check_inputs(logits, images, extra)
         self._check_parameters(logits.shape[1], images.shape[1], logits.ndim - 2)
         # Half precision would be inaccurate, since messages are sums over hundreds of pixels.
         with torch.autocast(logits.device.type, enabled=False):
@@ -255,7 +323,7 @@ class DenseCRF(nn.Module):
 
     def _check_parameters(self, classes: int, channels: int, axes: int) -> None:
         """Raise ValueError if a parameter has a different number of classes, channels or axes."""
-        for name in ("spatial_compat", "bilateral_compat"):
+        for name in _COMPATS:
             compat = getattr(self, name)
             if compat.ndim and compat.shape[0] != classes:
                 raise ValueError(
@@ -407,64 +475,19 @@ def _checked_compat(name: str, value: Compat) -> Tensor:
     return tensor
 
 
+def _wrong_shape(name: str, given: Tensor, own: Tensor) -> str:
+    """Return the message about an entry of a state dict whose shape is not that of the module."""
+    shapes = [f"the shape {list(value.shape)}" if value.ndim else "one number" for value in (given, own)]
+    argument = name.removeprefix("log_")
+    return (
+        f"{name} has {shapes[0]} in the state dict, but {shapes[1]} in this DenseCRF. Create the DenseCRF with a value "
+        f"of {argument} that has {shapes[0]}."
+    )
+
+
 def _shown(value: Tensor) -> str:
     """Format the values of a parameter, or the shape of a matrix."""
     value = value.detach()
     if value.ndim == 0:
         return f"{float(value):.6g}"
     return f"({', '.join(f'{number:.6g}' for number in value.tolist())})" if value.ndim == 1 else f"{list(value.shape)}"
-
-
-def _check_inputs(logits: Tensor, images: Tensor, extra: Tensor | None) -> None:
-    """Raise ValueError if an argument of `DenseCRF.forward` is invalid."""
-    shapes = f"logits {list(logits.shape)}, images {list(images.shape)}"
-    if logits.ndim not in (4, 5) or images.ndim != logits.ndim:
-        raise ValueError(f"logits must have the shape [B, K, H, W] and images [B, C, H, W]. Found {shapes}.")
-    if logits.shape[0] != images.shape[0] or logits.shape[2:] != images.shape[2:]:
-        raise ValueError(f"logits and images must have the same batch size, height and width. Found {shapes}.")
-    if logits.numel() == 0 or images.numel() == 0:
-        raise ValueError(f"logits and images must not be empty. Found {shapes}.")
-    if logits.device != images.device:
-        raise ValueError(
-            f"logits and images must be on the same device, but logits are on {logits.device} and images on "
-            f"{images.device}."
-        )
-    if not logits.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
-        raise ValueError(
-            "logits must have a floating-point dtype and images an integer or floating-point dtype. Found logits of "
-            f"{logits.dtype} and images of {images.dtype}."
-        )
-    if logits.isnan().any():
-        raise ValueError("logits must not contain NaN. Check the network that computed them.")
-    if extra is not None:
-        if extra.device != logits.device:
-            raise ValueError(
-                f"logits and extra must be on the same device, but logits are on {logits.device} and extra on "
-                f"{extra.device}."
-            )
-        if extra.ndim != logits.ndim or extra.shape[0] != logits.shape[0] or extra.shape[2:] != logits.shape[2:]:
-            raise ValueError(
-                "extra must have the shape [B, E, H, W] with the B, H and W of the logits. Found "
-                f"{shapes}, extra {list(extra.shape)}."
-            )
-        if not extra.is_floating_point() or not extra.isfinite().all():
-            raise ValueError(
-                "extra must have a floating-point dtype and finite values, which are in units of standard deviations. "
-                f"Found {extra.dtype}" + (" with values that are not finite." if extra.is_floating_point() else ".")
-            )
-    if images.dtype == torch.uint8:
-        return
-    spatial = tuple(range(2, images.ndim))
-    low, high = images.detach().amin(spatial), images.detach().amax(spatial)
-    # This form of the test also fails for NaN.
-    if not bool((low >= 0).all() and (high <= 255).all()):
-        raise ValueError(
-            f"The values of images must be in 0..255, but range from {images.min():.4g} to {images.max():.4g}. Undo "
-            "any normalization by mean and standard deviation."
-        )
-    # The kernels would treat an image with values in 0..1 as almost black. They depend only on differences of colors,
-    # so the unit makes no difference for an image without contrast. A black image, for example, is valid.
-    if images.is_floating_point() and bool((high <= 1).all()) and bool((high > low).any()):
-        raise ValueError(
-            "The values of images seem to be in 0..1, but colors must be in 0..255. Multiply images by 255."
-        )

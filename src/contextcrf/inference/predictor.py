@@ -193,7 +193,9 @@ class Predictor:
         Returns:
             The refined marginals [B, K, H, W].
         """
-        return self._dense_crf(marginals.device)(logits_from_probabilities(marginals), images)
+        # Images of 8 bits are never in another unit here, and an almost black one must not end a run over many images.
+        known = (0, 255) if images.dtype == torch.uint8 else None
+        return self._dense_crf(marginals.device)(logits_from_probabilities(marginals), images, image_range=known)
 
     def _dense_crf(self, device: torch.device) -> DenseCRF:
         return self.inference.dense_crf().to(device) if self.model.dense is None else self.model.dense

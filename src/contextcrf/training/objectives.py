@@ -184,7 +184,8 @@ def crf_rnn(batch: Batch, config: TrainingConfig) -> Losses:
     marginals = upsample(marginals.float(), masks.shape[-2:])
     # Prediction raises small probabilities to 1e-5. In training this would remove the gradient of confident errors.
     logits = logits_from_probabilities(marginals, floor=torch.finfo(marginals.dtype).tiny)
-    log_marginals = model.dense.log_marginals(logits, batch.images)
+    # The images of a data set are in 0..255, and an almost black one must not end the training.
+    log_marginals = model.dense.log_marginals(logits, batch.images, image_range=(0, 255))
     known = (masks != IGNORE_INDEX).sum().clamp(min=1)
     loss = F.nll_loss(log_marginals, masks, ignore_index=IGNORE_INDEX, reduction="sum") / known
     return {config.objective: loss}

@@ -63,6 +63,10 @@ def test_masks_in_colors_and_other_folders(tmp_path, columns):
     colors = {**columns, "annotation": [image(np.arange(18).reshape(2, 3, 3))]}
     with pytest.raises(DataError, match="one value per pixel"):
         import_dataset("huggingface", saved(tmp_path / "hf", colors), tmp_path / "out")
+    texts = datasets.Dataset.from_dict({"image": columns["image"], "label": ["sky"]})
+    texts.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "texts")
+    with pytest.raises(DataError, match="does not have a mask of integers"):
+        import_dataset("huggingface", tmp_path / "texts", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot be opened as a data set"):
         import_dataset("huggingface", tmp_path / "empty", tmp_path / "out")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from contextcrf.data.importers.options import Order
 from contextcrf.data.importers.records import IGNORED, UNLABELED, Findings, Labels
-from contextcrf.data.importers.shapes import Bounds, Mask, Shape
+from contextcrf.data.importers.shapes import Bounds, Shape
 from contextcrf.utils.errors import DataError
 
 # The transposition that makes an image with this EXIF orientation upright.
@@ -46,8 +46,9 @@ def draw(
     Returns:
         The labels [H, W] and the number of shapes that were drawn.
     """
-    drawn: list[tuple[float, Mask, int]] = []
-    for shape in shapes:
+    labels = np.full(size[::-1], UNLABELED, np.int32)
+    drawn = 0
+    for shape in _sorted(shapes, size, order):
         if shape.name is not None and shape.name not in classes:
             findings.drop(f"shapes of the class {shape.name!r}, which is not imported", name)
             continue
@@ -62,12 +63,9 @@ def draw(
             continue
         if _is_cut(shape.region.bounds(), size):
             findings.note("shapes that are partly outside the image were cut off at its edge", name)
-        rank = -float(mask.sum()) if order == "area" else shape.order
-        drawn.append((rank, mask, IGNORED if shape.name is None else classes[shape.name]))
-    labels = np.full(size[::-1], UNLABELED, np.int32)
-    for _, mask, label in sorted(drawn, key=lambda item: item[0]):
-        labels[mask] = label
-    return labels, len(drawn)
+        labels[mask] = IGNORED if shape.name is None else classes[shape.name]
+        drawn += 1
+    return labels, drawn
 
 
 def make_upright(labels: Labels, orientation: int) -> Labels:
@@ -75,6 +73,22 @@ def make_upright(labels: Labels, orientation: int) -> Labels:
     if orientation not in UPRIGHT:
         return labels
     return np.array(Image.fromarray(labels).transpose(UPRIGHT[orientation]))
+
+
+def _sorted(shapes: Sequence[Shape], size: tuple[int, int], order: Order) -> list[Shape]:
+    """Return the shapes in the order in which they are drawn."""
+    if order == "listed":
+        return sorted(shapes, key=lambda shape: shape.order)
+    # The masks are not kept, since those of a large image with many shapes may not fit the memory.
+    return sorted(shapes, key=lambda shape: -_area(shape, size))
+
+
+def _area(shape: Shape, size: tuple[int, int]) -> int:
+    """Return the number of pixels of a shape in the image. Shapes that cannot be drawn have none."""
+    try:
+        return int(shape.region.mask(*size).sum())
+    except DataError:
+        return 0
 
 
 def _is_outside(bounds: Bounds, size: tuple[int, int]) -> bool:

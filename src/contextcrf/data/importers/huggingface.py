@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from contextcrf.data.images import DECODING_ERRORS, describe_error
 from contextcrf.data.importers.files import split_name
 from contextcrf.data.importers.label_maps import from_values, one_channel
 from contextcrf.data.importers.options import Options
@@ -38,7 +39,7 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
     try:
         # A name on the Hub has a forward slash on every system.
         found = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(source.as_posix())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{source} cannot be opened as a data set of Hugging Face: {error}. Give a folder that save_to_disk has "
             "written, or the name of a data set on the Hub."
@@ -59,7 +60,12 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
     ignore_index = 255 if options.ignore_index is None else options.ignore_index
     names = options.classes
     if names is None:
-        highest = _highest_label(splits, label_column, ignore_index, str(source))
+        highest = _highest_label(
+            {key: data.select_columns(label_column) for key, data in splits.items()},
+            label_column,
+            ignore_index,
+            str(source),
+        )
         names = tuple(f"class {label}" for label in range(highest + 1))
         findings.note("the classes have numbers for names; give --classes to name them", f"{len(names)} classes")
     table = {label: label for label in range(len(names))} | {ignore_index: IGNORED}
@@ -89,19 +95,23 @@ def _column(data: "Dataset", usual: tuple[str, ...], kind: str, other: str | Non
 def _highest_label(splits: Mapping[str, Any], column: str, ignore_index: int, where: str) -> int:
     highest = -1
     for name, data in splits.items():
-        for row in data.select_columns(column):
-            values = _values(row[column], f"{where}, {name}")
+        for row in range(len(data)):
+            values = _values(data, row, column, f"{where}, {name}, row {row}")
             highest = max(highest, int(values[values != ignore_index].max(initial=-1)))
     return highest
 
 
-def _values(value: Any, where: str) -> npt.NDArray[np.int64]:
+def _values(data: "Dataset", row: int, column: str, where: str) -> npt.NDArray[np.int64]:
     try:
-        return one_channel(np.asarray(value), f"A mask of {where}")
-    except (TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"A mask of {where} is not an image or an array of integers. Choose --label-column.") from error
+        values = np.asarray(data[row][column])
+    except DECODING_ERRORS as error:
+        raise DataError(f"The mask of {where} cannot be read: {describe_error(error)}.") from error
+    if values.dtype.kind not in "biu":
+        raise DataError(
+            f"The column {column!r} of {where} does not have a mask of integers. Choose another one with "
+            "--label-column."
+        )
+    return one_channel(values, f"The mask of {where}")
 
 
 def _records(name: str, data: "Dataset", image_column: str, label_column: str, table: dict[int, int]) -> list[Record]:
@@ -135,4 +145,4 @@ def _content(stored: "Dataset", column: str, row: int) -> bytes:
 
 
 def _labels(masks: "Dataset", column: str, row: int, table: dict[int, int], title: str, findings: Findings) -> Labels:
-    return from_values(_values(masks[row][column], title), table, title, findings)
+    return from_values(_values(masks, row, column, title), table, title, findings)

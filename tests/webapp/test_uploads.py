@@ -86,10 +86,11 @@ def test_a_broken_image_is_refused(kind):
         read_upload(file[: len(file) // 2], Limits())
 
 
-def test_sixteen_bits_per_channel_are_refused_and_not_clipped():
+def test_sixteen_bits_per_channel_are_scaled_and_not_clipped():
     deep = Image.fromarray(np.full((80, 90), 40_000, np.uint16))
-    with pytest.raises(Refusal, match="but 8 bits per channel are expected"):
-        read_upload(encoded(deep), Limits(side=50))
+    assert read_upload(encoded(deep), Limits(side=50))[0].unique().tolist() == [156]
+    with pytest.raises(Refusal, match="its range may be"):
+        read_upload(encoded(Image.fromarray(np.full((80, 90), 4_000, np.uint16))), Limits())
 
 
 @pytest.mark.parametrize("limit", ["megabytes", "pixels", "side", "seconds"])

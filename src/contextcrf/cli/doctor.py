@@ -15,6 +15,7 @@ from torch.utils.collect_env import get_env_info
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import known_splits, open_dataset
+from contextcrf.data.masks import check_palettes
 from contextcrf.modeling.serialization import bundled_models
 from contextcrf.nets.weights import PACKAGES, hub_reachable
 from contextcrf.utils.errors import DataError
@@ -129,6 +130,7 @@ def _data(data: Path) -> Iterator[Finding]:
         try:
             found = open_dataset(data, split)
             missing = _missing(found)
+            check_palettes([mask for _, mask in found.pairs], found.mask_format)
         except (DataError, OSError) as error:
             yield Finding(f"data, {split}", str(error), wrong=True)
             continue

@@ -20,6 +20,7 @@ from contextcrf.data.stored_mask import (
     Runs,
     StoredMask,
     code_color,
+    color_code,
     decode_mask,
     find_runs,
 )
@@ -29,9 +30,14 @@ from contextcrf.utils.errors import DataError
 COLOR_TOLERANCE = 32
 #: The largest share of the pixels of a color mask that may have no class color. These pixels are unlabeled.
 STRAY_SHARE = 0.1
-#: One color with a larger share of a mask, and with at least 32 pixels, must be a class color or an ignored color.
+#: One color that forms areas with a larger share of a mask, and with at least 32 pixels, must be a class color or an
+#: ignored color.
 UNKNOWN_COLOR_SHARE = 0.01
 _UNKNOWN_PIXELS = 32
+# Compression makes lines of one color at borders, which may have some pixels of width.
+_LOSSY_COLOR_SHARE = 0.05
+# A color forms areas if this share of its pixels begins a square of 2 x 2 pixels of the color.
+_AREA_SHARE = 0.25
 
 _LISTED = 8
 # The position of values and colors that have no class.
@@ -249,7 +255,8 @@ class StrayColors:
         if self.example is None:
             return
         color, count = self.example
-        one = count >= _UNKNOWN_PIXELS and count > UNKNOWN_COLOR_SHARE * self.pixels
+        smallest = max(_UNKNOWN_PIXELS, (_LOSSY_COLOR_SHARE if mask.lossy else UNKNOWN_COLOR_SHARE) * self.pixels)
+        one = count > smallest and _forms_areas(mask.color_codes() == color_code(color))
         if not one and self.share <= STRAY_SHARE:
             return
         found = (
@@ -262,6 +269,11 @@ class StrayColors:
             f"{mask.path} {found}, but one of the {len(expected.colors)} class colors, or a color in ignore_colors, is "
             f"expected (tolerance {expected.tolerance}). Add the color to classes.yaml, or correct the mask."
         )
+
+
+def _forms_areas(chosen: npt.NDArray[np.bool_]) -> bool:
+    squares = chosen[:-1, :-1] & chosen[1:, :-1] & chosen[:-1, 1:] & chosen[1:, 1:]
+    return bool(squares.sum() > _AREA_SHARE * chosen.sum())
 
 
 def index_values(mask: StoredMask) -> Codes:

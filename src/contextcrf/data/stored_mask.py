@@ -125,7 +125,7 @@ def _stored(path: Path, file: Image.Image, raw: str, lossy: bool) -> StoredMask:
 def _single_channel(path: Path, file: Image.Image, raw: str, lossy: bool) -> StoredMask:
     values = np.asarray(file)
     if values.dtype == bool:
-        values = values.view(np.uint8)
+        values = (values.view(np.uint8) > 0).view(np.uint8)  # Pillow stores True as 255.
     elif values.dtype.kind == "f":
         if not np.array_equal(values, np.rint(values)):
             raise DataError(

@@ -5,7 +5,7 @@ import io
 from PIL import Image
 from torch import Tensor
 
-from contextcrf.data.images import DECODING_ERRORS, DEEP_IMAGE_MODES, as_pixels, describe_error, upright
+from contextcrf.data.images import DECODING_ERRORS, as_pixels, describe_error, pixels_of, to_picture
 from contextcrf.webapp.limits import Limits, Refusal
 
 # Formats with small, hardened decoders. Pillow has dozens of other decoders, and some of them run external programs.
@@ -39,11 +39,8 @@ def read_upload(data: bytes, limits: Limits) -> tuple[Tensor, tuple[int, int]]:
         if file.width * file.height > limits.pixels:
             raise _too_large(f"{file.width} x {file.height} pixels", limits)
         try:
-            image = upright(file)
+            image = to_picture(pixels_of(file))
             size = image.size
-            # Images with more than 8 bits per channel are not converted, so that `as_pixels` refuses them.
-            if image.mode not in DEEP_IMAGE_MODES:
-                image = image.convert("RGB")
             if max(size) > limits.side:
                 image.thumbnail((limits.side, limits.side), Image.Resampling.LANCZOS)
             return as_pixels(image), size

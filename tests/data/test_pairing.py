@@ -1,0 +1,109 @@
+"""Which image and which mask belong together."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contextcrf.data.layouts import open_dataset
+from contextcrf.data.pairing import common_suffix, pair_files
+from contextcrf.utils.errors import DataError
+
+
+def write(folder, name, mask=".png", image=".jpg"):
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 4)).save(folder / "images" / f"{name}{image}")
+    kind = {".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF"}[f".{mask.rsplit('.', 1)[1].lower()}"]
+    Image.fromarray(np.eye(4, 6, dtype=np.uint8)).save(folder / "masks" / f"{name}{mask}", kind)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(5):
+        write(tmp_path, f"p{number}")
+    return tmp_path
+
+
+def test_pairs_are_sorted_and_hidden_files_ignored(folder):
+    (folder / "images" / "._p0.jpg").write_bytes(b"written by macOS")
+    pairs = pair_files(folder / "images", folder / "masks")
+    assert [(image.name, mask.name) for image, mask in pairs] == [(f"p{i}.jpg", f"p{i}.png") for i in range(5)]
+
+
+def test_files_without_a_partner_are_named(folder):
+    (folder / "masks" / "p4.png").unlink()
+    (folder / "images" / "p2.jpg").unlink()
+    with pytest.raises(DataError, match=r"p2 \(no image\), p4 \(no mask\)"):
+        pair_files(folder / "images", folder / "masks")
+    with pytest.raises(DataError, match=r"nothing does not exist, but it is expected to contain the masks"):
+        pair_files(folder / "images", folder / "nothing")
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty contains no images. Expected files"):
+        pair_files(folder / "empty", folder / "masks")
+
+
+def test_two_images_of_one_stem_are_refused_everywhere(folder):
+    write(folder, "p0", image=".png")
+    message = r"more than one file with the same stem: p0 \(p0\.jpg, p0\.png\)"
+    with pytest.raises(DataError, match=message):
+        pair_files(folder / "images", folder / "masks")
+    (folder / "classes.yaml").write_text("classes: [{name: a}, {name: b}]")
+    (folder / "splits").mkdir()
+    (folder / "splits" / "train.txt").write_text("p1\n")
+    with pytest.raises(DataError, match=message):
+        open_dataset(folder, "train")
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".bmp", ".TIF", ".gif"])
+def test_masks_have_any_lossless_suffix_in_any_case(tmp_path, suffix):
+    write(tmp_path, "a", suffix, ".JPG")
+    (tmp_path / "classes.yaml").write_text("classes: [{name: a}, {name: b}]")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("a\n")
+    data = open_dataset(tmp_path, "train")
+    assert data.pairs == pair_files(tmp_path / "images", tmp_path / "masks")
+    assert data[0][1].sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "suffix"),
+    [
+        ("a b", "a_mask b_mask", "_mask"),
+        ("x x_1", "x_L x_1_L", "_L"),
+        ("a b", "a b", ""),
+        ("a b", "c d", ""),
+        ("a b", "a_mask b", ""),
+    ],
+)
+def test_common_suffixes(images, masks, suffix):
+    assert common_suffix(images.split(), masks.split()) == suffix
+
+
+def test_a_suffix_is_used_by_pairs_and_splits(tmp_path):
+    for name in "ab":
+        write(tmp_path, name, "_mask.png")
+    pairs = pair_files(tmp_path / "images", tmp_path / "masks")
+    assert [mask.name for _, mask in pairs] == ["a_mask.png", "b_mask.png"]
+    (tmp_path / "classes.yaml").write_text("{mask_suffix: _mask, classes: [{name: a}, {name: b}]}")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("a\nb\n")
+    assert open_dataset(tmp_path, "train").pairs == pairs
+    (tmp_path / "masks" / "b_mask.png").rename(tmp_path / "masks" / "b.png")
+    with pytest.raises(DataError, match=r"b \(no mask\)"):
+        pair_files(tmp_path / "images", tmp_path / "masks", "_mask")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"images\\p1.jpg\r\nimages\\p2.jpg\r\n",
+        b"\xef\xbb\xbfp1\r\np2\r\n",
+        b"images/p1.jpg\nC:\\data\\images\\p2.JPG\n",
+        "p1\r\np2\r\n".encode("utf-16"),
+    ],
+)
+def test_split_lists_of_windows(folder, content):
+    (folder / "classes.yaml").write_text("classes: [{name: a}, {name: b}]")
+    (folder / "splits").mkdir()
+    (folder / "splits" / "train.txt").write_bytes(content)
+    assert open_dataset(folder, "train").pairs == pair_files(folder / "images", folder / "masks")[1:3]

@@ -60,9 +60,12 @@ class HelpFormatter(DefaultHelpFormatter):
         """Wrap each paragraph to the width of the terminal, and keep the lines of the examples."""
         blocks = text.split("\n\n")
         return "\n\n".join(
-            block if block.startswith("examples:") else textwrap.fill(" ".join(block.split()), width)
-            for block in blocks
+            block if block.startswith("examples:") else "\n".join(self._split_lines(block, width)) for block in blocks
         )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Wrap a text, but not at the hyphens of options and files."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
 
     def _format_action_invocation(self, action: Action) -> str:
         """Show an option of a list once. jsonargparse accepts --scales+ too, which appends to the list."""
@@ -111,7 +114,7 @@ class MainParser(ArgumentParser):
 
 
 def _row(name: str, text: str, width: int) -> str:
-    return textwrap.fill(text, width, initial_indent=f"  {name:18}", subsequent_indent=" " * 20)
+    return textwrap.fill(text, width, initial_indent=f"  {name:18}", subsequent_indent=" " * 20, break_on_hyphens=False)
 
 
 def _shown(default: Any) -> str:

@@ -114,11 +114,6 @@ def test_stages_of_other_families_freeze_too(name, stages):
     assert 0 < frozen.count(False) < len(frozen)
 
 
-def test_a_network_without_feature_maps_is_refused():
-    with pytest.raises(ValueError, match="vit_tiny"):
-        TimmBackbone("vit_tiny_patch16_224", 8, pretrained=False)
-
-
 @pytest.mark.parametrize("strides", [(2, None), (8, 4), (32, 16), (5, None)])
 def test_impossible_strides_are_refused(strides):
     with pytest.raises(ValueError, match="stride="):

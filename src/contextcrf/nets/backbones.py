@@ -4,34 +4,31 @@ import re
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import timm
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.depthwise import float32_depthwise
+from contextcrf.nets.pyramid import PyramidBackbone
+from contextcrf.nets.timm_body import create_body, feature_maps, has_output_stride
 from contextcrf.nets.vgg import VGG16Backbone
-from contextcrf.nets.weights import hub_arguments, load_package_weights
-from contextcrf.utils.resizing import upsample
 
 VGG16 = "vgg16-fc6"
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(PyramidBackbone):
     """A timm model (the body) followed by a block 6, which corresponds to block 6 of the paper's VGG-16 network.
 
-    The last map of the body has the stride `output_stride`. Stages that would have a coarser map are dilated. If
-    `stride == output_stride`, block 6 uses only the last map. If `stride` is finer, it uses all maps from `stride` to
-    `output_stride`. Each of them passes through a 1 x 1 convolution and is upsampled bilinearly. A 3 x 3 convolution
-    is then applied to their sum.
+    If the model can be dilated, its last map has the stride `output_stride`. All other models keep their own strides,
+    and their coarser maps are joined with the map of stride `stride` (see `PyramidBackbone`). A plain vision
+    transformer has only one map. Transposed convolutions compute finer maps from it.
 
     Args:
-        name: the name of a timm model that supports `features_only`.
+        name: the name of a timm model.
         stride: the number of pixels per node of the feature map: 4, 8, 16 or 32.
-        output_stride: the stride of the last map of the body: 8, 16 or 32. None uses `stride`.
+        output_stride: the stride of the last map of a model that can be dilated: 8, 16 or 32. None uses `stride`.
         channels: the number of channels of the feature map. None omits all layers after the body, for networks that use
             its `levels`.
         pretrained: True loads ImageNet weights. A path loads a file with weights of the timm model. False initializes
@@ -46,7 +43,7 @@ class TimmBackbone(Backbone):
             and few images per step, the statistics of a batch are noisy and differ from the statistics in prediction.
 
     Raises:
-        ValueError: if the model does not exist or does not support these strides.
+        ValueError: if timm has no feature maps for the model, or if a stride or the depth is not valid.
         WeightsNotFoundError: if pretrained weights are requested but not available.
 
     Example:
@@ -73,93 +70,28 @@ class TimmBackbone(Backbone):
                 f"stride={stride} and output_stride={output_stride} are not valid. Expected stride=4, 8, 16 or 32 and "
                 "output_stride=8, 16 or 32, where output_stride >= stride."
             )
-        self.body: Any = _create(name, output_stride, pretrained, depth)
+        self.body = create_body(name, output_stride, pretrained, depth)
         float32_depthwise(self.body)
-        reductions, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
-        if reductions[-1] < stride:
+        self.steps, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
+        if depth is not None and max(self.steps) < stride:
             raise ValueError(
-                f"With depth={depth}, the last map of {name} has stride {reductions[-1]}, which is finer than "
+                f"With depth={depth}, the last map of {name} has stride {self.steps[-1]}, which is finer than "
                 f"stride={stride}. Increase depth or choose a finer stride."
             )
-        # If several maps have the same stride, the last one is used, because it is the deepest.
-        self.widths = dict(zip(reductions, widths, strict=True))
-        self.taps = [reduction for reduction in self.widths if reduction >= stride]
-        if channels is None:
-            self.out_channels = widths[-1]
-        else:
-            self._join(channels, local=depth is not None)
         self.pretrained = bool(pretrained)
         self.norm_eval = True
-        self.mean = tuple(float(v) for v in self.body.default_cfg["mean"])
-        self.std = tuple(float(v) for v in self.body.default_cfg["std"])
+        config = self.body.default_cfg
+        self.mean, self.std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+        image = next(self.body.parameters()).new_zeros(1, *config["input_size"])
+        self.build(widths, stride, output_stride, channels, depth is not None, has_output_stride(name), image)
 
-    def _join(self, channels: int, local: bool) -> None:
-        """Create the layers that join the maps of the body."""
-        self.lateral = nn.ModuleList(nn.Conv2d(self.widths[tap], channels, 1) for tap in self.taps)
-        self.block6 = nn.Sequential(
-            _norm(channels, local),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            _norm(channels, local),
-            nn.ReLU(),
-        )
-        self.out_channels = channels
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """Compute the maps of the body (see `PyramidBackbone.outputs`)."""
+        return feature_maps(self.body, images)
 
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the body if they are pretrained."""
-        return list(self.body.parameters()) if self.pretrained else []
-
-    def freeze(self, stages: int, filters: bool = False) -> None:
-        """Exclude parts of the body from training (see `Backbone.freeze`).
-
-        These parts are the most expensive to train, and their weights change least.
-        """
-        if not 0 <= stages <= len(self.body.feature_info):
-            raise ValueError(
-                f"frozen_stages={stages} is not valid. Expected 0 to {len(self.body.feature_info)} for this backbone."
-            )
-        for module in self.body.modules() if filters else ():
-            if isinstance(module, nn.Conv2d) and module.groups > 1:
-                module.weight.requires_grad_(False)
-        if stages == 0:
-            return
-        # The modules are in the order of the forward pass. timm separates the parts of their names by "." or "_".
-        last = self.body.feature_info.module_name(stages - 1).replace(".", "_")
-        modules = [(name.replace(".", "_") + "_", module) for name, module in self.body.named_modules()]
-        within = [i for i, (name, _) in enumerate(modules) if name.startswith(f"{last}_")]
-        if not within:
-            raise ValueError(
-                f"frozen_stages={stages} is not possible, because this backbone has no module {last!r}. Set "
-                "frozen_stages to 0."
-            )
-        for _, module in modules[: within[-1] + 1]:
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "TimmBackbone":
-        """Set the training mode, but with `norm_eval` keep BatchNorm layers of a pretrained body in evaluation mode."""
-        super().train(mode)
-        if self.norm_eval and self.pretrained:
-            for module in self.body.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
-
-    def levels(self, images: Tensor) -> dict[int, Tensor]:
-        """Compute the last map of each stride in the body (see `Backbone.levels`)."""
-        return dict(zip(self.body.feature_info.reduction(), self.body(images), strict=True))
-
-    def maps(self, images: Tensor) -> Tensor:
-        """Compute the input of block 6, which has the size of the feature map, from images [B, 3, H, W]."""
-        maps = self.levels(images)
-        total = self.lateral[0](maps[self.taps[0]])
-        for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
-            total = total + upsample(lateral(maps[tap]), total.shape[-2:])
-        return total
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute a feature map [B, channels, ceil(H / stride), ceil(W / stride)] from images [B, 3, H, W]."""
-        return self.block6(self.maps(images))
+    def stage_modules(self) -> list[str]:
+        """Return the name of the last module of each stage of the body."""
+        return [info["module"] for info in self.body.feature_info.info]
 
 
 class PlainBackbone(Backbone):
@@ -222,46 +154,6 @@ class PlainBackbone(Backbone):
         """
         height, width = images.shape[-2:]
         return self.layers(F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate"))
-
-
-def _norm(channels: int, local: bool) -> nn.Module:
-    """Create a normalization layer, either for each node separately or for the whole map."""
-    if local:
-        return LayerNorm2d(channels)
-    return nn.GroupNorm(32 if channels % 32 == 0 else 1, channels)
-
-
-def _create(name: str, output_stride: int, pretrained: bool | str | Path, depth: int | None = None) -> Any:
-    """Create the features-only network of a timm model and load its weights."""
-    file = Path(pretrained) if isinstance(pretrained, str | Path) else None
-    arguments = hub_arguments(name, file) if pretrained else {}
-    options: dict[str, Any] = dict(arguments or {})
-    if depth is not None and depth < 1:
-        raise ValueError(f"depth={depth} is not valid. Expected at least 1 stage of {name}.")
-    if depth is not None:
-        options["out_indices"] = tuple(range(depth))
-    body: Any
-    try:
-        body = timm.create_model(name, features_only=True, output_stride=output_stride, **options)
-    except (AssertionError, IndexError, TypeError, RuntimeError) as error:
-        if depth is not None and isinstance(error, IndexError):
-            raise ValueError(f"depth={depth} is not valid, because {name} has fewer stages.") from error
-        # timm raises these errors for networks without dilation or feature maps, and torch raises them for weights.
-        raise ValueError(
-            f"The backbone {name!r} cannot be created with feature maps of stride {output_stride}: "
-            f"{str(error).rstrip('.')}."
-        ) from error
-    if depth is not None and hasattr(body, "blocks"):
-        # timm would also compute the stages after the last requested map.
-        last = body.feature_info.module_name(depth - 1)  # "blocks.3.2" for a stage, "bn1" for the stem
-        body.blocks = body.blocks[: int(last.split(".")[1]) + 1] if "." in last else nn.Sequential()
-    if pretrained and arguments is None:
-        classifier = timm.create_model(name)
-        load_package_weights(name, classifier)
-        # The features-only network consists of the first layers of the classifier, with the same names.
-        state = classifier.state_dict()
-        body.load_state_dict({key: state[key] for key in body.state_dict()})
-    return body
 
 
 def create_backbone(

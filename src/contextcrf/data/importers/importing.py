@@ -346,7 +346,7 @@ def _write_splits(folder: Path, assigned: Mapping[str, tuple[str, ...]], finding
         for name, stems in added.items():
             if stems:
                 splits[name] = stems
-                findings.note("splits were made, because the source has no split train", f"{name}: {len(stems)} images")
+                findings.note("splits were made, because the source has no split train", f"{name}: {len(stems)}")
     for name, stems in splits.items():
         write_text(folder / f"{name}.txt", "".join(f"{stem}\n" for stem in stems))
     return {name: len(stems) for name, stems in splits.items()}

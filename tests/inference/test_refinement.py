@@ -74,7 +74,6 @@ def test_logits_and_labels_and_a_classes_file(folders):
 
 def test_maps_that_do_not_fit_are_listed_and_the_others_refined(folders, capsys):
     maps = np.load(folders / "maps" / "a.npy")
-    np.save(folders / "maps" / "last.npy", maps.transpose(1, 2, 0))
     np.save(folders / "maps" / "turned.npy", maps.transpose(0, 2, 1))
     np.save(folders / "maps" / "whole.npy", (255 * maps).astype(np.int64))
     np.save(folders / "maps" / "nan.npy", np.where(maps > 0.5, np.nan, maps))
@@ -82,8 +81,11 @@ def test_maps_that_do_not_fit_are_listed_and_the_others_refined(folders, capsys)
     np.save(folders / "maps" / "pickled.npy", np.array([{}]), allow_pickle=True)
     (folders / "maps" / "zip.npz").write_bytes((folders / "maps" / "b.npz").read_bytes()[:-40])
     (folders / "maps" / "cut.npy").write_bytes((folders / "maps" / "a.npy").read_bytes()[:300])
-    Image.fromarray(maps.argmax(0).astype(np.uint8)).save(folders / "maps" / "label.png")
-    for name in ("last", "turned", "whole", "nan", "two", "pickled", "cut", "zip", "label", "no image"):
+    np.save(folders / "maps" / "sums.npy", maps * [[[1]], [[1]], [[9]]])
+    np.save(folders / "maps" / "half.npy", maps[:, ::2, ::2])
+    np.save(folders / "maps" / "ratio.npy", maps[:, :, ::2])
+    np.save(folders / "maps" / "flat.npy", maps.ravel())
+    for name in ("turned", "whole", "nan", "two", "pickled", "cut", "zip", "sums", "half", "ratio", "flat", "no image"):
         (folders / "images" / f"{name}.png").write_bytes((folders / "images" / "a.png").read_bytes())
     np.save(folders / "maps" / "no image.npy", maps)
     (folders / "images" / "no image.png").write_bytes(b"none")
@@ -91,17 +93,20 @@ def test_maps_that_do_not_fit_are_listed_and_the_others_refined(folders, capsys)
         refine(folders)
     assert stop.value.code == 1
     captured = capsys.readouterr()
-    assert "2 of 12 maps refined" in captured.out
+    assert "2 of 14 maps refined" in captured.out
     for name, reason in {
-        "last.npy": "Move the classes to axis 1",
-        "turned.npy": "a map [K, H, W] of the image's height and width is expected",
+        "turned.npy": "height and width is expected. Exchange the height and width",
         "whole.npy": "int64",
+        "sums.npy": "must sum to 1 over axis 0 (of length 3), which has the classes of [K, H, W], but",
+        "half.npy": "the shape [3, 10, 12] and the image [20, 24], but a map [K, H, W] of the image's height and width "
+        "is expected. Give --resize",
+        "ratio.npy": "give --resize and --layout",
+        "flat.npy": "the shape [1440], but [K, H, W], [H, W, K] or [H, W] is expected",
         "nan.npy": "nan",
         "two.npz": "exactly one array is expected",
         "pickled.npy": "allow_pickle",
         "cut.npy": "",
         "zip.npz": "not a zip file",
-        "label.png": "--num-classes",
         "no image.png": "cannot be read as an image",
     }.items():
         [line] = [line for line in captured.err.splitlines() if name in line]
@@ -133,6 +138,17 @@ def test_pairs_are_checked_before_anything_is_done(folders, capsys):
             "--out", str(folders / "images"), "--num-classes", "2",
         ])  # fmt: skip
     assert "would overwrite an input" in capsys.readouterr().err
+
+
+def test_a_label_map_without_a_number_of_classes_is_refused_before_anything_is_done(folders, capsys):
+    Image.new("L", (24, 20)).save(folders / "maps" / "c.png")
+    Image.new("RGB", (24, 20)).save(folders / "images" / "c.png")
+    with pytest.raises(SystemExit) as stop:
+        refine(folders)
+    assert stop.value.code == 2
+    path = folders / "maps" / "c.png"
+    assert f"error: The number of classes of the label map {path} is not known. Give" in capsys.readouterr().err
+    assert not (folders / "out").exists()
 
 
 def test_labels_that_predict_wrote_are_refined_without_their_overlays(folders, capsys):
@@ -167,5 +183,5 @@ def test_a_map_of_more_classes_than_a_label_file_can_hold_is_named(folders):
     outcome = refine_files([pair], DenseCRF(), MapFormat(kind="logits"), folders / "out")
     assert outcome.written == []
     assert outcome.failed == [
-        (pair[0], f"{pair[0]} cannot be refined: The map has 257 classes, but a label PNG can have at most 256.")
+        (pair[0], f"{pair[0]} cannot be refined. The map has 257 classes, but a label PNG can have at most 256.")
     ]

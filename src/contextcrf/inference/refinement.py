@@ -1,104 +1,52 @@
 """Refinement of probability maps or label maps of any network with the dense CRF: the command `refine`."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor
 
-from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
-from contextcrf.data.classes import IGNORE_INDEX, Classes, Color, voc_palette
+from contextcrf.crf import DenseCRF
+from contextcrf.crf.colors import almost_black
 from contextcrf.data.images import ARRAY_ERRORS, read_image
 from contextcrf.data.layouts import list_images
 from contextcrf.data.visualization import index_png
 from contextcrf.inference.files import Outcome
+from contextcrf.inference.maps import MAP_SUFFIXES as MAP_SUFFIXES
+from contextcrf.inference.maps import MapFormat as MapFormat
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
 from contextcrf.utils.progress import track
 
-MAP_SUFFIXES = (".npy", ".npz", ".png")
-NO_COUNT = "The number of classes of a label map is not known. Give --classes or --num-classes."
 
+@dataclass
+class Refinement(Outcome):
+    """The result of `refine_files`.
 
-@dataclass(frozen=True)
-class MapFormat:
-    """The format of map files.
+    Attributes:
+        written: the files that were written.
+        failed: the maps that could not be refined, each with a reason that names the file.
+        readings: the number of maps for each way in which maps were read, in words.
+        changed: the number of pixels whose label was changed.
+        pixels: the number of pixels with a known label.
+        dark: the images that are almost black, which may have been saved from values in 0..1.
 
-    Args:
-        kind: the content of .npy and .npz files, "probabilities" or "logits", with shape [K, H, W].
-        classes: the names and colors of the classes. None uses the colors of PASCAL VOC.
-        num_classes: the number of classes K of label maps (.png). It is not used if `classes` is given.
-        confidence: the assumed probability that a label of a label map is correct.
-        ignore_index: the value of unlabeled pixels in a label map.
+    Example:
+        >>> Refinement(changed=3, pixels=12).share
+        0.25
     """
 
-    kind: Literal["probabilities", "logits"] = "probabilities"
-    classes: Classes | None = None
-    num_classes: int | None = None
-    confidence: float = 0.7
-    ignore_index: int = IGNORE_INDEX
+    readings: Counter[str] = field(default_factory=Counter)
+    changed: int = 0
+    pixels: int = 0
+    dark: list[Path] = field(default_factory=list)
 
-    def palette(self, count: int) -> Sequence[Color]:
-        """Return the colors of `count` classes."""
-        return self.classes.palette if self.classes is not None else voc_palette(count)
-
-    def read(self, path: Path) -> Tensor:
-        """Read a map file as logits [1, K, H, W].
-
-        Args:
-            path: the map, a .npy, .npz or .png file.
-
-        Raises:
-            ValueError: If the content of the file is not valid.
-            OSError: If the file cannot be decoded. Other errors of `ARRAY_ERRORS` are possible too.
-        """
-        if path.suffix.lower() == ".png":
-            return self._read_labels(path)
-        content = _array(path)
-        if content.ndim != 3 or not np.issubdtype(content.dtype, np.floating):
-            raise ValueError(
-                f"The array has dtype {content.dtype} and shape {list(content.shape)}, but a floating-point array "
-                "[K, H, W] is expected."
-            )
-        wanted = self._count()
-        if wanted is not None and len(content) != wanted:
-            raise ValueError(
-                f"The array has shape {list(content.shape)}, but [K, H, W] with {wanted} classes is expected."
-            )
-        # The array is copied, because it can be read-only or have another byte order.
-        logits = torch.from_numpy(content.astype(np.float64 if content.dtype == np.float64 else np.float32))[None]
-        return logits if self.kind == "logits" else logits_from_probabilities(logits)
-
-    def _count(self) -> int | None:
-        return len(self.classes) if self.classes is not None else self.num_classes
-
-    def _read_labels(self, path: Path) -> Tensor:
-        count = self._count()
-        if count is None:
-            raise ValueError(NO_COUNT)
-        with Image.open(path) as file:
-            if file.mode not in ("L", "P", "1"):
-                raise ValueError(
-                    f"The map has mode {file.mode}, but a mask with one class index per pixel is expected."
-                )
-            labels = torch.from_numpy(np.array(file, dtype=np.int64))[None]
-        return logits_from_labels(labels, count, self.confidence, self.ignore_index)
-
-
-def _array(path: Path) -> npt.NDArray[Any]:
-    """Return the only array of a .npy or .npz file."""
-    with path.open("rb") as file:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        if len(names := list(content)) != 1:
-            raise ValueError(f"The file contains the arrays {names}, but exactly one array is expected.")
-        return content[names[0]]
+    @property
+    def share(self) -> float:
+        """The share of the pixels whose label was changed, from 0 to 1."""
+        return self.changed / self.pixels if self.pixels else 0.0
 
 
 def match_maps(maps: Sequence[Path], images: Path) -> list[tuple[Path, Path]]:
@@ -149,7 +97,7 @@ def refine_files(
     out: Path,
     marginals: bool = False,
     device: torch.device | None = None,
-) -> Outcome:
+) -> Refinement:
     """Refine maps with the dense CRF and write the labels as palette PNGs `STEM.png`.
 
     If a pair cannot be read, or if its sizes do not match, it is listed in the outcome, and the other pairs are
@@ -164,34 +112,38 @@ def refine_files(
         device: the device of the dense CRF.
 
     Returns:
-        The files that were written, and the maps that could not be refined.
+        The files that were written, the maps that could not be refined, and how the others were read and changed.
 
     Raises:
-        DataError: If a result would overwrite an input.
+        DataError: If a result would overwrite an input, or if the meaning of the label maps is unclear (see
+            `MapFormat.for_labels`).
     """
     targets = [out / f"{path.stem}{suffix}" for path, _ in pairs for suffix in (".png", ".npy")]
     sources = {source.resolve() for pair in pairs for source in pair}
     for target in targets:
         if target.resolve() in sources:
             raise DataError(f"The result {target} would overwrite an input. Choose another --out.")
+    maps = maps.for_labels([path for path, _ in pairs])
     out.mkdir(parents=True, exist_ok=True)
-    outcome = Outcome()
+    outcome = Refinement()
     for path, image in track(pairs, "Refining maps"):
         try:
-            logits, pixels = maps.read(path), read_image(image)
-            if logits.shape[2:] != pixels.shape[1:]:
-                raise ValueError(
-                    f"The map has shape {list(logits.shape[1:])} and the image {image} has {list(pixels.shape[1:])}, "
-                    "but a map [K, H, W] of the image's height and width is expected."
-                )
-            if logits.shape[1] > 256:
-                raise ValueError(f"The map has {logits.shape[1]} classes, but a label PNG can have at most 256.")
-            refined = crf(logits.to(device), pixels[None].to(device))[0].cpu()
+            pixels = read_image(image)
+            found = maps.read(path, (pixels.shape[1], pixels.shape[2]))
+            if found.logits.shape[1] > 256:
+                raise ValueError(f"The map has {found.logits.shape[1]} classes, but a label PNG can have at most 256.")
+            # Files have 8 bits, so their unit is known.
+            refined = crf(found.logits.to(device), pixels[None].to(device), image_range=(0, 255))[0].cpu()
         except ARRAY_ERRORS as error:
-            # The message of a DataError already names the image.
-            reason = str(error) if isinstance(error, DataError) else f"{path} cannot be refined: {error}"
+            # The message of a DataError already names the file.
+            reason = str(error) if isinstance(error, DataError) else f"{path} cannot be refined. {error}"
             outcome.failed.append((path, reason))
             continue
+        outcome.readings[found.reading] += 1
+        outcome.dark += [image] if almost_black(pixels) else []
+        known = found.labels >= 0
+        outcome.pixels += int(known.sum())
+        outcome.changed += int((known & (refined.argmax(0) != found.labels)).sum())
         labels = out / f"{path.stem}.png"
         with atomic_write(labels) as partial:
             index_png(refined.argmax(0), maps.palette(len(refined))).save(partial, "PNG")

@@ -1,5 +1,6 @@
 """Commands that predict with models and explain or refine predictions."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +13,12 @@ from PIL import Image
 if TYPE_CHECKING:
     from contextcrf.inference.files import Outcome
     from contextcrf.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+# A larger share of changed labels is a reason to doubt the parameters of `refine`, and these are the way out.
+_MUCH = 0.1
+_GENTLE = "--spatial-compat 0 --bilateral-sxy 30 --bilateral-srgb 5 --bilateral-compat 2"
 
 
 def predict(
@@ -116,15 +123,19 @@ def refine(
     bilateral_compat: float = 10,
     iterations: int = 10,
     marginals: bool = False,
+    layout: Literal["khw", "hwk", "hw"] | None = None,
+    resize: bool = False,
+    foreground: int | None = None,
 ) -> None:
     """Refine the probabilities, logits or labels of any network with the dense CRF.
 
-    The command writes the refined labels of each map to OUT/STEM.png. A map that cannot be read does not stop the
-    command, but the exit status is then 1.
+    The command writes the refined labels of each map to OUT/STEM.png. It prints how the maps were read and the share of
+    the pixels whose label was changed. A map that cannot be read does not stop the command, but the exit status is then
+    1.
 
     Args:
-        maps: Maps, and folders of maps: .npy or .npz files with floating-point values [K, H, W], or .png files with
-            labels.
+        maps: Maps, and folders of maps: .npy or .npz files with an array [K, H, W], [H, W, K], or the foreground
+            [H, W], or .png files with labels. Arrays are floating-point, or uint8 for probabilities in 0..255.
         images: Folder with an image of the same stem for each map.
         out: Folder for the results.
         kind: Meaning of the values in .npy and .npz files.
@@ -132,7 +143,7 @@ def refine(
         num_classes: Number of classes K of .png maps. If null, it is the number of classes in --classes.
         confidence: Probability that a label of a .png map is correct.
         ignore_index: Value of unknown pixels in .png maps. If null, it is the value in --classes, or 255 without this
-            file.
+            file. Maps with only 0 and 255 need this option or --foreground.
         spatial_sxy: Standard deviation of the spatial kernel in pixels.
         spatial_compat: Weight of the spatial kernel.
         bilateral_sxy: Standard deviation of the bilateral kernel in pixels.
@@ -140,34 +151,61 @@ def refine(
         bilateral_compat: Weight of the bilateral kernel.
         iterations: Number of mean-field iterations.
         marginals: Also write the marginals to OUT/STEM.npy, float32 [K, H, W].
+        layout: Axes of .npy and .npz files: khw for [K, H, W], hwk for [H, W, K], hw for the foreground. If null, the
+            size of the image and the sums of probabilities decide.
+        resize: Resize maps to the size of the image, labels without interpolation and other maps bilinearly.
+        foreground: Value of the foreground in .png maps of two classes, such as 255. The background is 0.
 
     Example:
         contextcrf refine maps --images photos --out refined
         contextcrf refine labels --images photos --out refined --num-classes 21 --confidence 0.8
+        contextcrf refine masks --images photos --out refined --foreground 255
     """
     from contextcrf.crf import DenseCRF
-    from contextcrf.data.classes import IGNORE_INDEX, Classes
+    from contextcrf.data.classes_file import ClassesFile
     from contextcrf.inference.files import find_files
-    from contextcrf.inference.refinement import MAP_SUFFIXES, NO_COUNT, MapFormat, match_maps, refine_files
+    from contextcrf.inference.refinement import MAP_SUFFIXES, MapFormat, match_maps, refine_files
     from contextcrf.utils.runtime import default_device
 
-    known = None
-    if classes is not None:
-        known, stored = Classes.from_yaml(classes)
-        if ignore_index not in (None, stored):
-            raise ValueError(
-                f"--ignore-index is {ignore_index}, but {classes} has the ignore_index {stored}. Remove the option, or "
-                "change the file."
-            )
-        ignore_index = stored
+    file = None if classes is None else ClassesFile.read(classes)
+    if file is not None and ignore_index is not None and ignore_index not in file.mask_format.ignore_values:
+        stored = ", ".join(map(str, file.mask_format.ignore_values)) or "null"
+        raise ValueError(
+            f"--ignore-index is {ignore_index}, but {classes} has the ignore_index {stored}. Remove the option, or "
+            "change the file."
+        )
+    formats = MapFormat(
+        kind,
+        None if file is None else file.classes,
+        num_classes,
+        confidence,
+        ignore_index,
+        None if file is None else file.mask_format,
+        foreground,
+        layout,
+        resize,
+    )
     crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
     pairs = match_maps(find_files(maps, MAP_SUFFIXES, "maps"), images)
-    labels = [path for path, _ in pairs if path.suffix.lower() == ".png"]
-    if len(labels) == len(pairs) and known is None and num_classes is None:
-        raise ValueError(f"{labels[0]}: {NO_COUNT}")
-    value = IGNORE_INDEX if ignore_index is None else ignore_index
-    formats, device = MapFormat(kind, known, num_classes, confidence, value), default_device()
+    device = default_device()
     outcome = refine_files(pairs, crf.to(device), formats, out, marginals, device)
+    for reading, count in outcome.readings.items():
+        print(f"{count} map{'s' if count > 1 else ''} read as {reading}")
+    if outcome.pixels:
+        print(f"{100 * outcome.share:.1f} % of the labeled pixels changed their label")
+    if outcome.share > _MUCH:
+        logger.warning(
+            "The dense CRF changed more than %.0f %% of the labels, which is seldom right for the maps of a modern "
+            "network. Compare with gentle parameters: %s.",
+            100 * _MUCH,
+            _GENTLE,
+        )
+    for image in outcome.dark:
+        logger.warning(
+            "%s is almost black, with no value above 2. If it was saved from values in 0..1, save it with values in "
+            "0..255.",
+            image,
+        )
     _report(len(pairs), outcome, "maps refined", out)
 
 
@@ -244,15 +282,13 @@ def demo(
 
 
 def _check_outside(out: Path, images: Sequence[Path]) -> None:
-    """Raise a ValueError if results would be written to a folder of the images, or below one."""
+    """Raise a ValueError if results would be written to a folder of the images. Its subfolders are not searched."""
     for path in images:
         folder = path if path.is_dir() else path.parent
-        place, inside = out.resolve(), folder.resolve()
-        if place == inside or (path.is_dir() and inside in place.parents):
-            position = "is" if place == inside else "is inside"
+        if out.resolve() == folder.resolve():
             raise ValueError(
-                f"--out {out} {position} the folder of the images {folder}, so the next run could take the predicted "
-                f"labels for images. Choose a folder elsewhere, such as --out {_beside(inside)}."
+                f"--out {out} is the folder of the images {folder}, so the next run could take the predicted labels "
+                f"for images. Choose another folder, such as --out {_beside(folder.resolve())}."
             )
 
 

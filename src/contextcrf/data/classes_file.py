@@ -38,8 +38,8 @@ class ClassesFile:
         >>> print(Path("classes.yaml").read_text())
         ignore_index: null
         classes:
-        - color: [0, 0, 0]
-          name: background
+        - name: background
+          color: [0, 0, 0]
           value: 0
         ...
         >>> ClassesFile.read(Path("classes.yaml")).mask_format == masks

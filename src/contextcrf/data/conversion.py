@@ -99,9 +99,7 @@ def _gray(values: Pixels) -> Pixels:
 
 
 def _check_packed(image: Image.Image) -> None:
-    extrema = image.getextrema()
-    bands = [band for band in zip(image.getbands(), extrema, strict=True) if band[0] != "A"] if extrema else []
-    largest = max((int(high) for _, (_, high) in bands), default=0)
+    largest = max(int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band != "A")
     # Zero is possible for values of 8 bits in 16 bits, whose upper 8 bits are zero.
     if largest < _AMBIGUOUS >> 8:
         raise ValueError(

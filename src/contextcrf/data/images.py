@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +45,13 @@ def as_pixels(image: ImageLike) -> Tensor:
     if isinstance(image, Image.Image):
         return _channels_first(to_rgb8(image, has_packed_depth(image)))
     if isinstance(image, np.ndarray):
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+        pixels: npt.NDArray[Any] = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+        if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(
-                f"The array has dtype {image.dtype} and shape {image.shape}, but a uint8 array [H, W, 3] (RGB) or "
+                f"The array has dtype {pixels.dtype} and shape {pixels.shape}, but a uint8 array [H, W, 3] (RGB) or "
                 "[H, W] (gray) is expected, or a uint16 array of such a shape."
             )
-        return _channels_first(scale_16_bits(image) if image.dtype == np.uint16 else image)
+        return _channels_first(scale_16_bits(pixels) if pixels.dtype == np.uint16 else pixels)
     if isinstance(image, Tensor):
         if image.dtype not in (torch.uint8, torch.uint16) or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(

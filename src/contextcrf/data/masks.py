@@ -154,7 +154,7 @@ class MaskFormat:
             runs = find_runs(values)
             table = _value_table(self)
             found = np.array([table.get(int(value), _UNKNOWN) for value in runs.codes], np.int64)
-            positions, unknown = runs.map(found, mask.shape), bool((found < 0).any())
+            positions, unknown = runs.map(found, mask.shape).astype(np.int64, copy=False), bool((found < 0).any())
         if unknown:
             raise DataError(self._unknown_values(mask.path, values, positions))
         return positions
@@ -191,7 +191,8 @@ class MaskFormat:
         positions, distances = self.nearest(runs.codes)
         strays = StrayColors.of(runs, positions, distances)
         strays.check(mask, self)
-        return runs.map(np.where(positions < 0, IGNORE_INDEX, positions), mask.shape), strays
+        known = np.where(positions < 0, IGNORE_INDEX, positions)
+        return runs.map(known, mask.shape).astype(np.int64, copy=False), strays
 
     def nearest(self, codes: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the class positions of color codes [N] and the largest channel differences to their class colors.

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = Tensor | npt.NDArray[Any]
-
+else:
+    Array = Any  # The evaluation of annotations must not need NumPy, which this package does not import.
 # The type of a result: an array if the main argument is an array, and a tensor otherwise.
 Values = TypeVar("Values", Tensor, "npt.NDArray[Any]")
 

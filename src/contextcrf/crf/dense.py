@@ -6,19 +6,16 @@ same as in pydensecrf.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from contextcrf.crf.checks import Values, returned, whole_number
+from contextcrf.crf.checks import Array, Values, returned, whole_number
 from contextcrf.crf.colors import Range
 from contextcrf.crf.dense_inputs import dense_inputs
 from contextcrf.crf.lattice import Lattice, weighted_sums
 from contextcrf.crf.unaries import bounded
-
-if TYPE_CHECKING:
-    from contextcrf.crf.checks import Array
 
 Normalization = Literal["symmetric", "before", "after", "none"]
 Sigma = float | Sequence[float]
@@ -192,7 +189,7 @@ class DenseCRF(nn.Module):
         return self._sigma("bilateral_srgb")
 
     def forward(
-        self, logits: Values, images: "Array", extra: "Array | None" = None, image_range: Range | None = None
+        self, logits: Values, images: Array, extra: Array | None = None, image_range: Range | None = None
     ) -> Values:
         """Run mean field. The images of a batch do not influence each other.
 
@@ -225,7 +222,7 @@ class DenseCRF(nn.Module):
         return self._refine(logits, images, extra, image_range, self._mean_field)
 
     def log_marginals(
-        self, logits: Values, images: "Array", extra: "Array | None" = None, image_range: Range | None = None
+        self, logits: Values, images: Array, extra: Array | None = None, image_range: Range | None = None
     ) -> Values:
         """Compute the logarithms of the marginals, which a likelihood needs.
 
@@ -254,7 +251,7 @@ class DenseCRF(nn.Module):
         return self._refine(logits, images, extra, image_range, self._log_mean_field)
 
     def _refine(
-        self, logits: Values, images: "Array", extra: "Array | None", image_range: Range | None, infer: "_Infer"
+        self, logits: Values, images: Array, extra: Array | None, image_range: Range | None, infer: "_Infer"
     ) -> Values:
         """Apply `infer` to the given inputs, and return the result in their form."""
         inputs = dense_inputs(logits, images, extra, image_range, self.bilateral_srgb.device)

@@ -1,16 +1,12 @@
 """The inputs of the dense CRF: arrays or tensors, one image or a batch, and their checks."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from contextcrf.crf.checks import as_tensor
+from contextcrf.crf.checks import Array, as_tensor
 from contextcrf.crf.colors import Range, to_colors
-
-if TYPE_CHECKING:
-    from contextcrf.crf.checks import Array
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class DenseInputs:
 
 
 def dense_inputs(
-    logits: "Array", images: "Array", extra: "Array | None", image_range: Range | None, device: torch.device
+    logits: Array, images: Array, extra: Array | None, image_range: Range | None, device: torch.device
 ) -> DenseInputs:
     """Check and convert the arguments of `DenseCRF.forward`.
 
@@ -64,7 +60,7 @@ def dense_inputs(
     return DenseInputs(logits, to_colors(images, image_range), extra, batched)
 
 
-def _on(name: str, value: "Array", device: torch.device) -> Tensor:
+def _on(name: str, value: Array, device: torch.device) -> Tensor:
     """Convert an array to a tensor on a device. Tensors stay where they are."""
     return value if isinstance(value, Tensor) else as_tensor(name, value).to(device)
 

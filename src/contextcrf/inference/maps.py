@@ -178,7 +178,7 @@ class MapFormat:
         values = found.values.astype(np.float64 if content.dtype == np.float64 else np.float32, order="C")
         if content.dtype == np.uint8:
             # The rounding to 8 bits changes the sums.
-            values /= 255 if len(values) == 1 else values.sum(0)
+            values = values / (255 if len(values) == 1 else values.sum(0))
         maps = torch.from_numpy(values)[None]
         resized = maps.shape[2:] != size
         maps = upsample(maps, size) if resized else maps

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.depthwise import float32_depthwise
 from contextcrf.nets.pyramid import PyramidBackbone
-from contextcrf.nets.timm_body import create_body, feature_maps, has_output_stride
+from contextcrf.nets.timm_body import create_body, feature_maps, has_output_stride, stage_modules
 from contextcrf.nets.vgg import VGG16Backbone
 
 VGG16 = "vgg16-fc6"
@@ -91,7 +91,7 @@ class TimmBackbone(PyramidBackbone):
 
     def stage_modules(self) -> list[str]:
         """Return the name of the last module of each stage of the body."""
-        return [info["module"] for info in self.body.feature_info.info]
+        return stage_modules(self.body)
 
 
 class PlainBackbone(Backbone):

@@ -14,8 +14,9 @@ class InputSizes:
     """The image sizes that a network takes.
 
     Attributes:
-        unit: height and width must be multiples of this number of pixels.
+        unit: height and width must be `offset` plus a multiple of this number of pixels.
         least: the least height and width in pixels.
+        offset: 0, or for a network with convolutions without padding the size that leaves no remainder in any of them.
         window: if it is set, the network takes only this height and width. A larger image is then divided into windows
             of this size, which are computed separately.
 
@@ -28,6 +29,7 @@ class InputSizes:
 
     unit: int = 1
     least: int = 1
+    offset: int = 0
     window: tuple[int, int] | None = None
 
     def pad(self, images: Tensor) -> Tensor:
@@ -36,10 +38,9 @@ class InputSizes:
         Args:
             images: images, [B, 3, H, W].
         """
-        height, width = images.shape[-2:]
-        units = self.window or (self.unit, self.unit)
         below, right = (
-            -(-max(side, self.least) // unit) * unit - side for side, unit in zip((height, width), units, strict=True)
+            self.offset - (self.offset - max(side, self.least)) // unit * unit - side
+            for side, unit in zip(images.shape[-2:], self.window or (self.unit, self.unit), strict=True)
         )
         return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
 
@@ -50,7 +51,8 @@ def measure(
     """Measure with black images which image sizes a network takes.
 
     These sizes are tried in this order: any size, multiples of the coarsest stride, multiples of the size for which the
-    network was made, and this size only.
+    network was made, this size plus multiples of the coarsest stride (for convolutions without padding, whose maps are
+    smaller), and this size only.
 
     Args:
         outputs: computes the maps of images, [B, C, h, w] each.
@@ -65,26 +67,33 @@ def measure(
         >>> from contextcrf.nets.input_sizes import measure
         >>> pool = torch.nn.AvgPool2d(4)  # rounds down
         >>> measure(lambda images: [pool(images)], steps=[4], any_size=True, images=torch.zeros(1, 3, 64, 64))
-        InputSizes(unit=4, least=4, window=None)
+        InputSizes(unit=4, least=4, offset=0, window=None)
     """
 
-    def takes(height: int, width: int) -> bool:
+    def shapes(height: int, width: int) -> list[torch.Size]:
         try:
             with torch.no_grad():
-                maps = outputs(images.new_zeros(1, 3, height, width))
+                return [map_.shape[-2:] for map_ in outputs(images.new_zeros(1, 3, height, width))]
         except (RuntimeError, AssertionError, ValueError):
-            return False  # PyTorch and timm raise these errors if a size does not fit.
-        return all(
-            map_.shape[-2:] == (-(-height // step), -(-width // step)) for map_, step in zip(maps, steps, strict=True)
-        )
+            return []  # PyTorch and timm raise these errors if a size does not fit.
 
-    step, (height, width) = math.lcm(*steps), images.shape[-2:]
-    if any_size and takes(2 * step + 1, 3 * step - 1):
-        return InputSizes(1, 1 if takes(1, 1) else step)
-    if takes(2 * step, 3 * step):
-        return InputSizes(step, step if takes(step, step) else 2 * step)
+    def takes(height: int, width: int) -> bool:
+        return shapes(height, width) == [(-(-height // step), -(-width // step)) for step in steps]
+
+    unit, (height, width) = math.lcm(*steps), images.shape[-2:]
+    if any_size and takes(2 * unit + 1, 3 * unit - 1):
+        return InputSizes(1, 1 if takes(1, 1) else unit)
+    if takes(2 * unit, 3 * unit):
+        return InputSizes(unit, unit if takes(unit, unit) else 2 * unit)
     if height == width and takes(height, 2 * height):
         return InputSizes(height, height)
+    larger = [
+        (rows, columns + unit // step) for (rows, columns), step in zip(shapes(height, width), steps, strict=True)
+    ]
+    if shapes(height, width + unit) == larger:
+        offset = width % unit
+        least = next(side for side in range(offset + unit, width + 1, unit) if shapes(side, side))
+        return InputSizes(unit, least, offset)
     return InputSizes(window=(height, width))
 
 

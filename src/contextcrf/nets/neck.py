@@ -8,10 +8,10 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 
-def resample(maps: Tensor, step: float, stride: float, size: Sequence[int], start: float = 0) -> Tensor:
+def resample(maps: Tensor, step: float, stride: float, size: Sequence[int], starts: Sequence[float] = (0, 0)) -> Tensor:
     """Resample maps linearly to nodes of another stride. No map is stretched: every node keeps its place in the image.
 
-    Node i of the input covers the pixels from `start + i * step`, and node j of the result those from `j * stride`. At
+    Node i of the input covers the pixels from `starts + i * step`, and node j of the result those from `j * stride`. At
     the border, the values of the outermost nodes are repeated. A coarser result averages the nodes that it covers.
 
     Args:
@@ -19,7 +19,7 @@ def resample(maps: Tensor, step: float, stride: float, size: Sequence[int], star
         step: the number of pixels per node of the input.
         stride: the number of pixels per node of the result.
         size: the height and the width of the result in nodes.
-        start: the first pixel of the first node of the input.
+        starts: the first pixel of the first node of the input, vertically and horizontally.
 
     Returns:
         The resampled maps, [B, C, *size].
@@ -31,7 +31,8 @@ def resample(maps: Tensor, step: float, stride: float, size: Sequence[int], star
         [[[[0.0, 1.0, 3.0, 5.0, 7.0]]]]
     """
     rows, columns = (
-        _weights(count, step, stride, nodes, start, maps) for count, nodes in zip(maps.shape[-2:], size, strict=True)
+        _weights(count, step, stride, nodes, start, maps)
+        for count, nodes, start in zip(maps.shape[-2:], size, starts, strict=True)
     )
     return rows @ maps @ columns.T
 

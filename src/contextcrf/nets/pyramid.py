@@ -1,5 +1,6 @@
 """Backbones whose body has maps of one or several strides, which are joined to one feature map."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class PyramidBackbone(Backbone):
 
     body: Any
     sizes: InputSizes
-    steps: list[int]
+    steps: list[float]
 
     def outputs(self, images: Tensor) -> list[Tensor]:
         """Compute the maps of the body, [B, C, h, w] each, from images of a size that the body takes."""
@@ -69,10 +70,9 @@ class PyramidBackbone(Backbone):
         mode, _ = self.body.training, self.body.eval()
         self.sizes = measure(self.outputs, self.steps, any_size, image)
         if self.sizes.window:
-            with torch.no_grad():
-                self.steps = [
-                    _step(step, map_, image) for step, map_ in zip(self.steps, self.outputs(image), strict=True)
-                ]
+            # A whole number of nodes must cover a window. timm rounds the stride of a few networks.
+            side = self.sizes.window[0]
+            self.steps = [side / round(side / step) for step in self.steps]
         self.body.train(mode)
         single = len(self.steps) == 1
         # If several maps have the same stride, the last one is used, because it is the deepest.
@@ -134,7 +134,8 @@ class PyramidBackbone(Backbone):
         # The modules are in the order of the forward pass. timm separates the parts of their names by "." or "_".
         last = names[stages - 1].replace(".", "_")
         modules = [(name.replace(".", "_") + "_", module) for name, module in self.body.named_modules()]
-        within = [i for i, (name, _) in enumerate(modules) if name.startswith((f"{last}_", f"model_{last}_"))]
+        starts = tuple(f"{wrapper}{last}_" for wrapper in ("", "model_", "model_encoder_", "body_"))
+        within = [i for i, (name, _) in enumerate(modules) if name.startswith(starts)]
         if not within:
             raise ValueError(
                 f"frozen_stages={stages} is not possible, because this backbone has no module {last!r}. Set "
@@ -199,25 +200,13 @@ class PyramidBackbone(Backbone):
     def _outputs(self, images: Tensor) -> list[Tensor]:
         """Compute the maps of the body from padded images, in windows if the body takes only one size."""
         window = self.sizes.window
+        parts = images if window is None else in_windows(images, window)
+        height, width = parts.shape[-2:]
+        found = [_whole(maps, step, height, width) for maps, step in zip(self.outputs(parts), self.steps, strict=True)]
         if window is None:
-            return self.outputs(images)
+            return found
         rows, columns = (side // own for side, own in zip(images.shape[-2:], window, strict=True))
-        return [
-            join_windows(self._whole(map_, step, window), rows, columns)
-            for map_, step in zip(self.outputs(in_windows(images, window)), self.steps, strict=True)
-        ]
-
-    @staticmethod
-    def _whole(maps: Tensor, step: int, window: tuple[int, int]) -> Tensor:
-        """Resample the maps of windows if their nodes do not divide a window.
-
-        Such maps come from convolutions without padding, so they are centered in the window.
-        """
-        size = [side // step for side in window]
-        if list(maps.shape[-2:]) == size:
-            return maps
-        start = (window[0] - maps.shape[-2] * step) / 2
-        return resample(maps, step, step, size, start)
+        return [join_windows(maps, rows, columns) for maps in found]
 
 
 def norm(channels: int, local: bool) -> nn.Module:
@@ -238,10 +227,16 @@ class MapGroupNorm(nn.GroupNorm):
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def _step(step: int, maps: Tensor, image: Tensor) -> int:
-    """Return the number of pixels per node of a map. timm states it wrongly for a few networks."""
-    side, nodes = image.shape[-1], maps.shape[-1]
-    return step if side % nodes else side // nodes
+def _whole(maps: Tensor, step: float, height: int, width: int) -> Tensor:
+    """Resample maps that are smaller than the image, so that their nodes cover it from its first pixel on.
+
+    Such maps come from convolutions without padding, so they are centered in the image.
+    """
+    size = [math.ceil(side / step) for side in (height, width)]
+    if list(maps.shape[-2:]) == size:
+        return maps
+    starts = [(side - nodes * step) / 2 for side, nodes in zip((height, width), maps.shape[-2:], strict=True)]
+    return resample(maps, step, step, size, starts)
 
 
 def _on_grid(maps: Tensor, step: float, stride: int, rows: int, columns: int) -> Tensor:

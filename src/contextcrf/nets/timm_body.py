@@ -13,6 +13,14 @@ from torch import Tensor, nn
 
 from contextcrf.nets.weights import hub_arguments, load_package_weights
 
+# The modules that timm names wrongly in `feature_info`, by class and first part of the name.
+_RENAMED = {
+    ("HighResolutionNetFeatures", "stem"): "bn2",
+    ("HighResolutionNetFeatures", "stage1"): "layer1",
+    ("MobileNetV5", "bn1"): "conv_stem",
+    ("MultiScaleVit", "block"): "stages",
+}
+
 
 def create_body(
     name: str, output_stride: int, pretrained: bool | str | Path = False, depth: int | None = None
@@ -84,6 +92,19 @@ def feature_maps(body: nn.Module, images: Tensor) -> list[Tensor]:
     """
     maps = body(images)
     return [map_.permute(0, 3, 1, 2) for map_ in maps] if getattr(body, "output_fmt", None) == Format.NHWC else maps
+
+
+def stage_modules(body: nn.Module) -> list[str]:
+    """Return the name of the last module of each stage of a network of `create_body`.
+
+    Args:
+        body: the network.
+    """
+    info: Any = body.feature_info
+    names = [stage["module"] for stage in info.info]
+    kind = type(getattr(body, "model", body)).__name__
+    parts = (name.partition(".") for name in names)
+    return [_RENAMED.get((kind, first), first) + dot + rest for first, dot, rest in parts]
 
 
 def has_output_stride(name: str) -> bool:

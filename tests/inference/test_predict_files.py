@@ -42,6 +42,27 @@ def predictor(tiny_model):
     return Predictor(tiny_model)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, torch.OutOfMemoryError])
+def test_an_image_that_the_network_cannot_take_does_not_stop_the_others(
+    predictor, pictures, tmp_path, monkeypatch, kind
+):
+    Image.new("RGB", (7, 5)).save(pictures[1])
+    features = predictor.model.features
+
+    def picky(images, names):
+        if images.shape[-1] < 32:
+            raise kind("Calculated padded input size per channel: (2 x 2).\n  Kernel size: (4 x 4).")
+        return features(images, names)
+
+    monkeypatch.setattr(predictor.model, "features", picky)
+    outcome = predict_files(predictor, pictures, tmp_path / "out")
+    [(path, reason)] = outcome.failed
+    assert path == pictures[1]
+    size = "Calculated padded input size per channel: (2 x 2). Kernel size: (4 x 4)."
+    assert reason == f"{path} (7 x 5 pixels) cannot be labeled: {size}"
+    assert sorted(contents(tmp_path / "out")) == sorted(f"{n}{end}.png" for n in "02345" for end in ("", "_overlay"))
+
+
 def test_files_hold_the_labels_of_the_predictor_and_an_overlay(predictor, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(predict_module, "_STRIPE", 7)  # the overlay is drawn in several pieces
     out = tmp_path / "out"

@@ -100,8 +100,8 @@ def predict_files(
 ) -> Outcome:
     """Write `STEM.png` (the labels as a palette PNG) and `STEM_overlay.png` for every image.
 
-    If an image cannot be read, it is listed in the outcome, and the other images are processed. An interrupted command
-    leaves no incomplete files.
+    If an image cannot be read or labeled, it is listed in the outcome with the reason, and the other images are
+    processed. An interrupted command leaves no incomplete files.
 
     Args:
         predictor: the predictor.
@@ -111,7 +111,7 @@ def predict_files(
         resume: skip images whose labels exist, and images that another process with `resume` is processing.
 
     Returns:
-        The files that were written, and the images that could not be read.
+        The files that were written, and the images that could not be read or labeled.
 
     Raises:
         DataError: If two images have the same output file, or if an output file would overwrite an image. With
@@ -145,10 +145,15 @@ def predict_files(
                 continue
             try:
                 image = read_image(path)
+                found = predictor.label(image)
             except DataError as error:
                 outcome.failed.append((path, str(error)))
                 continue
-            found = predictor.label(image)
+            except (ValueError, RuntimeError) as error:
+                # Networks raise these errors for images that they do not take, and PyTorch if memory is short.
+                size, reason = f"{image.shape[2]} x {image.shape[1]} pixels", " ".join(str(error).split())
+                outcome.failed.append((path, f"{path} ({size}) cannot be labeled: {reason}"))
+                continue
             _write(_overlay(image, found, palette, opacity), drawn)
             # The labels are written last, because their existence marks the image as done.
             _write(index_png(found, palette), labels)

@@ -17,9 +17,9 @@ class CoarseGrid:
     fewer nodes. If two cells are joined, every pair of nodes in them is an edge of weight 1 / r^2 with the pair logits
     of the two cells. Nodes in the same cell are not joined.
 
-    Pass a `CoarseGrid` with the features of the coarse grid to `mean_field` in place of a pairwise potential.
-    Internally, `shrink` converts the marginals of the nodes to marginals of the cells, and `enlarge` copies the
-    messages of the cells to their nodes. With r = 1, the result is the same as with the potential itself.
+    Pass a `CoarseGrid` with the features of the coarse grid to `mean_field` in place of a pairwise potential. The
+    marginals of the nodes are summed over each cell and divided by r^2, and the messages of a cell are copied to its
+    nodes. With r = 1, the result is the same as with the potential itself.
 
     Args:
         pairwise: the potential on the coarse grid.

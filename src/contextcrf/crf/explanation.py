@@ -81,8 +81,8 @@ def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, n
         The messages, one for each edge that touches the node.
 
     Raises:
-        ValueError: if there is more than one image, the marginals do not fit the features, or the node is outside the
-            map.
+        ValueError: if there is more than one image, the marginals do not match the features, or the node is outside
+            the map.
 
     Example:
         >>> import torch

@@ -33,8 +33,8 @@ def pseudo_likelihood_nll(
         A scalar. It is 0 if all nodes are ignored.
 
     Raises:
-        ValueError: if the labels have another shape or dtype, a label is not in 0..K-1, sizes do not fit, or a logit is
-            NaN.
+        ValueError: if the labels have a wrong shape or dtype, a label is not in 0..K-1, the sizes of the arguments do
+            not match, or a logit is NaN.
 
     Example:
         >>> import torch
@@ -59,9 +59,9 @@ def mean_field_nll(
     """Compute the negative log-likelihood per labeled node with the mean-field lower bound in place of log Z.
 
     This is eq. (8) with inference inside the training loop, which the paper calls computationally unviable. The
-    gradient is propagated through all iterations. At a fixed point, it is E_Q[grad score] - grad score(y). Since the
-    bound is at most log Z, the loss is at most the exact loss. In the term for the labeling y, ignored nodes have their
-    marginals in place of a label.
+    gradient is propagated through all iterations. At a fixed point, the gradient is E_Q[grad score] - grad score(y),
+    where score(y) = -E(y, x) is the negative energy of the labeling y. Since the bound is at most log Z, the loss is at
+    most the exact loss. In the score of the labeling y, the marginals of an ignored node replace its unknown label.
 
     Args:
         unary_logits: as for `mean_field`.
@@ -74,7 +74,8 @@ def mean_field_nll(
         A scalar. It is 0 if all nodes are ignored.
 
     Raises:
-        ValueError: if the labels have another shape or dtype, a label is not in 0..K-1, or `mean_field` raises it.
+        ValueError: if the labels have a wrong shape or dtype, a label is not in 0..K-1, or an argument is not valid for
+            `mean_field`.
 
     Example:
         >>> import torch
@@ -116,7 +117,8 @@ def unrolled_nll(
         A scalar. It is 0 if all nodes are ignored.
 
     Raises:
-        ValueError: if the labels have another shape or dtype, a label is not in 0..K-1, or `mean_field` raises it.
+        ValueError: if the labels have a wrong shape or dtype, a label is not in 0..K-1, or an argument is not valid for
+            `mean_field`.
 
     Example:
         >>> import torch

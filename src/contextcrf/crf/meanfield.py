@@ -13,10 +13,10 @@ from contextcrf.crf.unaries import bounded
 
 
 class Pairwise(Protocol):
-    """A pairwise term, as `mean_field` and the training objectives require it.
+    """The interface of a pairwise term for `mean_field` and the training objectives.
 
-    `PairwisePotential`, `PairTable` and `CoarseGrid` are pairwise terms. You can pass an object of your own class if it
-    has these two methods.
+    `PairwisePotential` and `CoarseGrid` are pairwise terms, and so is `PairTable`, which stores the pair logits of one
+    image. You can pass an object of your own class if it has these two methods.
 
     Example:
         >>> import torch
@@ -82,8 +82,8 @@ def mean_field(
         Marginals [B, K, H, W].
 
     Raises:
-        ValueError: if sizes do not fit, a logit is NaN, `damping` is not in [0, 1), or `iterations` is not a whole
-            number >= 0.
+        ValueError: if the sizes of the arguments do not match, a logit is NaN, `damping` is not in [0, 1), or
+            `iterations` is not a whole number >= 0.
 
     Example:
         >>> import torch
@@ -131,7 +131,7 @@ def pairwise_logits(pairwise: Sequence[Pair], marginals: Tensor, weights: Sequen
         The weighted messages, [B, K, H, W].
 
     Raises:
-        ValueError: if sizes do not fit.
+        ValueError: if the sizes of the arguments do not match.
 
     Example:
         >>> import torch
@@ -150,8 +150,8 @@ def elbo(
 ) -> Tensor:
     """Compute the evidence lower bound (ELBO) of a fully factorized distribution Q.
 
-    The ELBO is E_Q[score] + H(Q) = log Z - KL(Q || P). If the marginals are one-hot, it is the score of the labeling
-    that they define.
+    The ELBO is E_Q[score(y)] + H(Q) = log Z - KL(Q || P), where score(y) = -E(y, x) is the negative energy of a
+    labeling y. If the marginals are one-hot, the ELBO is the score of the labeling that they define.
 
     Args:
         unary_logits: as for `mean_field`.
@@ -163,7 +163,7 @@ def elbo(
         The ELBO of each image, [B].
 
     Raises:
-        ValueError: if sizes do not fit or a logit is NaN.
+        ValueError: if the sizes of the arguments do not match, or a logit is NaN.
 
     Example:
         >>> import torch
@@ -191,7 +191,7 @@ def energy(
         The energy of each image, [B].
 
     Raises:
-        ValueError: if sizes do not fit or a logit is NaN.
+        ValueError: if the sizes of the arguments do not match, or a logit is NaN.
 
     Example:
         >>> import torch

@@ -79,7 +79,7 @@ class UnaryPotential(nn.Module):
             A scalar. It is 0 if all nodes are ignored.
 
         Raises:
-            ValueError: if the labels have another shape or dtype, or a label is not in 0..K-1.
+            ValueError: if the labels have a wrong shape or dtype, or a label is not in 0..K-1.
 
         Example:
             >>> import torch
@@ -106,7 +106,7 @@ def unary_nll(
         A scalar. It is 0 if all nodes are ignored.
 
     Raises:
-        ValueError: if the labels have another shape or dtype, or a label is not in 0..K-1.
+        ValueError: if the labels have a wrong shape or dtype, or a label is not in 0..K-1.
 
     Example:
         >>> import torch
@@ -199,7 +199,7 @@ class PairwisePotential(nn.Module):
     Attributes:
         box: as given.
         num_classes: as given.
-        last: the last layer, a `LabelPairs`.
+        last: the last layer, with K^2 outputs.
 
     Example:
         >>> import torch
@@ -271,7 +271,7 @@ class PairwisePotential(nn.Module):
             A scalar. It is 0 if no edge is labeled.
 
         Raises:
-            ValueError: if the labels have another shape or dtype, or a label is not in 0..K-1.
+            ValueError: if the labels have a wrong shape or dtype, or a label is not in 0..K-1.
 
         Example:
             >>> import torch

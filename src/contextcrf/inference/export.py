@@ -1,8 +1,10 @@
-"""Export of the predictor, from image to marginals, as a graph for other programs: ONNX or torch.export.
+"""Functions that export the predictor as a graph for other programs, with ONNX or torch.export.
 
-A graph is for images of one size, because the boxes of the relations are counted in nodes of the feature map. This
-module is in `inference` and not in `modeling`, because it exports the predictor.
+The graph computes the marginals of an image. It is for images of one size, because the boxes of the relations are
+counted in nodes of the feature map.
 """
+
+# This module is in `inference` and not in `modeling`, because it exports the predictor.
 
 import json
 import logging

@@ -123,14 +123,14 @@ class Predictor:
         """Compute the mean-field marginals of a system, without its dense CRF.
 
         For a system without the unary, mean field starts at the marginals of the edges
-        (`PairwisePotential.edge_marginals`). A uniform start would give every node the same messages, averaged over the
-        labels. Relation weights are relative to the unary, so they are not applied to such a system.
+        (`PairwisePotential.edge_marginals`). With a uniform start, the first messages would be averages over all labels
+        of the neighbors. Relation weights are relative to the unary, so they are not applied to such a system.
 
         Args:
             features: the feature maps that `extract_features` returns.
             system: the system.
             tabulate: keep the pair logits of each image in a `PairTable`. This is faster for small feature maps, and it
-                can be traced. None uses a table if its training would fit into memory.
+                can be traced. None uses tables if the tables of all relations are small enough (`PairTable.fits`).
 
         Returns:
             Marginals [B, K, h, w] on the grid of the unary, or on the grid of the graph for a system without the unary.
@@ -263,11 +263,12 @@ class Predictor:
         """Label one image.
 
         Args:
-            image: a PIL image with 8 bits per channel, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+            image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype
+                uint8 or uint16 (see `as_pixels`).
             system: the system or its name. None is the system of the settings.
 
         Raises:
-            ValueError: If the image has another type, shape or dtype, or if the model does not have a potential of the
+            ValueError: If the image has a wrong type, shape or dtype, or if the model does not have a potential of the
                 system.
         """
         pixels = as_pixels(image)

@@ -17,8 +17,8 @@ def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Re
         height: the height of the image in pixels.
         width: the width of the image in pixels.
         side: the side of the kept part of a tile in pixels, at least 32. It is rounded down to a multiple of 32.
-        overlap: the width of the border in pixels that is computed around the kept part, within the image. It is
-            rounded up to a multiple of 32.
+        overlap: the width of the border in pixels that is computed around the kept part. It is rounded up to a multiple
+            of 32. The border does not extend beyond the image.
 
     Yields:
         The rows and columns of the image that are computed, and the rows and columns that are kept.

@@ -36,12 +36,12 @@ class ModelConfig:
             "plain" (a small network with random initial weights and a receptive field of 15 pixels; "plain-31" has 31
             pixels, and so on in steps of 16).
         stride: Number of pixels per node of the feature map: 4, 8, 16 or 32.
-        output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`, and
-            earlier feature maps are added if it is larger than `stride`.
-        depth: Number of first backbone stages that are used; null uses all stages, and fewer stages have a smaller
-            receptive field.
-        network: Network on top of the backbone: "context" (the network of the paper) or a baseline with a linear unary,
-            "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8) or "deeplabv3plus" (stride 4).
+        output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`. If it is
+            larger than `stride`, the feature maps from `stride` to `output_stride` are upsampled and summed.
+        depth: Number of backbone stages that are used, counted from the first; null uses all stages. With fewer stages,
+            the receptive field is smaller.
+        network: Network on top of the backbone: "context" (the network of the paper), or a baseline with a linear
+            unary: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8) or "deeplabv3plus" (stride 4).
         channels: Number of channels of the feature map of one scale.
         scales: Scales at which the input image enters the network, as factors of its size.
         block6_per_scale: Use a separate sixth block for each scale, as in the authors' later work.
@@ -54,12 +54,12 @@ class ModelConfig:
         graph_stride: Number of pixels per node of the pairwise graphs, a multiple of `stride`; null means `stride`.
         shared_trunk: Use one feature network (Network Part-1) for all potentials; false uses one network for each
             potential, as in the paper.
-        learned_dense: Make the dense CRF a part of the network, with standard deviations and K x K compatibilities
-            that start at the values of `InferenceConfig.dense` and are learned with the objective "crf-rnn" (Zheng et
-            al., "Conditional Random Fields as Recurrent Neural Networks", ICCV 2015).
+        learned_dense: Make the dense CRF a part of the network. Its standard deviations and K x K compatibilities start
+            at the values of `InferenceConfig.dense`. The objective "crf-rnn" trains them (Zheng et al., "Conditional
+            Random Fields as Recurrent Neural Networks", ICCV 2015).
 
     Raises:
-        ValueError: If a value is outside its range, or if two values do not fit together.
+        ValueError: If a value is outside its range, or if two values contradict each other.
 
     Example:
         >>> ModelConfig(backbone="plain", graph_stride=16).coarse_factor
@@ -111,7 +111,7 @@ class ModelConfig:
 
     @property
     def coarse_factor(self) -> int:
-        """The side of a node of the pairwise graphs, in nodes of the unary's feature map."""
+        """The number of nodes of the unary along each side of a node of the pairwise graphs."""
         return (self.graph_stride or self.stride) // self.stride
 
     def _check_baseline(self) -> None:
@@ -136,9 +136,9 @@ class InferenceConfig:
         system: System that is used by default, such as "unary+pairwise+dense" (see `System`).
         iterations: Number of mean-field iterations (2 in the paper).
         relation_weights: Relation weights by name. The sum of the messages is divided by the mean number of
-            neighbors and multiplied by the weight. A weight of 1 counts as much as the unary, 0 switches the relation
-            off, and null means the plain sum of the paper. A relation that is not named has the weight 1 / the number
-            of relations.
+            neighbors and multiplied by the weight. With a weight of 1, the average message counts as much as the unary.
+            0 switches the relation off, and null means the plain sum of the paper. A relation that is not named has the
+            weight 1 / the number of relations.
         dense: Parameters of the dense CRF by name (see `DenseCRF`); the others have their default values.
         scales: Scales of test-time augmentation, as factors of the image size; the marginals of all scales are
             averaged.
@@ -147,7 +147,7 @@ class InferenceConfig:
         overlap: Width in pixels of the border around each tile that is computed but not kept.
         tile_above: Largest number of pixels of an image that is labeled without tiles.
         precision: Numeric precision of the networks and of mean field: "auto" is bfloat16 where it is faster and single
-            precision elsewhere, "bf16-mixed" and "32-true" force one of them.
+            precision elsewhere. "bf16-mixed" and "32-true" force one of them.
 
     Raises:
         ValueError: If a value is not valid.
@@ -198,7 +198,7 @@ class InferenceConfig:
             relations: the names of the model's relations.
 
         Raises:
-            ValueError: If the system or `relation_weights` names another relation.
+            ValueError: If the system or `relation_weights` names a relation that is not in `relations`.
 
         Example:
             >>> InferenceConfig(system="unary+above").check(["surrounding", "above"])
@@ -214,7 +214,7 @@ class InferenceConfig:
             relations: the names of the model's relations.
 
         Raises:
-            ValueError: If `relation_weights` names another relation.
+            ValueError: If `relation_weights` names a relation that is not in `relations`.
 
         Example:
             >>> InferenceConfig(relation_weights={"above": 2.0}).weights(["surrounding", "above"])

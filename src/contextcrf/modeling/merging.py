@@ -17,7 +17,7 @@ _STRIDES = ("output_stride", "graph_stride")
 
 
 def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
-    """Merge models that were trained for one potential each into one model, as in the paper.
+    """Merge models, each trained for one potential, into a single model, as in the paper.
 
     Args:
         unary: the model that provides the unary potential and its network.
@@ -28,14 +28,14 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
         `unary`, but its system uses all potentials, and all relations have the default weight.
 
     Raises:
-        ValueError: If the models do not fit together, or if a model does not have its relation or was not trained for
+        ValueError: If the models are not compatible, or if a model does not have its relation or was not trained for
             it.
 
     Example:
         >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
         >>> config = ModelConfig(backbone="plain", channels=8, hidden=8)
         >>> first, second = (ContextCRF(config, classes, pretrained=False) for _ in range(2))
-        >>> second.pairwise_potential("above").last.reset_parameters()  # in place of a training
+        >>> second.pairwise_potential("above").last.reset_parameters()  # replaces the training
         >>> merge_potentials(first, {"above": second}).potentials
         ('unary', 'above')
     """
@@ -73,8 +73,9 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
 def average_weights(models: Sequence[ContextCRF]) -> ContextCRF:
     """Average the weights of several models that were trained from the same initial weights.
 
-    The average often has a higher accuracy than each of the models, at the cost of one model (Wortsman et al., "Model
-    soups", ICML 2022). Models with different initial weights cannot be averaged, because their units do not correspond.
+    The average often has a higher accuracy than each of the models, and prediction costs as much as with one model
+    (Wortsman et al., "Model soups", ICML 2022). Models with different initial weights cannot be averaged, because their
+    units do not correspond.
 
     Args:
         models: two or more models with the same configuration and the same classes.

@@ -72,7 +72,8 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
         """Label one image.
 
         Args:
-            image: a PIL image with 8 bits per channel, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+            image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype
+                uint8 or uint16 (see `as_pixels`).
             system: "unary", "unary+pairwise", "unary+pairwise+dense", or another system (see `System`). None uses the
                 system of the inference settings.
 
@@ -80,7 +81,7 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
             The labels, the marginals and the overlay of the image.
 
         Raises:
-            ValueError: If the image has another type, shape or dtype, or if the model does not have a potential of the
+            ValueError: If the image has a wrong type, shape or dtype, or if the model does not have a potential of the
                 system.
 
         Example:
@@ -177,8 +178,8 @@ def load(name_or_path: str | Path) -> ContextCRF:
     """Load a model from a folder, or load a bundled model by its name.
 
     Args:
-        name_or_path: the folder of a model, the folder of a finished training, or the name of a bundled model such as
-            "camvid".
+        name_or_path: the folder of a model, the folder of a finished training run, or the name of a bundled model such
+            as "camvid".
 
     Returns:
         The model in evaluation mode on the CPU, with its classes and preprocessing.

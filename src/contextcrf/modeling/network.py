@@ -24,7 +24,8 @@ class ContextNetwork(nn.Module):
     """The networks and potentials of a `ContextCRF`, without the methods that predict, save and load.
 
     Images are RGB tensors [B, 3, H, W] with values in 0..255 and any dtype. The model normalizes them. The names of the
-    potentials are "unary" and the names of the relations. If an argument `potentials` is None, all potentials are used.
+    potentials are "unary" and the names of the relations. Methods with an argument `potentials` use all potentials if
+    it is None.
 
     Args:
         config: the configuration of the weights.
@@ -159,7 +160,7 @@ class ContextNetwork(nn.Module):
             potentials have the size of their coarser graph.
 
         Raises:
-            ValueError: If the images have another shape, or if a name is not the name of a potential.
+            ValueError: If the images have a wrong shape, or if a name is not the name of a potential.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"The images have the shape {tuple(images.shape)}, but [B, 3, H, W] is expected.")
@@ -176,7 +177,7 @@ class ContextNetwork(nn.Module):
         return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
 
     def pair(self, name: str, features: Tensor, tabulate: bool = False) -> Pair:
-        """Return the potential and the features of a relation for `mean_field`, with marginals on the unary's grid.
+        """Return a relation and its features in the form that `mean_field` takes, for marginals on the unary's grid.
 
         Args:
             name: the name of the relation.

@@ -108,7 +108,7 @@ def find_model(name_or_path: str | Path) -> Path:
     """Return the folder that contains the files of a model.
 
     Args:
-        name_or_path: the folder of a model, the folder of a finished training, or the name of a bundled model.
+        name_or_path: the folder of a model, the folder of a finished training run, or the name of a bundled model.
 
     Raises:
         ModelError: If there is no such model.

@@ -1,4 +1,4 @@
-"""The configs of trainings.
+"""The configs of training runs.
 
 The command line takes its options and their help from these classes. Therefore this module has only fast imports.
 """
@@ -17,7 +17,7 @@ ObjectiveName = Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolle
 
 @dataclass
 class TrainingConfig:
-    """The config of a training.
+    """The config of a training run.
 
     The objectives "pseudo-likelihood", "mean-field" and "unrolled" couple the potentials. They use all edges and the
     plain sum of the messages. All objectives other than "piecewise" need `max_edges` null, `class_balance` 0, `loss_at`
@@ -32,10 +32,12 @@ class TrainingConfig:
         batch_size: Number of images per step; the default is 8 on an accelerator and 4 on a CPU.
         optimizer: Optimizer and schedule: "adamw" with a one-cycle schedule, or "sgd" with momentum 0.9 and a learning
             rate that is multiplied by 0.97 after each epoch, as in the paper.
-        lr: Learning rate of the new layers; the pretrained layers get a tenth of it, as in the paper (0.001).
+        lr: Learning rate of the new layers; the pretrained layers get a tenth of it. The paper does the same
+            with 0.001.
         weight_decay: Weight decay of the optimizer; the paper uses 0.0005.
         max_edges: Number of random edges per step for each pairwise potential; null uses all edges.
-        class_balance: Exponent b of the class weights frequency^-b in the unary loss; 0 is the plain sum of the paper.
+        class_balance: Exponent b of the class weights frequency^-b in the unary loss; 0 weights all classes equally, as
+            in the paper.
         loss_at: Resolution of the unary loss: "graph" downsamples the labels to the graph nodes by nearest neighbor, as
             in the paper, and "pixels" upsamples the logits bilinearly to the crop, which keeps objects that are thinner
             than a node.
@@ -46,21 +48,22 @@ class TrainingConfig:
         scale: Smallest and largest factor of the random scaling.
         color: Strength of the random color jitter; 0 disables it.
         flip: Mirror training images horizontally at random.
-        precision: Numeric precision: "auto" is bfloat16 where it is faster and single precision elsewhere, "bf16-mixed"
+        precision: Numeric precision: "auto" is bfloat16 where it is faster and single precision elsewhere. "bf16-mixed"
             and "32-true" force one of them.
-        norm_eval: Keep the BatchNorm statistics of the pretrained backbone.
-        frozen_stages: Number of first backbone stages that are not trained; they are the most expensive to train and
-            change least.
-        frozen_filters: Keep the depthwise filters of the backbone, since the gradient of the 5 x 5 filters is the
-            slowest part of a step on a CPU.
-        workers: Number of processes that load data; the default on a CPU is 0.
+        norm_eval: Do not update the BatchNorm statistics of the pretrained backbone.
+        frozen_stages: Number of backbone stages, counted from the first, that are not trained. The first stages are the
+            most expensive to train and change least.
+        frozen_filters: Do not train the depthwise filters of the backbone. On a CPU, the gradient of the 5 x 5 filters
+            is the slowest part of a step.
+        workers: Number of processes that load data; the default is 0 on a CPU. On an accelerator, it is half the number
+            of CPU cores, from 1 to 8.
         broken_images: Treatment of files that cannot be read: "stop" ends the training with an error that names them,
             and "skip" uses the next image instead and lists the files at the end.
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
 
     Raises:
-        ValueError: a value is not allowed, or values do not fit together.
+        ValueError: a value is not allowed, or values contradict each other.
 
     Example:
         >>> TrainingConfig(epochs=3, lr=0.01).optimizer
@@ -141,14 +144,17 @@ class FitJob:
         pretrained: Initialize the backbone with ImageNet weights; a path loads them from a file in the format of
             torchvision or timm.
         init: Trained model (a folder, or the name of a bundled model) from whose weights the training starts; null
-            starts from `pretrained`. The configs of this model replace `model` and `inference`. Only a dense CRF that
-            is to be learned is added to it, with the parameters of `inference`.
+            starts from `pretrained`. The configs of this model replace `model` and `inference`. If
+            `model.learned_dense` is true and this model has no learned dense CRF, one is added, which starts at the
+            parameters in `inference.dense`.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
-            newest checkpoint in OUT, and null resumes from it only if the settings are the same.
+            newest checkpoint in OUT. Null also resumes from the newest checkpoint, but ends with an error if the
+            settings differ from those of the checkpoint.
         devices: Number of devices of this machine; they share the images of a step, with one process per device.
-        num_nodes: Number of machines, each with this many devices; torchrun or SLURM starts the processes.
-        budget: Time for the training, such as "10m" or "1h30m": a step is measured, and the number of epochs is reduced
-            so that the training ends in this time with a finished schedule; null trains for all epochs of the config.
+        num_nodes: Number of machines, each with as many devices as `devices`; torchrun or SLURM starts the processes.
+        budget: Time for the training, such as "10m" or "1h30m"; null trains for all epochs of the config. The time of a
+            step is measured. If the time is too short, the number of epochs is reduced, and the learning rate schedule
+            is shortened accordingly.
 
     Example:
         >>> job = FitJob(Path("camvid"), Path("runs/unary"), training=TrainingConfig(potentials=["unary"]))
@@ -190,9 +196,10 @@ class FitHeadsJob:
         copies: Number of augmented copies of each image whose features are kept in memory.
         graph_stride: Pixels per node of the pairwise graphs; null keeps the graph stride of the model.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
-            newest checkpoint in OUT, and null resumes from it only if the settings are the same.
-        budget: Time for this stage, such as "5m", including the computation of the features: the number of epochs is
-            reduced so that the training ends in this time; null trains for all epochs of the config.
+            newest checkpoint in OUT. Null also resumes from the newest checkpoint, but ends with an error if the
+            settings differ from those of the checkpoint.
+        budget: Time for this stage, such as "5m", including the computation of the features; null trains for all epochs
+            of the config. If the time is too short, the number of epochs is reduced.
 
     Example:
         >>> job = FitHeadsJob("runs/unary/model", Path("camvid"), Path("runs/heads"), copies=1)

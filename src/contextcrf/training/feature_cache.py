@@ -15,7 +15,7 @@ from contextcrf.utils.runtime import autocast
 
 
 class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """A data set in memory of features, labels and unary logits at the graph nodes.
+    """A data set that holds the features, labels and unary logits of the graph nodes in memory.
 
     Its keys are the pairs that `SeededSampler` yields. The second part of a key, the seed, is not used.
 

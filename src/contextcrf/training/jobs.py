@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 
 
 class OtherSettingsError(ValueError):
-    """The output folder contains a training with settings that differ from those of the job."""
+    """An error that is raised if the output folder contains a training run whose settings differ from the job."""
 
 
 class BusyError(OSError):
-    """Another process is running the same training."""
+    """An error that is raised if another process is doing the same training run."""
 
 
 def run(job: Job) -> Path:
-    """Run a training job. A finished training is not repeated, and an interrupted one resumes from its checkpoint.
+    """Run a training job. A finished job is not repeated, and an interrupted job resumes from its checkpoint.
 
     Args:
         job: the job. With a `checkpoint`, the training resumes from it without a comparison of the settings.
@@ -40,12 +40,13 @@ def run(job: Job) -> Path:
         The folder of the trained model.
 
     Raises:
-        OtherSettingsError: the output folder contains a finished or interrupted training with other settings.
-        BusyError: another process is running the same training.
+        OtherSettingsError: the output folder contains a finished or interrupted training run with other settings.
+        BusyError: another process is running the same job.
 
     Example:
         >>> from contextcrf import ModelConfig
         >>> from contextcrf.data.synthetic import write_scenes
+        >>> from contextcrf.training import FitJob, TrainingConfig
         >>> job = FitJob(
         ...     data=write_scenes("scenes", train=2, val=1, height=64, width=96),
         ...     out=Path("run"),

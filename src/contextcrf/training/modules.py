@@ -24,7 +24,7 @@ class TrainingModule(L.LightningModule):
 
     Args:
         config: config of the training.
-        steps: number of optimizer steps of the whole training, for the one-cycle schedule.
+        steps: number of optimizer steps of the whole training run, for the one-cycle schedule.
 
     Example:
         >>> class Line(TrainingModule):
@@ -85,7 +85,7 @@ class TrainingModule(L.LightningModule):
         return [adamw], [{"scheduler": cycle, "interval": "step"}]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the learning rates and the schedule of a checkpoint by those of the config.
+        """Replace the learning rates and the schedule of a checkpoint with the values of the config.
 
         Args:
             checkpoint: content of the checkpoint, which is changed in place.
@@ -116,7 +116,7 @@ class ModelModule(TrainingModule):
     Args:
         model: model whose potentials are trained.
         config: config of the training.
-        steps: number of optimizer steps of the whole training, for the one-cycle schedule.
+        steps: number of optimizer steps of the whole training run, for the one-cycle schedule.
         class_weights: class weights [K] of the unary loss; None weights all classes equally.
 
     Example:
@@ -212,7 +212,7 @@ class HeadsModule(TrainingModule):
         model: model whose heads are trained.
         names: names of the relations whose heads are trained.
         config: config of the training.
-        steps: number of optimizer steps of the whole training, for the one-cycle schedule.
+        steps: number of optimizer steps of the whole training run, for the one-cycle schedule.
 
     Example:
         >>> from contextcrf import ModelConfig

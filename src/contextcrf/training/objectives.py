@@ -152,7 +152,7 @@ def crf_rnn(batch: Batch, config: TrainingConfig) -> Losses:
         config: config of the training; its precision is used.
 
     Returns:
-        The mean over the labeled pixels by the name of the objective; 0 without labeled pixels.
+        A dictionary whose entry "crf-rnn" is the mean over the labeled pixels; 0 without labeled pixels.
 
     Raises:
         ValueError: the model has no learned dense CRF, or the batch has no images.

@@ -14,7 +14,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
 
     Args:
         size: number of samples in the data set.
-        seed: seed of the orders and of the seeds.
+        seed: seed from which the orders and the seeds of the samples are derived.
         rank: index of this process, from 0.
         world: number of processes. Each process takes every world-th sample, so that the processes together have the
             same images in a step as a single process.

@@ -22,7 +22,7 @@ _NAMES = "image names"
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean IoU of two systems and the 95 % bootstrap confidence interval of their difference.
+    """The mean IoU of two systems and the 95% bootstrap confidence interval of their difference.
 
     All values are fractions. `str` shows them in percent.
 
@@ -57,8 +57,8 @@ def paired_bootstrap(
     cover the randomness of training, train several times with different seeds and compare each pair.
 
     Args:
-        first: confusion matrices of the first system, integers [images, K, K]. With several trainings of one system,
-            [trainings, images, K, K]; their mean IoU is averaged.
+        first: confusion matrices of the first system, integers [images, K, K]. With several training runs of one
+            system, [trainings, images, K, K]; their mean IoU is averaged.
         second: confusion matrices of the second system in the same form, with the images in the same order.
         samples: number of bootstrap samples.
         block: number of neighboring images that are drawn together (block bootstrap, Carlstein 1986). Use more than 1
@@ -167,11 +167,11 @@ def read_counts(path: Path) -> tuple[list[str], dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Gain:
-    """The mIoU gain of a part of a model, with its confidence interval and a verdict.
+    """The mIoU gain of the pairwise terms or of the dense CRF, with its confidence interval and a verdict.
 
     Args:
-        first: name of the system without the part.
-        second: name of the system with the part.
+        first: name of the system without these terms.
+        second: name of the system with these terms.
         difference: the mean IoU of both systems and the interval of the gain.
         verdict: a sentence on the gain.
 
@@ -207,14 +207,14 @@ class Gain:
 
 
 def gains(systems: Mapping[str, Tensor]) -> list[Gain]:
-    """Return the mIoU gains of the pairwise terms over the unary, and of the dense CRF over both.
+    """Return the mIoU gains of the pairwise terms over the unary, and of the dense CRF over unary+pairwise.
 
     Args:
         systems: confusion matrices [images, K, K] by the name of the system.
 
     Returns:
-        One gain for each part whose two systems are both in `systems`. The list is empty for a single image, since it
-        has no interval.
+        The gain of the pairwise terms and the gain of the dense CRF, if both systems of the comparison are in
+        `systems`. The list is empty for a single image, because the gain then has no interval.
 
     Example:
         >>> unary = torch.tensor([[[6, 4], [5, 5]], [[7, 3], [4, 6]], [[8, 2], [3, 7]]])

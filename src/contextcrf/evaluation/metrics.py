@@ -46,7 +46,7 @@ class ConfusionMatrix(MulticlassConfusionMatrix):
     """A torchmetrics metric that counts pairs of ground truth and predicted label, and computes scores from them.
 
     Pixels whose ground truth is 255 (`IGNORE_INDEX`) are not counted. The scores are those of Everingham et al. (2010).
-    As a part of a Lightning module, the metric is summed over all processes of a training.
+    As a part of a Lightning module, the metric is summed over all processes of a training run.
 
     Args:
         num_classes: number of classes K.

@@ -66,7 +66,7 @@ class Trial:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Return the trial with the highest mean IoU; of equal trials, the first.
+    """Return the trial with the highest mean IoU. If several trials are equal, the first of them is returned.
 
     Args:
         trials: trials, at least one.
@@ -86,7 +86,10 @@ def tune_relation_weights(
     grid: Sequence[float] = RELATION_WEIGHTS,
     inference: InferenceConfig | None = None,
 ) -> list[Trial]:
-    """Try relation weights: the same weight for all relations first, then each relation alone around the best trial.
+    """Try relation weights on labeled images.
+
+    First, the same weight is tried for all relations. Then the weight of one relation at a time is varied around the
+    best trial.
 
     Args:
         model: the model; it is set to evaluation mode.

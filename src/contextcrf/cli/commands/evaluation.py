@@ -36,8 +36,8 @@ def evaluate(
             system. 0 draws none.
         precision: Numeric precision of the networks. "auto" is bfloat16 where it is faster, and single precision
             elsewhere.
-        scales: Factors of the image size in test-time augmentation, whose marginals are averaged. If null, the factors
-            of the model are used.
+        scales: Factors of the image size in test-time augmentation. The marginals of all sizes are averaged. If null,
+            the factors of the model are used.
         flip: Average the marginals of the image and the mirrored image (test-time augmentation).
 
     Example:
@@ -102,10 +102,11 @@ def compare(
     block: int = 1,
     min_images: int = 0,
 ) -> None:
-    """Compare the mean IoU of two systems on the same images, with a 95 % confidence interval.
+    """Compare the mean IoU of two systems on the same images, with a 95% confidence interval.
 
-    The command prints the mean IoU of both systems, the difference, and its interval in percent. The interval is a
-    paired bootstrap over the images. It covers the choice of the images, but not the randomness of the training.
+    The command prints the mean IoU of both systems, the difference, and its interval in percent. The interval is
+    computed by a paired bootstrap over the images. It covers the choice of the images, but not the randomness of the
+    training.
 
     Args:
         first: Folder with results of `evaluate`.

@@ -40,13 +40,13 @@ def predict(
     Args:
         model: Trained model: a folder, or the name of a bundled model.
         images: Images, and folders of images. The subfolders of a folder are not searched.
-        out: Folder for the results, which is outside of the folders of the images.
+        out: Folder for the results. It must be outside the folders of the images.
         opacity: Opacity of the colors in the overlays, from 0 to 1.
         dense: Refine the labels with the dense CRF and the parameters that `tune --dense` wrote to the model.
-        scales: Factors of the image size in test-time augmentation, whose marginals are averaged. If null, the factors
-            of the model are used.
+        scales: Factors of the image size in test-time augmentation. The marginals of all sizes are averaged. If null,
+            the factors of the model are used.
         flip: Average the marginals of the image and the mirrored image (test-time augmentation).
-        tile: Side of the tiles in pixels, in which large images are predicted. If null, the value of the model is used.
+        tile: Side in pixels of the tiles into which large images are divided. If null, the value of the model is used.
             By default, images above 16 megapixels are large, and the overlap of the tiles is 256 pixels.
         resume: Skip the images whose labels exist in OUT. Several processes with the same command share the work.
 
@@ -134,8 +134,9 @@ def refine(
     1.
 
     Args:
-        maps: Maps, and folders of maps: .npy or .npz files with an array [K, H, W], [H, W, K], or the foreground
-            [H, W], or .png files with labels. Arrays are floating-point, or uint8 for probabilities in 0..255.
+        maps: Maps, and folders of maps: .png files with labels, or .npy or .npz files with an array. The array is
+            [K, H, W] or [H, W, K] for all classes, or [H, W] for the foreground. It is floating-point, or uint8 for
+            probabilities in 0..255.
         images: Folder with an image of the same stem for each map.
         out: Folder for the results.
         kind: Meaning of the values in .npy and .npz files.
@@ -229,8 +230,8 @@ def voc_submission(
         competition: Competition on the server: comp5 for models that were trained on the masks of VOC only, and comp6
             for all others.
         dense: Refine the labels with the dense CRF and the parameters that `tune --dense` wrote to the model.
-        scales: Factors of the image size in test-time augmentation, whose marginals are averaged. If null, the factors
-            of the model are used.
+        scales: Factors of the image size in test-time augmentation. The marginals of all sizes are averaged. If null,
+            the factors of the model are used.
         flip: Average the marginals of the image and the mirrored image (test-time augmentation).
 
     Example:
@@ -261,7 +262,7 @@ def demo(
         port: Port of the page on 127.0.0.1. 0 chooses a free port.
         max_mb: Size of the largest file that the page accepts, in megabytes.
         max_pixels: Width times height of the largest image that the page decodes.
-        side: Larger images are shrunk to this longer side, in pixels.
+        side: Length in pixels to which the longer side of a larger image is shrunk.
         seconds: Time limit of one computation, in seconds.
         no_browser: Do not open the page in a browser.
 

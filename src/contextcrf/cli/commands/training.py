@@ -9,9 +9,9 @@ from contextcrf.utils.runtime import Precision
 def fit(job: FitJob) -> None:
     """Train a model end to end and write it to OUT/model.
 
-    `contextcrf init` writes a first config, which is given with --config. After an interruption, run the same command
-    again to continue. The training resumes exactly at the end of the last epoch. If OUT contains a training with other
-    settings, the command ends with an error that names the first difference.
+    `contextcrf init` writes a config to start with. Pass it with --config. After an interruption, run the same command
+    again to continue. The training resumes exactly after the last completed epoch. If OUT contains a training run with
+    other settings, the command ends with an error that names the first difference.
 
     Args:
         job: Settings of the training, which are the options of the command.
@@ -30,7 +30,7 @@ def fit_heads(job: FitHeadsJob) -> None:
     """Train the pairwise potentials of a model on features that are computed once.
 
     This is the second stage after `fit`. The networks and the unary potential of the model are not changed. `contextcrf
-    init` writes a first config, which is given with --config. After an interruption, run the same command again to
+    init` writes a config to start with. Pass it with --config. After an interruption, run the same command again to
     continue.
 
     Args:
@@ -46,7 +46,7 @@ def fit_heads(job: FitHeadsJob) -> None:
 
 
 def merge_potentials(unary: str, pairwise: dict[str, str], out: Path) -> None:
-    """Merge models that were each trained for one potential into one model.
+    """Merge models, each trained for one potential, into a single model.
 
     As in the paper, every potential of the result has its own network.
 
@@ -70,7 +70,7 @@ def merge_potentials(unary: str, pairwise: dict[str, str], out: Path) -> None:
 
 
 def average_weights(models: list[str], out: Path) -> None:
-    """Average the weights of models that were trained from a common start.
+    """Average the weights of models that were trained from the same initial weights.
 
     The average often has a higher mean IoU than each of the models.
 
@@ -104,7 +104,8 @@ def tune(
     """Tune the relation weights of a model, or its dense CRF, for the highest mean IoU on a split.
 
     The command prints the mean IoU of every trial and writes the best settings to the model. Tune on images that the
-    model was not trained on, and do not report results on them.
+    model was not trained on, and do not report results on them. The command prints a warning if the model was trained
+    on the split.
 
     Args:
         model: Trained model: a folder, or the name of a bundled model.

@@ -33,6 +33,7 @@ def bytes_up_to(high: int) -> Tensor:
         ((UNIT - 0.45) / 0.22, r"0\.\.255, but range from -.*normalization.*images \* std \+ mean.*image_range"),
         (1000 * UNIT, r"0\.\.255, but range from .*image_range=\(low, high\)"),
         ((4000 * UNIT).to(torch.uint16), r"uint16, but range only .*12 bits, pass image_range=\(0, 4095\)"),
+        ((300 * UNIT).to(torch.uint16), r"10 bits, pass image_range=\(0, 1023\)"),
         (bytes_up_to(255).to(torch.uint16), r"8 bits, pass image_range=\(0, 255\).*dark, .*\(0, 65535\)"),
         (UNIT * float("nan"), "range from nan"),
     ],

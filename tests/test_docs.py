@@ -28,6 +28,8 @@ from PIL import Image
 from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, RangeBox, mean_field
 from contextcrf.cli.main import COMMANDS, main, read_command
 from contextcrf.crf import CoarseGrid
+from contextcrf.data.classes_file import ClassesFile
+from contextcrf.data.images import read_image
 from contextcrf.data.layouts import CAMVID
 from contextcrf.data.synthetic import write_scenes
 from contextcrf.modeling.serialization import save
@@ -52,9 +54,10 @@ RUN = {
     "README.md": (2, 5),
     "docs/any-network.md": (6, 0),
     "docs/crf.md": (3, 0),
+    "docs/data-formats.md": (1, 0),
     "docs/demo.md": (0, 0),
     "docs/dense.md": (2, 0),
-    "docs/faq.md": (10, 2),
+    "docs/faq.md": (9, 2),
     "docs/mathematics.md": (16, 0),
     "docs/models.md": (3, 3),
     "docs/prediction.md": (0, 1),
@@ -229,6 +232,14 @@ def test_the_page_on_prediction(tiny_model, tmp_path):
 
 def test_the_page_on_the_page():
     run("docs/demo.md", {})
+
+
+def test_the_page_on_data_formats():
+    run("docs/data-formats.md", {})
+    assert read_image(Path("frame.png")).unique().tolist() == [255]
+    (text,) = [text for language, text in blocks("docs/data-formats.md") if language == "yaml"]
+    Path("classes.yaml").write_text(text)
+    assert ClassesFile.read(Path("classes.yaml")).mask_format.values == ((7, 8), (26,))
 
 
 def test_the_page_on_the_crf():

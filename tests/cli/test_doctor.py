@@ -5,8 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.collect_env import get_env_info
 
 from contextcrf.cli import doctor
@@ -141,3 +143,18 @@ def test_what_may_not_be_read_is_a_line(links, monkeypatch):
     monkeypatch.setattr(doctor, "known_splits", refused)
     assert wrong(links) == ["data"]
     assert str(links) in texts(links)["data"]
+
+
+def test_palettes_in_another_order_are_found(tmp_path):
+    for part in ("images", "masks", "splits"):
+        (tmp_path / part).mkdir()
+    for name, palette in (("a", [0, 0, 0, 200, 0, 0]), ("b", [200, 0, 0, 0, 0, 0])):
+        Image.new("RGB", (2, 1)).save(tmp_path / "images" / f"{name}.png")
+        mask = Image.fromarray(np.array([[0, 1]], np.uint8))
+        mask.putpalette(palette)
+        mask.save(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "splits" / "train.txt").write_text("a\nb\n")
+    (tmp_path / "classes.yaml").write_text("classes: [{name: sky}, {name: sea}]")
+    [finding] = [finding for finding in doctor.examine(tmp_path) if finding.name == "data, train"]
+    assert finding.wrong
+    assert "the value 0 is [0, 0, 0] in" in finding.text

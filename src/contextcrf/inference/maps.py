@@ -176,10 +176,10 @@ class MapFormat:
     def _logits(self, content: npt.NDArray[Any], found: Arranged, size: tuple[int, int]) -> ReadMap:
         # The array is copied, because it can be read-only or have another byte order.
         values = found.values.astype(np.float64 if content.dtype == np.float64 else np.float32, order="C")
+        maps = torch.from_numpy(values)[None]
         if content.dtype == np.uint8:
             # The rounding to 8 bits changes the sums.
-            values = values / (255 if len(values) == 1 else values.sum(0))
-        maps = torch.from_numpy(values)[None]
+            maps = maps / (255 if len(values) == 1 else maps.sum(1, keepdim=True))
         resized = maps.shape[2:] != size
         maps = upsample(maps, size) if resized else maps
         if self.kind == "logits":

@@ -155,10 +155,7 @@ class FoldRunner:
     def __init__(self, fold: Fold, training: TrainingConfig) -> None:
         self.fold, self.training = fold, training
         test = open_dataset(fold.data, fold.test)
-        self.unseen, self.measured = (
-            test.with_pairs(test.pairs[part])
-            for part in two_parts(len(test), video=False)
-        )
+        self.unseen, self.measured = (test.with_pairs(test.pairs[part]) for part in two_parts(len(test), video=False))
         self._cached: dict[bool, CachedFeatures] = {}
 
     def features(self, network: ContextCRF, seen: bool) -> CachedFeatures:

@@ -165,7 +165,7 @@ def _cost_of_fit(job: FitJob) -> _Cost:
             f"{job.num_nodes}. Set training.epochs instead."
         )
     data = open_training_images(job)
-    model = initial_model(job, data).to(default_device(), memory_format=torch.channels_last)
+    model = initial_model(job, data).to(default_device()).to(memory_format=torch.channels_last)
     steps = max(1, len(data) // job.training.batch_size)
     module = ModelModule(model, job.training, job.training.epochs * steps)
     step = _seconds_per_step(module, data, job.training)

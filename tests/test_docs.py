@@ -202,7 +202,6 @@ def test_the_readme(tiny_model, tmp_path):
         small=True,
     )
     assert names["segmentation"].classes == CAMVID
-    torch.testing.assert_close(names["marginals"].sum(1), torch.ones(2, 40, 56))
     assert names["labels"].shape == (2, 40, 56)
     made = ("overlay.png", "recipe-heads.yaml", "runs/heads/val/report.html", "labels/third_overlay.png")
     for name in made:

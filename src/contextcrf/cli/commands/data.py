@@ -46,6 +46,7 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
     for path in made.written:
         print(f"written: {path}")
     print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")
+    print("      Add --budget 10m for a first result within 10 minutes; without it, all epochs of the config are trained.")
     print(f"then: contextcrf fit-heads runs/mine --config {heads_path(out)} --data {data} --out runs/heads")
 
 

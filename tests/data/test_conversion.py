@@ -85,7 +85,7 @@ def test_transparent_pixels_are_composed_over_black_and_said_once(tmp_path, capl
     with caplog.at_level(logging.INFO):
         found = read_image(tmp_path / "a.png").permute(1, 2, 0).numpy()
         read_image(tmp_path / "a.png")
-    assert caplog.messages == ["Some images have transparent pixels. They are composed over black."]
+    assert caplog.messages == ["Some images have transparent pixels. They are composited over black."]
     assert not found[0, 0].any()
     assert np.abs(found[0, 1] - PIXELS[0, 1] * (128 / 255)).max() <= 1
     assert np.array_equal(found[1:], PIXELS[1:])

@@ -66,9 +66,9 @@ class Start:
 def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: int = 5) -> Start:
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
-    The masks show how their values or colors belong to the classes (`recognize_masks`), unless `classes.yaml` states
-    it. Existing files (`classes.yaml` and `splits`) are kept, but unchanged files of an earlier call are replaced. A
-    contact sheet `contact-sheet.png` beside the config shows some images with their labels.
+    Unless `classes.yaml` defines it, `recognize_masks` finds the class of each value or color. The files `classes.yaml`
+    and `splits` are kept if they exist. Configs and contact sheets of an earlier call are replaced if nobody has
+    changed them. A contact sheet `contact-sheet.png` beside the config shows some images with their labels.
 
     A folder in the layout of CamVid or PASCAL VOC gets configs and a contact sheet only. If such a folder in VOC's
     layout has no split train, its images are divided into the splits train and val.
@@ -81,7 +81,7 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
             path that `heads_path` returns.
         ignore_index: the value of unlabeled pixels in index masks. None uses the value in `classes.yaml`, or finds it
             if this file does not exist.
-        val_every: one of this many images is assigned to the split "val", the others to the split "train".
+        val_every: every `val_every`-th image is assigned to the split "val", the others to the split "train".
 
     Returns:
         The findings and the files that were written.

@@ -40,7 +40,7 @@ class DenseCRF(nn.Module):
 
         Q_p = softmax(logits_p + sum over kernels m of w_m sum over q of k_m(p, q) Q_q)
 
-    The result is the same as from ``pydensecrf.densecrf.DenseCRF2D`` with ``addPairwiseGaussian`` and
+    The result is the same as that of ``pydensecrf.densecrf.DenseCRF2D`` with ``addPairwiseGaussian`` and
     ``addPairwiseBilateral``. As in pydensecrf, the sum includes q = p. The default values may remove small or thin
     objects, so tune them on held-out images.
 
@@ -57,17 +57,18 @@ class DenseCRF(nn.Module):
             has one value for each channel.
         bilateral_compat: the weight w2 of the bilateral kernel, in the same form as ``spatial_compat``.
         iterations: the number of mean-field iterations, >= 0.
-        normalization: the normalization of a kernel matrix K with row sums D. "symmetric" is D^-1/2 K D^-1/2, "before"
-            is K D^-1, "after" is D^-1 K, and "none" is K.
+        normalization: the normalization of a kernel matrix M with row sums D. "symmetric" is D^-1/2 M D^-1/2, "before"
+            is M D^-1, "after" is D^-1 M, and "none" is M.
         learnable: make the compatibilities and the logarithms of the standard deviations parameters of the module.
         tolerance: the probability below which a label is skipped to save time, in [0, 1). A label is skipped in an
             image if its probability is below ``tolerance`` at every pixel and it is not the most probable label of any
-            pixel. Its marginals are then 0. With weights w >= 0, they would stay below about ``tolerance``. If the
-            kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2) ``tolerance``. No label
-            is skipped if a compatibility is a negative weight or has the shape [K] or [K, K], or if the tolerance is 0.
+            pixel. Its marginals are then 0. If it were not skipped, they would stay below about ``tolerance`` with
+            weights w >= 0. If the kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2)
+            ``tolerance``. No label is skipped if a compatibility is a negative weight or has the shape [K] or [K, K],
+            or if the tolerance is 0.
 
-    Learned and fixed values have the same entries in `state_dict`, so either kind of module can load the other.
-    A module with fixed values also accepts a state dict without any of these entries, and keeps its values.
+    Learned and fixed values have the same entries in `state_dict`, so each kind of module loads the state dict of the
+    other. A module with fixed values also accepts a state dict without any of these entries, and keeps its values.
 
     Attributes:
         iterations: as given.
@@ -203,10 +204,10 @@ class DenseCRF(nn.Module):
             images: the images, [B, C, H, W] with any number of channels C. Values are in 0..255, integer or floating.
                 Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3], unless
                 their shape fits [B, C, H, W] too.
-            extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. The unit of each feature is
-                its own standard deviation.
+            extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. Divide each
+                feature by its standard deviation first.
             image_range: the values (low, high) of black and white, if they are not 0 and 255. Images are then mapped
-                to 0..255. With (0, 255), images that look like a wrong unit are accepted as they are.
+                to 0..255. With (0, 255), images whose values seem to have a wrong unit raise no error.
 
         Returns:
             Marginals [B, K, H, W], or [K, H, W] for one image, which sum to 1 over K. They are float64 if the logits

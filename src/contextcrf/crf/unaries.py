@@ -117,8 +117,8 @@ def logits_from_labels(
         ignore_index: the value of unknown labels.
 
     Returns:
-        The logarithms of the probabilities, float32 [B, K, ...], of the type of the labels. The probabilities are
-        uniform at unknown labels.
+        The logarithms of the probabilities, float32 [B, K, ...], a tensor or an array like the labels. The
+        probabilities are uniform at unknown labels.
 
     Raises:
         ValueError: if the labels are not integers, a label is not in 0..K-1, `confidence` is not in (0, 1), or K < 1.

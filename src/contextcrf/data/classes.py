@@ -113,7 +113,8 @@ class Classes:
             path: the file.
 
         Returns:
-            The classes and the ignore_index of the mask files. Of several such values, it is the first.
+            The classes and the ignore_index of the mask files. If the file has several such values, the first is
+            returned.
 
         Raises:
             FileNotFoundError: If the file does not exist.

@@ -32,7 +32,7 @@ def to_rgb8(image: Image.Image, packed_depth: bool = False) -> Pixels:
     """Convert an image to a uint8 array [H, W, 3] in sRGB.
 
     - 16 bits are scaled by 255/65535. Fractions from 0 to 1 are scaled by 255.
-    - Transparent pixels are composed over black. A log line says so once.
+    - Transparent pixels are composited over black. A log line says so once.
     - Colors with an embedded ICC profile are converted to sRGB.
 
     Args:
@@ -130,7 +130,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 @cache
 def _say_composed() -> None:
     """Log once in a process that an image has transparent pixels."""
-    logger.warning("Some images have transparent pixels. They are composed over black.")
+    logger.warning("Some images have transparent pixels. They are composited over black.")
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

@@ -24,8 +24,9 @@ def make_folds(data: str | Path, out: str | Path, folds: int, splits: Sequence[s
     be in the training split and in the test split.
 
     The result in `out` is a data set with `classes.yaml`, `images/`, `masks/` and `splits/`. The images and masks are
-    symbolic links, or copies if the system does not allow links (as on Windows without that privilege). For each fold
-    k, `splits/fold<k>-test.txt` lists the images of the fold, and `splits/fold<k>-train.txt` lists all others.
+    symbolic links, or copies if the system does not allow links (as on Windows without the privilege to create them).
+    For each fold k, `splits/fold<k>-test.txt` lists the images of the fold, and `splits/fold<k>-train.txt` lists all
+    others.
 
     Args:
         data: the folder of the data set, in any known layout.

@@ -27,8 +27,9 @@ DEEP_IMAGE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 def as_pixels(image: ImageLike) -> Tensor:
     """Convert a PIL image, an array or a tensor to a uint8 RGB tensor [3, H, W] on the CPU.
 
-    Values of 16 bits are scaled by 255/65535. A PIL image may also be gray, CMYK or a palette image, or have fractions
-    from 0 to 1. Its colors are converted to sRGB if it has an ICC profile. Transparent pixels are composed over black.
+    Values of 16 bits are scaled by 255/65535. A PIL image may also be gray, CMYK or a palette image, or have
+    floating-point values from 0 to 1. Its colors are converted to sRGB if it has an ICC profile. Transparent pixels are
+    composited over black.
 
     Args:
         image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype

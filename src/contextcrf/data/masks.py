@@ -130,7 +130,8 @@ class MaskFormat:
 
         Raises:
             DataError: If the file cannot be decoded, if it is not of this kind, if it has a value without a class, or
-                if too many pixels have no class color (`STRAY_SHARE`, `UNKNOWN_COLOR_SHARE`).
+                if more than 10% of the pixels have no class color (`STRAY_SHARE`), or more than 1% have the same color
+                without a class (`UNKNOWN_COLOR_SHARE`).
         """
         positions, _ = self.positions(decode_mask(path))
         return torch.from_numpy(positions)
@@ -139,7 +140,7 @@ class MaskFormat:
         """Return the class positions of a decoded mask, int64 [H, W], and its pixels without exact class colors.
 
         Raises:
-            DataError: As `read`.
+            DataError: In the same cases as `read`.
         """
         if self.kind == "index":
             return self._index_positions(mask), StrayColors()

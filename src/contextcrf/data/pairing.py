@@ -56,7 +56,8 @@ def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> lis
     Args:
         images: the folder of the images.
         masks: the folder of the masks.
-        mask_suffix: the text after the image's stem in the stems of the masks, such as "_mask". None finds it.
+        mask_suffix: the text after the image's stem in the stems of the masks, such as "_mask". If None, it is
+            determined from the files.
 
     Returns:
         The paths of the image and of the mask for each stem, sorted by stem.

@@ -100,7 +100,7 @@ def recognize_masks(masks: Sequence[Path], ignore_index: int | None = None) -> R
 
     Args:
         masks: the paths of the masks. All of them are decoded.
-        ignore_index: the value of unlabeled pixels in index masks. None finds it.
+        ignore_index: the value of unlabeled pixels in index masks. If None, it is determined from the masks.
 
     Returns:
         The classes, the format and the reasons.

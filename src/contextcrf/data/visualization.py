@@ -42,7 +42,7 @@ def colorize(labels: Labels, palette: Sequence[Color]) -> Image.Image:
         palette: the color (red, green, blue) of each class, with values in 0..255.
 
     Raises:
-        ValueError: If the labels are not integers [H, W], or if a label is not in 0..len(palette)-1 and not 255.
+        ValueError: If the labels are not integers [H, W], or if a label is neither in 0..len(palette)-1 nor 255.
 
     Example:
         >>> colorize(torch.tensor([[0, 1, 255]]), [(200, 0, 0), (0, 200, 0)]).getpixel((1, 0))
@@ -62,7 +62,7 @@ def index_png(labels: Labels, palette: Sequence[Color]) -> Image.Image:
         palette: the color (red, green, blue) of each class, with values in 0..255.
 
     Raises:
-        ValueError: If the labels are not integers [H, W], or if a label is not in 0..len(palette)-1 and not 255.
+        ValueError: If the labels are not integers [H, W], or if a label is neither in 0..len(palette)-1 nor 255.
 
     Example:
         >>> image = index_png(torch.tensor([[0, 1, 255]]), [(200, 0, 0), (0, 200, 0)])
@@ -85,7 +85,7 @@ def overlay(image: Image.Image, labels: Labels, palette: Sequence[Color], opacit
 
     Raises:
         ValueError: If the image and the labels have different sizes, or if the opacity is not in 0..1. Also if the
-            labels are not integers [H, W], or if a label is not in 0..len(palette)-1 and not 255.
+            labels are not integers [H, W], or if a label is neither in 0..len(palette)-1 nor 255.
 
     Example:
         >>> gray = Image.new("RGB", (2, 1), (100, 100, 100))

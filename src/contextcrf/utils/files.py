@@ -65,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file in UTF-8, or in UTF-16 if it has a byte order mark, as Windows programs write it.
+    r"""Read a text file in UTF-8, or in UTF-16 if it has a byte order mark, as Windows programs write it.
 
     Args:
         path: the file.

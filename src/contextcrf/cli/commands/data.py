@@ -20,7 +20,7 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
             contact sheet is written to the same folder.
         ignore_index: Value of unlabeled pixels in masks with class indices. If null, it is the value in
             DATA/classes.yaml, or the command finds it if this file does not exist.
-        val_every: One of this many images is assigned to the split val, the others to the split train. At least 2.
+        val_every: Distance between the images of the split val, at least 2; the others are in the split train.
 
     Example:
         contextcrf init data
@@ -46,7 +46,7 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
     for path in made.written:
         print(f"written: {path}")
     print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")
-    print("      Add --budget 10m for a first result within 10 minutes; without it, all epochs of the config are trained.")
+    print("      Add --budget 10m for a first result within 10 minutes. Without it, all epochs are trained.")
     print(f"then: contextcrf fit-heads runs/mine --config {heads_path(out)} --data {data} --out runs/heads")
 
 
@@ -76,13 +76,13 @@ def import_dataset(
             camvid32, class-masks or huggingface.
         source: File or folder of the annotations. For huggingface, also the name of a data set on the Hub.
         out: New folder for the data set.
-        images: Folder of the images. If null, it is the usual one of the format.
+        images: Folder of the images. If null, the usual folder of the format is used.
         classes: Classes to import, in the order of their indices. Shapes of other classes are dropped. For huggingface,
             the names of all labels. If null, all classes are imported.
         unlabeled: Whether pixels without a class belong to the class background or get the ignore_index. If null, it is
             ignore for voc, cityscapes, ade20k and camvid32, and background otherwise.
-        order: listed draws later shapes over earlier ones (those of a higher z_order in CVAT), area draws smaller
-            shapes over larger ones. If null, it is listed.
+        order: listed draws later shapes over earlier ones (in CVAT, shapes with a higher z_order over shapes with a
+            lower one), area draws smaller shapes over larger ones. If null, it is listed.
         crowd: For coco, whether crowd regions get the ignore_index or their class. If null, it is ignore.
         label_map: For voc and camvid32, the file with the classes and their colors.
         ids: For cityscapes, the masks to read. If null, they are labelIds.

@@ -38,7 +38,7 @@ def draw(
         shapes: the shapes, in the order of the source.
         size: the width and the height of the image.
         classes: the index of each class by its name. Shapes of other classes are dropped.
-        order: "listed" draws later shapes over earlier ones, and those of a higher `Shape.order` over those of a lower.
+        order: "listed" draws later shapes over earlier ones, and shapes with a higher `Shape.order` over others.
             "area" draws smaller shapes over larger ones.
         name: the name of the image, for the findings.
         findings: what is dropped.

@@ -50,9 +50,9 @@ def import_dataset(
     `out` gets `images/`, `masks/` (palette PNGs of class indices), `classes.yaml`, `splits/` and the report
     `import.json`. `open_dataset` opens it. The source is not changed.
 
-    Masks match the upright image. If the EXIF data rotate an image, shapes and masks that match only the image as it is
-    stored are turned with it. If the source has no split "train", the images outside its splits are assigned to "train"
-    and, unless the source has it, to "val": every fifth image.
+    Masks match the upright image. If the EXIF data rotate an image, shapes and masks that match only the stored,
+    unrotated image are rotated too. If the source has no split "train", the images outside its splits are assigned to
+    "train". Every fifth of them is assigned to "val", unless the source has that split.
 
     Args:
         format: the format of the source. The guide "Import annotations" describes the formats.
@@ -61,9 +61,9 @@ def import_dataset(
         images: the folder of the images, if it is not the usual one of the format.
         classes: the classes to import, in the order of their indices. Shapes of other classes are dropped. For
             huggingface, the names of all labels. None imports all classes.
-        unlabeled: "background" gives pixels without a class to the class "background", "ignore" gives them the
+        unlabeled: "background" assigns pixels without a class to the class "background", "ignore" gives them the
             ignore_index. None is "ignore" for voc, cityscapes, ade20k and camvid32, and "background" otherwise.
-        order: "listed" draws later shapes over earlier ones, and shapes of a higher z_order over those of a lower.
+        order: "listed" draws later shapes over earlier ones, and shapes with a higher z_order over others.
             "area" draws smaller shapes over larger ones. None is "listed".
         crowd: for coco: "ignore" gives crowd regions (iscrowd) the ignore_index, "class" gives them their class. None
             is "ignore".
@@ -75,7 +75,7 @@ def import_dataset(
         link: make hard links of the images instead of copies.
 
     Returns:
-        What was imported, what was dropped, and why.
+        A report that lists what was imported, what was dropped, and why.
 
     Raises:
         DataError: If the source is not in the format, or if no image or no labeled pixel remains.

@@ -26,6 +26,7 @@ REQUIRED = ("contextcrf", "torch", "torchvision", "timm", "lightning", "torchmet
 OPTIONAL = {
     "scipy": ("voc", "masks of SBD"),
     "segmentation-models-pytorch": ("baselines", "the network deeplabv3plus and the Lovász-Softmax loss"),
+    "transformers": ("transformers", "backbones such as hf:facebook/dinov2-small"),
     "onnxruntime": ("export", "ONNX files"),
     "gradio": ("demo", "the web page of contextcrf demo"),
 }

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from contextcrf.nets.base import Backbone
 from contextcrf.nets.depthwise import float32_depthwise
+from contextcrf.nets.hugging_face import PREFIX, HuggingFaceBackbone
 from contextcrf.nets.pyramid import PyramidBackbone
 from contextcrf.nets.timm_body import create_body, feature_maps, has_output_stride, stage_modules
 from contextcrf.nets.vgg import VGG16Backbone
@@ -168,7 +169,7 @@ def create_backbone(
 
     Args:
         name: the name of a timm model, "vgg16-fc6" for `VGG16Backbone`, or "plain" for `PlainBackbone`. "plain-47" is a
-            `PlainBackbone` with a receptive field of 47 pixels.
+            `PlainBackbone` with a receptive field of 47 pixels. "hf:facebook/dinov2-small" is a `HuggingFaceBackbone`.
         stride: as for `TimmBackbone`.
         output_stride: as for `TimmBackbone`.
         channels: as for `TimmBackbone`.
@@ -189,7 +190,7 @@ def create_backbone(
         64
     """
     plain = re.fullmatch(r"plain(?:-(\d+))?", name)
-    if (plain or name == VGG16) and depth is not None:
+    if (plain or name == VGG16 or name.startswith(PREFIX)) and depth is not None:
         raise ValueError(f"depth={depth} is not possible for {name}, because only timm models can end after a stage.")
     if plain:
         if pretrained:
@@ -206,6 +207,13 @@ def create_backbone(
                 f"output_stride={output_stride}."
             )
         return VGG16Backbone(stride, channels, pretrained)
+    if name.startswith(PREFIX):
+        if output_stride not in (None, stride):
+            raise ValueError(
+                f"{name} cannot be dilated, so output_stride must be null or equal to stride={stride}, but "
+                f"output_stride={output_stride}."
+            )
+        return HuggingFaceBackbone(name.removeprefix(PREFIX), stride, channels, pretrained)
     if not timm.is_model(name):
         found = timm.list_models(f"*{name}*")[:5] or get_close_matches(name, timm.list_models(), n=3)
         advice = f"Similar names are {', '.join(found)}." if found else "timm.list_models() lists all models."

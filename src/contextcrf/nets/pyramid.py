@@ -69,6 +69,7 @@ class PyramidBackbone(Backbone):
         """
         mode, _ = self.body.training, self.body.eval()
         self.sizes = measure(self.outputs, self.steps, any_size, image)
+        self.own_steps = self.steps
         if self.sizes.window:
             # A whole number of nodes must cover a window. timm rounds the stride of a few networks.
             side = self.sizes.window[0]
@@ -202,7 +203,10 @@ class PyramidBackbone(Backbone):
         window = self.sizes.window
         parts = images if window is None else in_windows(images, window)
         height, width = parts.shape[-2:]
-        found = [_whole(maps, step, height, width) for maps, step in zip(self.outputs(parts), self.steps, strict=True)]
+        found = [
+            _whole(maps, own, step, height, width)
+            for maps, own, step in zip(self.outputs(parts), self.own_steps, self.steps, strict=True)
+        ]
         if window is None:
             return found
         rows, columns = (side // own for side, own in zip(images.shape[-2:], window, strict=True))
@@ -227,16 +231,16 @@ class MapGroupNorm(nn.GroupNorm):
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def _whole(maps: Tensor, step: float, height: int, width: int) -> Tensor:
-    """Resample maps that are smaller than the image, so that their nodes cover it from its first pixel on.
+def _whole(maps: Tensor, own_step: float, step: float, height: int, width: int) -> Tensor:
+    """Resample maps whose nodes do not cover the image exactly from its first pixel on.
 
     Such maps come from convolutions without padding, so they are centered in the image.
     """
     size = [math.ceil(side / step) for side in (height, width)]
-    if list(maps.shape[-2:]) == size:
+    if own_step == step and list(maps.shape[-2:]) == size:
         return maps
-    starts = [(side - nodes * step) / 2 for side, nodes in zip((height, width), maps.shape[-2:], strict=True)]
-    return resample(maps, step, step, size, starts)
+    starts = [(side - nodes * own_step) / 2 for side, nodes in zip((height, width), maps.shape[-2:], strict=True)]
+    return resample(maps, own_step, step, size, starts)
 
 
 def _on_grid(maps: Tensor, step: float, stride: int, rows: int, columns: int) -> Tensor:

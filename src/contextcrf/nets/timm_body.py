@@ -19,6 +19,7 @@ _RENAMED = {
     ("HighResolutionNetFeatures", "stage1"): "layer1",
     ("MobileNetV5", "bn1"): "conv_stem",
     ("MultiScaleVit", "block"): "stages",
+    ("Twins", "block"): "blocks",
 }
 
 

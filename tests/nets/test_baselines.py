@@ -124,6 +124,18 @@ def test_the_missing_library_of_the_decoder_is_named(monkeypatch):
         ContextCRF(config("deeplabv3plus"), VOC, pretrained=False)
 
 
+@pytest.mark.parametrize("budget", [[], ["--budget", "10m"]])
+def test_a_step_with_too_few_images_is_refused_before_training(budget, scenes, tmp_path, capsys):
+    shape = ["--model.network", "deeplabv3plus", "--model.backbone", "resnet10t", "--model.stride", "4"]
+    shape += ["--model.channels", "8", "--model.hidden", "8", "--model.scales", "[1.0]", "--pretrained", "false"]
+    settings = ["--training.batch-size", "1", "--training.crop", "[64,96]", "--val-split", "null"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(scenes), "--out", str(tmp_path / "run"), *shape, *settings, *budget])
+    message = capsys.readouterr().err
+    assert "deeplabv3plus cannot be trained with 1 image per step" in message
+    assert "Set --training.batch-size to 2 or more" in message
+
+
 def test_the_same_commands_train_and_evaluate_it_and_add_pairwise_potentials(scenes, tmp_path, capsys):
     shape = ["--model.network", "deeplabv3plus", "--model.backbone", "resnet10t", "--model.stride", "4"]
     shape += ["--model.channels", "8", "--model.hidden", "8", "--model.scales", "[1.0]", "--pretrained", "false"]

@@ -17,6 +17,7 @@ class Backbone(nn.Module):
         norm_eval: keep the BatchNorm layers of a pretrained body in evaluation mode during training.
         widths: the number of channels of each map in `levels`, by stride.
         block6: the layers after the body. Not all backbones have them.
+        least_batch: the least number of images per training step.
 
     Example:
         >>> import torch
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
     norm_eval: bool
     widths: dict[int, int]
     block6: nn.Sequential
+    least_batch: int = 1
 
     def levels(self, images: Tensor) -> dict[int, Tensor]:
         """Compute the last map of each stride in the body.

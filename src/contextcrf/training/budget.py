@@ -22,6 +22,7 @@ from contextcrf.training.feature_cache import cache_features
 from contextcrf.training.inputs import initial_model, model_for_heads, open_training_images
 from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.sampler import SeededSampler
+from contextcrf.training.trainer import check_batch
 from contextcrf.utils.files import write_json
 from contextcrf.utils.progress import reporting
 from contextcrf.utils.provenance import Provenance
@@ -166,6 +167,7 @@ def _cost_of_fit(job: FitJob) -> _Cost:
         )
     data = open_training_images(job)
     model = initial_model(job, data).to(default_device()).to(memory_format=torch.channels_last)
+    check_batch(model, len(data), job.training)
     steps = max(1, len(data) // job.training.batch_size)
     module = ModelModule(model, job.training, job.training.epochs * steps)
     step = _seconds_per_step(module, data, job.training)

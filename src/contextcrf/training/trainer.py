@@ -94,6 +94,7 @@ def fit(
             f"batch_size is {config.batch_size}, but must be a multiple of the {world} processes. Change "
             "--training.batch-size or --devices."
         )
+    check_batch(model, len(train), config, world)
     model.to(memory_format=torch.channels_last)
     sampler = SeededSampler(len(train), config.seed, rank, world)
     # On macOS and Windows, starting the workers again in each epoch would take seconds.
@@ -192,6 +193,28 @@ def fit_heads(
     loader = DataLoader(train, config.batch_size, sampler=SeededSampler(len(train), config.seed))
     module = HeadsModule(model, names, config, config.epochs * len(loader))
     _run(trainer or make_trainer(config, out), module, loader, None, out, checkpoint)
+
+
+def check_batch(model: ContextCRF, images: int, config: TrainingConfig, world: int = 1) -> None:
+    """Check that a training step has as many images as the network needs.
+
+    Args:
+        model: the model.
+        images: number of training images.
+        config: config of the training.
+        world: number of processes.
+
+    Raises:
+        ValueError: a step has fewer images.
+    """
+    least = max(model.trunk(name).backbone.least_batch for name in model.select(config.potentials))
+    size = min(config.batch_size, images) // world
+    if size < least:
+        raise ValueError(
+            f"The network {model.config.network} cannot be trained with {_count(size, 'image')} per step and process, "
+            f"because its BatchNorm layers need {least} or more. Set --training.batch-size to {least * world} or more, "
+            "and use at least as many training images."
+        )
 
 
 def _count(number: int, noun: str) -> str:

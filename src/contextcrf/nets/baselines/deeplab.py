@@ -100,6 +100,7 @@ class DeepLabV3Plus(Baseline):
     """
 
     stride, output_stride, width = 4, 16, 256
+    least_batch = 2  # The statistics of the BatchNorm layer after the image pooling need two values per channel.
 
     def __init__(self, backbone: Backbone, channels: int = 256) -> None:
         super().__init__(backbone, channels)

@@ -79,9 +79,9 @@ def read_text(path: Path) -> str:
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> _ = target.write_bytes(b"\\xef\\xbb\\xbfcolor\\r\\n")
+        >>> _ = target.write_bytes(b"\xef\xbb\xbfcolor\r\n")
         >>> read_text(target)
-        'color\\n'
+        'color\n'
     """
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"

@@ -255,7 +255,7 @@ def test_a_study_from_data_to_tables(scenes, tmp_path, monkeypatch, capsys):
         context.main()
     # Begun with two epochs and stopped after one.
     shutil.rmtree(tmp_path / "work" / "fold0" / "unary-0" / "model")
-    with pytest.raises(OtherSettingsError, match=r"unary-0: was begun with training\.epochs 1, not 2"):
+    with pytest.raises(OtherSettingsError, match=r"unary-0 was started with training\.epochs 1, not 2"):
         context.main()
     monkeypatch.setattr("sys.argv", ["context.py", "msrc", "--data", str(other), "--work", str(tmp_path / "work")])
     with pytest.raises(SystemExit, match="has folds of other images"):

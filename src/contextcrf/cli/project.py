@@ -67,8 +67,8 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
     Unless `classes.yaml` defines it, `recognize_masks` finds the class of each value or color. The files `classes.yaml`
-    and `splits` are kept if they exist. Configs and contact sheets of an earlier call are replaced if nobody has
-    changed them. A contact sheet `contact-sheet.png` beside the config shows some images with their labels.
+    and `splits` are kept if they exist. Configs and contact sheets of an earlier call are replaced if they are
+    unchanged. A contact sheet `contact-sheet.png` beside the config shows some images with their labels.
 
     A folder in the layout of CamVid or PASCAL VOC gets configs and a contact sheet only. If such a folder in VOC's
     layout has no split train, its images are divided into the splits train and val.

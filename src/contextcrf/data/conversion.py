@@ -32,7 +32,7 @@ def to_rgb8(image: Image.Image, packed_depth: bool = False) -> Pixels:
     """Convert an image to a uint8 array [H, W, 3] in sRGB.
 
     - 16 bits are scaled by 255/65535. Fractions from 0 to 1 are scaled by 255.
-    - Transparent pixels are composited over black. A log line says so once.
+    - Transparent pixels are composited over black, which is logged once.
     - Colors with an embedded ICC profile are converted to sRGB.
 
     Args:

@@ -80,7 +80,7 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
                 findings.drop("images that are listed twice; their first entry is kept", f"{path.name}: {name}")
                 continue
             listed.add(image)
-            # The folder tells images of the same name in several splits apart.
+            # The folder distinguishes images of the same name in several splits.
             place = name if "/" in name else f"{image.parent.name}/{name}"
             records.append(Record(image, place, size, shapes, _splits(path, len(paths))))
     return Source(tuple(names), records)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -133,6 +134,9 @@ NAMED = (
     "resnest14d",
 )
 
+# How much of the contract is checked.
+Rules = Literal["shapes", "values", "places"]
+
 SIZE = (111, 143)  # pixels, a multiple of no stride
 ROW, COLUMN = 64, 96  # the place of an edge: nodes of each stride begin here
 BAND = 15  # the number of last rows and columns that are inverted
@@ -158,7 +162,10 @@ class Contract:
 
 
 def check(
-    create: Callable[[], PyramidBackbone], stride: int, sizes: tuple[tuple[int, int], ...] = (SIZE, (75, 50))
+    create: Callable[[], PyramidBackbone],
+    stride: int,
+    sizes: tuple[tuple[int, int], ...] = (SIZE, (75, 50)),
+    rules: Rules = "places",
 ) -> Contract:
     """Check the rules that hold for every backbone.
 
@@ -166,6 +173,8 @@ def check(
         create: creates the backbone with random weights.
         stride: the number of pixels per node.
         sizes: the sizes of the images.
+        rules: "places" also checks that changes of the image show at the right nodes, which takes most of the time.
+            "shapes" checks no values, and is for the device "meta".
     """
     torch.manual_seed(0)
     found = Contract()
@@ -177,10 +186,12 @@ def check(
             maps = backbone(images)
             expected = (1, backbone.out_channels, -(-height // stride), -(-width // stride))
             found.expect(maps.shape == expected, f"a map of {tuple(maps.shape)}, not {expected}")
-            found.expect(bool(maps.isfinite().all()), "values that are not finite")
-        found.expect(torch.equal(again(images), maps), "another map after loading the weights")
+            if rules != "shapes":
+                found.expect(bool(maps.isfinite().all()), "values that are not finite")
+                found.expect(torch.equal(again(images), maps), "another map after loading the weights")
         found.expect(backbone(torch.randn(1, 3, 3, 5)).shape[-2:] == (1, 1), "no map of 3 x 5 pixels")
-        _check_places(backbone, stride, found)
+        if rules == "places":
+            _check_places(backbone, stride, found)
     _check_gradients(again, found)
     return found
 
@@ -226,7 +237,9 @@ def _check_gradients(backbone: PyramidBackbone, found: Contract) -> None:
     for frozen in (False, True):
         backbone.zero_grad()
         if frozen:
-            backbone.freeze(min(2, len(backbone.stage_modules())))
+            backbone.freeze(1)
+            if all(parameter.requires_grad for parameter in backbone.body.parameters()):
+                backbone.freeze(2)  # the first stage of a few networks has no parameters
         backbone(torch.randn(2, 3, 75, 50)).square().mean().backward()
         trained = [parameter.grad is not None for parameter in backbone.body.parameters()]
         if not frozen:

@@ -32,12 +32,13 @@ class ModelConfig:
     """The settings that define the weights of a ContextCRF.
 
     Args:
-        backbone: Name of the backbone: a timm model, "vgg16-fc6" (the paper's VGG-16, stride 32, 16 or 8) or
-            "plain" (a small network with random initial weights and a receptive field of 15 pixels; "plain-31" has 31
-            pixels, and so on in steps of 16).
+        backbone: Name of the backbone: a timm model, a model of transformers such as "hf:facebook/dinov2-small",
+            "vgg16-fc6" (the paper's VGG-16, stride 32, 16 or 8) or "plain" (a small network with random initial weights
+            and a receptive field of 15 pixels; "plain-31" has 31 pixels, and so on in steps of 16).
         stride: Number of pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`. If it is
-            larger than `stride`, the feature maps from `stride` to `output_stride` are upsampled and summed.
+            larger than `stride`, the feature maps from `stride` to `output_stride` are upsampled and summed. Backbones
+            that cannot be dilated keep their own strides.
         depth: Number of backbone stages that are used, counted from the first; null uses all stages. With fewer stages,
             the receptive field is smaller.
         network: Network on top of the backbone: "context" (the network of the paper), or a baseline with a linear

@@ -87,10 +87,15 @@ def measure(
         return InputSizes(unit, unit if takes(unit, unit) else 2 * unit)
     if height == width and takes(height, 2 * height):
         return InputSizes(height, height)
-    larger = [
-        (rows, columns + unit // step) for (rows, columns), step in zip(shapes(height, width), steps, strict=True)
-    ]
-    if shapes(height, width + unit) == larger:
+    own = shapes(height, width)
+    if not own:
+        raise ValueError(
+            f"The network takes neither images whose sides are multiples of {unit} pixels nor images of {height} x "
+            f"{width} pixels, for which it was made. Choose another backbone."
+        )
+    if shapes(height, width + unit) == [
+        (rows, columns + unit // step) for (rows, columns), step in zip(own, steps, strict=True)
+    ]:
         offset = width % unit
         least = next(side for side in range(offset + unit, width + 1, unit) if shapes(side, side))
         return InputSizes(unit, least, offset)

@@ -174,7 +174,7 @@ def test_segment_takes_every_usual_form_of_an_image():
 )
 def test_segment_refuses_what_is_not_clear(image):
     for use in (tiny().segment, lambda image: tiny().explain(image, (0, 0))):
-        with pytest.raises(ValueError, match="expected|Scale its values"):
+        with pytest.raises(ValueError, match=r"expected|Scale its values"):
             use(image)
 
 

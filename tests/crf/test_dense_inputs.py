@@ -85,7 +85,8 @@ def test_bad_inputs_are_named_as_they_were_given(logits: Any, images: Any, messa
 def test_parameters_from_numpy() -> None:
     matrix = np.eye(4)
     matrix.flags.writeable = False
-    crf = DenseCRF(np.float32(3), np.int64(3), np.array([80.0, 80.0]), [13, 13, 13], -matrix, iterations=np.int64(3))
+    values: list[Any] = [np.float32(3), np.int64(3), np.array([80.0, 80.0]), [13, 13, 13], -matrix, np.int64(3)]
+    crf = DenseCRF(*values)
     assert crf(LOGITS, IMAGES).shape == LOGITS.shape
     assert type(crf.iterations) is int
 

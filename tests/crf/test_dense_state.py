@@ -1,5 +1,7 @@
 """The state dict of the dense CRF: the same entries for learned and fixed values."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,14 +11,14 @@ from contextcrf.crf import DenseCRF
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 2 * torch.randn(1, 3, 8, 9, generator=GENERATOR)
 IMAGE = torch.randint(0, 256, (1, 3, 8, 9), generator=GENERATOR, dtype=torch.uint8)
-VALUES = {
+VALUES: dict[str, Any] = {
     "spatial_sxy": (2, 5),
     "spatial_compat": 1.7,
     "bilateral_sxy": 33,
     "bilateral_srgb": 7,
     "bilateral_compat": [-1.0, -2.0, -3.0],
 }
-SHAPES = {"spatial_sxy": (1, 1), "bilateral_compat": [0.0, 0.0, 0.0]}
+SHAPES: dict[str, Any] = {"spatial_sxy": (1, 1), "bilateral_compat": [0.0, 0.0, 0.0]}
 
 
 @pytest.mark.parametrize("source", [True, False])

@@ -73,10 +73,10 @@ class TimmBackbone(PyramidBackbone):
             )
         self.body = create_body(name, output_stride, pretrained, depth)
         float32_depthwise(self.body)
-        self.steps, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
-        if depth is not None and max(self.steps) < stride:
+        self.own_steps, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
+        if depth is not None and max(self.own_steps) < stride:
             raise ValueError(
-                f"With depth={depth}, the last map of {name} has stride {self.steps[-1]}, which is finer than "
+                f"With depth={depth}, the last map of {name} has stride {self.own_steps[-1]}, which is finer than "
                 f"stride={stride}. Increase depth or choose a finer stride."
             )
         self.pretrained = bool(pretrained)

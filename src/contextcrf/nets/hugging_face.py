@@ -83,7 +83,7 @@ class HuggingFaceBackbone(PyramidBackbone):
                 f"The model {source} is neither a folder with a saved model nor available from the Hugging Face Hub: "
                 f"{str(error).splitlines()[0].rstrip('.')}."
             ) from error
-        self.steps = [round(step) for step in steps]
+        self.own_steps = [round(step) for step in steps]
         self.pretrained = bool(pretrained)
         self.norm_eval = True
         self.mean, self.std = _normalization(name)

@@ -25,17 +25,19 @@ class PyramidBackbone(Backbone):
     are joined: each of them passes through a 1 x 1 convolution and is upsampled bilinearly, and a block 6 is applied to
     their sum.
 
-    A subclass creates `body` and defines `outputs` and `stage_modules`. Then it calls `build`.
+    A subclass sets `body` and `own_steps` and defines `outputs` and `stage_modules`. Then it calls `build`.
 
     Attributes:
         body: the network.
         sizes: the image sizes that the body takes.
-        steps: the number of pixels per node of each map in `outputs`.
+        own_steps: the number of pixels per node of each map in `outputs`.
+        steps: the number of pixels per node of each map after it was made to cover the image from its first pixel on.
         taps: the strides of the maps that are joined.
     """
 
     body: Any
     sizes: InputSizes
+    own_steps: list[int]
     steps: list[float]
 
     def outputs(self, images: Tensor) -> list[Tensor]:
@@ -68,12 +70,12 @@ class PyramidBackbone(Backbone):
             image: an image of the size for which the body was made, [1, 3, H, W].
         """
         mode, _ = self.body.training, self.body.eval()
-        self.sizes = measure(self.outputs, self.steps, any_size, image)
-        self.own_steps = self.steps
+        self.sizes = measure(self.outputs, self.own_steps, any_size, image)
+        self.steps = [float(step) for step in self.own_steps]
         if self.sizes.window:
             # A whole number of nodes must cover a window. timm rounds the stride of a few networks.
             side = self.sizes.window[0]
-            self.steps = [side / round(side / step) for step in self.steps]
+            self.steps = [side / round(side / step) for step in self.own_steps]
         self.body.train(mode)
         single = len(self.steps) == 1
         # If several maps have the same stride, the last one is used, because it is the deepest.

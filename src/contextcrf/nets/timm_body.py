@@ -127,7 +127,8 @@ def _inspect(name: str) -> tuple[frozenset[str], tuple[int, ...]]:
         strides = tuple(info["reduction"] for info in model.feature_info.info)
         if isinstance(model, FeatureDictNet | FeatureGetterNet | FeatureHookNet):
             model = timm.create_model(name)  # the wrapper hides the class
-    names = (inspect.signature(kind.__init__).parameters for kind in type(model).__mro__ if kind is not nn.Module)
+    kinds = (kind for kind in type(model).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module)
+    names = (inspect.signature(kind).parameters for kind in kinds)
     return frozenset(parameter for parameters in names for parameter in parameters), strides
 
 

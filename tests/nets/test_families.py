@@ -1,4 +1,4 @@
-"""Many families of timm's models keep the contract of a backbone. `benchmarks/backbones.py` checks all families."""
+"""Many families of timm's models keep the contract of a backbone."""
 
 import pytest
 import timm
@@ -8,7 +8,7 @@ from contextcrf.nets.backbones import TimmBackbone, create_backbone
 from contextcrf.nets.baselines import BASELINES
 from families import FAMILIES, NAMED, SIZE, check, create_member
 
-# The families that take about a second each. `python benchmarks/backbones.py` checks all of them.
+# The families that take about a second each.
 FAST = [
     "byobnet",
     "convnext",

@@ -1,4 +1,6 @@
-"""Many families of timm's models keep the contract of a backbone."""
+"""Many families of timm's models keep the contract of a backbone. `benchmarks/backbones.py` checks all families."""
+
+from pathlib import Path
 
 import pytest
 import timm
@@ -8,7 +10,7 @@ from contextcrf.nets.backbones import TimmBackbone, create_backbone
 from contextcrf.nets.baselines import BASELINES
 from families import FAMILIES, NAMED, SIZE, check, create_member
 
-# The families that take about a second each.
+# The families that take about a second each. `python benchmarks/backbones.py` checks all of them.
 FAST = [
     "byobnet",
     "convnext",
@@ -46,9 +48,11 @@ FAST = [
 SLOW = ("maxvit_tiny_tf_224", "hiera_tiny_224", "convnext_tiny", "swin_tiny_patch4_window7_224")
 
 
-def test_the_list_has_all_families():
+def test_the_list_and_the_table_have_all_families():
     assert set(FAMILIES) == set(timm.list_modules())
     assert all(member in timm.list_models(module=family) for family, member in FAMILIES.items())
+    table = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    assert all(f"| {family} | {member} |" in table for family, member in FAMILIES.items())
 
 
 @pytest.mark.parametrize("family", FAST)

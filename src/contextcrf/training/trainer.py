@@ -94,7 +94,6 @@ def fit(
             f"batch_size is {config.batch_size}, but must be a multiple of the {world} processes. Change "
             "--training.batch-size or --devices."
         )
-    check_batch(model, len(train), config, world)
     model.to(memory_format=torch.channels_last)
     sampler = SeededSampler(len(train), config.seed, rank, world)
     # On macOS and Windows, starting the workers again in each epoch would take seconds.
@@ -112,6 +111,7 @@ def fit(
             f"The training split has {_count(len(train), 'image')}, but each of the {world} processes needs at least "
             "one. Use fewer devices."
         )
+    check_batch(model, len(train), config, world)
     weights = class_weights(train, config.class_balance) if config.class_balance else None
     if config.max_edges is not None:
         config = replace(config, max_edges=max(1, config.max_edges // world))

@@ -1,4 +1,4 @@
-"""Masks of every form that tools write, read as class positions."""
+"""Masks of every form that tools write, read as class indices."""
 
 import pickle
 import struct

@@ -231,7 +231,7 @@ def test_label_maps_have_the_values_of_the_classes_file_or_class_positions(refin
     assert torch.equal(refined(Image.fromarray(labels), "--classes", str(path))[0], by_position)
     ClassesFile(classes, LabelFormat(values=((1,), (0,)))).write(path)
     error = refusal(refined, capsys, Image.fromarray(labels), "--classes", str(path))
-    assert "may be those in classes.yaml or the class positions" in error
+    assert "may be those in classes.yaml or the class indices" in error
     assert "--num-classes 2" in error
 
 

@@ -38,7 +38,7 @@ class Start:
     Args:
         classes: the classes of the data set.
         ignore_index: the value of unlabeled pixels in the mask files; None if there is none.
-        statistics: statistics of all masks. The labels are class positions and 255 for unlabeled pixels.
+        statistics: statistics of all masks. The labels are class indices and 255 for unlabeled pixels.
         images: number of images by split.
         written: the new files.
         recipe: text of the config for `contextcrf fit`.
@@ -66,14 +66,14 @@ class Start:
 def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: int = 5) -> Start:
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
-    Unless `classes.yaml` defines it, `recognize_masks` finds the class of each value or color. The files `classes.yaml`
-    and `splits` are kept if they exist. Configs and contact sheets of an earlier call are replaced if they are
-    unchanged. A contact sheet `contact-sheet.png` beside the config shows some images with their labels.
+    `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. A contact sheet
+    `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist. Other files
+    are replaced only if an earlier call wrote them and they are unchanged.
 
     A folder in the layout of CamVid or PASCAL VOC gets configs and a contact sheet only. If such a folder in VOC's
     layout has no split train, its images are divided into the splits train and val.
 
-    If an error occurs, no file remains.
+    If an error occurs, the files that this call has written are removed.
 
     Args:
         data: folder with the subfolders `images` and `masks`, or in the layout of CamVid or PASCAL VOC.

@@ -62,13 +62,13 @@ class DenseCRF(nn.Module):
         learnable: make the compatibilities and the logarithms of the standard deviations parameters of the module.
         tolerance: the probability below which a label is skipped to save time, in [0, 1). A label is skipped in an
             image if its probability is below ``tolerance`` at every pixel and it is not the most probable label of any
-            pixel. Its marginals are then 0. If it were not skipped, they would stay below about ``tolerance`` with
-            weights w >= 0. If the kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2)
+            pixel. Its marginals are then 0. Without skipping, they would be below about ``tolerance`` if all weights
+            are >= 0. If the kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2)
             ``tolerance``. No label is skipped if a compatibility is a negative weight or has the shape [K] or [K, K],
             or if the tolerance is 0.
 
-    Learned and fixed values have the same entries in `state_dict`, so each kind of module loads the state dict of the
-    other. A module with fixed values also accepts a state dict without any of these entries, and keeps its values.
+    A module with learnable values and a module with fixed values have the same entries in `state_dict`, so each can load
+    the state dict of the other. A module with fixed values also accepts a state dict without any of these entries, and keeps its values.
 
     Attributes:
         iterations: as given.
@@ -204,10 +204,10 @@ class DenseCRF(nn.Module):
             images: the images, [B, C, H, W] with any number of channels C. Values are in 0..255, integer or floating.
                 Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3], unless
                 their shape fits [B, C, H, W] too.
-            extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. Divide each
-                feature by its standard deviation first.
+            extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. First divide each feature
+                by the standard deviation of the kernel for it, which you choose as for ``bilateral_srgb``.
             image_range: the values (low, high) of black and white, if they are not 0 and 255. Images are then mapped
-                to 0..255. With (0, 255), images whose values seem to have a wrong unit raise no error.
+                to 0..255. (0, 255) changes no values and only turns off the check of the unit (see Raises).
 
         Returns:
             Marginals [B, K, H, W], or [K, H, W] for one image, which sum to 1 over K. They are float64 if the logits
@@ -216,9 +216,10 @@ class DenseCRF(nn.Module):
 
         Raises:
             ValueError: if the shape, the dtype, the device or the values of an argument are wrong. The message names
-                the reason. Without ``image_range``, images with contrast also raise this error if one image of the
-                batch seems to have another unit and would be almost black: floating values that are all <= 1, whole
-                numbers that are all <= 2, values with fractions that are all <= 16, or uint16 values below 16384.
+                the reason. Without ``image_range``, this error is also raised if an image of the batch seems to have
+                another unit and would be almost black: floating values that are all <= 1, whole numbers that are all
+                <= 2, values with fractions that are all <= 16, or uint16 values that are all below 16384. An image
+                whose values are all equal is not checked for this.
         """
         return self._refine(logits, images, extra, image_range, self._mean_field)
 

@@ -71,8 +71,8 @@ def mean_field(
         pairwise: pairs of a potential and its features [B, C, H, W]. If the features have a coarser grid than the
             logits, wrap the potential in a `CoarseGrid`.
         iterations: the number of updates, >= 0. The paper uses 2.
-        weights: the relation weights, one factor for each potential. With None, all weights are 1.0, which is the
-            unweighted model.
+        weights: the factor of the messages of each potential. Unlike a relation weight, it is used as given and not
+            divided by the mean number of neighbors. With None, all factors are 1.0, which is the plain sum.
         damping: the fraction of the old marginals that is kept in every update, in [0, 1).
         start: the initial marginals, [B, K, H, W]. None starts from softmax(unary_logits).
         trace: a list to which the ELBO [B] of the initial marginals and of every update is appended. This costs one

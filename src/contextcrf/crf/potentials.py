@@ -301,9 +301,9 @@ class PairwisePotential(nn.Module):
     def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
         """Compute the expected pair logits of each node, summed over the edges that touch the node.
 
-        Together with the unary logits, they are the logits of the mean-field update. For node p and label k, the
-        message is the sum of sum_j Q_q(j) v_pq(k, j) over the edges (p, q), plus the sum of sum_j Q_q(j) v_qp(j, k)
-        over the edges (q, p), for which p lies in the box of q.
+        Together with the unary logits, they are the logits of the mean-field update. For node p and label k, each edge
+        (p, q) adds sum_j Q_q(j) v_pq(k, j). Each edge (q, p), for which p lies in the box of q, adds
+        sum_j Q_q(j) v_qp(j, k).
 
         Args:
             features: the feature map, [B, C, H, W].
@@ -364,9 +364,10 @@ class PairwisePotential(nn.Module):
     def edge_marginals(self, features: Tensor) -> Tensor:
         """Compute marginals from this potential alone, without inference.
 
-        Each edge has a joint distribution P_V(y_p, y_q | x), eq. (11), which piecewise training fits for the edges
-        separately. The result at a node is the mean of its marginals in the joint distributions of its edges. For mean
-        field without a unary potential, it is a better start than the uniform distribution.
+        Each edge has a joint distribution P_V(y_p, y_q | x), eq. (11). Piecewise training fits each of these
+        distributions on its own. Each of them gives a marginal for both nodes of the edge, and the result at a node is
+        the mean of the marginals that its edges give. For mean field without a unary potential, it is a better start
+        than the uniform distribution.
 
         Args:
             features: the feature map, [B, C, H, W].
@@ -392,7 +393,11 @@ class PairwisePotential(nn.Module):
         return marginals.transpose(1, 2).unflatten(2, features.shape[-2:])
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute A f_p + bias and B f_q, the parts of the first layer, each [B, N, D], from features [B, C, H, W]."""
+        """Compute what each of the N nodes adds to the hidden layer as p and as q, from features [B, C, H, W].
+
+        The result is a pair of tensors [B, N, D]. The first includes the bias. The input of the ReLU for an edge (p, q)
+        is row p of the first tensor plus row q of the second.
+        """
         rows = features.flatten(2).transpose(1, 2)
         return self.owner(rows), self.neighbor(rows)
 

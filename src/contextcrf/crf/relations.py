@@ -23,7 +23,7 @@ class RangeBox:
         left: the extent to the left, >= 0.
         right: the extent to the right, >= 0.
         hole: a box around the same node whose nodes are excluded. `above` excludes the row of p, and `ring` excludes
-            the inner square. The `hole` and `grid` of the inner box are ignored.
+            the inner square. The `hole` and `grid` of this box are ignored.
         grid: the number of rows and of columns of a regular grid over the box. Only nodes on this grid are joined. With
             5, a square has the 24 neighbors of the authors' later work. None joins all nodes in the box.
 

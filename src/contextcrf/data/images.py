@@ -37,7 +37,7 @@ def as_pixels(image: ImageLike) -> Tensor:
 
     Raises:
         ValueError: If the type, dtype or shape is different, or if the range of the values is unclear: 16 bits with
-            values below 16384, which may come from a camera with fewer bits, or fractions outside 0..1.
+            only values below 16384, which may come from a camera with fewer bits, or fractions outside 0..1.
 
     Example:
         >>> as_pixels(np.zeros((4, 6), np.uint8)).shape

@@ -46,7 +46,7 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """How the pixels of mask files become class positions 0..K-1 and `IGNORE_INDEX` (255).
+    """How the pixels of mask files become class indices 0..K-1 and `IGNORE_INDEX` (255).
 
     Index masks have one value per pixel. Color masks have one color per pixel: RGB, RGBA or palette images. An object
     can be pickled and compared.
@@ -94,7 +94,7 @@ class MaskFormat:
 
     @classmethod
     def indices(cls, count: int, ignore_index: int | None = IGNORE_INDEX) -> "MaskFormat":
-        """Return the format of index masks whose values are the class positions.
+        """Return the format of index masks whose values are the class indices.
 
         Args:
             count: the number of classes K. The values of the masks are 0..K-1 and `ignore_index`.
@@ -114,13 +114,13 @@ class MaskFormat:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the values of the masks are the class positions, with at most one value of unlabeled pixels."""
+        """Whether the values of the masks are the class indices, with at most one value of unlabeled pixels."""
         if self.kind != "index" or len(self.ignore_values) > 1:
             return False
         return self.values == MaskFormat.indices(len(self), next(iter(self.ignore_values), None)).values
 
     def read(self, path: Path) -> Tensor:
-        """Read a mask file as class positions.
+        """Read a mask file as class indices.
 
         Args:
             path: the file. JPEG files and other files with lossy compression must be color masks.
@@ -137,7 +137,7 @@ class MaskFormat:
         return torch.from_numpy(positions)
 
     def positions(self, mask: StoredMask) -> "tuple[npt.NDArray[np.int64], StrayColors]":
-        """Return the class positions of a decoded mask, int64 [H, W], and its pixels without exact class colors.
+        """Return the class indices of a decoded mask, int64 [H, W], and its pixels without exact class colors.
 
         Raises:
             DataError: In the same cases as `read`.
@@ -196,7 +196,7 @@ class MaskFormat:
         return runs.map(known, mask.shape).astype(np.int64, copy=False), strays
 
     def nearest(self, codes: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the class positions of color codes [N] and the largest channel differences to their class colors.
+        """Return the class indices of color codes [N] and the largest channel differences to their class colors.
 
         The position is `IGNORE_INDEX` for the colors of unlabeled pixels, and -1 for colors beyond the tolerance.
         """

@@ -48,7 +48,7 @@ def mask_statistics(masks: Sequence[Path], mask_format: MaskFormat | None = None
 
     Args:
         masks: the paths of the masks.
-        mask_format: how the masks are read. The labels are then class positions and `IGNORE_INDEX`. None counts the
+        mask_format: how the masks are read. The labels are then class indices and `IGNORE_INDEX`. None counts the
             values as stored in index masks.
 
     Raises:

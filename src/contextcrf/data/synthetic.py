@@ -83,8 +83,8 @@ class ContextScenes(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         height: the height of the scenes in pixels, at least 64.
         width: the width of the scenes in pixels, at least `height`.
         seed: the seed of the random numbers, 0 or more.
-        ambiguity: how similar the colors of the two classes of a pair are. 1 draws both classes in the same color, 0
-            in two distinct colors, and values in between interpolate linearly.
+        ambiguity: how similar the colors of sheep and boat are, and those of wall and trunk. 1 draws both classes of
+            such a pair in the same color, 0 in two distinct colors, and values in between interpolate linearly.
 
     Attributes:
         classes: the names and colors of the classes, `CLASSES`.
@@ -171,7 +171,8 @@ def write_scenes(
         height: the height of the scenes in pixels, at least 64.
         width: the width of the scenes in pixels, at least `height`.
         seed: the seed of the random numbers, 0 or more.
-        ambiguity: how similar the colors of the two classes of a pair are, from 0 to 1 (see `ContextScenes`).
+        ambiguity: how similar the colors of classes that differ only in their surroundings are, from 0 to 1 (see
+            `ContextScenes`).
 
     Returns:
         The folder `root`.

@@ -86,7 +86,7 @@ class EvaluationResults:
     Args:
         classes: names of the classes.
         systems: result of each system.
-        metadata: description of the evaluation by name, for example data, model, inference settings and precision.
+        metadata: named facts about the evaluation, for example data, model, inference settings and precision.
         gains: mIoU gains of the CRF with their confidence intervals, as `comparison.gains` returns them.
 
     Example:

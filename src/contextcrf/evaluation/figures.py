@@ -75,7 +75,7 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
 def explanation_picture(
     image: Image.Image, push: torch.Tensor, pixel: tuple[int, int], scale: float | None = None
 ) -> Image.Image:
-    """Draw the change of a node's log-odds by each neighbor over a gray copy of the image.
+    """Draw on a gray copy of the image how much each neighbor changes the log-odds of a node's label.
 
     Red cells raise the log-odds of the label, blue cells lower them. A yellow ring marks the node.
 

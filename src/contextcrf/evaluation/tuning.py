@@ -150,13 +150,14 @@ def tune_dense(
     Args:
         model: the model; it is set to evaluation mode.
         data: tuning images. Do not use training images, since a network is overconfident on them.
-        grid: values to try by the name of the parameter.
+        grid: for each parameter name, the values to try.
         rounds: number of passes over all parameters.
         inference: initial inference settings; None uses the settings of the model.
 
     Returns:
-        All trials. The first trial has the initial settings, with the dense CRF of the model or without a dense CRF. If
-        the dense CRF does not raise the mean IoU, the compatibilities of the best trial are 0.
+        All trials. The first trial has the initial settings. One trial has no dense CRF, that is, compatibilities of 0.
+        It is the first trial if the initial settings have no dense CRF, and the best if no dense CRF raises the mean
+        IoU.
 
     Example:
         >>> from contextcrf import ModelConfig

@@ -51,7 +51,7 @@ class MapFormat:
         confidence: the assumed probability that a label of a label map is correct.
         ignore_index: the value of unlabeled pixels in a label map. None is 255, but then label maps of two classes that
             have no other values than 0 and 255 are refused.
-        masks: the values or colors of the classes in label maps (.png). None means the class positions.
+        masks: the values or colors of the classes in label maps (.png). None means the class indices.
         foreground: the value of class 1 in label maps of two classes. The value of class 0 is then 0.
         layout: the layout of .npy and .npz files: "khw" for [K, H, W], "hwk" for [H, W, K], or "hw" for the foreground
             [H, W]. None decides by evidence, see `arrange`.
@@ -274,7 +274,7 @@ def _check_binary(paths: Sequence[Path]) -> None:
 
 
 def _by_values(paths: Sequence[Path], stored: MaskFormat, positions: MaskFormat) -> MaskFormat:
-    """Choose between the values in classes.yaml and the class positions, which `predict` writes, for all label maps."""
+    """Choose between the values in classes.yaml and the class indices, which `predict` writes, for all label maps."""
     values = set().union(*(_stored_values(path) for path in paths))
     position = {value: index for index, own in enumerate(stored.values) for value in own}
     position |= dict.fromkeys(stored.ignore_values, IGNORE_INDEX)
@@ -283,8 +283,8 @@ def _by_values(paths: Sequence[Path], stored: MaskFormat, positions: MaskFormat)
     as_stored = values <= set(position)
     if as_positions and as_stored and any(position[value] != value for value in values):
         raise DataError(
-            f"The values of {paths[0]} and the other label maps may be those in classes.yaml or the class positions "
-            f"from 0. For class positions, give --num-classes {len(stored)} instead of --classes. For the values in "
-            "classes.yaml, save the maps with class positions."
+            f"The values of {paths[0]} and the other label maps may be those in classes.yaml or the class indices "
+            f"from 0. For class indices, give --num-classes {len(stored)} instead of --classes. For the values in "
+            "classes.yaml, save the maps with class indices."
         )
     return positions if as_positions else stored

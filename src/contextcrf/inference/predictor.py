@@ -311,8 +311,8 @@ class Predictor:
             pixel: the row and the column of a pixel. The messages of the node that contains this pixel are computed.
 
         Returns:
-            An explanation for each relation. Its messages are multiplied by the relation weight, as they are added to
-            the unary logits. Its neighbors are positions on the graph, which has the size `Explanation.size`.
+            An explanation for each relation. Its messages are multiplied by `message_weight`, so they are the values that
+            mean field adds to the unary logits. Its neighbors are positions on the graph, which has the size `Explanation.size`.
 
         Raises:
             ValueError: If the pixel is outside the image.

@@ -15,7 +15,8 @@ def augmented(
 
     Args:
         images: images, float [B, 3, H, W].
-        scales: the factors of the image size. The scales of the network are applied in addition.
+        scales: the factors of the image size. The network then also resizes each copy to its own scales
+            (`ModelConfig.scales`).
         flip: also yield the horizontally mirrored images at each scale.
 
     Yields:

@@ -29,7 +29,7 @@ from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, Ran
 from contextcrf.cli.main import COMMANDS, main, read_command
 from contextcrf.crf import CoarseGrid
 from contextcrf.data.classes_file import ClassesFile
-from contextcrf.data.images import read_image
+from contextcrf.data.image_format import ImageFormat
 from contextcrf.data.layouts import CAMVID
 from contextcrf.data.synthetic import write_scenes
 from contextcrf.modeling.serialization import save
@@ -234,11 +234,12 @@ def test_the_page_on_the_page():
 
 
 def test_the_page_on_data_formats():
-    run("docs/data-formats.md", {})
-    assert read_image(Path("frame.png")).unique().tolist() == [255]
-    (text,) = [text for language, text in blocks("docs/data-formats.md") if language == "yaml"]
-    Path("classes.yaml").write_text(text)
+    assert run("docs/data-formats.md", {})["image"].unique().tolist() == [255]
+    classes, images = [text for language, text in blocks("docs/data-formats.md") if language == "yaml"]
+    Path("classes.yaml").write_text(classes)
     assert ClassesFile.read(Path("classes.yaml")).mask_format.values == ((7, 8), (26,))
+    Path("images.yaml").write_text(images)
+    assert ImageFormat.read(Path()).ranges[3] == (0, 4012)
 
 
 def test_the_page_on_the_crf():

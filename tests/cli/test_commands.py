@@ -142,7 +142,7 @@ def test_errors_of_a_recipe_are_short_and_help(tmp_path, capsys, given, text, wo
             "--training.crop is '192', but a list of 2 whole numbers is expected. Write a list",
         ),
         ("fit --training.potentials unary", "but a list of names or null is expected. Write a list in quotes and"),
-        ("fit --inference.dense 3", "--inference.dense is '3', but a mapping of names to numbers is expected."),
+        ("fit --inference.dense 3", "--inference.dense is '3', but a mapping of names to numbers or lists of"),
         ("fit --training x", "--training is 'x', but the path of a YAML file with the settings of this group is"),
         ("fit --data", "The option --data needs a value."),
         ("fit --config", "The option --config needs a value: the path of a YAML file."),

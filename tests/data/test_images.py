@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from contextcrf.data.images import DECODING_ERRORS, as_pixels, is_turned, read_image, read_mask
+from contextcrf.data.images import DECODING_ERRORS, as_pixels, orientation, read_image, read_mask
 from contextcrf.utils.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -47,19 +47,19 @@ def test_image_files(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(PIXELS).save(path)
     assert torch.equal(read_image(path), as_pixels(PIXELS))
-    assert not is_turned(path)
+    assert orientation(path) == 1
 
 
 @pytest.mark.parametrize(
-    ("orientation", "upright"),
+    ("turn", "upright"),
     [(1, PIXELS), (2, PIXELS[:, ::-1]), (3, PIXELS[::-1, ::-1]), (6, np.rot90(PIXELS, -1)), (8, np.rot90(PIXELS))],
 )
-def test_images_are_read_upright(tmp_path, orientation, upright):
+def test_images_are_read_upright(tmp_path, turn, upright):
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[0x0112] = turn
     Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
     assert torch.equal(read_image(tmp_path / "a.png"), as_pixels(upright.copy()))
-    assert is_turned(tmp_path / "a.png") == (orientation != 1)
+    assert orientation(tmp_path / "a.png") == turn
 
 
 @pytest.mark.parametrize(

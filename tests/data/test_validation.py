@@ -104,7 +104,7 @@ def test_mask_with_colors(tmp_path):
 def test_deep_image(tmp_path):
     image, mask = write_pair(tmp_path, "one")
     Image.fromarray(np.full((12, 16), 4000, np.uint16)).save(image)
-    assert problems_of([(image, mask)])[0].endswith("to 0..255 with 8 bits per channel.")
+    assert "`ranges: [[0, 4095]]` in images.yaml" in problems_of([(image, mask)])[0]
 
 
 def test_sizes_differ(tmp_path):

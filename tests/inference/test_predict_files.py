@@ -128,10 +128,10 @@ def test_labels_of_an_earlier_model_do_not_survive_a_run_that_is_stopped(predict
     with torch.no_grad():
         predictor.model.unary.last.bias += torch.arange(predictor.model.num_classes)
 
-    def stop(path):
+    def stop(path, *arguments):
         if path == pictures[2]:
             raise KeyboardInterrupt
-        return read_image(path)
+        return read_image(path, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(predict_module, "read_image", stop)

@@ -9,6 +9,7 @@ from PIL import Image, PngImagePlugin
 
 from contextcrf.data.classes import Classes
 from contextcrf.data.dataset import Pair, SegmentationDataset
+from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import to_picture
 from contextcrf.data.masks import MaskFormat
 from contextcrf.data.visualization import overlay, qualitative_grid
@@ -19,7 +20,9 @@ IMAGES, COLUMNS, SIDE = 12, 2, 240
 _SOFTWARE = "contextcrf init"
 
 
-def write_contact_sheet(path: Path, pairs: Sequence[Pair], classes: Classes, masks: MaskFormat) -> None:
+def write_contact_sheet(
+    path: Path, pairs: Sequence[Pair], classes: Classes, masks: MaskFormat, image_format: ImageFormat = RGB
+) -> None:
     """Write a PNG file with up to 12 images, each beside the same image with the colors of its labels, and a legend.
 
     Args:
@@ -27,8 +30,9 @@ def write_contact_sheet(path: Path, pairs: Sequence[Pair], classes: Classes, mas
         pairs: the images and masks, of which evenly spaced ones are drawn.
         classes: the classes, whose colors are drawn.
         masks: the format of the masks.
+        image_format: the format of the images.
     """
-    data = SegmentationDataset(pairs, classes, mask_format=masks).spread(IMAGES)
+    data = SegmentationDataset(pairs, classes, mask_format=masks, image_format=image_format).spread(IMAGES)
     cells: list[Image.Image] = []
     for image, mask in data.without_transform():
         picture = to_picture(torch.as_tensor(image))

@@ -12,10 +12,12 @@ from contextcrf.cli.contact_sheet import is_contact_sheet, write_contact_sheet
 from contextcrf.data.classes import IGNORE_INDEX, Classes
 from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.dataset import Pair
+from contextcrf.data.image_format import IMAGES_FILE, ImageFormat
+from contextcrf.data.image_recognition import recognize_images
 from contextcrf.data.images import hidden_turns
 from contextcrf.data.layouts import Layout, find_layout, known_splits, open_dataset
 from contextcrf.data.masks import MaskFormat
-from contextcrf.data.pairing import MASK_SUFFIXES, common_suffix, files_by_stem, pair_files
+from contextcrf.data.pairing import DATA_SUFFIXES, MASK_SUFFIXES, common_suffix, files_by_stem, pair_files
 from contextcrf.data.recognition import Recognized, recognize_masks
 from contextcrf.data.statistics import MaskStatistics, mask_statistics
 from contextcrf.data.validation import check_pairs
@@ -66,9 +68,10 @@ class Start:
 def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: int = 5) -> Start:
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
-    `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. A contact sheet
-    `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist. Other files
-    are replaced only if an earlier call wrote them and they are unchanged.
+    `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. `recognize_images` finds
+    the format of the images, which is written to `images.yaml` if they are not RGB, unless this file exists. A contact
+    sheet `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist.
+    Other files are replaced only if an earlier call wrote them and they are unchanged.
 
     A folder in the layout of CamVid or PASCAL VOC gets configs and a contact sheet only. If such a folder in VOC's
     layout has no split train, its images are divided into the splits train and val.
@@ -87,8 +90,8 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
         The findings and the files that were written.
 
     Raises:
-        DataError: `pair_files`, `recognize_masks` or `check_pairs` finds a problem, there are fewer than 2 images, or
-            the masks have labels that `classes.yaml` does not define.
+        DataError: `pair_files`, `recognize_masks`, `recognize_images` or `check_pairs` finds a problem, there are fewer
+            than 2 images, or the masks have labels that `classes.yaml` does not define.
         FileExistsError: a config exists, and it was changed or is not from an earlier call.
         ValueError: `val_every` is below 2, or `classes.yaml` has another `ignore_index`.
 
@@ -126,7 +129,15 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
             found, pairs = _examine_layout(data, layout, ignore_index)
         _require_two(data, pairs)
         masks, classes = found.file.mask_format, found.file.classes
-        check_pairs(pairs, len(classes), None, masks)
+        folder = data if layout is None else layout.folder
+        if (own := folder / IMAGES_FILE).exists() and not is_unchanged(own):
+            image_format, seen = ImageFormat.read(folder), [f"{own} defines the format of the images."]
+        else:
+            image_format, seen = recognize_images([image for image, _ in pairs])
+            own.unlink(missing_ok=True)
+            if not image_format.is_rgb:
+                write(own, mark(image_format.text()))
+        check_pairs(pairs, len(classes), None, masks, image_format)
         for name, text in _new_splits(splits, [image.stem for image, _ in pairs], val_every).items():
             write(splits / f"{name}.txt", text)
         images = {split: _count_images(data, split) for split in _used_splits(data, layout)}
@@ -140,9 +151,9 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
         write(recipe, mark(text))
         write(heads_path(recipe), mark(heads_recipe_for(statistics, images["train"])))
         undo.callback(sheet.unlink, missing_ok=True)
-        write_contact_sheet(sheet, pairs, classes, masks)
+        write_contact_sheet(sheet, pairs, classes, masks, image_format)
         undo.pop_all()
-    findings = [*found.findings, *_turned([image for image, _ in pairs])]
+    findings = [*found.findings, *seen, *_turned([image for image, _ in pairs])]
     ignored = next(iter(masks.ignore_values), None)
     return Start(classes, ignored, statistics, images, [*written, sheet], text, masks, findings)
 
@@ -202,7 +213,7 @@ def _require_two(data: Path, pairs: Sequence[Pair]) -> None:
 def _examine_folder(data: Path, ignore_index: int | None) -> tuple[Recognized, list[Pair]]:
     """Return the classes and the pairs of a folder with images and masks."""
     images, masks = data / "images", data / "masks"
-    suffix = common_suffix(files_by_stem(images, "images"), files_by_stem(masks, "masks", MASK_SUFFIXES))
+    suffix = common_suffix(files_by_stem(images, "images", DATA_SUFFIXES), files_by_stem(masks, "masks", MASK_SUFFIXES))
     pairs = pair_files(images, masks, suffix)
     named = f"The names of the masks end with {suffix}." if suffix else ""
     names = data / "classes.yaml"

@@ -67,8 +67,9 @@ class DenseCRF(nn.Module):
             ``tolerance``. No label is skipped if a compatibility is a negative weight or has the shape [K] or [K, K],
             or if the tolerance is 0.
 
-    A module with learnable values and a module with fixed values have the same entries in `state_dict`, so each can load
-    the state dict of the other. A module with fixed values also accepts a state dict without any of these entries, and keeps its values.
+    A module with learnable values and a module with fixed values have the same entries in `state_dict`, so each can
+    load the state dict of the other. A module with fixed values also accepts a state dict without any of these entries,
+    and keeps its values.
 
     Attributes:
         iterations: as given.

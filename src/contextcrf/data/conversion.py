@@ -72,7 +72,8 @@ def scale_16_bits(values: npt.NDArray[np.uint16]) -> Pixels:
         raise ValueError(
             f"The image has 16 bits per channel, but its largest value is {largest}, so that its range may be "
             f"0..{(1 << bits) - 1} ({bits} bits) or 0..65535. Scale its values to 0..65535, or to 0..255 with 8 bits "
-            "per channel."
+            f"per channel. In a data set, `ranges: [[0, {(1 << bits) - 1}]]` in images.yaml gives the range, which "
+            "`contextcrf init` finds."
         )
     # 65535 = 255 * 257, and the addition rounds to the nearest integer.
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from contextcrf.data.classes import IGNORE_INDEX, Classes
+from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import read_image
 from contextcrf.data.masks import MaskFormat
 from contextcrf.utils.errors import DataError
@@ -21,8 +22,8 @@ Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], Sample]
 class SegmentationDataset(Dataset[Sample]):
     """Images with their masks.
 
-    An item is a pair `(image, mask)`. The image is uint8 RGB [3, H, W]. The mask is int64 [H, W], and its unlabeled
-    pixels have the value `IGNORE_INDEX` (255).
+    An item is a pair `(image, mask)`. The image is uint8 [C, H, W], by default RGB. The mask is int64 [H, W], and its
+    unlabeled pixels have the value `IGNORE_INDEX` (255).
 
     The key of an item is an index, or a pair `(index, seed)`. With a seed, the random numbers of the transform depend
     on that seed only, and not on the worker process or on earlier items. A resumed training therefore loads exactly
@@ -40,6 +41,7 @@ class SegmentationDataset(Dataset[Sample]):
             this option, a DataError is raised.
         mask_format: how the masks are read. None reads index masks whose values are the class indices and
             `ignore_index`.
+        image_format: how the images are read. By default, they are RGB.
 
     Raises:
         DataError: On access to an item, if a file cannot be read, or if a mask has a value that is not a class. The
@@ -63,11 +65,13 @@ class SegmentationDataset(Dataset[Sample]):
         transform: Transform | None = None,
         skip_broken: bool = False,
         mask_format: MaskFormat | None = None,
+        image_format: ImageFormat = RGB,
     ) -> None:
         self.pairs = list(pairs)
         self.classes = classes
         self.mask_format = mask_format or MaskFormat.indices(len(classes), ignore_index)
         self.ignore_index = next(iter(self.mask_format.ignore_values), None)
+        self.image_format = image_format
         self.transform = transform
         self.skip_broken = skip_broken
         # Worker processes write to this tensor, so it is in shared memory.
@@ -116,13 +120,13 @@ class SegmentationDataset(Dataset[Sample]):
             index: the position of the pair.
 
         Returns:
-            The image, uint8 [3, H, W], and the mask, int64 [H, W].
+            The image, uint8 [C, H, W], and the mask, int64 [H, W].
 
         Raises:
             DataError: If a file cannot be read.
         """
         image, mask = self.pairs[index]
-        return tv_tensors.Image(read_image(image)), tv_tensors.Mask(self.mask_format.read(mask))
+        return tv_tensors.Image(read_image(image, self.image_format)), tv_tensors.Mask(self.mask_format.read(mask))
 
     def spread(self, count: int) -> "SegmentationDataset":
         """Return a data set of at most `count` pairs, which are evenly spaced in the order of this data set."""
@@ -131,9 +135,9 @@ class SegmentationDataset(Dataset[Sample]):
         return self.with_pairs([self.pairs[i] for i in chosen])
 
     def with_pairs(self, pairs: Sequence[Pair], skip_broken: bool = False) -> "SegmentationDataset":
-        """Return a data set of other pairs, with the classes, the mask format and the transform of this data set."""
+        """Return a data set of other pairs, with the classes, the formats and the transform of this data set."""
         return SegmentationDataset(
-            pairs, self.classes, self.ignore_index, self.transform, skip_broken, mask_format=self.mask_format
+            pairs, self.classes, self.ignore_index, self.transform, skip_broken, self.mask_format, self.image_format
         )
 
     def names(self, root: Path) -> list[str]:

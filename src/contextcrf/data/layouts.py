@@ -10,10 +10,11 @@ from typing import Literal
 from contextcrf.data.classes import IGNORE_INDEX, Classes, voc_palette
 from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.dataset import SegmentationDataset, Transform
+from contextcrf.data.image_format import ImageFormat
 from contextcrf.data.labelmap import LABELMAP, read_labelmap
 from contextcrf.data.masks import MaskFormat, used_palette
+from contextcrf.data.pairing import DATA_SUFFIXES, MASK_SUFFIXES, files_by_stem, pair_stems, split_stem
 from contextcrf.data.pairing import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from contextcrf.data.pairing import MASK_SUFFIXES, files_by_stem, pair_stems, split_stem
 from contextcrf.data.pairing import list_images as list_images
 from contextcrf.data.stored_mask import decode_mask
 from contextcrf.utils.errors import DataError
@@ -119,6 +120,8 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
       train_aug must have its 10,582 images. If one of its masks is not in `SegmentationClass/`, the mask in
       `SegmentationClassAug/` is used.
 
+    A file `images.yaml` in the folder gives the channels of the images and the range of their values (`ImageFormat`).
+
     Args:
         root: the folder of the data set.
         split: the name of the split.
@@ -140,7 +143,9 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
         (2, ('sky', 'grass', 'water'))
     """
     layout = find_layout(Path(root))
-    return _OPEN[layout.name](layout, split, transform)
+    dataset = _OPEN[layout.name](layout, split, transform)
+    dataset.image_format = ImageFormat.read(layout.folder)
+    return dataset
 
 
 def known_splits(root: str | Path) -> list[str]:
@@ -217,7 +222,10 @@ def _open_folder(layout: Layout, split: str, transform: Transform | None) -> Seg
     file = ClassesFile.read(layout.classes)
     names = _read_lines(layout.splits, split)
     folders = layout.folder / "images", layout.folder / "masks"
-    images, masks = files_by_stem(folders[0], "images"), files_by_stem(folders[1], "masks", MASK_SUFFIXES)
+    images, masks = (
+        files_by_stem(folders[0], "images", DATA_SUFFIXES),
+        files_by_stem(folders[1], "masks", MASK_SUFFIXES),
+    )
     pairs = pair_stems(names, images, masks, folders, file.mask_suffix)
     return SegmentationDataset(pairs, file.classes, transform=transform, mask_format=file.mask_format)
 
@@ -245,7 +253,7 @@ def _open_voc(layout: Layout, split: str, transform: Transform | None) -> Segmen
     if split == "train_aug":
         check_train_aug(kit / VOC_SPLITS / "train_aug.txt", names)
     folders = kit / "JPEGImages", kit / "SegmentationClass"
-    images = files_by_stem(folders[0], "images")
+    images = files_by_stem(folders[0], "images", DATA_SUFFIXES)
     masks = files_by_stem(folders[1], "masks", MASK_SUFFIXES) if folders[1].is_dir() else {}
     if split == "train_aug":
         folders = folders[0], kit / SBD_MASKS

@@ -9,6 +9,8 @@ from contextcrf.utils.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
+# The images of a data set may also be arrays.
+DATA_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
 _LISTED = 10
 
@@ -66,7 +68,7 @@ def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> lis
         DataError: If a folder does not exist or is empty, if a file has no partner, or if two files of a folder have
             the same stem.
     """
-    image_of = files_by_stem(images, "images")
+    image_of = files_by_stem(images, "images", DATA_SUFFIXES)
     mask_of = files_by_stem(masks, "masks", MASK_SUFFIXES)
     suffix = common_suffix(image_of, mask_of) if mask_suffix is None else mask_suffix
     own = {stem.removesuffix(suffix): path for stem, path in mask_of.items() if stem.endswith(suffix)}
@@ -130,4 +132,4 @@ def split_stem(name: str, images: Mapping[str, Path]) -> str:
     if name in images or last in images:
         return name if name in images else last
     path = PurePosixPath(last)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else last
+    return path.stem if path.suffix.lower() in DATA_SUFFIXES else last

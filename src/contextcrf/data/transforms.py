@@ -41,6 +41,52 @@ class RandomScale(v2.Transform):
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
 
 
+class ChannelJitter(v2.Transform):
+    """A transform that changes the brightness and the contrast of images with any number of channels.
+
+    All channels have the same random factors, which are uniform in [1 - strength, 1 + strength].
+
+    Args:
+        strength: the strength of the change, from 0 to 1.
+    """
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the factors. torchvision calls this method."""
+        brightness, contrast = (1 + self.strength * (2 * torch.rand(2) - 1)).tolist()
+        return {"brightness": brightness, "contrast": contrast}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Change an image; masks are not changed. torchvision calls this method."""
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        bright = params["brightness"] * inpt.as_subclass(torch.Tensor).float()
+        mean = bright.mean()
+        changed = mean + params["contrast"] * (bright - mean)
+        return tv_tensors.wrap(changed.round().clamp(0, 255).to(inpt.dtype), like=inpt)
+
+
+class ColorJitter(v2.Transform):
+    """torchvision's `ColorJitter` for images with three channels, and `ChannelJitter` for other images.
+
+    Args:
+        strength: the strength of the jitter of brightness, contrast and saturation, from 0 to 1. The strength of the
+            hue jitter is a tenth of it.
+    """
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.colors = v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=strength / 10)
+        self.channels = ChannelJitter(strength)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Change the image of an image and its mask."""
+        return (self.colors if inputs[0].shape[0] == 3 else self.channels)(*inputs)
+
+
 def training_transform(
     crop: tuple[int, int],
     scale: tuple[float, float] = (0.5, 2.0),
@@ -54,7 +100,8 @@ def training_transform(
             its mask is padded with `IGNORE_INDEX`.
         scale: the range of the random scale factor.
         color: the strength of the jitter of brightness, contrast and saturation. The strength of the hue jitter is a
-            tenth of it. 0 switches the jitter off.
+            tenth of it. Images that do not have three channels have no jitter of saturation and hue. 0 switches the
+            jitter off.
         flip: flip the image with probability 1/2.
 
     Returns:
@@ -75,5 +122,5 @@ def training_transform(
     if flip:
         steps.append(v2.RandomHorizontalFlip())
     if color > 0:
-        steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color / 10))
+        steps.append(ColorJitter(color))
     return v2.Compose(steps)

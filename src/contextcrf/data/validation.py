@@ -13,7 +13,17 @@ from PIL import Image
 from contextcrf.data.classes import Classes
 from contextcrf.data.conversion import has_packed_depth, to_rgb8
 from contextcrf.data.dataset import Pair, SegmentationDataset
-from contextcrf.data.images import DECODING_ERRORS, DEEP_IMAGE_MODES, describe_error, is_turned, upright
+from contextcrf.data.image_format import RGB, ImageFormat
+from contextcrf.data.images import (
+    DECODING_ERRORS,
+    DEEP_IMAGE_MODES,
+    describe_error,
+    is_plain,
+    may_have_bands,
+    orientation,
+    read_image,
+    upright,
+)
 from contextcrf.data.masks import MaskFormat, StrayColors, check_palettes
 from contextcrf.data.stored_mask import StoredMask, decode_mask
 from contextcrf.utils.errors import DataError
@@ -29,6 +39,7 @@ def check_pairs(
     num_classes: int,
     ignore_index: int | None,
     mask_format: MaskFormat | None = None,
+    image_format: ImageFormat = RGB,
 ) -> None:
     """Decode all images and masks completely and report all problems at once.
 
@@ -37,6 +48,7 @@ def check_pairs(
         num_classes: the number of classes K. The valid labels of a mask are 0..K-1 and `ignore_index`.
         ignore_index: the value of unlabeled pixels in the mask files; None if there is none.
         mask_format: how the masks are read. It replaces `num_classes` and `ignore_index`.
+        image_format: how the images are read.
 
     Raises:
         DataError: If a file is missing, cannot be decoded, or has values with an unclear range. Also if a mask has
@@ -45,7 +57,7 @@ def check_pairs(
             Each line names the file, the value found and the expected value.
     """
     expected = mask_format or MaskFormat.indices(num_classes, ignore_index)
-    found = find_problems(pairs, num_classes, ignore_index, expected)
+    found = find_problems(pairs, num_classes, ignore_index, expected, image_format)
     problems = [line for lines in found for line in lines]
     try:
         check_palettes([mask for _, mask in pairs], expected)
@@ -65,6 +77,7 @@ def find_problems(
     num_classes: int,
     ignore_index: int | None,
     mask_format: MaskFormat | None = None,
+    image_format: ImageFormat = RGB,
 ) -> list[list[str]]:
     """Return a list of problems for each pair, one line per problem. The list of a usable pair is empty.
 
@@ -75,11 +88,12 @@ def find_problems(
         num_classes: as for `check_pairs`.
         ignore_index: as for `check_pairs`.
         mask_format: as for `check_pairs`.
+        image_format: as for `check_pairs`.
     """
     expected = mask_format or MaskFormat.indices(num_classes, ignore_index)
 
     def check(pair: Pair) -> tuple[list[str], StrayColors]:
-        return _pair_problems(*pair, expected)
+        return _pair_problems(*pair, expected, image_format)
 
     # Threads are sufficient, since decoding releases the interpreter lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -119,7 +133,8 @@ def check_dataset(dataset: SegmentationDataset) -> None:
         contextcrf.utils.errors.DataError: 1 problem was found in 1 pair of image and mask:
         ...
     """
-    check_pairs(dataset.pairs, len(dataset.classes), dataset.ignore_index, dataset.mask_format)
+    count = len(dataset.classes)
+    check_pairs(dataset.pairs, count, dataset.ignore_index, dataset.mask_format, dataset.image_format)
 
 
 def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None = None) -> SegmentationDataset:
@@ -149,13 +164,13 @@ def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None =
             len(val.pairs),
         )
     if not train.skip_broken:
-        check_pairs([*train.pairs, *others], num_classes, ignore_index, expected)
+        check_pairs([*train.pairs, *others], num_classes, ignore_index, expected, train.image_format)
         return train
     if others:
-        check_pairs(others, num_classes, ignore_index, expected)
+        check_pairs(others, num_classes, ignore_index, expected, train.image_format)
     # A part of such masks would be wrong, and nothing shows which part.
     check_palettes([mask for _, mask in [*train.pairs, *others]], expected)
-    problems = find_problems(train.pairs, num_classes, ignore_index, expected)
+    problems = find_problems(train.pairs, num_classes, ignore_index, expected, train.image_format)
     log_skipped([line for lines in problems for line in lines])
     kept = [pair for pair, lines in zip(train.pairs, problems, strict=True) if not lines]
     if not kept:
@@ -188,15 +203,17 @@ def check_same_classes(model_classes: Classes, data_classes: Classes) -> None:
         )
 
 
-def _pair_problems(image_path: Path, mask_path: Path, expected: MaskFormat) -> tuple[list[str], StrayColors]:
-    image = _image_size(image_path)
+def _pair_problems(
+    image_path: Path, mask_path: Path, expected: MaskFormat, image_format: ImageFormat
+) -> tuple[list[str], StrayColors]:
+    image = _image_size(image_path, image_format)
     mask = _decode_mask(mask_path)
     problems = [item for item in (image, mask) if isinstance(item, str)]
     if isinstance(mask, str):
         return problems, StrayColors()
     if not isinstance(image, str) and image != mask.shape:
         found, wanted = (f"{width} x {height}" for height, width in (mask.shape, image))
-        turned = image == mask.shape[::-1] and is_turned(image_path)
+        turned = image == mask.shape[::-1] and orientation(image_path) != 1
         hint = " The EXIF data rotate the image, and the mask must match the upright image." if turned else ""
         problems.append(f"{mask_path} has {found} pixels, but its image {image_path} has {wanted} pixels.{hint}")
     try:
@@ -206,11 +223,14 @@ def _pair_problems(image_path: Path, mask_path: Path, expected: MaskFormat) -> t
     return problems, strays
 
 
-def _image_size(path: Path) -> tuple[int, int] | str:
+def _image_size(path: Path, image_format: ImageFormat) -> tuple[int, int] | str:
     """Return the height and width of an upright image, or the problem with the file."""
     if not path.is_file():
         return f"{path} does not exist or is not a file, but an image is expected."
     try:
+        if not image_format.is_rgb or (may_have_bands(path) and not is_plain(path)):
+            height, width = read_image(path, image_format).shape[1:]
+            return height, width
         with Image.open(path) as image:
             packed = has_packed_depth(image)
             image.load()  # `open` reads only the header.
@@ -220,6 +240,8 @@ def _image_size(path: Path) -> tuple[int, int] | str:
                     return f"{path} cannot be read as an image: {unclear}."
             size = upright(image).size
             return size[1], size[0]
+    except DataError as error:
+        return str(error)
     except DECODING_ERRORS as error:
         return f"{path} cannot be decoded as an image: {describe_error(error)}. A complete image file is expected."
 

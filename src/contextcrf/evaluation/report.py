@@ -97,7 +97,7 @@ def draw_explanation(predictor: Predictor, image: torch.Tensor, pixel: tuple[int
 
     Args:
         predictor: the model with its inference settings.
-        image: uint8 [3, H, W].
+        image: uint8 [C, H, W].
         pixel: row and column of the node, in pixels of the image.
 
     Returns:

@@ -32,7 +32,7 @@ class Example:
     Args:
         name: name of the image.
         score: mean IoU of the last system on this image alone, a fraction.
-        image: uint8 [3, H, W].
+        image: uint8 [C, H, W].
         truth: ground truth, int64 [H, W]; 255 for pixels without a label.
         labels: predicted labels by the name of the system, int64 [H, W].
     """

@@ -27,7 +27,7 @@ ONNX_NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class PredictorGraph(nn.Module):
     """A predictor as a single module, which can be traced.
 
-    The input is an RGB image, float [1, 3, H, W] with values in 0..255. The output is marginals [1, K, H, W], which are
+    The input is an image, float [1, C, H, W] with values in 0..255. The output is marginals [1, K, H, W], which are
     equal to the result of `Predictor.__call__`. The pair logits of the image are kept in a table. Potentials that were
     not trained send no messages and are left out.
 
@@ -48,7 +48,7 @@ class PredictorGraph(nn.Module):
         self.system = System(relations=tuple(predictor.model.trained_relations))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the marginals [1, K, H, W] of an image, float [1, 3, H, W] with values in 0..255."""
+        """Return the marginals [1, K, H, W] of an image, float [1, C, H, W] with values in 0..255."""
         features = self.predictor.extract_features(image, [self.system])
         return upsample(self.predictor.mean_field(features, self.system, tabulate=True), image.shape[-2:])
 
@@ -118,7 +118,7 @@ def save_program(program: torch.export.ExportedProgram, model: ContextNetwork, p
 def save_onnx(program: torch.export.ExportedProgram, model: ContextNetwork, path: Path) -> float:
     """Write an ONNX file that contains the weights and the classes, and run it once with onnxruntime.
 
-    The input "image" is float32 [1, 3, H, W] with values in 0..255. The output "marginals" is float32 [1, K, H, W]. The
+    The input "image" is float32 [1, C, H, W] with values in 0..255. The output "marginals" is float32 [1, K, H, W]. The
     metadata of the file contain the names and the palette of the classes as JSON.
 
     Args:
@@ -166,4 +166,4 @@ def _predictor(model: ContextNetwork) -> Predictor:
 
 def _image(model: ContextNetwork, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return (255 * torch.rand(1, 3, height, width, generator=generator)).to(model.device)
+    return (255 * torch.rand(1, model.image_format.channels, height, width, generator=generator)).to(model.device)

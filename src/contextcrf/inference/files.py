@@ -144,7 +144,7 @@ def predict_files(
             if not mine:
                 continue
             try:
-                image = read_image(path)
+                image = read_image(path, predictor.model.image_format)
                 found = predictor.label(image)
             except DataError as error:
                 outcome.failed.append((path, str(error)))

@@ -109,7 +109,7 @@ class Predictor:
         """Compute the feature maps that the systems need.
 
         Args:
-            images: RGB images [B, 3, H, W] with values in 0..255.
+            images: images [B, C, H, W] with values in 0..255.
             systems: the systems.
 
         Returns:
@@ -188,7 +188,7 @@ class Predictor:
 
         Args:
             marginals: the marginals [B, K, H, W].
-            images: the RGB images [B, 3, H, W] with values in 0..255.
+            images: the images [B, C, H, W] with values in 0..255.
 
         Returns:
             The refined marginals [B, K, H, W].
@@ -206,7 +206,7 @@ class Predictor:
         """Return the marginals of the system "unary+pairwise", with gradients if they are enabled.
 
         Args:
-            images: RGB images [B, 3, H, W] with values in 0..255.
+            images: images [B, C, H, W] with values in 0..255.
 
         Returns:
             Marginals [B, K, H, W].
@@ -219,7 +219,7 @@ class Predictor:
         """Predict one image with several systems. The network runs once for all systems.
 
         Args:
-            image: the RGB image, uint8 [3, H, W].
+            image: the image, uint8 [C, H, W], as `read_image` returns it.
             systems: the systems.
 
         Returns:
@@ -271,7 +271,7 @@ class Predictor:
             ValueError: If the image has a wrong type, shape or dtype, or if the model does not have a potential of the
                 system.
         """
-        pixels = as_pixels(image)
+        pixels = as_pixels(image, self.model.image_format)
         [prediction] = self.predict(pixels, [self.system(system)])
         return Segmentation(pixels, prediction.marginals, self.model.classes)
 
@@ -282,7 +282,7 @@ class Predictor:
         then depends on the size of a tile, and not on the size of the image.
 
         Args:
-            pixels: the RGB image, uint8 [3, H, W].
+            pixels: the image, uint8 [C, H, W], as `read_image` returns it.
             system: the system or its name. None is the system of the settings.
 
         Raises:
@@ -311,8 +311,9 @@ class Predictor:
             pixel: the row and the column of a pixel. The messages of the node that contains this pixel are computed.
 
         Returns:
-            An explanation for each relation. Its messages are multiplied by `message_weight`, so they are the values that
-            mean field adds to the unary logits. Its neighbors are positions on the graph, which has the size `Explanation.size`.
+            An explanation for each relation. Its messages are multiplied by `message_weight`, so they are the values
+            that mean field adds to the unary logits. Its neighbors are positions on the graph, which has the size
+            `Explanation.size`.
 
         Raises:
             ValueError: If the pixel is outside the image.
@@ -323,7 +324,7 @@ class Predictor:
             >>> sorted(found)
             ['above', 'surrounding']
         """
-        pixels = as_pixels(image)
+        pixels = as_pixels(image, self.model.image_format)
         size = (pixels.shape[-2], pixels.shape[-1])
         _check_pixel(pixel, size)
         with self._evaluation_mode():

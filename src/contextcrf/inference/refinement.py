@@ -10,6 +10,7 @@ import torch
 
 from contextcrf.crf import DenseCRF
 from contextcrf.crf.colors import almost_black
+from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import ARRAY_ERRORS, read_image
 from contextcrf.data.layouts import list_images
 from contextcrf.data.visualization import index_png
@@ -97,6 +98,7 @@ def refine_files(
     out: Path,
     marginals: bool = False,
     device: torch.device | None = None,
+    image_format: ImageFormat = RGB,
 ) -> Refinement:
     """Refine maps with the dense CRF and write the labels as palette PNGs `STEM.png`.
 
@@ -110,6 +112,7 @@ def refine_files(
         out: the folder for the results, which is created if necessary.
         marginals: also write the marginals as `STEM.npy`, float32 [K, H, W].
         device: the device of the dense CRF.
+        image_format: how the images are read.
 
     Returns:
         The files that were written, the maps that could not be refined, and how the others were read and changed.
@@ -128,11 +131,11 @@ def refine_files(
     outcome = Refinement()
     for path, image in track(pairs, "Refining maps"):
         try:
-            pixels = read_image(image)
+            pixels = read_image(image, image_format)
             found = maps.read(path, (pixels.shape[1], pixels.shape[2]))
             if found.logits.shape[1] > 256:
                 raise ValueError(f"The map has {found.logits.shape[1]} classes, but a label PNG can have at most 256.")
-            # Files have 8 bits, so their unit is known.
+            # Files are read with 8 bits, so their unit is known.
             refined = crf(found.logits.to(device), pixels[None].to(device), image_range=(0, 255))[0].cpu()
         except ARRAY_ERRORS as error:
             # The message of a DataError already names the file.

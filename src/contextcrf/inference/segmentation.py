@@ -14,7 +14,7 @@ class Segmentation:
     """An image with its predicted labels.
 
     Attributes:
-        image: the RGB image, uint8 [3, H, W].
+        image: the image, uint8 [C, H, W], by default RGB.
         probabilities: the marginals, float [K, H, W].
         classes: the names and colors of the K classes.
 

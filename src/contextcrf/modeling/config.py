@@ -161,7 +161,7 @@ class InferenceConfig:
     system: str = "unary+pairwise"
     iterations: int = 2
     relation_weights: Mapping[str, float | None] = field(default_factory=dict)
-    dense: Mapping[str, int | float] = field(default_factory=dict)
+    dense: Mapping[str, int | float | Sequence[float]] = field(default_factory=dict)
     scales: Sequence[float] = (1.0,)
     flip: bool = False
     tile: int = 1536

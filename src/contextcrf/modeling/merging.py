@@ -60,7 +60,7 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
         _check_same(what, part.classes, alike, "the model for the unary", unary.classes, config)
     system = replace(unary.predictor().system(None), unary=True, relations=None)
     inference = replace(unary.inference, relation_weights={}, system=system.name)
-    model = ContextCRF(config, unary.classes, pretrained=False, inference=inference)
+    model = ContextCRF(config, unary.classes, False, inference, unary.image_format)
     for name, part in {UNARY: unary, **pairwise}.items():
         model.trunk(name).load_state_dict(part.trunk(name).state_dict())
         model.trunk(name).backbone.pretrained = True
@@ -129,7 +129,7 @@ def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConf
         >>> with_config(model, replace(model.config, graph_stride=16)).config.coarse_factor
         2
     """
-    result = ContextCRF(config, model.classes, pretrained=False, inference=inference or model.inference)
+    result = ContextCRF(config, model.classes, False, inference or model.inference, model.image_format)
     fresh = {} if result.dense is None else {f"dense.{key}": v for key, v in result.dense.state_dict().items()}
     result.load_state_dict({**fresh, **model.state_dict()})
     result.metadata = dict(model.metadata)

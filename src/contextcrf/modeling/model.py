@@ -28,8 +28,8 @@ _HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files
 class ContextCRF(ContextNetwork, ModelHubMixin):
     """A deep structured model: a CRF whose unary and pairwise terms are computed by multi-scale networks.
 
-    Images are RGB tensors [B, 3, H, W] with values in 0..255 and any dtype. The model normalizes them. The names of the
-    potentials are "unary" and the names of the relations.
+    Images are tensors [B, 3, H, W] in RGB with values in 0..255 and any dtype, or have the C channels of
+    `image_format`. The model normalizes them. The names of the potentials are "unary" and the names of the relations.
 
     Args:
         config: the configuration of the weights.
@@ -37,10 +37,12 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
         pretrained: True initializes the backbone with ImageNet weights, False initializes it randomly, and a path loads
             the weights of this file.
         inference: the default settings of prediction. None uses the default `InferenceConfig`.
+        image_format: the channels of the images and the range of their values in files.
 
     Attributes:
         config: a copy of the argument.
         classes: the argument.
+        image_format: the argument.
         inference: the settings of prediction.
         metadata: the origin and the measurements of the model as JSON values.
         dense: the learned dense CRF, or None.
@@ -61,7 +63,7 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
         """Return the marginals of the system "unary+pairwise", as `Predictor.__call__` does.
 
         Args:
-            images: RGB images [B, 3, H, W] with values in 0..255.
+            images: images [B, C, H, W] with values in 0..255.
 
         Returns:
             Marginals [B, K, H, W].
@@ -73,7 +75,7 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
 
         Args:
             image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype
-                uint8 or uint16 (see `as_pixels`).
+                uint8 or uint16 (see `as_pixels`). The values are those that image files have.
             system: "unary", "unary+pairwise", "unary+pairwise+dense", or another system (see `System`). None uses the
                 system of the inference settings.
 
@@ -193,7 +195,9 @@ def load(name_or_path: str | Path) -> ContextCRF:
     """
     saved = read_model(find_model(name_or_path))
     try:
-        model = ContextCRF(saved.config, saved.classes, pretrained=False, inference=saved.inference)
+        model = ContextCRF(
+            saved.config, saved.classes, pretrained=False, inference=saved.inference, image_format=saved.image_format
+        )
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{saved.path} is not a valid configuration of a model: {error}") from error
     model.metadata = saved.metadata

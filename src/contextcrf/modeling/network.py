@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from contextcrf.crf import CoarseGrid, PairwisePotential, UnaryPotential
 from contextcrf.crf.meanfield import Pair
 from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.classes import Classes
+from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.nets.backbones import create_backbone
 from contextcrf.nets.base import Backbone
@@ -23,9 +25,9 @@ from contextcrf.nets.multiscale import MultiScale
 class ContextNetwork(nn.Module):
     """The networks and potentials of a `ContextCRF`, without the methods that predict, save and load.
 
-    Images are RGB tensors [B, 3, H, W] with values in 0..255 and any dtype. The model normalizes them. The names of the
-    potentials are "unary" and the names of the relations. Methods with an argument `potentials` use all potentials if
-    it is None.
+    Images are tensors [B, 3, H, W] in RGB with values in 0..255 and any dtype, or have the C channels of
+    `image_format`. The model normalizes them. The names of the potentials are "unary" and the names of the relations.
+    Methods with an argument `potentials` use all potentials if it is None.
 
     Args:
         config: the configuration of the weights.
@@ -33,10 +35,12 @@ class ContextNetwork(nn.Module):
         pretrained: True initializes the backbone with ImageNet weights, False initializes it randomly, and a path loads
             the weights of this file.
         inference: the inference settings. None uses the default settings.
+        image_format: the channels of the images and the range of their values in files.
 
     Attributes:
         config: a copy of the argument.
         classes: the argument.
+        image_format: the argument.
         num_classes: the number of classes K.
         inference: the inference settings.
         metadata: the origin and the measurements of the model as JSON values.
@@ -61,6 +65,7 @@ class ContextNetwork(nn.Module):
         classes: Classes,
         pretrained: bool | Path = True,
         inference: InferenceConfig | None = None,
+        image_format: ImageFormat = RGB,
     ) -> None:
         super().__init__()
         # The caller may change the configuration later, so it is copied.
@@ -68,12 +73,13 @@ class ContextNetwork(nn.Module):
         self.inference = inference or InferenceConfig()
         self.inference.check(config.relations)
         self.classes = classes
+        self.image_format = image_format
         self.num_classes = num_classes = len(classes)
         self.metadata: dict[str, Any] = {}
 
         def trunk() -> MultiScale:
             return MultiScale(
-                _backbone(config, pretrained),
+                _backbone(config, pretrained, image_format.channels),
                 config.scales,
                 config.block6_per_scale,
                 config.pyramid,
@@ -95,8 +101,11 @@ class ContextNetwork(nn.Module):
         if config.learned_dense:
             self.dense = self.inference.dense_crf(learnable=True, num_classes=num_classes)
             self.dense.to(torch.get_default_device())
-        self.register_buffer("mean", 255 * torch.tensor(first.backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(first.backbone.std).view(1, 3, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            # The weights of the first layer repeat red, green and blue for further channels. So do the statistics.
+            own = islice(cycle(getattr(first.backbone, name)), image_format.channels)
+            values = torch.tensor(getattr(image_format, name) or [255 * value for value in own])
+            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -152,7 +161,7 @@ class ContextNetwork(nn.Module):
         """Compute the feature map of each potential.
 
         Args:
-            images: RGB images [B, 3, H, W] with values in 0..255.
+            images: images [B, C, H, W] with values in 0..255.
             potentials: the names of the potentials. None uses all potentials.
 
         Returns:
@@ -162,8 +171,9 @@ class ContextNetwork(nn.Module):
         Raises:
             ValueError: If the images have a wrong shape, or if a name is not the name of a potential.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"The images have the shape {tuple(images.shape)}, but [B, 3, H, W] is expected.")
+        channels = self.image_format.channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(f"The images have the shape {tuple(images.shape)}, but [B, {channels}, H, W] is expected.")
         normalized = (images - self.mean) / self.std
         names = self.select(potentials)
         trunks = {name: self.trunk(name) for name in names}
@@ -189,10 +199,11 @@ class ContextNetwork(nn.Module):
         return CoarseGrid(potential, self.config.coarse_factor), features
 
 
-def _backbone(config: ModelConfig, pretrained: bool | Path) -> Backbone:
+def _backbone(config: ModelConfig, pretrained: bool | Path, in_chans: int) -> Backbone:
     if config.network == "context":
         return create_backbone(
-            config.backbone, config.stride, config.output_stride, config.channels, pretrained, config.depth
+            config.backbone, config.stride, config.output_stride, config.channels, pretrained, config.depth, in_chans
         )
     kind = BASELINES[config.network]
-    return kind(create_backbone(config.backbone, kind.output_stride, None, None, pretrained), config.channels)
+    backbone = create_backbone(config.backbone, kind.output_stride, None, None, pretrained, in_chans=in_chans)
+    return kind(backbone, config.channels)

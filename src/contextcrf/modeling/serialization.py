@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from contextcrf.crf import RangeBox, Relation
 from contextcrf.data.classes import Classes
+from contextcrf.data.image_format import ImageFormat
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.network import ContextNetwork
 from contextcrf.utils.files import atomic_write, write_json
@@ -87,6 +88,7 @@ def save(
         "model": asdict(model.config),
         "inference": asdict(inference),
         "classes": model.classes.to_dict(),
+        "images": model.image_format.to_dict(),
         "metadata": model.metadata if metadata is None else dict(metadata),
         "weights": {"file": weights.name, "sha256": _sha256(weights)},
     }
@@ -149,6 +151,7 @@ class SavedModel:
         config: the configuration of the weights.
         inference: the inference settings.
         classes: the names and colors of the classes.
+        image_format: the channels of the images and the range of their values in files.
         metadata: the origin and the measurements of the model.
         weights: the path of the file of weights.
         sha256: the SHA-256 of the file of weights.
@@ -158,6 +161,7 @@ class SavedModel:
     config: ModelConfig
     inference: InferenceConfig
     classes: Classes
+    image_format: ImageFormat
     metadata: dict[str, Any]
     weights: Path
     sha256: str
@@ -210,6 +214,7 @@ def read_model(folder: Path) -> SavedModel:
             ModelConfig(**settings),
             InferenceConfig(**config["inference"]),
             Classes.from_dict(config["classes"]),
+            ImageFormat.from_dict(config.get("images", {})),
             config["metadata"],
             folder / config["weights"]["file"],
             config["weights"]["sha256"],

@@ -37,6 +37,8 @@ class TimmBackbone(PyramidBackbone):
         depth: the number of stages of the body to use. Fewer stages have a smaller receptive field. None uses all
             stages. With a number, block 6 normalizes each node separately, since statistics of the whole map would give
             every node information about the whole image.
+        in_chans: the number of channels of the images. With another number than 3, timm adapts pretrained weights of
+            the first layer: it repeats the weights of red, green and blue in order, and scales them by 3 / `in_chans`.
 
     Attributes:
         pretrained: True if the weights of the body are pretrained. Loading a model sets this attribute.
@@ -63,6 +65,7 @@ class TimmBackbone(PyramidBackbone):
         channels: int | None = 256,
         pretrained: bool | str | Path = True,
         depth: int | None = None,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         output_stride = output_stride or stride
@@ -71,7 +74,7 @@ class TimmBackbone(PyramidBackbone):
                 f"stride={stride} and output_stride={output_stride} are not valid. Expected stride=4, 8, 16 or 32 and "
                 "output_stride=8, 16 or 32, where output_stride >= stride."
             )
-        self.body = create_body(name, output_stride, pretrained, depth)
+        self.body = create_body(name, output_stride, pretrained, depth, in_chans)
         float32_depthwise(self.body)
         self.own_steps, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
         if depth is not None and max(self.own_steps) < stride:
@@ -83,7 +86,7 @@ class TimmBackbone(PyramidBackbone):
         self.norm_eval = True
         config = self.body.default_cfg
         self.mean, self.std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
-        image = next(self.body.parameters()).new_zeros(1, *config["input_size"])
+        image = next(self.body.parameters()).new_zeros(1, in_chans, *config["input_size"][1:])
         self.build(widths, stride, output_stride, channels, depth is not None, has_output_stride(name), image)
 
     def outputs(self, images: Tensor) -> list[Tensor]:
@@ -106,6 +109,7 @@ class PlainBackbone(Backbone):
         stride: the number of pixels per node of the feature map, which must be 8.
         channels: the number of channels of the feature map.
         receptive_field: the size of the receptive field in pixels: 15, 31, 47, ...
+        in_chans: the number of channels of the images.
 
     Raises:
         ValueError: if the stride or the receptive field has another value.
@@ -117,14 +121,14 @@ class PlainBackbone(Backbone):
         torch.Size([1, 16, 4, 6])
     """
 
-    def __init__(self, stride: int = 8, channels: int = 64, receptive_field: int = 15) -> None:
+    def __init__(self, stride: int = 8, channels: int = 64, receptive_field: int = 15, in_chans: int = 3) -> None:
         super().__init__()
         if stride != 8:
             raise ValueError(f"stride={stride} is not valid for the plain backbone. Expected 8.")
         further, rest = divmod(receptive_field - 15, 16)
         if further < 0 or rest:
             raise ValueError(f"receptive_field={receptive_field} is not valid. Expected 15 plus a multiple of 16.")
-        widths = (3, 16, 32, channels)
+        widths = (in_chans, 16, 32, channels)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
@@ -164,6 +168,7 @@ def create_backbone(
     channels: int | None,
     pretrained: bool | str | Path,
     depth: int | None = None,
+    in_chans: int = 3,
 ) -> Backbone:
     """Create a backbone from its name in a `ModelConfig`.
 
@@ -175,6 +180,7 @@ def create_backbone(
         channels: as for `TimmBackbone`.
         pretrained: as for `TimmBackbone`.
         depth: as for `TimmBackbone`.
+        in_chans: as for `TimmBackbone`. `HuggingFaceBackbone` takes only 3 channels with pretrained weights.
 
     Returns:
         The backbone.
@@ -199,23 +205,23 @@ def create_backbone(
             raise ValueError(
                 "The plain backbone has only one map, but this network needs several. Choose a timm model or vgg16-fc6."
             )
-        return PlainBackbone(stride, channels, int(plain[1] or 15))
+        return PlainBackbone(stride, channels, int(plain[1] or 15), in_chans)
     if name == VGG16:
         if output_stride not in (None, stride):
             raise ValueError(
                 f"{name} has only one map, so output_stride must be null or equal to stride={stride}, but "
                 f"output_stride={output_stride}."
             )
-        return VGG16Backbone(stride, channels, pretrained)
+        return VGG16Backbone(stride, channels, pretrained, in_chans)
     if name.startswith(PREFIX):
         if output_stride not in (None, stride):
             raise ValueError(
                 f"{name} cannot be dilated, so output_stride must be null or equal to stride={stride}, but "
                 f"output_stride={output_stride}."
             )
-        return HuggingFaceBackbone(name.removeprefix(PREFIX), stride, channels, pretrained)
+        return HuggingFaceBackbone(name.removeprefix(PREFIX), stride, channels, pretrained, in_chans)
     if not timm.is_model(name):
         found = timm.list_models(f"*{name}*")[:5] or get_close_matches(name, timm.list_models(), n=3)
         advice = f"Similar names are {', '.join(found)}." if found else "timm.list_models() lists all models."
         raise ValueError(f"The backbone {name!r} is not a timm model. {advice}")
-    return TimmBackbone(name, stride, output_stride, channels, pretrained, depth)
+    return TimmBackbone(name, stride, output_stride, channels, pretrained, depth, in_chans)

@@ -28,6 +28,7 @@ class HuggingFaceBackbone(PyramidBackbone):
         channels: the number of channels of the feature map. None omits all layers after the body.
         pretrained: True loads the weights of the model. A path loads the weights in this folder. False initializes all
             weights randomly.
+        in_chans: the number of channels of the images. Pretrained weights need 3.
 
     Raises:
         ValueError: if transformers is not installed or has no backbone for this model, or if the stride is not valid.
@@ -44,11 +45,21 @@ class HuggingFaceBackbone(PyramidBackbone):
     """
 
     def __init__(
-        self, name: str, stride: int = 8, channels: int | None = 256, pretrained: bool | str | Path = True
+        self,
+        name: str,
+        stride: int = 8,
+        channels: int | None = 256,
+        pretrained: bool | str | Path = True,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         if stride not in (4, 8, 16, 32):
             raise ValueError(f"stride={stride} is not valid. Expected 4, 8, 16 or 32.")
+        if pretrained and in_chans != 3:
+            raise ValueError(
+                f"The images have {in_chans} channels, but the pretrained weights of {PREFIX}{name} are for 3 channels."
+                " Choose a timm model, whose first layer is adapted, or set pretrained to false."
+            )
         try:
             from transformers import AutoBackbone, AutoConfig
         except ModuleNotFoundError as error:
@@ -66,9 +77,10 @@ class HuggingFaceBackbone(PyramidBackbone):
                     "that AutoBackbone supports, such as facebook/dinov2-small, or a timm model."
                 )
             config.out_indices = list(range(len(stages)))
+            config.num_channels = in_chans
             network: Any = AutoBackbone.from_config(config)
             side = config.image_size if isinstance(getattr(config, "image_size", None), int) else 224
-            image = next(network.parameters()).new_zeros(1, 3, side, side)
+            image = next(network.parameters()).new_zeros(1, in_chans, side, side)
             steps = [side / maps.shape[-1] for maps in network(image).feature_maps]
             if len(set(steps)) == 1:
                 config.out_indices, steps = [len(stages) - 1], steps[-1:]

@@ -60,7 +60,7 @@ def measure(
             stride and rounded up.
         any_size: try images whose sides are not multiples of the coarsest stride. The maps of a few networks then have
             the right size, but nodes at the wrong places.
-        images: an image of the size for which the network was made, [1, 3, H, W].
+        images: an image of the size for which the network was made, [1, C, H, W].
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def measure(
     def shapes(height: int, width: int) -> list[torch.Size]:
         try:
             with torch.no_grad():
-                return [map_.shape[-2:] for map_ in outputs(images.new_zeros(1, 3, height, width))]
+                return [map_.shape[-2:] for map_ in outputs(images.new_zeros(1, images.shape[1], height, width))]
         except (RuntimeError, AssertionError, ValueError):
             return []  # PyTorch and timm raise these errors if a size does not fit.
 

@@ -67,7 +67,7 @@ class PyramidBackbone(Backbone):
             channels: the number of channels of the feature map. None omits block 6.
             local: normalize each node separately.
             any_size: as for `measure`.
-            image: an image of the size for which the body was made, [1, 3, H, W].
+            image: an image of the size for which the body was made, [1, C, H, W].
         """
         mode, _ = self.body.training, self.body.eval()
         self.sizes = measure(self.outputs, self.own_steps, any_size, image)

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import Format
+from timm.models import adapt_input_conv
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
 from torch import Tensor, nn
 
@@ -24,7 +25,11 @@ _RENAMED = {
 
 
 def create_body(
-    name: str, output_stride: int, pretrained: bool | str | Path = False, depth: int | None = None
+    name: str,
+    output_stride: int,
+    pretrained: bool | str | Path = False,
+    depth: int | None = None,
+    in_chans: int = 3,
 ) -> nn.Module:
     """Create a timm network that computes feature maps, and load its weights.
 
@@ -37,6 +42,7 @@ def create_body(
         output_stride: the stride of the last map: 8, 16 or 32.
         pretrained: as for `TimmBackbone`.
         depth: the number of stages. None uses all stages.
+        in_chans: as for `TimmBackbone`.
 
     Returns:
         A network with the attributes `feature_info` and `default_cfg`, whose result is a list of maps.
@@ -54,7 +60,7 @@ def create_body(
     """
     file = Path(pretrained) if isinstance(pretrained, str | Path) else None
     arguments = hub_arguments(name, file) if pretrained else {}
-    options = {**_options(name), **(arguments or {})}
+    options = {**_options(name), **(arguments or {}), "in_chans": in_chans}
     if has_output_stride(name) and (output_stride == 32 or _dilates(name, output_stride)):
         options["output_stride"] = output_stride
     strides = _strides(name)
@@ -77,6 +83,8 @@ def create_body(
         load_package_weights(name, classifier)
         # The features-only network consists of the first layers of the classifier, with the same names.
         state = classifier.state_dict()
+        first = f"{body.default_cfg['first_conv']}.weight"
+        state[first] = adapt_input_conv(in_chans, state[first])
         body.load_state_dict({key: state[key] for key in body.state_dict()})
     return body
 

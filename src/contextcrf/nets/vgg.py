@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from contextcrf.nets.base import Backbone
@@ -25,6 +26,8 @@ class VGG16Backbone(Backbone):
             networks that use the `levels` of the five blocks.
         pretrained: True loads torchvision's ImageNet weights for the five blocks and the 7 x 7 convolution. A path
             loads a file with weights of torchvision's `vgg16`. False initializes all weights randomly.
+        in_chans: the number of channels of the images. Pretrained weights of the first layer are adapted as by timm
+            (see `TimmBackbone`).
 
     Raises:
         ValueError: if the stride is not 8, 16 or 32.
@@ -38,12 +41,14 @@ class VGG16Backbone(Backbone):
         torch.Size([1, 512, 2, 3])
     """
 
-    def __init__(self, stride: int = 32, channels: int | None = 512, pretrained: bool | str | Path = True) -> None:
+    def __init__(
+        self, stride: int = 32, channels: int | None = 512, pretrained: bool | str | Path = True, in_chans: int = 3
+    ) -> None:
         super().__init__()
         if stride not in (8, 16, 32):
             raise ValueError(f"stride={stride} is not valid for VGG-16. Expected 8, 16 or 32.")
         layers: list[nn.Module] = []
-        inputs, reached, dilation = 3, 1, 1
+        inputs, reached, dilation = in_chans, 1, 1
         for convolutions, outputs in BLOCKS:
             for _ in range(convolutions):
                 layers += [nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
@@ -73,7 +78,8 @@ class VGG16Backbone(Backbone):
         self.norm_eval = False  # VGG-16 has no BatchNorm.
         if pretrained:
             features, fc6 = read_vgg16(None if pretrained is True else Path(pretrained))
-            self.body.load_state_dict(features)
+            first = adapt_input_conv(in_chans, features["0.weight"])
+            self.body.load_state_dict({**features, "0.weight": first})
             if channels is not None:
                 self.block6[0].load_state_dict(fc6)
 

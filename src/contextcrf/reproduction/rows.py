@@ -133,7 +133,7 @@ def check(runner: Runner, rows: Sequence[TableRow]) -> None:
     networks = sorted({name for row in rows for name in row.networks})
     for config in (study.model, *(baseline_config(study.model, name) for name in networks)):
         with torch.device("meta"):
-            ContextCRF(config, measured.classes, pretrained=False)
+            ContextCRF(config, measured.classes, pretrained=False, image_format=measured.image_format)
     pairs = list(measured.pairs)
     weights = study.inference.weights(study.model.relations) if study.inference.relation_weights else {}
     if any(row.system.dense or (row.system.relations is None and not weights) for row in rows):

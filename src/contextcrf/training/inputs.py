@@ -27,7 +27,7 @@ def initial_model(job: FitJob, train: SegmentationDataset) -> ContextCRF:
     """Return the initial model of a training on images. Random weights follow from the seed of the config."""
     torch.manual_seed(job.training.seed)
     if job.init is None:
-        return ContextCRF(job.model, train.classes, job.pretrained, job.inference)
+        return ContextCRF(job.model, train.classes, job.pretrained, job.inference, train.image_format)
     network = load(job.init)
     if job.model.learned_dense and network.dense is None:
         inference = replace(network.inference, dense=job.inference.dense)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning import Trainer
 
+from contextcrf.data.image_format import check_same_images
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.validation import check_same_classes, log_skipped, training_pairs
 from contextcrf.modeling.serialization import CONFIG, save, weights_digest
@@ -158,6 +159,7 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
     if isinstance(job, FitHeadsJob):
         network, name = model_for_heads(job), "fit-heads"
         check_same_classes(network.classes, train.classes)
+        check_same_images(network.image_format, train.image_format)
         train = training_pairs(train)
         fit_heads(network, train, job.training, job.out, job.copies, checkpoint, trainer)
     else:
@@ -165,6 +167,7 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
         train = training_pairs(train, val)
         network, name = initial_model(job, train), "fit"
         check_same_classes(network.classes, train.classes)
+        check_same_images(network.image_format, train.image_format)
         fit(network, train, val, job.training, job.out, checkpoint, trainer)
     if trainer.is_global_zero:
         log_skipped(train.broken)
@@ -175,5 +178,6 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
 def _images_digest(data: Path, split: str) -> str:
     """Return the number of images in a split, and a digest of the names of its classes and images."""
     images = open_dataset(data, split)
-    listed = "\n".join([*images.classes.names, *(image.name for image, _ in images.pairs)])
+    kind = [] if images.image_format.is_rgb else [images.image_format.describe()]
+    listed = "\n".join([*images.classes.names, *kind, *(image.name for image, _ in images.pairs)])
     return f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"

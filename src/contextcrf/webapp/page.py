@@ -153,7 +153,9 @@ class _Sliders:
             name: defaults[name] if weight is None else weight for name, weight in weights.items()
         }
         self._plain = [name for name, weight in weights.items() if weight is None]
-        self._dense = [] if session.model.dense is not None else list(DENSE_PARAMETERS)
+        # A parameter with a value for each channel or class has no slider.
+        scalars = [name for name in DENSE_PARAMETERS if isinstance(self._own.dense.get(name), int | float)]
+        self._dense = [] if session.model.dense is not None else scalars
         with gr.Accordion("Mean field"):
             self.all: list[Any] = [
                 _slider(
@@ -171,6 +173,7 @@ class _Sliders:
         with gr.Accordion("Dense CRF"):
             for name in self._dense:
                 start = self._own.dense[name]
+                assert isinstance(start, int | float)
                 self.all.append(_slider(DENSE_LABELS[name], DENSE_RANGES[name], start, f"dense-{name}"))
 
     def start_values(self) -> list[Any]:

@@ -109,9 +109,17 @@ class Session:
     Attributes:
         inference: the settings of the model with the value of every parameter. They have no test-time augmentation,
             since each augmented copy would need its own features.
+
+    Raises:
+        ValueError: the model takes images of another format than RGB.
     """
 
     def __init__(self, model: ContextCRF, limits: Limits) -> None:
+        if not model.image_format.is_rgb:
+            raise ValueError(
+                f"The page shows RGB images, but the model takes images with {model.image_format.describe()}. Label "
+                "them with `contextcrf predict`."
+            )
         self.model = model.eval()
         self.limits = limits
         own = model.inference
@@ -119,7 +127,9 @@ class Session:
         # The parameters of a learned dense CRF are weights of the model and cannot be set.
         if model.dense is None:
             crf = own.dense_crf()
-            parameters = {name: float(getattr(crf, name)) for name in DENSE_PARAMETERS}
+            values = {name: torch.as_tensor(getattr(crf, name)) for name in DENSE_PARAMETERS}
+            # A value for each channel or class has no slider.
+            parameters = {name: value.item() for name, value in values.items() if value.ndim == 0}
             self.inference = with_dense(self.inference, parameters)
 
     @torch.inference_mode()

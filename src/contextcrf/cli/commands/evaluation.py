@@ -50,6 +50,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from contextcrf.data.image_format import check_same_images
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
     from contextcrf.evaluation.comparison import COUNTS, gains, write_counts
@@ -73,6 +74,7 @@ def evaluate(
         raise ValueError(f"--systems has the system {repeated[0]} twice. Give every system once.")
     dataset = open_dataset(data, split)
     check_same_classes(network.classes, dataset.classes)
+    check_same_images(network.image_format, dataset.image_format)
     check_dataset(dataset)
     measured = run(predictor, dataset, wanted, keep_labels=(wanted[0], wanted[-1]))
     command = ["contextcrf", "evaluate", model, "--data", str(data), "--split", split, "--out", str(out)]

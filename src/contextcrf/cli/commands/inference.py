@@ -54,10 +54,13 @@ def predict(
         contextcrf predict camvid photo.jpg --out labels
         contextcrf predict runs/heads photos --out labels --dense --resume
     """
+    from contextcrf.data.pairing import DATA_SUFFIXES
     from contextcrf.inference.files import find_files, plan_outputs, predict_files
 
     _check_outside(out, images)
-    files = find_files(images)
+    files = find_files(images, DATA_SUFFIXES)
+    # Arrays beside images are seldom images, for example marginals that `refine` wrote.
+    files = [path for path in files if path.suffix.lower() != ".npy" or path in images] or files
     plan_outputs(files, out)  # conflicts of file names are reported before the model is loaded
     outcome = predict_files(_predictor(model, dense, scales, flip, tile), files, out, opacity, resume)
     _report(len(files), outcome, "images labeled", out)
@@ -101,7 +104,7 @@ def explain(
         )
     weights = {**network.inference.relation_weights, **(relation_weights or {})}
     predictor = Predictor(network, replace(network.inference, relation_weights=weights))
-    picture = draw_explanation(predictor, read_image(image), (row, column))
+    picture = draw_explanation(predictor, read_image(image, network.image_format), (row, column))
     with atomic_write(out) as partial:
         picture.save(partial)
     print(f"written to {out}")
@@ -119,13 +122,14 @@ def refine(
     spatial_sxy: float = 3,
     spatial_compat: float = 3,
     bilateral_sxy: float = 80,
-    bilateral_srgb: float = 13,
+    bilateral_srgb: float | list[float] = 13,
     bilateral_compat: float = 10,
     iterations: int = 10,
     marginals: bool = False,
     layout: Literal["khw", "hwk", "hw"] | None = None,
     resize: bool = False,
     foreground: int | None = None,
+    image_format: Path | None = None,
 ) -> None:
     """Refine the probabilities, logits or labels of any network with the dense CRF.
 
@@ -148,7 +152,8 @@ def refine(
         spatial_sxy: Standard deviation of the spatial kernel in pixels.
         spatial_compat: Weight of the spatial kernel.
         bilateral_sxy: Standard deviation of the bilateral kernel in pixels.
-        bilateral_srgb: Standard deviation of the bilateral kernel in color values of 0..255.
+        bilateral_srgb: Standard deviation of the bilateral kernel in color values of 0..255, or a list with one for
+            each channel.
         bilateral_compat: Weight of the bilateral kernel.
         iterations: Number of mean-field iterations.
         marginals: Also write the marginals to OUT/STEM.npy, float32 [K, H, W].
@@ -156,6 +161,7 @@ def refine(
             size of the image and the sums of probabilities decide.
         resize: Resize maps to the size of the image, labels without interpolation and other maps bilinearly.
         foreground: Value of the foreground in .png maps of two classes, such as 255. The background is 0.
+        image_format: File images.yaml with the channels and the range of images that are not RGB.
 
     Example:
         contextcrf refine maps --images photos --out refined
@@ -164,6 +170,7 @@ def refine(
     """
     from contextcrf.crf import DenseCRF
     from contextcrf.data.classes_file import ClassesFile
+    from contextcrf.data.image_format import RGB, ImageFormat
     from contextcrf.inference.files import find_files
     from contextcrf.inference.refinement import MAP_SUFFIXES, MapFormat, match_maps, refine_files
     from contextcrf.utils.runtime import default_device
@@ -189,7 +196,8 @@ def refine(
     crf = DenseCRF(spatial_sxy, spatial_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, iterations)
     pairs = match_maps(find_files(maps, MAP_SUFFIXES, "maps"), images)
     device = default_device()
-    outcome = refine_files(pairs, crf.to(device), formats, out, marginals, device)
+    read_as = RGB if image_format is None else ImageFormat.read_file(image_format)
+    outcome = refine_files(pairs, crf.to(device), formats, out, marginals, device, read_as)
     for reading, count in outcome.readings.items():
         print(f"{count} map{'s' if count > 1 else ''} read as {reading}")
     if outcome.pixels:

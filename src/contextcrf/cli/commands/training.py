@@ -124,6 +124,7 @@ def tune(
     """
     from dataclasses import replace
 
+    from contextcrf.data.image_format import check_same_images
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
     from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights, warn_about_split
@@ -152,6 +153,7 @@ def tune(
     trained_on = warn_about_split(network, data.name, split, find_model(model))
     chosen = open_dataset(data, split).spread(limit)
     check_same_classes(network.classes, chosen.classes)
+    check_same_images(network.image_format, chosen.image_format)
     check_dataset(chosen)
     trials = (tune_dense if dense else tune_relation_weights)(
         network, chosen, inference=replace(network.inference, precision=precision)

@@ -112,7 +112,7 @@ class DeepLabV3Plus(Baseline):
                 'pip install "contextcrf[baselines]".'
             ) from error
         self.decoder = DeepLabV3PlusDecoder(
-            encoder_channels=(3, self.widths.get(2, 0), *(self.widths[stride] for stride in (4, 8, 16))),
+            encoder_channels=(0, self.widths.get(2, 0), *(self.widths[stride] for stride in (4, 8, 16))),
             encoder_depth=4,
             out_channels=channels,
             atrous_rates=(12, 24, 36),

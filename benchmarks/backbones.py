@@ -38,9 +38,10 @@ Every backbone has ceil(H / stride) x ceil(W / stride) nodes, and node i covers 
   A network with windows of a fixed size computes each window separately. Nodes then have no context from other windows.
 - `frozen_stages` counts the stages of timm. In a plain vision transformer, each block is a stage. `depth` counts them
   too, but is not available for `hf:`.
+- `model.channels: 0` uses the maps of a backbone without new layers. `fit-heads` then trains heads on the features of
+  the frozen backbone, which are computed once: see [train with few labels](tutorials/few-labels.md).
 - A pretrained backbone is frozen completely if `training.frozen_stages` is the number of its stages, such as 12 for a
-  vision transformer with 12 blocks. `fit` then trains only the new layers and the unary, and `fit-heads` trains the
-  pairwise potentials on the same features.
+  vision transformer with 12 blocks. `fit` then trains only the new layers and the unary.
 - A model with an `hf:` backbone stores its weights, but loading it needs the `config.json` of the backbone, in the
   folder, in the cache or from the hub.
 

@@ -63,6 +63,7 @@ RUN = {
     "docs/prediction.md": (0, 1),
     "docs/training.md": (0, 8),
     "docs/tutorials/developer.md": (7, 0),
+    "docs/tutorials/few-labels.md": (1, 3),
     "docs/tutorials/practitioner.md": (3, 9),
     "docs/tutorials/pydensecrf.md": (6, 1),
     "docs/tutorials/researcher.md": (2, 4),
@@ -311,6 +312,12 @@ def test_the_tutorial_of_the_practitioner(tmp_path):
     assert "sheep" in json.loads((tmp_path / "runs/val/results.json").read_text())["classes"]
     for name in ("overlay.png", "why.png", "labels/train_0002.png", "labels/train_0002_overlay.png"):
         assert (tmp_path / name).exists()
+
+
+def test_the_tutorial_on_few_labels():
+    run("docs/tutorials/few-labels.md", {})
+    found = mean_iou("runs/val")
+    assert found["unary+pairwise"] > found["unary"] > 0.5
 
 
 def test_the_tutorial_of_the_developer():

@@ -28,3 +28,13 @@ def test_cached_features_are_those_of_the_trunk(tiny_model, train):
             assert all(
                 torch.equal(a, b) for a, b in zip(item, (features[row], labels[row], cached.unary[row]), strict=True)
             )
+
+
+def test_features_for_the_unary_have_the_labels_of_the_pixels(tiny_model, train):
+    cached = cache_features(tiny_model, train, "unary", 1, QUICK)
+    assert cached.labels.shape == (6, 64, 96)
+    assert cached.labels.dtype == torch.uint8
+    sampler = SeededSampler(6, QUICK.seed)
+    sampler.set_epoch(0)
+    for row, key in enumerate(sampler):
+        assert torch.equal(cached.labels[row].long(), torch.as_tensor(train[key][1]))

@@ -10,7 +10,7 @@ from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.training import HeadsModule, ModelModule
-from trainings import COUPLED, QUICK
+from trainings import COUPLED, QUICK, training_batch
 
 
 @pytest.mark.parametrize(("objective", "stays_zero"), [("piecewise", False), ("pseudo-likelihood", True)])
@@ -98,3 +98,19 @@ def test_validation_has_the_models_settings_in_the_precision_of_the_training(tin
     inference = InferenceConfig(iterations=1, relation_weights={"above": 2.0}, precision="bf16-mixed")
     model = with_config(tiny_model, tiny_model.config, inference)
     assert ModelModule(model, QUICK, 4).predictor.inference == replace(inference, precision="32-true")
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss_at": "pixels", "lovasz": 1.0}, {"objective": "unrolled"}])
+def test_heads_on_cached_features_have_the_losses_of_the_whole_model(tiny_model, scenes, changes):
+    model = with_config(tiny_model, replace(tiny_model.config, graph_stride=16))
+    images, masks = training_batch(scenes)
+    config = replace(COUPLED, **changes)
+    weights = torch.tensor([0.5, 1.5] * 5) if "objective" not in changes else None
+    whole = ModelModule(model, config, 4, weights).losses((images, masks))
+    names = ["unary", "surrounding", "above"]
+    with torch.no_grad():
+        features = model.features(images, ["unary"])["unary"]
+    cached = HeadsModule(model, names, config, 4, weights).losses((features, masks.byte(), torch.empty(0)))
+    assert cached.keys() == whole.keys()
+    for name, loss in whole.items():
+        torch.testing.assert_close(cached[name], loss)

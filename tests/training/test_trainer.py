@@ -159,8 +159,11 @@ def test_a_resumed_second_stage_ends_as_an_undisturbed_one(tiny_model, train, tm
 
 
 def test_the_second_stage_refuses_what_it_cannot_train(tiny_model, train, tmp_path):
-    with pytest.raises(ValueError, match="Name at least one relation"):
-        fit_heads(tiny_model, train, replace(QUICK, potentials=["unary"]), tmp_path)
+    with pytest.raises(ValueError, match="epochs is 0, but fit-heads needs 1 or more"):
+        fit_heads(tiny_model, train, replace(QUICK, epochs=0), tmp_path)
+    without = ContextCRF(replace(tiny_model.config, relations={}), tiny_model.classes, pretrained=False)
+    with pytest.raises(ValueError, match="The model has no relations, so fit-heads has no heads to train"):
+        fit_heads(without, train, QUICK, tmp_path)
     with pytest.raises(ValueError, match="copies is 0, but must be 1 or greater"):
         fit_heads(tiny_model, train, QUICK, tmp_path, copies=0)
     with pytest.raises(ValueError, match="needs images, but fit-heads trains on cached features"):
@@ -317,3 +320,18 @@ def test_the_augmentation_is_that_of_the_configuration(scenes):
     assert all(torch.equal(a, b) for a, b in zip(data[0, 7], plain[0], strict=True))
     data = open_dataset(scenes, "train", augmentation(replace(QUICK, crop=(32, 48))))
     assert data[0, 7][0].shape == (3, 32, 48)
+
+
+def test_all_heads_on_a_frozen_backbone_are_trained_and_nothing_else(train, scenes, tmp_path):
+    config = ModelConfig(
+        backbone="vit_tiny_patch16_224", stride=8, channels=0, hidden=8, scales=(1.0,), graph_stride=16
+    )
+    model = ContextCRF(config, train.classes, pretrained=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, train, None, replace(QUICK, epochs=0), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    names = ["unary", "surrounding", "above"]
+    fit_heads(model, train, replace(QUICK, potentials=names, class_balance=0.5), tmp_path / "heads", copies=1)
+    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed == {"unary", "pairwise"}
+    assert model.trained_relations == ["surrounding", "above"]

@@ -23,7 +23,7 @@ def test_the_names_of_objectives_are_those_of_the_table():
         ({"loss_at": "nodes"}, "loss_at is 'nodes', but must be one of graph, pixels"),
         ({"broken_images": "skp"}, "broken_images is 'skp', but must be one of stop, skip"),
         ({"precision": "bf16"}, "precision is 'bf16', but must be one of auto, bf16-mixed, 32-true"),
-        ({"epochs": 0}, "epochs is 0, but must be greater than 0"),
+        ({"epochs": -1}, "epochs is -1, but must be 0 or greater"),
         ({"lr": float("nan")}, "lr is nan, but must be greater than 0"),
         ({"workers": -1}, "workers is -1, but must be 0 or greater"),
         ({"max_edges": 0}, "max_edges is 0, but must be 1 or greater, or null for all edges"),

@@ -43,7 +43,8 @@ class ModelConfig:
             the receptive field is smaller.
         network: Network on top of the backbone: "context" (the network of the paper), or a baseline with a linear
             unary: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8) or "deeplabv3plus" (stride 4).
-        channels: Number of channels of the feature map of one scale.
+        channels: Number of channels of the feature map of one scale. 0 uses the maps of the backbone as they are,
+            without new layers: all maps of `stride` and coarser ones, resampled and concatenated.
         scales: Scales at which the input image enters the network, as factors of its size.
         block6_per_scale: Use a separate sixth block for each scale, as in the authors' later work.
         pyramid: Window sizes of sliding pyramid pooling (odd numbers of nodes), as in the authors' later work; an
@@ -96,9 +97,9 @@ class ModelConfig:
             if self.relations[name] == ():
                 raise ValueError(f"The relation {name!r} has no box, but one or more boxes are expected.")
         _check_scales(self.scales)
-        for name in ("channels", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"The setting {name} is {getattr(self, name)}, but 1 or more is expected.")
+        for name, least in {"channels": int(self.network != "context"), "hidden": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"The setting {name} is {getattr(self, name)}, but {least} or more is expected.")
         if self.upsampling not in get_args(Upsampling):
             raise ValueError(
                 f"The setting upsampling is {self.upsampling!r}, but one of {', '.join(get_args(Upsampling))} is "

@@ -30,8 +30,9 @@ class TimmBackbone(PyramidBackbone):
         name: the name of a timm model.
         stride: the number of pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: the stride of the last map of a model that can be dilated: 8, 16 or 32. None uses `stride`.
-        channels: the number of channels of the feature map. None omits all layers after the body, for networks that use
-            its `levels`.
+        channels: the number of channels of the feature map. 0 uses the maps of the body as they are: the maps of
+            `stride` and coarser ones are resampled and concatenated. None omits all layers after the body, for networks
+            that use its `levels`.
         pretrained: True loads ImageNet weights. A path loads a file with weights of the timm model. False initializes
             all weights randomly. If weights are requested but not available, an error is raised.
         depth: the number of stages of the body to use. Fewer stages have a smaller receptive field. None uses all
@@ -201,7 +202,7 @@ def create_backbone(
     if plain:
         if pretrained:
             raise ValueError("The plain backbone has no pretrained weights. Set pretrained to false.")
-        if channels is None:
+        if not channels:
             raise ValueError(
                 "The plain backbone has only one map, but this network needs several. Choose a timm model or vgg16-fc6."
             )
@@ -212,7 +213,7 @@ def create_backbone(
                 f"{name} has only one map, so output_stride must be null or equal to stride={stride}, but "
                 f"output_stride={output_stride}."
             )
-        return VGG16Backbone(stride, channels, pretrained, in_chans)
+        return VGG16Backbone(stride, channels or None, pretrained, in_chans)
     if name.startswith(PREFIX):
         if output_stride not in (None, stride):
             raise ValueError(

@@ -64,7 +64,8 @@ class PyramidBackbone(Backbone):
             widths: the number of channels of each map in `outputs`.
             stride: the number of pixels per node of the feature map.
             output_stride: the coarsest stride of `levels` if `channels` is None and the body has only one map.
-            channels: the number of channels of the feature map. None omits block 6.
+            channels: the number of channels of the feature map. 0 concatenates the maps of the body without new layers,
+                and None omits block 6, for networks that use `levels`.
             local: normalize each node separately.
             any_size: as for `measure`.
             image: an image of the size for which the body was made, [1, C, H, W].
@@ -85,15 +86,19 @@ class PyramidBackbone(Backbone):
         if channels is None:
             wanted = [reached for reached in STRIDES if reached <= output_stride] + ([] if single else wanted)
         self.neck = nn.ModuleDict({"norm": LayerNorm2d(widths[0])} if single else {})
-        for missing in sorted({stride, *wanted} - set(self.sources)):
+        for missing in sorted({stride, *wanted} - set(self.sources)) if channels != 0 else ():
             self._add_level(missing)
         if single and channels is None:
             self.widths = {reached: width for reached, width in self.widths.items() if reached in wanted}
         self.widths = dict(sorted(self.widths.items()))
-        self.taps = [reached for reached in self.widths if reached >= stride]
+        # Without new layers, even a single map that is coarser than the stride or finer is only resampled.
+        self.taps = [reached for reached in self.widths if reached >= stride] or [max(self.widths)]
         self.stride = stride
+        self.joined = channels != 0
         self.out_channels = self.widths[max(self.widths)]
-        if channels is not None:
+        if channels == 0:
+            self.out_channels = sum(self.widths[tap] for tap in self.taps)
+        elif channels is not None:
             self._join(channels, local)
 
     def _add_level(self, stride: int) -> None:
@@ -169,14 +174,27 @@ class PyramidBackbone(Backbone):
             # Whole nodes of the coarsest stride are computed, so that no map is stretched.
             coarsest = max(self.taps)
             height, width = (-(-side // coarsest) * coarsest for side in (height, width))
+        if not self.joined:
+            return self._concatenated(images, height, width)
         levels = self._levels(images, self.taps, height, width)
         total = self.lateral[0](levels[self.taps[0]])
         for tap, lateral in zip(self.taps[1:], self.lateral[1:], strict=True):
             total = total + upsample(lateral(levels[tap]), total.shape[-2:])
         return _crop(total, *(-(-side // self.stride) for side in images.shape[-2:]))
 
+    def _concatenated(self, images: Tensor, height: int, width: int) -> Tensor:
+        """Resample the maps of the body to the feature map's grid, and concatenate them."""
+        found = self._outputs(self.sizes.pad(images))
+        if "norm" in self.neck:
+            found = [self.neck["norm"](found[0])]
+        rows, columns = (-(-side // self.stride) for side in images.shape[-2:])
+        numbers = [self.sources[tap] for tap in self.taps]
+        return torch.cat([_on_grid(found[i], self.steps[i], self.stride, rows, columns) for i in numbers], dim=1)
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute a feature map [B, channels, ceil(H / stride), ceil(W / stride)] from images [B, 3, H, W]."""
+        if not self.joined:
+            return self.maps(images)
         if hasattr(self, "block6"):
             return self.block6(self.maps(images))
         return self.levels(images)[max(self.widths)]

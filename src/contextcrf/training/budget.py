@@ -22,7 +22,7 @@ from contextcrf.training.feature_cache import cache_features
 from contextcrf.training.inputs import initial_model, model_for_heads, open_training_images
 from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.sampler import SeededSampler
-from contextcrf.training.trainer import check_batch
+from contextcrf.training.trainer import check_batch, heads_of
 from contextcrf.utils.files import write_json
 from contextcrf.utils.progress import reporting
 from contextcrf.utils.provenance import Provenance
@@ -91,6 +91,8 @@ def plan_within_budget(job: Job) -> Job:
         2
     """
     assert job.budget is not None
+    if job.training.epochs == 0:
+        return replace(job, budget=None)
     started = time.perf_counter()
     budget, plan, config = seconds_of(job.budget), job.out / PLAN, job.training
     settings = Provenance.of(budget=job.budget, training=config).values
@@ -186,7 +188,7 @@ def _cost_of_heads(job: FitHeadsJob) -> _Cost:
     model, data = model_for_heads(job), open_training_images(job)
     few = data.spread(job.training.batch_size)
     few.transform = data.transform
-    names = [name for name in model.select(job.training.potentials) if name in model.pairwise]
+    names = heads_of(model, job.training)
     with reporting(None):
         cache_features(model, few, names[0], 1, job.training)  # the first call is slower
         start = time.perf_counter()

@@ -28,7 +28,7 @@ class TrainingConfig:
         objective: Loss that is minimized: "piecewise" (eq. 13), "pseudo-likelihood" (eq. 17), "mean-field" (likelihood
             with mean field in the training loop), "unrolled" (cross-entropy of the mean-field marginals) or "crf-rnn"
             (cross-entropy of the marginals of a learned dense CRF).
-        epochs: Number of passes over the training images.
+        epochs: Number of passes over the training images. With 0, `fit` writes the initial model without a training.
         batch_size: Number of images per step; the default is 8 on an accelerator and 4 on a CPU.
         optimizer: Optimizer and schedule: "adamw" with a one-cycle schedule, or "sgd" with momentum 0.9 and a learning
             rate that is multiplied by 0.97 after each epoch, as in the paper.
@@ -99,10 +99,10 @@ class TrainingConfig:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(get_args(kind))}.")
-        for name in ("epochs", "batch_size", "val_every", "lr"):
+        for name in ("batch_size", "val_every", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be greater than 0.")
-        for name in ("weight_decay", "class_balance", "lovasz", "color", "frozen_stages", "workers"):
+        for name in ("epochs", "weight_decay", "class_balance", "lovasz", "color", "frozen_stages", "workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or greater.")
         if self.max_edges is not None and self.max_edges < 1:
@@ -183,7 +183,7 @@ class FitJob:
 
 @dataclass
 class FitHeadsJob:
-    """A job that trains the pairwise heads of a trained model; `training.jobs.run` runs it.
+    """A job that trains heads on the features of a trained model or a pretrained backbone; `training.jobs.run` runs it.
 
     Relation weights that were tuned for other heads or for another graph are reset to the default.
 
@@ -191,7 +191,7 @@ class FitHeadsJob:
         model: Trained model: a folder, or the name of a bundled model.
         data: Folder of the data set.
         out: Folder for logs, checkpoints and the model.
-        training: Config of the training; its `potentials` name the relations, and null trains all relations.
+        training: Config of the training; its `potentials` name the potentials, and null trains all relations.
         train_split: Split that the heads are trained on.
         copies: Number of augmented copies of each image whose features are kept in memory.
         graph_stride: Pixels per node of the pairwise graphs; null keeps the graph stride of the model.

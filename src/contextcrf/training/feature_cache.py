@@ -15,14 +15,14 @@ from contextcrf.utils.runtime import autocast
 
 
 class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """A data set that holds the features, labels and unary logits of the graph nodes in memory.
+    """A data set that holds features, labels and unary logits in memory.
 
     Its keys are the pairs that `SeededSampler` yields. The second part of a key, the seed, is not used.
 
     Args:
         features: feature maps [N, C, h, w].
-        labels: labels [N, h, w].
-        unary: unary logits [N, K, h, w].
+        labels: labels [N, h, w] of the graph nodes, or [N, H, W] of the pixels.
+        unary: unary logits [N, K, h, w] of the graph nodes.
 
     Example:
         >>> cached = CachedFeatures(torch.rand(2, 8, 4, 6), torch.zeros(2, 4, 6).long(), torch.rand(2, 3, 4, 6))
@@ -46,6 +46,8 @@ def cache_features(
     model: ContextCRF, data: SegmentationDataset, name: str, copies: int, config: TrainingConfig
 ) -> CachedFeatures:
     """Compute the features of a potential, the labels and the unary logits of augmented copies of the images.
+
+    For a relation, the labels are those of the graph nodes. For the unary, they are those of the pixels (uint8).
 
     Args:
         model: the model; it is set to evaluation mode.
@@ -78,10 +80,10 @@ def cache_features(
         loader = DataLoader(data, config.batch_size, sampler=sampler, num_workers=config.workers)
         for images, masks in track(loader, f"Computing features, copy {number + 1} of {copies}"):
             with autocast(model.device, config.precision):
-                both = model.features(channels_last(images.to(model.device)), [UNARY, name])
+                both = model.features(channels_last(images.to(model.device)), dict.fromkeys([UNARY, name]))
                 logits = model.pool(model.unary(both[UNARY]).float())
             maps = both[name]
             unary.append(logits.cpu())
             features.append(maps.to(torch.bfloat16).cpu())
-            labels.append(downsample(masks, maps.shape[-2:]))
+            labels.append(masks.byte() if name == UNARY else downsample(masks, maps.shape[-2:]))
     return CachedFeatures(torch.cat(features), torch.cat(labels), torch.cat(unary))

@@ -172,7 +172,8 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
     if trainer.is_global_zero:
         log_skipped(train.broken)
         entry = Provenance.of(data=job.data.name, split=job.train_split, training=job.training)
-        save(network, job.out / "model", {**network.metadata, name: entry.values})
+        trained = {name: entry.values} if job.training.epochs else {}
+        save(network, job.out / "model", {**network.metadata, **trained})
 
 
 def _images_digest(data: Path, split: str) -> str:

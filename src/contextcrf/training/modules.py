@@ -204,15 +204,18 @@ class ModelModule(TrainingModule):
 
 
 class HeadsModule(TrainingModule):
-    """A Lightning module that trains pairwise heads on cached features.
+    """A Lightning module that trains heads on cached features.
 
-    A batch is a triple of features [B, C, h, w], labels [B, h, w] and unary logits [B, K, h, w].
+    A batch is a triple of features [B, C, h, w], labels and unary logits. For pairwise heads alone, the features are
+    those of the graph nodes, with labels [B, h, w] and unary logits [B, K, h, w]. If the head of the unary is trained,
+    the features are those of its nodes, with labels [B, H, W] of the pixels, and the logits are not used.
 
     Args:
         model: model whose heads are trained.
-        names: names of the relations whose heads are trained.
+        names: names of the potentials whose heads are trained.
         config: config of the training.
         steps: number of optimizer steps of the whole training run, for the one-cycle schedule.
+        class_weights: class weights [K] of the unary loss; None weights all classes equally.
 
     Example:
         >>> from contextcrf import ModelConfig
@@ -226,16 +229,30 @@ class HeadsModule(TrainingModule):
         ['above']
     """
 
-    def __init__(self, model: ContextCRF, names: Sequence[str], config: TrainingConfig, steps: int) -> None:
+    def __init__(
+        self,
+        model: ContextCRF,
+        names: Sequence[str],
+        config: TrainingConfig,
+        steps: int,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__(config, steps)
         self._model = (model,)  # a tuple, since the other parameters of the model are not trained
-        self.heads = torch.nn.ModuleDict({name: model.pairwise_potential(name) for name in names})
+        self.class_weights = class_weights
+        self.heads = torch.nn.ModuleDict({name: model.potential(name) for name in names})
         _prepare_heads(self.heads.values(), config)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Return the losses of a batch of features, labels and unary logits by name."""
-        features, labels, unary = batch[0].float(), batch[1], batch[2]
-        step = Batch(self._model[0], dict.fromkeys(self.heads, features), labels, unary_logits=unary)
+        [model], features, labels = self._model, batch[0].float(), batch[1].long()
+        if UNARY not in self.heads:
+            step = Batch(model, dict.fromkeys(self.heads, features), labels, unary_logits=batch[2])
+        else:
+            relations = [name for name in self.heads if name != UNARY]
+            coarse = model.pool(features) if relations else features
+            weights = None if self.class_weights is None else self.class_weights.to(features.device)
+            step = Batch(model, {UNARY: features, **dict.fromkeys(relations, coarse)}, labels, class_weights=weights)
         return OBJECTIVES[self.config.objective](step, self.config)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

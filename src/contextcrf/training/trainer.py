@@ -65,7 +65,8 @@ def fit(
         train: training images; their transform is the augmentation.
         val: validation images, which are evaluated every `config.val_every` epochs; None disables the validation.
         config: config of the training.
-        out: folder for the logs (TensorBoard and CSV) and the checkpoints of the last two epochs.
+        out: folder for the logs (TensorBoard and CSV) and the checkpoints of the last two epochs. Nothing is written
+            and trained if `config.epochs` is 0.
         checkpoint: "last" resumes exactly from the newest checkpoint in `out`, and a path resumes from that checkpoint;
             None starts from the weights of the model.
         trainer: a trainer of `make_trainer`, for several devices or machines; None uses one device.
@@ -112,6 +113,9 @@ def fit(
             "one. Use fewer devices."
         )
     check_batch(model, len(train), config, world)
+    if config.epochs == 0:
+        model.eval()
+        return
     weights = class_weights(train, config.class_balance) if config.class_balance else None
     if config.max_edges is not None:
         config = replace(config, max_edges=max(1, config.max_edges // world))
@@ -138,13 +142,15 @@ def fit_heads(
     checkpoint: str | Path | None = None,
     trainer: L.Trainer | None = None,
 ) -> None:
-    """Train pairwise heads on features of the frozen trunk, which are computed once.
+    """Train heads on features of the frozen trunk, which are computed once.
 
-    The features are kept in memory in bfloat16: copies x images x C x h x w numbers, where h x w are the graph nodes.
+    The features are kept in memory in bfloat16: copies x images x C x h x w numbers, where h x w are the graph nodes,
+    or the nodes of the unary if it is among the potentials.
 
     Args:
         model: a model with a trained shared trunk. The heads in `config.potentials` are changed in place; None trains
-            all pairwise heads.
+            all pairwise heads. With "unary", the head of the unary is trained too, as on the features of a pretrained
+            backbone (`ModelConfig.channels` 0).
         train: training images, whose transform is the augmentation, or features that `cache_features` has computed.
         config: config of the training; `epochs` is the number of passes over the cached features.
         out: folder for the logs and checkpoints.
@@ -154,8 +160,8 @@ def fit_heads(
         trainer: a trainer of `make_trainer` with one process; None creates one.
 
     Raises:
-        ValueError: the model has a separate trunk for each potential, no relation is named, `copies` is below 1, or the
-            objective needs images.
+        ValueError: the model has a separate trunk for each potential, no potential is named, `copies` or `epochs` is
+            below 1, or the objective needs images.
         FileNotFoundError: `out` has no checkpoint to resume from.
 
     Example:
@@ -180,19 +186,34 @@ def fit_heads(
         raise ValueError(
             "The objective 'crf-rnn' needs images, but fit-heads trains on cached features. Train the model with fit."
         )
-    names = [name for name in model.select(config.potentials) if name != UNARY]
     if copies < 1:
         raise ValueError(f"copies is {copies}, but must be 1 or greater.")
-    if not names:
-        raise ValueError(
-            f"potentials is {config.potentials}, but fit-heads trains only pairwise heads. Name at least one relation "
-            "in training.potentials."
-        )
+    if config.epochs < 1:
+        raise ValueError(f"epochs is {config.epochs}, but fit-heads needs 1 or more.")
+    names = heads_of(model, config)
+    weights = None
     if isinstance(train, SegmentationDataset):
+        weights = class_weights(train, config.class_balance) if config.class_balance and UNARY in names else None
         train = cache_features(model, train, names[0], copies, config)
     loader = DataLoader(train, config.batch_size, sampler=SeededSampler(len(train), config.seed))
-    module = HeadsModule(model, names, config, config.epochs * len(loader))
+    module = HeadsModule(model, names, config, config.epochs * len(loader), weights)
     _run(trainer or make_trainer(config, out), module, loader, None, out, checkpoint)
+
+
+def heads_of(model: ContextCRF, config: TrainingConfig) -> list[str]:
+    """Return the potentials that `fit_heads` trains: those in the config, or all relations if it names none.
+
+    Args:
+        model: the model.
+        config: config of the training.
+
+    Raises:
+        ValueError: the config names other potentials, or the model has no relations.
+    """
+    names = list(model.pairwise) if config.potentials is None else list(model.select(config.potentials))
+    if not names:
+        raise ValueError("The model has no relations, so fit-heads has no heads to train. Name unary in potentials.")
+    return names
 
 
 def check_batch(model: ContextCRF, images: int, config: TrainingConfig, world: int = 1) -> None:

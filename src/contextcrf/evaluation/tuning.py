@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from contextcrf.crf import DenseCRF
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.evaluation.metrics import ConfusionMatrix
+from contextcrf.evaluation.comparison import Difference, paired_bootstrap
+from contextcrf.evaluation.metrics import ConfusionMatrix, confusion
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.config import InferenceConfig
 from contextcrf.modeling.model import ContextCRF
@@ -52,6 +53,7 @@ class Trial:
         settings: the varied settings by name.
         inference: all inference settings of the trial.
         mean_iou: mean IoU on the tuning images, a fraction.
+        counts: confusion matrix of each image, [images, K, K].
 
     Example:
         >>> weights = {"surrounding": 0.5}
@@ -63,6 +65,7 @@ class Trial:
     settings: Mapping[str, Any]
     inference: InferenceConfig
     mean_iou: float
+    counts: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
@@ -77,6 +80,40 @@ def best_of(trials: Sequence[Trial]) -> Trial:
         'weight 0.5'
     """
     return max(trials, key=lambda trial: trial.mean_iou)
+
+
+def reliable_trial(trials: Sequence[Trial]) -> tuple[Trial, Difference]:
+    """Return the best trial that raises the mean IoU over the unary alone reliably, or the trial of the unary alone.
+
+    A gain is reliable if the lower end of its 95% bootstrap confidence interval over the images is above 0.
+
+    Args:
+        trials: trials of `tune_relation_weights`, whose grid has the weight 0.
+
+    Returns:
+        The trial, and its difference to the trial of the unary alone.
+
+    Raises:
+        ValueError: no trial has the weight 0 for all relations, or fewer than two images have labeled pixels.
+
+    Example:
+        >>> wrong, right = torch.tensor([[[2, 2], [2, 2]]] * 9), torch.tensor([[[4, 0], [0, 4]]] * 9)
+        >>> zero = Trial("weight 0", {"above": 0.0}, InferenceConfig(), 0.33, wrong)
+        >>> one = Trial("weight 1", {"above": 1.0}, InferenceConfig(), 1.0, right)
+        >>> reliable_trial([zero, one])[0].label
+        'weight 1'
+    """
+    zeros = (trial for trial in trials if trial.settings and all(value == 0 for value in trial.settings.values()))
+    without = next(zeros, None)
+    if without is None or without.counts is None:
+        raise ValueError("No trial has the weight 0 for all relations. Add 0 to the grid.")
+    best, reliable = without, paired_bootstrap(without.counts, without.counts, samples=1)
+    for trial in trials:
+        if trial.counts is not None and trial.mean_iou > best.mean_iou:
+            found = paired_bootstrap(without.counts, trial.counts)
+            if found.low > 0:
+                best, reliable = trial, found
+    return best, reliable
 
 
 @torch.inference_mode()
@@ -156,8 +193,8 @@ def tune_dense(
 
     Returns:
         All trials. The first trial has the initial settings. One trial has no dense CRF, that is, compatibilities of 0.
-        It is the first trial if the initial settings have no dense CRF, and the best if no dense CRF raises the mean
-        IoU.
+        It is the first trial if the initial settings have no dense CRF. It is the best trial if none of the tried dense
+        CRFs raises the mean IoU.
 
     Example:
         >>> from contextcrf import ModelConfig
@@ -286,11 +323,13 @@ class _Search:
             self.running.describe(total=self.images * self.most)
             return
         self.running.describe(f"Trial {len(self.trials) + 1} of at most {self.most}: {label}")
-        matrix = ConfusionMatrix(self.num_classes)
+        counts = []
         for labels, truth in predictions():
-            matrix.update(labels, truth[None])
+            counts.append(confusion(labels, truth[None], self.num_classes))
             self.running.advance()
-        self.trials.append(Trial(label, dict(settings), inference, matrix.mean_iou()))
+        stacked = torch.stack(counts)
+        score = ConfusionMatrix.of(stacked.sum(0)).mean_iou()
+        self.trials.append(Trial(label, dict(settings), inference, score, stacked))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Trainings that end within a given time, with a finished learning rate schedule.
+"""Training runs that end within a given time, with a finished learning rate schedule.
 
 The time of a step is measured on the machine, and the number of epochs follows from it. The decision is stored in the
-output folder, so that an interrupted training resumes with the same number of epochs.
+output folder, so that an interrupted training run resumes with the same number of epochs.
 """
 
 import json
@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.tuning import tune_relation_weights
 from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
 from contextcrf.training.feature_cache import cache_features
+from contextcrf.training.held_out import divide
 from contextcrf.training.inputs import initial_model, model_for_heads, open_training_images
 from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.sampler import SeededSampler
@@ -35,7 +37,7 @@ PLAN = "budget.json"
 PLANNED = 0.85
 # After the first steps, which are slower, this many steps are measured.
 WARM_UP, MEASURED = 1, 3
-# A moving average of the weights over the last 100 steps would contain the start of a shorter training.
+# A moving average of the weights over the last 100 steps would contain the start of a shorter training run.
 SHORT, SHORT_EMA = 500, 0.9
 
 
@@ -115,7 +117,7 @@ def plan_within_budget(job: Job) -> Job:
 
 @dataclass(frozen=True)
 class _Cost:
-    """The cost of a training: seconds before it starts, steps of an epoch, seconds of a step and of a validation."""
+    """The cost of training: seconds before it starts, steps of an epoch, seconds of a step and of a validation."""
 
     fixed: float
     steps: int
@@ -164,7 +166,7 @@ def _cost_of_fit(job: FitJob) -> _Cost:
     """Measure steps and a validation of the training of a whole model."""
     if job.devices * job.num_nodes > 1:
         raise ValueError(
-            f"--budget needs a training with one process, but --devices is {job.devices} and --num-nodes is "
+            f"--budget needs a training run with one process, but --devices is {job.devices} and --num-nodes is "
             f"{job.num_nodes}. Set training.epochs instead."
         )
     data = open_training_images(job)
@@ -186,6 +188,7 @@ def _cost_of_fit(job: FitJob) -> _Cost:
 def _cost_of_heads(job: FitHeadsJob) -> _Cost:
     """Measure the computation of features and the steps of the training of pairwise heads."""
     model, data = model_for_heads(job), open_training_images(job)
+    data, held_out = divide(model, data, job.training)
     few = data.spread(job.training.batch_size)
     few.transform = data.transform
     names = heads_of(model, job.training)
@@ -194,6 +197,11 @@ def _cost_of_heads(job: FitHeadsJob) -> _Cost:
         start = time.perf_counter()
         features = cache_features(model, few, names[0], 1, job.training)
     computing = job.copies * len(data) * (time.perf_counter() - start) / len(few)
+    if held_out is not None:
+        with reporting(None):
+            start = time.perf_counter()
+            tune_relation_weights(model, held_out.spread(1))
+        computing += len(held_out) * (time.perf_counter() - start)
     steps = -(-job.copies * len(data) // job.training.batch_size)
     module = HeadsModule(model, names, job.training, job.training.epochs * steps)
     batch = next(iter(DataLoader(features, job.training.batch_size, sampler=SeededSampler(len(few), 0))))

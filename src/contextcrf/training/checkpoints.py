@@ -1,4 +1,4 @@
-"""The choice of the checkpoint from which an interrupted training resumes."""
+"""The choice of the checkpoint from which an interrupted training run resumes."""
 
 import logging
 import re
@@ -21,8 +21,9 @@ _DAMAGED = (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingErr
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest readable checkpoint of a folder, or None if no epoch has ended.
 
-    An interrupted training may leave an incomplete newest checkpoint, and one more checkpoint than it keeps otherwise,
-    since the oldest is removed after the newest is written. Therefore all checkpoints are tried, the newest first.
+    An interrupted training run may leave an incomplete newest checkpoint, and one more checkpoint than it keeps
+    otherwise, since the oldest is removed after the newest is written. Therefore all checkpoints are tried, the newest
+    first.
 
     Args:
         folder: folder of the checkpoints.

@@ -24,16 +24,18 @@ class TrainingConfig:
     "graph" and `lovasz` 0.
 
     Args:
-        potentials: Names of the potentials that are trained, "unary" and names of relations; null trains all of them.
+        potentials: Names of the potentials that are trained, "unary" and names of relations; null trains all potentials
+            with `fit`, and all relations with `fit-heads`.
         objective: Loss that is minimized: "piecewise" (eq. 13), "pseudo-likelihood" (eq. 17), "mean-field" (likelihood
             with mean field in the training loop), "unrolled" (cross-entropy of the mean-field marginals) or "crf-rnn"
             (cross-entropy of the marginals of a learned dense CRF).
-        epochs: Number of passes over the training images. With 0, `fit` writes the initial model without a training.
+        epochs: Number of passes over the training images. With 0, the command `fit` writes the initial model without
+            training it.
         batch_size: Number of images per step; the default is 8 on an accelerator and 4 on a CPU.
         optimizer: Optimizer and schedule: "adamw" with a one-cycle schedule, or "sgd" with momentum 0.9 and a learning
             rate that is multiplied by 0.97 after each epoch, as in the paper.
-        lr: Learning rate of the new layers; the pretrained layers get a tenth of it. The paper does the same
-            with 0.001.
+        lr: Learning rate of the new layers; the pretrained layers get a tenth of it. The paper uses 0.001 for new
+            layers.
         weight_decay: Weight decay of the optimizer; the paper uses 0.0005.
         max_edges: Number of random edges per step for each pairwise potential; null uses all edges.
         class_balance: Exponent b of the class weights frequency^-b in the unary loss; 0 weights all classes equally, as
@@ -53,12 +55,15 @@ class TrainingConfig:
         norm_eval: Do not update the BatchNorm statistics of the pretrained backbone.
         frozen_stages: Number of backbone stages, counted from the first, that are not trained. The first stages are the
             most expensive to train and change least.
-        frozen_filters: Do not train the depthwise filters of the backbone. On a CPU, the gradient of the 5 x 5 filters
-            is the slowest part of a step.
+        frozen_filters: Do not train the depthwise filters of the backbone. On a CPU, the gradient of 5 x 5 depthwise
+            filters, as in the default backbone, is the slowest part of a step.
         workers: Number of processes that load data; the default is 0 on a CPU. On an accelerator, it is half the number
             of CPU cores, from 1 to 8.
         broken_images: Treatment of files that cannot be read: "stop" ends the training with an error that names them,
             and "skip" uses the next image instead and lists the files at the end.
+        held_out: Fraction of the training images, from 0 to 0.25, that `fit` leaves out in the last third of its
+            epochs. `fit-heads` leaves out the same images and tunes the relation weights on them. If `fit-heads` trains
+            the unary, its own fraction is used. 0 leaves out no image.
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
 
@@ -92,6 +97,7 @@ class TrainingConfig:
     frozen_filters: bool = False
     workers: int = field(default_factory=default_workers)
     broken_images: Literal["stop", "skip"] = "stop"
+    held_out: float = 0.0
     seed: int = 0
     val_every: int = 1
 
@@ -107,6 +113,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or greater.")
         if self.max_edges is not None and self.max_edges < 1:
             raise ValueError(f"max_edges is {self.max_edges}, but must be 1 or greater, or null for all edges.")
+        if not 0 <= self.held_out <= 0.25:
+            raise ValueError(f"held_out is {self.held_out}, but must be a fraction from 0 to 0.25.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, but must be a decay per step of 0 (no average) or more, and below 1.")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -144,9 +152,9 @@ class FitJob:
         pretrained: Initialize the backbone with ImageNet weights; a path loads them from a file in the format of
             torchvision or timm.
         init: Trained model (a folder, or the name of a bundled model) from whose weights the training starts; null
-            starts from `pretrained`. The configs of this model replace `model` and `inference`. If
-            `model.learned_dense` is true and this model has no learned dense CRF, one is added, which starts at the
-            parameters in `inference.dense`.
+            starts from `pretrained`. The configs of the trained model replace `model` and `inference`, with one
+            exception: if `model.learned_dense` is set and the trained model has no learned dense CRF, one is added,
+            which starts at the parameters in the given `inference.dense`.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
             newest checkpoint in OUT. Null also resumes from the newest checkpoint, but ends with an error if the
             settings differ from those of the checkpoint.
@@ -191,7 +199,7 @@ class FitHeadsJob:
         model: Trained model: a folder, or the name of a bundled model.
         data: Folder of the data set.
         out: Folder for logs, checkpoints and the model.
-        training: Config of the training; its `potentials` name the potentials, and null trains all relations.
+        training: Config of the training.
         train_split: Split that the heads are trained on.
         copies: Number of augmented copies of each image whose features are kept in memory.
         graph_stride: Pixels per node of the pairwise graphs; null keeps the graph stride of the model.

@@ -24,7 +24,7 @@ def open_training_images(job: Job) -> SegmentationDataset:
 
 
 def initial_model(job: FitJob, train: SegmentationDataset) -> ContextCRF:
-    """Return the initial model of a training on images. Random weights follow from the seed of the config."""
+    """Return the initial model of a training run on images. Random weights follow from the seed of the config."""
     torch.manual_seed(job.training.seed)
     if job.init is None:
         return ContextCRF(job.model, train.classes, job.pretrained, job.inference, train.image_format)

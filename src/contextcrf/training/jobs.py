@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 
@@ -15,12 +16,18 @@ from contextcrf.modeling.serialization import CONFIG, save, weights_digest
 from contextcrf.training.budget import plan_within_budget
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.training.config import FitHeadsJob, Job
-from contextcrf.training.inputs import initial_model, model_for_heads, open_training_images
+from contextcrf.training.held_out import HELD_OUT, choose_relation_weights, divide, held_out_positions
+from contextcrf.training.inputs import TUNED, initial_model, model_for_heads, open_training_images
 from contextcrf.training.trainer import fit, fit_heads, make_trainer
 from contextcrf.utils.locks import claim
 from contextcrf.utils.provenance import Provenance
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_TUNING = (
+    "The relation weights have their default values, because the network was trained on all images to the end. Tune "
+    "them with `contextcrf tune` on images that it was not trained on, or train it with training.held_out."
+)
 
 
 class OtherSettingsError(ValueError):
@@ -155,13 +162,17 @@ def trainer_of(job: Job) -> Trainer:
 
 def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
     """Train the model of a job, and save it in the first process."""
-    train = open_training_images(job)
+    train, tuned = open_training_images(job), dict[str, Any]()
     if isinstance(job, FitHeadsJob):
         network, name = model_for_heads(job), "fit-heads"
         check_same_classes(network.classes, train.classes)
         check_same_images(network.image_format, train.image_format)
-        train = training_pairs(train)
+        train, held_out = divide(network, training_pairs(train), job.training)
         fit_heads(network, train, job.training, job.out, job.copies, checkpoint, trainer)
+        if held_out is not None:
+            tuned = {TUNED: {"data": job.data.name, **choose_relation_weights(network, held_out)}}
+        else:
+            logger.warning(WITHOUT_TUNING)
     else:
         val = open_dataset(job.data, job.val_split) if job.val_split else None
         train = training_pairs(train, val)
@@ -171,9 +182,12 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
         fit(network, train, val, job.training, job.out, checkpoint, trainer)
     if trainer.is_global_zero:
         log_skipped(train.broken)
-        entry = Provenance.of(data=job.data.name, split=job.train_split, training=job.training)
-        trained = {name: entry.values} if job.training.epochs else {}
-        save(network, job.out / "model", {**network.metadata, **trained})
+        entry = Provenance.of(data=job.data.name, split=job.train_split, training=job.training).values
+        left_out = [] if name == "fit-heads" else held_out_positions(len(train), job.training.held_out)
+        if left_out:
+            entry[HELD_OUT] = [train.pairs[position][0].name for position in left_out]
+        trained = {name: entry} if job.training.epochs else {}
+        save(network, job.out / "model", {**network.metadata, **trained, **tuned})
 
 
 def _images_digest(data: Path, split: str) -> str:

@@ -58,7 +58,7 @@ class TrainingModule(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the global random generator with the number of the step."""
         self.trained = True
-        # Edges are sampled with the global generator: a seed per step makes a resumed training exact.
+        # Edges are sampled with the global generator: a seed per step makes a resumed training run exact.
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Progress reports of a training."""
+"""Progress reports of a training run."""
 
 import logging
 from contextlib import ExitStack

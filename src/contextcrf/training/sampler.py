@@ -1,6 +1,6 @@
 """The order of the training images and the seeds of their augmentation."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch.utils.data import Sampler
@@ -18,6 +18,9 @@ class SeededSampler(Sampler[tuple[int, int]]):
         rank: index of this process, from 0.
         world: number of processes. Each process takes every world-th sample, so that the processes together have the
             same images in a step as a single process.
+        left_out: the samples that the last epochs do not have. Other samples are drawn twice instead, so that all
+            epochs have the same number of samples.
+        left_out_from: the first epoch without these samples.
 
     Example:
         >>> sampler = SeededSampler(size=4, seed=0)
@@ -29,9 +32,18 @@ class SeededSampler(Sampler[tuple[int, int]]):
         False
     """
 
-    def __init__(self, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        left_out: Collection[int] = (),
+        left_out_from: int = 0,
+    ) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
         self.rank, self.world = rank, world
+        self.left_out, self.left_out_from = frozenset(left_out), left_out_from
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch. Lightning calls this method at the start of each epoch."""
@@ -44,5 +56,8 @@ class SeededSampler(Sampler[tuple[int, int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.size,), generator=generator).tolist()
+        if self.left_out and self.epoch >= self.left_out_from:
+            kept = [index for index in order if index not in self.left_out]
+            order = [*kept, *kept][: self.size]
         samples = list(zip(order, seeds, strict=True))[: len(self) * self.world]
         return iter(samples[self.rank :: self.world])

@@ -26,6 +26,7 @@ from contextcrf.modeling.model import ContextCRF
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.feature_cache import CachedFeatures, cache_features
+from contextcrf.training.held_out import ALL_IMAGES, held_out_positions
 from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.progress import ProgressCallback
 from contextcrf.training.sampler import SeededSampler
@@ -65,8 +66,8 @@ def fit(
         train: training images; their transform is the augmentation.
         val: validation images, which are evaluated every `config.val_every` epochs; None disables the validation.
         config: config of the training.
-        out: folder for the logs (TensorBoard and CSV) and the checkpoints of the last two epochs. Nothing is written
-            and trained if `config.epochs` is 0.
+        out: folder for the logs (TensorBoard and CSV) and the checkpoints of the last two epochs. If `config.epochs` is
+            0, the function trains nothing and writes nothing.
         checkpoint: "last" resumes exactly from the newest checkpoint in `out`, and a path resumes from that checkpoint;
             None starts from the weights of the model.
         trainer: a trainer of `make_trainer`, for several devices or machines; None uses one device.
@@ -96,7 +97,8 @@ def fit(
             "--training.batch-size or --devices."
         )
     model.to(memory_format=torch.channels_last)
-    sampler = SeededSampler(len(train), config.seed, rank, world)
+    left_out, from_epoch = held_out_positions(len(train), config.held_out), round(ALL_IMAGES * config.epochs)
+    sampler = SeededSampler(len(train), config.seed, rank, world, left_out, from_epoch)
     # On macOS and Windows, starting the workers again in each epoch would take seconds.
     persistent = config.workers > 0
     loader = DataLoader(
@@ -149,8 +151,8 @@ def fit_heads(
 
     Args:
         model: a model with a trained shared trunk. The heads in `config.potentials` are changed in place; None trains
-            all pairwise heads. With "unary", the head of the unary is trained too, as on the features of a pretrained
-            backbone (`ModelConfig.channels` 0).
+            all pairwise heads. With "unary", the head of the unary is trained too, for example on the features of a
+            pretrained backbone (`ModelConfig.channels` 0).
         train: training images, whose transform is the augmentation, or features that `cache_features` has computed.
         config: config of the training; `epochs` is the number of passes over the cached features.
         out: folder for the logs and checkpoints.
@@ -384,7 +386,7 @@ def _without_warnings() -> Iterator[None]:
             ".*LeafSpec.* is deprecated",
             ".*does not have many workers",
             "Checkpoint directory .* exists and is not empty",
-            "The dirpath has changed from",  # the checkpoint is from another training
+            "The dirpath has changed from",  # the checkpoint is from another training run
             "The number of training batches .* is smaller than the logging interval",
             "You defined a `validation_step` but have no `val_dataloader`",
             r"Found \d+ module\(s\) in eval mode",  # BatchNorm keeps its ImageNet statistics

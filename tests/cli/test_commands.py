@@ -102,7 +102,7 @@ def test_an_unknown_option_in_a_config_file_is_refused(tmp_path, capsys):
         ("epochs: 7", ["c.yaml contains epochs, but fit has no such option. Did you mean training.epochs?"]),
         ("training: {crop: 192}", ["c.yaml: training.crop is 192, but a list of 2 whole numbers is expected."]),
         ("training:\n  crop: [1,\n", ["c.yaml cannot be read as a YAML file", "line 3"]),
-        ("training: {epochs: 0}", ["epochs is 0, but must be greater than 0"]),
+        ("training: {epochs: -1}", ["epochs is -1, but must be 0 or greater"]),
         ("training: {lr: -1.0}", ["lr is -1.0, but must be greater than 0"]),
         ("training: {crop: [0, 9]}", ["crop is [0, 9], but must be a height and a width"]),
         ("model: [1]", ["c.yaml has [1] under model, but options with their values are expected"]),
@@ -782,7 +782,10 @@ def test_wrong_values_are_refused_before_anything_is_lost(tiny_model, scenes, tm
     labels = tmp_path / "out" / "val_0000.png"
     labels.touch()
     for command, message in (
-        (["tune", "--data", str(scenes), "--limit", "0"], "--limit is 0, but at least 1 image is needed"),
+        (
+            ["tune", "--data", str(scenes), "--split", "val", "--limit", "0"],
+            "--limit is 0, but at least 1 image is needed",
+        ),
         (
             ["evaluate", "--data", str(scenes), "--out", str(tmp_path / "out"), "--pictures", "-1"],
             "--pictures is -1, but a number of images is expected. Give 0 to draw none.",

@@ -208,7 +208,7 @@ class DenseCRF(nn.Module):
             extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. First divide each feature
                 by the standard deviation of the kernel for it, which you choose as for ``bilateral_srgb``.
             image_range: the values (low, high) of black and white, if they are not 0 and 255. Images are then mapped
-                to 0..255. (0, 255) changes no values and only turns off the check of the unit (see Raises).
+                to 0..255. (0, 255) changes no values and only turns off the check of the value range (see Raises).
 
         Returns:
             Marginals [B, K, H, W], or [K, H, W] for one image, which sum to 1 over K. They are float64 if the logits
@@ -218,8 +218,8 @@ class DenseCRF(nn.Module):
         Raises:
             ValueError: if the shape, the dtype, the device or the values of an argument are wrong. The message names
                 the reason. Without ``image_range``, this error is also raised if an image of the batch seems to have
-                another unit and would be almost black: floating values that are all <= 1, whole numbers that are all
-                <= 2, values with fractions that are all <= 16, or uint16 values that are all below 16384. An image
+                another value range and would be almost black: floating values that are all <= 1, whole numbers that are
+                all <= 2, values with fractions that are all <= 16, or uint16 values that are all below 16384. An image
                 whose values are all equal is not checked for this.
         """
         return self._refine(logits, images, extra, image_range, self._mean_field)

@@ -23,9 +23,9 @@ class RangeBox:
         left: the extent to the left, >= 0.
         right: the extent to the right, >= 0.
         hole: a box around the same node whose nodes are excluded. `above` excludes the row of p, and `ring` excludes
-            the inner square. The `hole` and `grid` of this box are ignored.
+            the inner square. The `hole` and `grid` of the excluded box itself are ignored.
         grid: the number of rows and of columns of a regular grid over the box. Only nodes on this grid are joined. With
-            5, a square has the 24 neighbors of the authors' later work. None joins all nodes in the box.
+            5, a square has the 24 neighbors of the authors' CVPR 2016 paper. None joins all nodes in the box.
 
     Raises:
         ValueError: if an extent is negative or not finite, or if `grid` is less than 2.
@@ -247,7 +247,7 @@ class Graph:
         return torch.where(inside, y * self.width + x, 0), inside
 
     def window(self) -> Window:
-        """Return the displacements q - p that occur on this map as a table."""
+        """Return a table of the displacements q - p that occur on this map."""
         size = torch.tensor([self.height, self.width], device=self.device)
         offsets = self.offsets[(self.offsets.abs() < size).all(1)]
         rows, row = offsets[:, 0].unique(return_inverse=True)

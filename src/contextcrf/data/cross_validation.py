@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_folds(data: str | Path, out: str | Path, folds: int, splits: Sequence[str] = ("train", "val")) -> Path:
-    """Divide the images of some splits into folds of equal size.
+    """Divide the images of some splits into folds whose sizes differ by at most one image.
 
     The images are sorted by name and assigned to the folds in turn, so that series of similar images are spread over
     all folds. This is suitable for independent images. It is not suitable for video, because neighboring frames would

@@ -36,15 +36,16 @@ def as_pixels(image: ImageLike, image_format: ImageFormat = RGB) -> Tensor:
     composited over black.
 
     Args:
-        image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype
-            uint8 or uint16. Images of another format have its number of channels and may have any numeric dtype. Their
-            values are those in files, except that a uint8 tensor has the scaled values that `read_image` returns.
-        image_format: the channels and the range of the values. With another format than RGB, transparency and color
+        image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype uint8
+            or uint16. If `image_format` is not RGB, the image has the channels of this format and any numeric dtype.
+            Its values are not scaled, as in files. Only uint8 tensors are taken as scaled, as `read_image` returns
+            them.
+        image_format: the channels and the range of the values. With a format other than RGB, transparency and color
             profiles have no effect.
 
     Raises:
-        ValueError: If the type, dtype or shape is different, or if the range of the values is unclear: 16 bits with
-            only values below 16384, which may come from a camera with fewer bits, or fractions outside 0..1.
+        ValueError: If the type, dtype or shape is not one of these, or if the range of the values is unclear: 16 bits
+            with only values below 16384, which may come from a camera with fewer bits, or fractions outside 0..1.
 
     Example:
         >>> as_pixels(np.zeros((4, 6), np.uint8)).shape

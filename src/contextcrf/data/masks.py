@@ -98,8 +98,8 @@ class MaskFormat:
 
         Args:
             count: the number of classes K. The values of the masks are 0..K-1 and `ignore_index`.
-            ignore_index: the value of unlabeled pixels; None if there is no such value. If it is below K, the class of
-                this position has no pixels.
+            ignore_index: the value of unlabeled pixels; None if there is no such value. If it is below K, the class
+                with this index has no pixels.
 
         Example:
             >>> MaskFormat.indices(3, ignore_index=None).values
@@ -130,8 +130,8 @@ class MaskFormat:
 
         Raises:
             DataError: If the file cannot be decoded, if it is not of this kind, if it has a value without a class, or
-                if more than 10% of the pixels have no class color (`STRAY_SHARE`), or more than 1% have the same color
-                without a class (`UNKNOWN_COLOR_SHARE`).
+                if more than 10% of the pixels have no class color (`STRAY_SHARE`), or more than 1% share one color that
+                is not the color of a class (`UNKNOWN_COLOR_SHARE`).
         """
         positions, _ = self.positions(decode_mask(path))
         return torch.from_numpy(positions)

@@ -1,4 +1,4 @@
-"""Validation of data sets before training. Without it, a training could fail hours later at a broken file."""
+"""Validation of data sets before training. Without it, a training run could fail hours later at a broken file."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def check_dataset(dataset: SegmentationDataset) -> None:
 
 
 def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None = None) -> SegmentationDataset:
-    """Check the data of a training and return the usable part of `train`.
+    """Check the data of a training run and return the usable part of `train`.
 
     If images are in both data sets, a warning gives their number. Unusable pairs raise an error. If
     `train.skip_broken` is set, unusable pairs of `train` are logged and left out instead.

@@ -54,11 +54,11 @@ def paired_bootstrap(
 
     The images are drawn with replacement, and both systems are scored on the same draws. The interval ends at the
     percentiles 2.5 and 97.5 of the difference. It covers the choice of the images, not the randomness of training. To
-    cover the randomness of training, train several times with different seeds and compare each pair.
+    cover the randomness of training, train with several seeds and compare the two systems for each seed.
 
     Args:
         first: confusion matrices of the first system, integers [images, K, K]. With several training runs of one
-            system, [trainings, images, K, K]; their mean IoU is averaged.
+            system, [runs, images, K, K]; their mean IoU is averaged.
         second: confusion matrices of the second system in the same form, with the images in the same order.
         samples: number of bootstrap samples.
         block: number of neighboring images that are drawn together (block bootstrap, Carlstein 1986). Use more than 1
@@ -84,7 +84,7 @@ def paired_bootstrap(
     if {first.ndim, second.ndim} - {3, 4} or first.shape[-3:] != second.shape[-3:]:
         raise ValueError(
             f"The confusion matrices have the shapes {list(first.shape)} and {list(second.shape)}. Expected "
-            "[images, K, K] or [trainings, images, K, K], with the same images and classes in both."
+            "[images, K, K] or [runs, images, K, K], with the same images and classes in both."
         )
     trainings = [list(counts) if counts.ndim == 4 else [counts] for counts in (first, second)]
     truth = trainings[0][0].sum(2)

@@ -37,17 +37,17 @@ class ModelConfig:
             and a receptive field of 15 pixels; "plain-31" has 31 pixels, and so on in steps of 16).
         stride: Number of pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`. If it is
-            larger than `stride`, the feature maps from `stride` to `output_stride` are upsampled and summed. Backbones
-            that cannot be dilated keep their own strides.
+            larger than `stride`, the feature maps whose strides are from `stride` to `output_stride` are upsampled to
+            `stride` and summed. A backbone that cannot be dilated keeps its own strides.
         depth: Number of backbone stages that are used, counted from the first; null uses all stages. With fewer stages,
             the receptive field is smaller.
         network: Network on top of the backbone: "context" (the network of the paper), or a baseline with a linear
             unary: "fcn-8s", "deeplab-largefov", "deeplab-msc-largefov" (all of stride 8) or "deeplabv3plus" (stride 4).
-        channels: Number of channels of the feature map of one scale. 0 uses the maps of the backbone as they are,
-            without new layers: all maps of `stride` and coarser ones, resampled and concatenated.
+        channels: Number of channels of the feature map of one scale. 0 adds no new layers: all maps of the backbone
+            with the stride `stride` or a larger one are resampled to one size and concatenated.
         scales: Scales at which the input image enters the network, as factors of its size.
-        block6_per_scale: Use a separate sixth block for each scale, as in the authors' later work.
-        pyramid: Window sizes of sliding pyramid pooling (odd numbers of nodes), as in the authors' later work; an
+        block6_per_scale: Use a separate sixth block for each scale, as in the authors' CVPR 2016 paper.
+        pyramid: Window sizes of sliding pyramid pooling (odd numbers of nodes), as in the authors' CVPR 2016 paper; an
             empty list switches it off.
         upsampling: Interpolation that enlarges the feature maps of smaller scales, "nearest" (as in the paper) or
             "bilinear".
@@ -113,7 +113,7 @@ class ModelConfig:
 
     @property
     def coarse_factor(self) -> int:
-        """The number of nodes of the unary along each side of a node of the pairwise graphs."""
+        """The factor f = graph_stride / stride: a node of the pairwise graphs covers f x f nodes of the unary."""
         return (self.graph_stride or self.stride) // self.stride
 
     def _check_baseline(self) -> None:

@@ -15,7 +15,7 @@ from contextcrf.utils.tables import Table
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 # These settings are tuned on data, so the model and the measurement must agree. `evaluate` can override the others.
 _MEASURED_WITH = ("iterations", "relation_weights", "dense")
-# The settings of a training in the card, and the headers of their columns.
+# The settings of a training run in the card, and the headers of their columns.
 _TRAINED_WITH = {"epochs": "epochs", "potentials": "potentials", "optimizer": "optimizer", "lr": "learning rate"}
 
 

@@ -166,7 +166,7 @@ class ContextNetwork(nn.Module):
 
         Returns:
             The feature maps by name. The map of the unary has shape [B, C, h, w], and the maps of the pairwise
-            potentials have the size of their coarser graph.
+            potentials have the size of their graphs, which are coarser if `graph_stride` is larger than `stride`.
 
         Raises:
             ValueError: If the images have a wrong shape, or if a name is not the name of a potential.

@@ -122,7 +122,7 @@ def find_model(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path)
     if not folder.is_dir():
         folder = BUNDLED / str(name_or_path)
-    # A training writes its model to the subfolder model.
+    # A training run writes its model to the subfolder model.
     for place in (folder, folder / "model"):
         if (place / CONFIG).is_file():
             return place

@@ -30,9 +30,9 @@ class TimmBackbone(PyramidBackbone):
         name: the name of a timm model.
         stride: the number of pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: the stride of the last map of a model that can be dilated: 8, 16 or 32. None uses `stride`.
-        channels: the number of channels of the feature map. 0 uses the maps of the body as they are: the maps of
-            `stride` and coarser ones are resampled and concatenated. None omits all layers after the body, for networks
-            that use its `levels`.
+        channels: the number of channels of the feature map. 0 adds no new layers: all maps of the body with the stride
+            `stride` or a larger one are resampled to one size and concatenated. None omits all layers after the body,
+            for networks that use its `levels`.
         pretrained: True loads ImageNet weights. A path loads a file with weights of the timm model. False initializes
             all weights randomly. If weights are requested but not available, an error is raised.
         depth: the number of stages of the body to use. Fewer stages have a smaller receptive field. None uses all

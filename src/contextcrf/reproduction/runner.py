@@ -48,7 +48,7 @@ class Runner:
         return replace(self.study.inference, precision=self.study.training.precision)
 
     def unary(self, scales: int = 3) -> ContextCRF:
-        """Return the unary network with the scales of the study, or with the original image alone for `scales` 1."""
+        """Return the unary network. Its input has one scale if `scales` is 1, and the scales of the study otherwise."""
         if scales == 1:
             return self._fit("unary-1scale", replace(self.study.model, scales=(1.0,)), [UNARY])
         return self._fit("unary-3scales", self.study.model, [UNARY])

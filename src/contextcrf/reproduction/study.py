@@ -117,7 +117,7 @@ def crf_rnn_config(config: TrainingConfig) -> TrainingConfig:
     """Return a config with the objective "crf-rnn", without the settings of piecewise training.
 
     Args:
-        config: config of a training.
+        config: config of a training run.
 
     Example:
         >>> config = crf_rnn_config(TrainingConfig(max_edges=8192, loss_at="pixels"))

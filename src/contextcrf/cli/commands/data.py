@@ -11,8 +11,8 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
 
     DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. An image and its mask have
     the same name without the suffix. A mask has one class index or one class color per pixel. The command prints how it
-    reads the masks and writes the files that are missing: classes.yaml, in which you can name the classes,
-    splits/train.txt and splits/val.txt. Look at contact-sheet.png, which shows some images with their labels.
+    reads the masks. It writes those of the files classes.yaml, splits/train.txt and splits/val.txt that are missing.
+    You can then name the classes in classes.yaml. Look at contact-sheet.png, which shows some images with their labels.
 
     Args:
         data: Folder with the images and the masks.
@@ -20,7 +20,7 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
             contact sheet is written to the same folder.
         ignore_index: Value of unlabeled pixels in masks with class indices. If null, it is the value in
             DATA/classes.yaml, or the command finds it if this file does not exist.
-        val_every: Distance between the images of the split val, at least 2; the others are in the split train.
+        val_every: Every VAL_EVERY-th image is assigned to the split val, the others to the split train. At least 2.
 
     Example:
         contextcrf init data
@@ -69,26 +69,26 @@ def import_dataset(
     """Turn the data set of an annotation tool into a folder of images, masks, classes and splits.
 
     The command prints what was imported, what was dropped and why, and writes it to OUT/import.json. The source is not
-    changed. `contextcrf init OUT` then writes configs for a training.
+    changed. `contextcrf init OUT` then writes configs for a training run.
 
     Args:
         format: Format of the source: coco, labelme, cvat, voc, label-studio, supervisely, roboflow, cityscapes, ade20k,
-            camvid32, class-masks or huggingface.
+            camvid32, class-masks (a binary mask for each class or instance) or huggingface.
         source: File or folder of the annotations. For huggingface, also the name of a data set on the Hub.
         out: New folder for the data set.
         images: Folder of the images. If null, the usual folder of the format is used.
-        classes: Classes to import, in the order of their indices. Shapes of other classes are dropped. For huggingface,
-            the names of all labels. If null, all classes are imported.
+        classes: Classes to import, in the order of their indices. Shapes of other classes are dropped. If null, all
+            classes are imported. For huggingface, the names of all labels in the order of their values.
         unlabeled: Whether pixels without a class belong to the class background or get the ignore_index. If null, it is
             ignore for voc, cityscapes, ade20k and camvid32, and background otherwise.
         order: listed draws later shapes over earlier ones (in CVAT, shapes with a higher z_order over shapes with a
             lower one), area draws smaller shapes over larger ones. If null, it is listed.
         crowd: For coco, whether crowd regions get the ignore_index or their class. If null, it is ignore.
         label_map: For voc and camvid32, the file with the classes and their colors.
-        ids: For cityscapes, the masks to read. If null, they are labelIds.
+        ids: For cityscapes, the masks to read. If null, those of labelIds are read.
         image_column: For huggingface, the column of the images.
         label_column: For huggingface, the column of the masks.
-        ignore_index: For voc and huggingface, the value of excluded pixels in the masks. If null, it is 255.
+        ignore_index: For voc and huggingface, the value in the masks that marks pixels to ignore. If null, it is 255.
         link: Make hard links of the images instead of copies.
 
     Example:
@@ -127,7 +127,7 @@ def make_folds(data: Path, out: Path, folds: int = 3, splits: Sequence[str] = ("
 
     Args:
         data: Folder of the data set.
-        out: New folder for the folds, in which the images and masks are links.
+        out: New folder for the folds. Its images and masks are links, or copies where links are not possible.
         folds: Number of folds, at least 2.
         splits: Splits whose images are divided into the folds.
 

@@ -40,7 +40,7 @@ def predict(
     Args:
         model: Trained model: a folder, or the name of a bundled model.
         images: Images, and folders of images. The subfolders of a folder are not searched.
-        out: Folder for the results. It must be outside the folders of the images.
+        out: Folder for the results. It must not be a folder among IMAGES, and not inside one.
         opacity: Opacity of the colors in the overlays, from 0 to 1.
         dense: Refine the labels with the dense CRF and the parameters that `tune --dense` wrote to the model.
         scales: Factors of the image size in test-time augmentation. The marginals of all sizes are averaged. If null,
@@ -80,8 +80,8 @@ def explain(
         row: Row of the pixel, counted from 0 at the top.
         column: Column of the pixel, counted from 0 at the left.
         out: Image file to write, with a suffix such as .png.
-        relation_weights: Relation weights that replace those of the model, as in '{"above": 1}'. They show the messages
-            of relations whose weight is 0. If null, the weights of the model are used.
+        relation_weights: Relation weights that replace those of the model, as in '{"above": 1}'. Use them to see the
+            messages of a relation whose weight in the model is 0. If null, the weights of the model are used.
 
     Example:
         contextcrf explain runs/heads photo.jpg --row 120 --column 300 --out why.png
@@ -270,7 +270,7 @@ def demo(
         port: Port of the page on 127.0.0.1. 0 chooses a free port.
         max_mb: Size of the largest file that the page accepts, in megabytes.
         max_pixels: Width times height of the largest image that the page decodes.
-        side: Length in pixels to which the longer side of a larger image is shrunk.
+        side: Largest side of an image in pixels; an image with a longer side is shrunk to it.
         seconds: Time limit of one computation, in seconds.
         no_browser: Do not open the page in a browser.
 

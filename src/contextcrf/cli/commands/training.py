@@ -29,9 +29,9 @@ def fit(job: FitJob) -> None:
 def fit_heads(job: FitHeadsJob) -> None:
     """Train the pairwise potentials of a model on features that are computed once.
 
-    This is the second stage after `fit`. The networks and the unary potential of the model are not changed. `contextcrf
-    init` writes a config to start with. Pass it with --config. After an interruption, run the same command again to
-    continue.
+    This is the second stage after `fit`. The feature networks are not changed. By default, all pairwise potentials are
+    trained. The unary potential is trained only if `training.potentials` names it. `contextcrf init` writes a config to
+    start with. Pass it with --config. After an interruption, run the same command again to continue.
 
     Args:
         job: Settings of the training, which are the options of the command.
@@ -95,7 +95,7 @@ def average_weights(models: list[str], out: Path) -> None:
 def tune(
     model: str,
     data: Path,
-    split: str = "train",
+    split: str,
     limit: int = 100,
     precision: Precision = "auto",
     dense: bool = False,
@@ -110,7 +110,7 @@ def tune(
     Args:
         model: Trained model: a folder, or the name of a bundled model.
         data: Folder of the data set.
-        split: Split whose images the settings are chosen on.
+        split: Split whose images the settings are chosen on, such as val.
         limit: Largest number of images, which are spread evenly over the split.
         precision: Numeric precision of the networks. "auto" is bfloat16 where it is faster, and single precision
             elsewhere.

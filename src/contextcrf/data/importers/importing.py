@@ -51,8 +51,8 @@ def import_dataset(
     `import.json`. `open_dataset` opens it. The source is not changed.
 
     Masks match the upright image. If the EXIF data rotate an image, shapes and masks that match only the stored,
-    unrotated image are rotated too. If the source has no split "train", the images outside its splits are assigned to
-    "train". Every fifth of them is assigned to "val", unless the source has that split.
+    unrotated image are rotated too. If the source has no split "train", the images outside its splits are divided:
+    every fifth is assigned to "val", unless the source has that split, and the others to "train".
 
     Args:
         format: the format of the source. The guide "Import annotations" describes the formats.
@@ -68,10 +68,11 @@ def import_dataset(
         crowd: for coco: "ignore" gives crowd regions (iscrowd) the ignore_index, "class" gives them their class. None
             is "ignore".
         label_map: for voc and camvid32: the file with the classes and their colors.
-        ids: for cityscapes: whether the masks labelIds or labelTrainIds are read. None is labelIds.
+        ids: for cityscapes: "labelIds" reads the masks `*_labelIds`, and "trainIds" the masks `*_labelTrainIds`. None
+            is labelIds.
         image_column: for huggingface: the column of the images.
         label_column: for huggingface: the column of the masks.
-        ignore_index: for voc and huggingface: the value of excluded pixels in the masks. None is 255.
+        ignore_index: for voc and huggingface: the value in the masks that marks pixels to ignore. None is 255.
         link: make hard links of the images instead of copies.
 
     Returns:

@@ -15,7 +15,7 @@ class ImportReport:
         format: the format of the source.
         source: the path or the name of the source.
         images: the number of imported images.
-        shapes: the number of drawn shapes; None for formats whose masks have all labels.
+        shapes: the number of drawn shapes; None for formats that store complete masks and no shapes.
         pixels: the number of pixels of each class, in the order of the class indices.
         ignored: the number of pixels with the ignore_index.
         splits: the number of images of each split.

@@ -1,0 +1,103 @@
+"""Measure the gain of the pairwise potentials that a newcomer gets: the configs of `init`, budgets, default settings.
+
+    python experiments/default_gain.py --data DATA --work runs/default-gain
+
+DATA has the folders CamVid, MSRC21 and VOCdevkit. Each data set is used as a whole and with 60 training images. The
+relation weights are those that `fit-heads` chooses on the images that the network has left out (training.held_out).
+Finished parts are kept, so the command may be stopped and started again. The table goes to WORK/default-gain.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from contextcrf.data.classes_file import ClassesFile
+from contextcrf.data.layouts import open_dataset
+from contextcrf.utils.files import write_json, write_text
+from contextcrf.utils.tables import Table
+
+DATA = {"CamVid": "CamVid", "MSRC-21": "MSRC21", "part of VOC": "VOCdevkit"}
+FEW = 60
+HEADER = ["data", "training images", "seed", "relation weights", "unary", "unary+pairwise", "gain, 95% interval"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
+    parser.add_argument("--work", type=Path, required=True, help="the folder of all outputs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--fit", default="6m", help="the budget of `fit`")
+    parser.add_argument("--fit-heads", default="3m", help="the budget of `fit-heads`")
+    args = parser.parse_args()
+    rows = []
+    for seed in args.seeds:
+        for few in (True, False):
+            for name, folder in DATA.items():
+                data = (args.data / folder).resolve()
+                work = args.work / f"{folder}-{'few' if few else 'all'}-{seed}"
+                work.mkdir(parents=True, exist_ok=True)
+                found = measure(choose_few(data, work / "data") if few else data, work, seed, args.fit, args.fit_heads)
+                rows.append(row(name, found, seed))
+                write_text(args.work / "default-gain.md", Table(HEADER, rows).to_markdown())
+    print(Table(HEADER, rows).to_markdown())
+
+
+def choose_few(source: Path, folder: Path) -> Path:
+    """Make a data set of links with 60 training images and all validation images."""
+    if folder.exists():
+        return folder
+    train, val = open_dataset(source, "train"), open_dataset(source, "val")
+    for part in ("images", "masks", "splits"):
+        (folder / part).mkdir(parents=True)
+    for split, data in (("train", train.spread(FEW)), ("val", val)):
+        for image, mask in data.pairs:
+            (folder / "images" / image.name).symlink_to(image)
+            (folder / "masks" / f"{image.stem}{mask.suffix}").symlink_to(mask)
+        write_text(folder / "splits" / f"{split}.txt", "".join(f"{image.stem}\n" for image, _ in data.pairs))
+    ClassesFile(train.classes, train.mask_format).write(folder / "classes.yaml")
+    return folder
+
+
+def measure(data: Path, work: Path, seed: int, fit: str, fit_heads: str) -> dict[str, Any]:
+    """Run the commands of a newcomer, and return the result."""
+    done, seeds = work / "done.json", ["--training.seed", str(seed)]
+    if not done.exists():
+        if not (work / "recipe.yaml").exists():
+            run(work, "init", str(data), "--out", "recipe.yaml")
+        run(work, "fit", "--config", "recipe.yaml", "--data", str(data), "--out", "unary", "--budget", fit, *seeds)
+        heads = ["--config", "recipe-heads.yaml", "--data", str(data), "--out", "heads", "--budget", fit_heads, *seeds]
+        run(work, "fit-heads", "unary", *heads)
+        systems = ["--systems", "[unary, unary+pairwise]", "--pictures", "0"]
+        run(work, "evaluate", "heads", "--data", str(data), "--split", "val", "--out", "val", *systems)
+        results = json.loads((work / "val" / "results.json").read_text())
+        model = json.loads((work / "heads" / "model" / "config.json").read_text())
+        [gain] = results["gains"]
+        write_json(done, {
+            "images": len(open_dataset(data, "train")),
+            "weights": model["inference"]["relation_weights"],
+            "unary": results["systems"][0]["mean_iou"],
+            "pairwise": results["systems"][1]["mean_iou"],
+            "gain": gain,
+        })  # fmt: skip
+    return json.loads(done.read_text())
+
+
+def run(folder: Path, *command: str) -> None:
+    """Run a command of the tool in a folder."""
+    subprocess.run([sys.executable, "-m", "contextcrf", *command], cwd=folder, check=True)
+
+
+def row(name: str, found: dict[str, Any], seed: int) -> list[str]:
+    """Return a row of the table."""
+    gain = found["gain"]
+    weights = ", ".join(f"{name} {value:g}" for name, value in found["weights"].items())
+    interval = f"{100 * gain['gain']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
+    scores = [f"{100 * found[key]:.1f}" for key in ("unary", "pairwise")]
+    return [name, str(found["images"]), str(seed), weights, *scores, interval]
+
+
+if __name__ == "__main__":
+    main()

@@ -425,7 +425,7 @@ LOGITS, IMAGE = torch.zeros(2, 4, 5, 6), torch.full((2, 3, 5, 6), 100.0)
         (LOGITS, IMAGE.bool(), "bool"),
         (LOGITS, IMAGE.to("meta"), "images on meta"),
         (replaced(LOGITS, float("nan")), IMAGE, "logits must not contain NaN"),
-        (LOGITS, replaced(IMAGE, float("nan")), r"0\.\.255"),
+        (LOGITS, replaced(IMAGE, float("nan")), "images must not contain NaN or infinite values"),
         (LOGITS, replaced(IMAGE, 255.5), r"0\.\.255, but range from 100 to 255\.5"),
         (LOGITS, replaced(IMAGE, -2.0), r"0\.\.255.*normalization"),
         (LOGITS, replaced(IMAGE / 255, 0.5), "Multiply images by 255"),

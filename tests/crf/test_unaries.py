@@ -106,3 +106,12 @@ def test_bad_probabilities_are_refused(probabilities, options, message) -> None:
 def test_bad_labels_are_refused(labels, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         logits_from_labels(labels, **{"num_classes": 3, **options})
+
+
+def test_labels_of_0_and_255_with_two_classes_are_unclear() -> None:
+    labels = torch.tensor([[0, 255, 0]])
+    with pytest.raises(ValueError, match=r"no label is 1.*pass ignore_index=255"):
+        logits_from_labels(labels, 2)
+    assert logits_from_labels(labels, 2, ignore_index=255)[0, :, 1].exp().tolist() == pytest.approx([0.5, 0.5])
+    assert logits_from_labels(labels, 3).shape == (1, 3, 3)
+    assert logits_from_labels(torch.tensor([[0, 255, 1]]), 2).shape == (1, 2, 3)

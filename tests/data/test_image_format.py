@@ -57,7 +57,7 @@ def test_four_channels_are_read_from_every_container(tmp_path, path, options, dt
     assert torch.equal(read_image(file, image_format), scaled(array, high - 1))
     assert torch.equal(as_pixels(array, image_format), scaled(array, high - 1))
     # Without the format, the fourth channel is not dropped silently.
-    with pytest.raises(DataError, match=r"a\.\w+ cannot be read as an image: The file has 4 channels.*channels: 4"):
+    with pytest.raises(DataError, match=r"a\.\w+ cannot be read as an image: The file has .*4 channels.*channels: 4"):
         read_image(file)
 
 
@@ -113,7 +113,7 @@ def test_alpha_is_data_only_if_the_format_counts_it(tmp_path):
         ("ranges: [[5, 5]]", r"ranges has \[5, 5\]"),
         ("ranges: 4095", "ranges is 4095, but a list of pairs"),
         ("channels: 4\nmean: [1, 2, 3, 4]", "mean and std belong together"),
-        ("channels: 1\nmean: [1]\nstd: [0]", "numbers above 0"),
+        ("channels: 1\nmean: [100]\nstd: [0]", "numbers above 0"),
         ("bands: 4", "The key 'bands' is unknown"),
         ("channels: [", "while parsing"),
     ],

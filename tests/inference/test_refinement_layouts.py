@@ -281,3 +281,19 @@ def test_a_view_of_the_whole_array_is_returned():
     found = arrange(MAPS.transpose(1, 2, 0), SIZE)
     assert np.array_equal(found.values, MAPS)
     assert (found.layout, found.axis) == ("hwk", 2)
+
+
+def test_a_palette_with_the_classes_in_another_order_is_refused(tmp_path, capsys):
+    classes = (
+        "classes:\n- {name: a, color: [0, 0, 0]}\n- {name: b, color: [128, 0, 0]}\n- {name: c, color: [0, 128, 0]}\n"
+    )
+    (tmp_path / "classes.yaml").write_text(classes)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (12, 8)).save(tmp_path / "images" / "p.png")
+    labels = Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12) % 3).convert("P")
+    labels.putpalette([0, 0, 0, 0, 128, 0, 128, 0, 0])
+    labels.save(tmp_path / "p.png")
+    command = ["refine", str(tmp_path / "p.png"), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*command, "--classes", str(tmp_path / "classes.yaml")])
+    assert "has the color [0, 128, 0] of the class c for the value 1, which is the class b" in capsys.readouterr().err

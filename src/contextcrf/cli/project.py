@@ -1,7 +1,7 @@
 """`contextcrf init`: a data set and the first configs for a folder of images and masks."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from contextcrf.data.dataset import Pair
 from contextcrf.data.image_format import IMAGES_FILE, ImageFormat
 from contextcrf.data.image_recognition import recognize_images
 from contextcrf.data.images import hidden_turns
-from contextcrf.data.layouts import Layout, find_layout, known_splits, open_dataset
+from contextcrf.data.layouts import Layout, find_layout, known_splits, open_dataset, read_list
 from contextcrf.data.masks import MaskFormat
 from contextcrf.data.pairing import DATA_SUFFIXES, MASK_SUFFIXES, common_suffix, files_by_stem, pair_files
 from contextcrf.data.recognition import Recognized, recognize_masks
@@ -144,18 +144,20 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
             write(splits / f"{name}.txt", text)
         images = {split: _count_images(data, split) for split in _used_splits(data, layout)}
         if not images.get("train"):
+            known = ", ".join(images) or "none"
             raise DataError(
-                f"{splits / 'train.txt'} lists no images. Write the names of the training images to it, without suffix "
-                "and one per line."
+                f"{splits} has no list train.txt with images; its splits are {known}. Write the names of the training "
+                f"images to {splits / 'train.txt'}, one per line, or remove the lists so that init divides the images."
             )
         statistics = mask_statistics([mask for _, mask in pairs], masks)
+        _require_classes(data, classes, masks, statistics)
         text = recipe_for(classes, IGNORE_INDEX, statistics, images["train"])
         write(recipe, mark(text))
         write(heads_path(recipe), mark(heads_recipe_for(statistics, images["train"])))
         undo.callback(sheet.unlink, missing_ok=True)
         write_contact_sheet(sheet, pairs, classes, masks, image_format)
         undo.pop_all()
-    findings = [*found.findings, *seen, *_turned([image for image, _ in pairs])]
+    findings = [*found.findings, *seen, *_shared_images(data, images), *_turned([image for image, _ in pairs])]
     ignored = next(iter(masks.ignore_values), None)
     return Start(classes, ignored, statistics, images, [*written, sheet], text, masks, findings)
 
@@ -212,9 +214,32 @@ def _require_two(data: Path, pairs: Sequence[Pair]) -> None:
         )
 
 
+def _require_classes(data: Path, classes: Classes, masks: MaskFormat, found: MaskStatistics) -> None:
+    """Raise a DataError if all labeled pixels have one class, so that there is nothing to learn."""
+    present = [label for label in found.pixels if label != IGNORE_INDEX]
+    if len(present) > 1:
+        return
+    hint = "Check the values of the masks."
+    if masks.kind == "index" and found.pixels[IGNORE_INDEX]:
+        values = " or ".join(map(str, masks.ignore_values))
+        hint = (
+            f"The other pixels have the value {values}, which means unlabeled pixels. If it is a class, write "
+            "`ignore_index: null` and the `value` of each class into classes.yaml."
+        )
+    name = classes.names[present[0]] if present else "none"
+    raise DataError(
+        f"The labeled pixels of the masks in {data} have only the class {name}, but classes.yaml has {len(classes)} "
+        f"classes. {hint}"
+    )
+
+
 def _examine_folder(data: Path, ignore_index: int | None) -> tuple[Recognized, list[Pair]]:
     """Return the classes and the pairs of a folder with images and masks."""
     images, masks = data / "images", data / "masks"
+    if (data / "classes.yml").exists() and not (data / "classes.yaml").exists():
+        raise DataError(
+            f"{data / 'classes.yml'} has the suffix .yml, but {data / 'classes.yaml'} is read. Rename the file."
+        )
     suffix = common_suffix(files_by_stem(images, "images", DATA_SUFFIXES), files_by_stem(masks, "masks", MASK_SUFFIXES))
     pairs = pair_files(images, masks, suffix)
     named = f"The names of the masks end with {suffix}." if suffix else ""
@@ -274,7 +299,7 @@ def _check_ignore_index(ignore_index: int | None, masks: MaskFormat, names: Path
 
 def _new_splits(folder: Path, stems: Sequence[str], val_every: int) -> dict[str, str]:
     """Return the texts of the splits train and val, or an empty dictionary if the splits of the folder are kept."""
-    lists = {path.stem: read_text(path) for path in folder.glob("*.txt") if not path.name.startswith(".")}
+    lists = {path.stem: read_list(path) for path in folder.glob("*.txt") if not path.name.startswith(".")}
     if "train" in lists and not _is_division(lists):
         return {}
     if "train" not in lists and lists and folder.name == "splits":
@@ -311,6 +336,19 @@ def _count_images(data: Path, split: str) -> int:
             f"{more}. Correct the list, or remove it so that init writes a new one."
         )
     return len(dataset)
+
+
+def _shared_images(data: Path, splits: Iterable[str]) -> list[str]:
+    """Return a sentence if the splits train and val have images in common."""
+    if not {"train", "val"} <= {*splits}:
+        return []
+    train, val = ({image for image, _ in open_dataset(data, split).pairs} for split in ("train", "val"))
+    if not (both := sorted(train & val)):
+        return []
+    return [
+        f"Warning: {len(both)} of the {len(val)} images in val are also in train, such as {both[0].name}. Results on "
+        "val will be too optimistic."
+    ]
 
 
 def _turned(images: Sequence[Path]) -> list[str]:

@@ -82,6 +82,8 @@ def _check(logits: Tensor, images: Tensor, batched: bool) -> None:
         )
     if logits.shape[0] != images.shape[0] or logits.shape[2:] != images.shape[2:]:
         last = " Move the channels of images before the height." if images.shape[1:-1] == logits.shape[2:] else ""
+        if images.ndim == 4 and (logits.shape[1], logits.shape[3]) == tuple(images.shape[2:]):
+            last = " If logits_from_labels computed the logits of one image, give it labels[None]."
         raise ValueError(f"logits and images must have the same batch size, height and width. Found {shapes}.{last}")
     if logits.numel() == 0 or images.numel() == 0:
         raise ValueError(f"logits and images must not be empty. Found {shapes}.")
@@ -97,6 +99,8 @@ def _check(logits: Tensor, images: Tensor, batched: bool) -> None:
         )
     if logits.isnan().any():
         raise ValueError("logits must not contain NaN. Check the network that computed them.")
+    if images.is_floating_point() and not images.isfinite().all():
+        raise ValueError("images must not contain NaN or infinite values. Replace them, for example by 0.")
 
 
 def _check_extra(extra: Tensor, logits: Tensor) -> None:

@@ -102,7 +102,7 @@ def _both(foreground: Tensor) -> Tensor:
 
 
 def logits_from_labels(
-    labels: Values, num_classes: int, confidence: float = 0.7, ignore_index: int = IGNORE_INDEX
+    labels: Values, num_classes: int, confidence: float = 0.7, ignore_index: int | None = None
 ) -> Values:
     """Convert labels, each of which is correct with a given probability, to logits.
 
@@ -114,7 +114,7 @@ def logits_from_labels(
         num_classes: the number of classes K.
         confidence: the probability that a label is correct, in (0, 1). The other labels share the remaining probability
             equally.
-        ignore_index: the value of unknown labels.
+        ignore_index: the value of unknown labels. None is 255.
 
     Returns:
         The logarithms of the probabilities, float32 [B, K, ...], a tensor or an array like the labels. The
@@ -122,13 +122,14 @@ def logits_from_labels(
 
     Raises:
         ValueError: if the labels are not integers, a label is not in 0..K-1, `confidence` is not in (0, 1), or K < 1.
+            Also if there are two classes and the labels are 0 and 255 without 1, unless `ignore_index` is given.
 
     Example:
         >>> import torch
         >>> from contextcrf.crf import logits_from_labels
-        >>> logits_from_labels(torch.tensor([[0, 255]]), num_classes=2, confidence=0.8).exp()
-        tensor([[[0.8000, 0.5000],
-                 [0.2000, 0.5000]]])
+        >>> logits_from_labels(torch.tensor([[0, 1, 255]]), num_classes=2, confidence=0.8).exp()
+        tensor([[[0.8000, 0.2000, 0.5000],
+                 [0.2000, 0.8000, 0.5000]]])
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be a probability > 0 and < 1, but is {confidence}.")
@@ -139,7 +140,13 @@ def logits_from_labels(
         )
     if num_classes < 1:
         raise ValueError(f"num_classes must be >= 1, but is {num_classes}.")
-    return returned(_label_logits(given.long(), num_classes, confidence, ignore_index), labels)
+    if ignore_index is None and num_classes == 2 and (given == 255).any() and not (given == 1).any():
+        raise ValueError(
+            "There are two classes and labels with the value 255, but no label is 1. If 255 is the class 1, pass "
+            "(labels == 255).astype(int). If it marks unknown labels, pass ignore_index=255."
+        )
+    ignored = IGNORE_INDEX if ignore_index is None else ignore_index
+    return returned(_label_logits(given.long(), num_classes, confidence, ignored), labels)
 
 
 def _label_logits(labels: Tensor, num_classes: int, confidence: float, ignore_index: int) -> Tensor:

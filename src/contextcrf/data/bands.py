@@ -16,7 +16,7 @@ from contextcrf.data.conversion import has_packed_depth
 from contextcrf.data.decoding import raw_mode
 
 _TIFF = (".tif", ".tiff")
-_BITS, _SAMPLES, _PLANAR, _EXTRA_SAMPLES = 258, 277, 284, 338
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
 # The values of the TIFF tag ExtraSamples for alpha channels.
 _ALPHA = (1, 2)
 # The channels of Pillow's modes without alpha. Images of the other modes are converted to RGB.
@@ -33,6 +33,7 @@ class Header:
         alpha: whether the file has an alpha channel.
         complete: whether Pillow decodes all channels and all bits.
         by_pillow: whether Pillow decodes at least the upper 8 bits of red, green and blue.
+        pages: the number of pages of the same size.
     """
 
     bands: int
@@ -40,6 +41,7 @@ class Header:
     alpha: bool = False
     complete: bool = True
     by_pillow: bool = True
+    pages: int = 1
 
 
 def read_header(path: Path) -> Header:
@@ -54,6 +56,11 @@ def read_header(path: Path) -> Header:
     """
     if path.suffix.lower() == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype.kind not in "uif":
+            raise ValueError(
+                f"The array has values of type {array.dtype}, but integers or real numbers are expected. For values of "
+                "0 and 1, save 255 times the values as uint8"
+            )
         return Header(_channels_last(array, path).shape[2], array.dtype, by_pillow=False)
     try:
         with Image.open(path) as image:
@@ -125,6 +132,12 @@ def _pillow_tiff_header(image: TiffImageFile, dtype: np.dtype[Any], alpha: bool)
     planar = tags.get(_PLANAR, 1) == 2
     if dtype == np.uint8 and max(tags.get(_BITS, (8,))) == 16:
         dtype = np.dtype(np.uint16)
+    if dtype == np.uint8 and max(tags.get(_SAMPLE_FORMAT, (1,))) == 2:
+        dtype = np.dtype(np.int8)
+    if dtype != np.uint8 and tags.get(_PHOTOMETRIC) == 0:
+        raise ValueError(
+            "The TIFF file stores white as 0 (MinIsWhite) with more than 8 bits. Save it with black as 0 (MinIsBlack)"
+        )
     # Pages of another size are previews.
     pages, first = 0, (image.size, image.mode)
     for number in range(image.n_frames):
@@ -132,9 +145,10 @@ def _pillow_tiff_header(image: TiffImageFile, dtype: np.dtype[Any], alpha: bool)
         pages += (image.size, image.mode) == first
     image.seek(0)
     bands = 3 if image.mode in ("CMYK", "P") else int(tags.get(_SAMPLES, 1)) - sum(kind in _ALPHA for kind in extra)
-    complete = pages == 1 and (bands == 1 or (bands <= 3 and dtype == np.uint8))
+    complete = pages == 1 and dtype != np.int8 and (bands == 1 or (bands <= 3 and dtype == np.uint8))
     # Pillow mixes up channels of 16 bits that are stored one after the other.
-    return Header(bands * pages, dtype, alpha, complete, by_pillow=not planar or dtype == np.uint8)
+    by_pillow = pages == 1 and dtype != np.int8 and (not planar or dtype == np.uint8)
+    return Header(bands * pages, dtype, alpha, complete, by_pillow, pages)
 
 
 def _dtype(image: Image.Image) -> np.dtype[Any]:

@@ -117,7 +117,8 @@ def _index_format(content: Mapping[str, Any], path: Path) -> MaskFormat:
         where = entry_name(index, path)
         if "value" in entry and "values" in entry:
             raise DataError(f"{where} has the keys 'value' and 'values', but one of them is expected.")
-        stored = entry.get("values", [entry["value"]] if "value" in entry else None)
+        stored = entry.get("values", entry.get("value"))
+        stored = [stored] if is_integer(stored) else stored
         if stored is None:
             # The value of an ignored position is not a class, as in CamVid's ignore_index 0 for a class without pixels.
             values.append(() if index in ignored else (index,))

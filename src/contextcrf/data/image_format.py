@@ -68,6 +68,11 @@ class ImageFormat:
                 raise ValueError(f"ranges has {list(pair)}, but two numbers low < high are expected.")
         if not all(math.isfinite(value) for value in self.mean):
             raise ValueError(f"mean is {list(self.mean)}, but numbers in 0..255 are expected.")
+        if self.mean and max(*self.mean, *self.std) <= 1:
+            raise ValueError(
+                f"mean is {list(self.mean)} and std is {list(self.std)}, which seem to be in 0..1, but values in "
+                "0..255 are expected. Multiply them by 255."
+            )
         if not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"std is {list(self.std)}, but numbers above 0 are expected.")
 
@@ -127,6 +132,8 @@ class ImageFormat:
         given = dict(values)
         for name in ("ranges", "mean", "std"):
             found = given.get(name, [])
+            if name == "ranges" and isinstance(found, list) and len(found) == 2 and not _is_pairs(found):
+                found = [found]  # one range for all channels
             numbers = [v for pair in found for v in pair] if name == "ranges" and _is_pairs(found) else found
             if not isinstance(numbers, list) or not all(isinstance(v, int | float) for v in numbers):
                 kind = "pairs of numbers" if name == "ranges" else "numbers"

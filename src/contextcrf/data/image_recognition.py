@@ -117,9 +117,11 @@ def _two_of(values: dict[Path, Any]) -> tuple[Path, Path]:
 def _alpha_finding(headers: dict[Path, Header]) -> list[str]:
     if not (found := [path for path, header in headers.items() if header.alpha]):
         return []
+    channels = headers[found[0]].bands + 1
     return [
         f"{len(found)} of {len(headers)} images have an alpha channel, such as {found[0]}. Transparent pixels are "
-        f"composited over black. If it contains data, write `channels: 4` into {IMAGES_FILE} beside classes.yaml."
+        f"composited over black. If it contains data, write `channels: {channels}` into {IMAGES_FILE} beside "
+        "classes.yaml."
     ]
 
 

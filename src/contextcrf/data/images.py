@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from contextcrf.data.bands import bands_of, read_bands, read_header
-from contextcrf.data.conversion import has_packed_depth, scale_16_bits, to_rgb8
+from contextcrf.data.conversion import has_packed_depth, scale_16_bits, scale_fractions, to_rgb8
 from contextcrf.data.decoding import ARRAY_ERRORS as ARRAY_ERRORS
 from contextcrf.data.decoding import DECODING_ERRORS as DECODING_ERRORS
 from contextcrf.data.decoding import describe_error as describe_error
@@ -123,13 +123,16 @@ def read_image(path: Path, image_format: ImageFormat = RGB) -> Tensor:
             if may_have_bands(path):
                 header = read_header(path)
                 if header.bands not in (1, 3):
+                    pages = f"{header.pages} pages with together " if header.pages > 1 else ""
                     raise ValueError(
-                        f"The file has {header.bands} channels, but an RGB or gray image is expected. Put the file "
-                        f"{IMAGES_FILE} with the line `channels: {header.bands}` into the folder of the data set, and "
-                        "train a model with it"
+                        f"The file has {pages}{header.bands} channels, but an RGB or gray image is expected. If they "
+                        f"are the channels of one image, put the file {IMAGES_FILE} with the line "
+                        f"`channels: {header.bands}` into the folder of the data set, and train a model with it. "
+                        "Otherwise, save each image in its own file"
                     )
                 if not header.by_pillow:
                     values = read_bands(path, 3)
+                    values = scale_fractions(values) if values.dtype.kind == "f" else values
                     return as_pixels(values[..., 0] if values.shape[2] == 1 else values)
             with Image.open(path) as file:
                 return pixels_of(file)
@@ -143,6 +146,8 @@ def pixels_of(file: Image.Image) -> Tensor:
     Raises:
         ValueError: As `as_pixels`. Pillow raises other `DECODING_ERRORS` if the file cannot be decoded.
     """
+    if file.format in ("GIF", "PNG", "WEBP") and (frames := getattr(file, "n_frames", 1)) > 1:
+        raise ValueError(f"The file is an animation of {frames} frames, but a single image is expected. Save one frame")
     packed = has_packed_depth(file)
     image = upright(file)
     image.format = file.format  # A turned copy has no format, which shows the meaning of mode I.

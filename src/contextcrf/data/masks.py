@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from contextcrf.data.classes import IGNORE_INDEX, Color
+from contextcrf.data.classes import IGNORE_INDEX, Classes, Color
 from contextcrf.data.decoding import DECODING_ERRORS
 from contextcrf.data.stored_mask import (
     Codes,
@@ -57,8 +57,9 @@ class MaskFormat:
         colors: the color of each class in color masks, K colors. Empty for index masks.
         ignore_values: the values of unlabeled pixels in index masks.
         ignore_colors: the colors of unlabeled pixels in color masks.
-        tolerance: the largest difference in each channel between a pixel and its class color, in units of 0..255.
-            Pixels of color masks without a class color within the tolerance are unlabeled.
+        tolerance: the largest difference in each channel between a pixel and its class color, in units of 0..255. It is
+            at most half of the difference between two class colors. Pixels of color masks without a class color within
+            the tolerance are unlabeled.
 
     Raises:
         ValueError: If a value or a color belongs to two classes, or to a class and to the unlabeled pixels, or if there
@@ -188,12 +189,31 @@ class MaskFormat:
         return f"value{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}"
 
     def _color_positions(self, mask: StoredMask) -> "tuple[npt.NDArray[np.int64], StrayColors]":
+        if mask.palette is None and mask.values is not None and self._holds_indices(mask.values):
+            raise DataError(
+                f"{mask.path} is a gray image with the values of class indices (at most {mask.values.max()}), but the "
+                "masks are read by color. Write a classes.yaml with `masks: index` and the classes in the order of "
+                "their values."
+            )
         runs = find_runs(mask.color_codes())
         positions, distances = self.nearest(runs.codes)
         strays = StrayColors.of(runs, positions, distances)
         strays.check(mask, self)
         known = np.where(positions < 0, IGNORE_INDEX, positions)
         return runs.map(known, mask.shape).astype(np.int64, copy=False), strays
+
+    def _holds_indices(self, values: Codes) -> bool:
+        """Return whether gray values are rather class indices than colors: small values that are not class colors."""
+        found = np.unique(values)
+        known = {color[0] for color in (*self.colors, *self.ignore_colors) if len({*color}) == 1}
+        return bool(found.size) and found[-1] < len(self.colors) and not {*found.tolist()} <= known
+
+    @cached_property
+    def _tolerance(self) -> int:
+        """The tolerance, or half of the smallest difference of two known colors if that is less."""
+        known = np.array([*self.colors, *self.ignore_colors], np.int32)
+        differences = np.abs(known[:, None] - known).max(axis=2)
+        return min(self.tolerance, int(differences[~np.eye(len(known), dtype=bool)].min()) // 2)
 
     def nearest(self, codes: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the class indices of color codes [N] and the largest channel differences to their class colors.
@@ -210,7 +230,7 @@ class MaskFormat:
             best = (differences**2).sum(axis=2).argmin(axis=1)
             distance = differences[np.arange(len(part)), best].max(axis=1)
             distances[start : start + 4096] = distance
-            positions[start : start + 4096] = np.where(distance <= self.tolerance, labels[best], _UNKNOWN)
+            positions[start : start + 4096] = np.where(distance <= self._tolerance, labels[best], _UNKNOWN)
         return positions, distances
 
 
@@ -374,6 +394,26 @@ def used_palette(mask: StoredMask) -> dict[int, Color]:
         return {}
     used = np.flatnonzero(np.bincount(mask.values.ravel(), minlength=256))
     return {int(value): mask.palette[value] for value in used if value < len(mask.palette)}
+
+
+def check_palette_order(mask: StoredMask, masks: MaskFormat, classes: Classes) -> None:
+    """Raise a DataError if the palette of an index mask has the colors of the classes in another order.
+
+    Args:
+        mask: the decoded mask.
+        masks: the format of index masks.
+        classes: the classes with their colors.
+    """
+    owner = {color: index for index, color in enumerate(classes.palette)}
+    table = _value_table(masks)
+    for value, color in used_palette(mask).items():
+        index = table.get(value, IGNORE_INDEX)
+        if index != IGNORE_INDEX and color in owner and owner[color] != index:
+            raise DataError(
+                f"{mask.path} has the color {list(color)} of the class {classes.names[owner[color]]} for the value "
+                f"{value}, which is the class {classes.names[index]}. If the colors show the classes, set `masks: "
+                "color` in classes.yaml. If the values show the classes, correct the colors in classes.yaml."
+            )
 
 
 def _header_palette(path: Path) -> bytes | None:

@@ -1,5 +1,6 @@
 """Pairs of an image file and a mask file: the one place that decides which files belong together."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -49,7 +50,25 @@ def files_by_stem(folder: Path, what: str, suffixes: Sequence[str] = IMAGE_SUFFI
             f"{folder} contains more than one file with the same stem: {', '.join(repeated[:_LISTED])} ({names}). Keep "
             "one file for each stem."
         )
-    return {path.stem: path for path in paths}
+    for path in paths:
+        _check_name(path)
+    # Names with accents may be composed, or decomposed as on macOS.
+    return {unicodedata.normalize("NFC", path.stem): path for path in paths}
+
+
+def _check_name(path: Path) -> None:
+    if path.stem != path.stem.strip() or "\n" in path.stem or "\r" in path.stem:
+        raise DataError(
+            f"The name {path.name!r} in {path.parent} begins or ends with a space, or has a line break, so that a list "
+            "cannot name the file. Rename it."
+        )
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"The name {path.name!r} in {path.parent} is not valid text in UTF-8, as after unpacking an archive of an "
+            "older Windows program. Rename the file."
+        ) from error
 
 
 def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> list[Pair]:
@@ -128,6 +147,7 @@ def pair_stems(
 
 def split_stem(name: str, images: Mapping[str, Path]) -> str:
     """Return the stem of an image that a line of a split names."""
+    name = unicodedata.normalize("NFC", name)
     last = PurePosixPath(name.replace("\\", "/")).name
     if name in images or last in images:
         return name if name in images else last

@@ -150,13 +150,16 @@ def _by_value(survey: _Survey, ignore_index: int | None) -> Recognized:
     if len(values) < 2:
         raise DataError(
             f"Without the unlabeled values {list(ignored)}, the masks contain the values {values}, but two or more "
-            "values are expected. If unlabeled pixels have another value, set it with --ignore-index."
+            "values are expected. If unlabeled pixels have another value, set it with --ignore-index. If an unlabeled "
+            "value is a class, write a classes.yaml with `ignore_index: null` and the `value` of each class."
         )
     findings = [f"The masks contain {len(values)} classes as values: {_listed(values)}."]
     palette = _palette_of(survey, values)
-    if values == [0, 255]:
+    if values in ([0, 255], [0, 65535]):
         names: tuple[str, ...] = ("background", "foreground")
-        findings.append("The value 255 is the class foreground, because the masks have only the values 0 and 255.")
+        findings.append(
+            f"The value {values[1]} is the class foreground, because the masks have only the values 0 and {values[1]}."
+        )
     else:
         names = tuple(f"class {value}" for value in values)
     for value in ignored:
@@ -187,7 +190,7 @@ def _unlabeled_values(values: Sequence[int], ignore_index: int | None) -> tuple[
 def _is_evenly_spaced(values: Sequence[int]) -> bool:
     """Return whether values such as 0, 85, 170, 255 spread the classes over a range, so that all are classes."""
     if len(values) == 2:
-        return list(values) == [0, 255]
+        return list(values) in ([0, 255], [0, 65535])
     steps = np.diff(values)
     return len(values) > 2 and steps.min() > 1 and steps.max() - steps.min() <= 1
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from contextcrf.data.classes import Color
+from contextcrf.data.conversion import has_packed_depth
 from contextcrf.data.decoding import DECODING_ERRORS, describe_error, raw_mode
 from contextcrf.utils.errors import DataError
 
@@ -19,6 +21,8 @@ LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP")
 _GRAY_SCALES = {"L;2": 85, "L;4": 17}
 _SINGLE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F")
 _ALPHA = ("LA", "PA", "RGBA")
+# Tags of TIFF files, and the two values of the first one for JPEG.
+_COMPRESSION, _PHOTOMETRIC, _JPEG = 259, 262, (6, 7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +94,39 @@ def decode_mask(path: Path) -> StoredMask:
     """
     try:
         with Image.open(path) as file:
-            raw, lossy = raw_mode(file), file.format in LOSSY_FORMATS
+            raw, lossy = raw_mode(file), file.format in LOSSY_FORMATS or _is_lossy_tiff(file)
+            if has_packed_depth(file):
+                raise DataError(
+                    f"{path} has several channels with 16 bits, but a mask with one channel, or with 8 bits per "
+                    "channel, is expected. Save one channel with the class of each pixel."
+                )
             if (pages := getattr(file, "n_frames", 1)) > 1:
                 raise DataError(
                     f"{path} has {pages} pages or frames, but a mask with one is expected. Save the mask of each image "
                     "in its own file."
                 )
-            file.load()
-            return _stored(path, file, raw, lossy)
+            # The values of a mask are those in the file, whatever the file shows as black.
+            inverted = _is_white_zero(file) and file.mode in ("1", "L")
+            upright = ImageOps.exif_transpose(file)
+            upright.format = file.format
+            return _stored(path, ImageChops.invert(upright) if inverted else upright, raw, lossy)
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} cannot be read as a mask: Pillow cannot identify its format. Save the mask as PNG with 8 or 16 "
+            "bits per pixel, for example with `Image.fromarray(mask.astype(np.uint8)).save(path)`."
+        ) from error
     except DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be read as a mask: {describe_error(error)}.") from error
+
+
+def _is_lossy_tiff(file: Image.Image) -> bool:
+    return isinstance(file, TiffImageFile) and file.tag_v2.get(_COMPRESSION) in _JPEG
+
+
+def _is_white_zero(file: Image.Image) -> bool:
+    return isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == 0
 
 
 def _stored(path: Path, file: Image.Image, raw: str, lossy: bool) -> StoredMask:

@@ -1,5 +1,6 @@
 """Prediction of image files, with the labels written to files: the command `predict`."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +23,12 @@ from contextcrf.utils.provenance import Provenance
 
 # The number of rows of an overlay that are drawn at once.
 _STRIPE = 1024
+
+
+logger = logging.getLogger(__name__)
+
+# Formats of images that folders may contain.
+_OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw")
 
 
 @dataclass
@@ -59,6 +66,15 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES,
     for path in inputs:
         if path.is_dir():
             found = list_images(path, suffixes)
+            others = list_images(path, [suffix for suffix in _OTHER_IMAGES if suffix not in suffixes])
+            if others and kind == "images":
+                logger.warning(
+                    "%d files in %s are not labeled, because their format is not supported, such as %s. Convert them "
+                    "to PNG.",
+                    len(others),
+                    path,
+                    others[0].name,
+                )
             if not found:
                 raise DataError(f"{path} contains no {kind}. Expected files with the suffixes {', '.join(suffixes)}.")
             files += found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contextcrf.crf import logits_from_labels, logits_from_probabilities
 from contextcrf.data.classes import IGNORE_INDEX, Classes, Color, voc_palette
-from contextcrf.data.masks import MaskFormat, index_values
+from contextcrf.data.masks import MaskFormat, check_palette_order, index_values
 from contextcrf.data.stored_mask import decode_mask
 from contextcrf.inference.map_layout import AXES, Arranged, Layout, arrange, excess
 from contextcrf.utils.errors import DataError
@@ -197,9 +197,18 @@ class MapFormat:
         if masks is None:
             raise ValueError("The meaning of the values of label maps is not known. Call MapFormat.for_labels before.")
         try:
-            labels = masks.read(path)[None]
+            stored = decode_mask(path)
+            if self.classes is not None and masks.kind == "index":
+                check_palette_order(stored, masks, self.classes)
+            labels = torch.from_numpy(masks.positions(stored)[0])[None]
         except DataError as error:
-            if len(masks) == 2 and len(_stored_values(path)) > 3:
+            values = _stored_values(path)
+            if self.foreground is not None and values <= {0, 1}:
+                raise DataError(
+                    f"{path} has the values 0 and 1, but not the value {self.foreground} of --foreground. Give "
+                    "--num-classes 2 instead."
+                ) from error
+            if len(masks) == 2 and len(values) > 1:
                 raise DataError(
                     f"{error} If these are probabilities, save them as a uint8 array [H, W] in a .npy file."
                 ) from error
@@ -220,7 +229,8 @@ def _check_probabilities(found: Arranged, quantized: bool) -> None:
     """Raise ValueError if probabilities are not in 0..1, or do not sum to 1. The message has the axis of the file."""
     values = found.values
     top = 255 if quantized else 1
-    # This form of the test also fails for NaN.
+    if np.isnan(values).any():
+        raise ValueError("The map contains NaN. Check the network that computed it.")
     if not bool(((values >= 0) & (values <= top * 1.001)).all()):
         raise ValueError(
             f"The values range from {values.min():.4g} to {values.max():.4g}, but probabilities in 0..1 are expected. "
@@ -245,7 +255,10 @@ def _array(path: Path) -> npt.NDArray[Any]:
         if isinstance(content, np.ndarray):
             return content
         if len(names := list(content)) != 1:
-            raise ValueError(f"The file contains the arrays {names}, but exactly one array is expected.")
+            raise ValueError(
+                f"The file contains the arrays {names}, but exactly one array is expected. Save the map alone, for "
+                "example with np.save."
+            )
         return content[names[0]]
 
 

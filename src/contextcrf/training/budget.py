@@ -16,12 +16,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.tuning import tune_relation_weights
 from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
 from contextcrf.training.feature_cache import cache_features
 from contextcrf.training.held_out import divide
-from contextcrf.training.inputs import initial_model, model_for_heads, open_training_images
+from contextcrf.training.inputs import initial_model, model_for_heads, open_training_images, open_validation_images
 from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.sampler import SeededSampler
 from contextcrf.training.trainer import check_batch, heads_of
@@ -175,9 +174,9 @@ def _cost_of_fit(job: FitJob) -> _Cost:
     steps = max(1, len(data) // job.training.batch_size)
     module = ModelModule(model, job.training, job.training.epochs * steps)
     step = _seconds_per_step(module, data, job.training)
-    if job.val_split is None:
+    val = open_validation_images(job)
+    if val is None:
         return _Cost(0.0, steps, step)
-    val = open_dataset(job.data, job.val_split)
     model.eval()
     start = time.perf_counter()
     image, _ = val[0]

@@ -5,11 +5,12 @@ from dataclasses import replace
 import torch
 
 from contextcrf.data.dataset import SegmentationDataset
-from contextcrf.data.layouts import open_dataset
+from contextcrf.data.layouts import known_splits, open_dataset
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF, load
 from contextcrf.training.config import FitHeadsJob, FitJob, Job
 from contextcrf.training.trainer import augmentation
+from contextcrf.utils.errors import DataError
 from contextcrf.utils.runtime import default_device
 
 # The metadata key of tuned relation weights.
@@ -21,6 +22,22 @@ def open_training_images(job: Job) -> SegmentationDataset:
     dataset = open_dataset(job.data, job.train_split, augmentation(job.training))
     dataset.skip_broken = job.training.broken_images == "skip"
     return dataset
+
+
+def open_validation_images(job: FitJob) -> SegmentationDataset | None:
+    """Open the validation split of a job; None if it has none.
+
+    Raises:
+        DataError: The split does not exist. The message has the ways out.
+    """
+    if job.val_split is None:
+        return None
+    if job.val_split not in (found := known_splits(job.data)):
+        raise DataError(
+            f"The split {job.val_split} of {job.data} does not exist, but the training is validated on it. Choose one "
+            f"of {', '.join(found)} with --val-split, or train without validation with --val-split null."
+        )
+    return open_dataset(job.data, job.val_split)
 
 
 def initial_model(job: FitJob, train: SegmentationDataset) -> ContextCRF:

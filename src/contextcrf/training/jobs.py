@@ -15,9 +15,15 @@ from contextcrf.data.validation import check_same_classes, log_skipped, training
 from contextcrf.modeling.serialization import CONFIG, save, weights_digest
 from contextcrf.training.budget import plan_within_budget
 from contextcrf.training.checkpoints import newest_checkpoint
-from contextcrf.training.config import FitHeadsJob, Job
+from contextcrf.training.config import FitHeadsJob, FitJob, Job
 from contextcrf.training.held_out import HELD_OUT, choose_relation_weights, divide, held_out_positions
-from contextcrf.training.inputs import TUNED, initial_model, model_for_heads, open_training_images
+from contextcrf.training.inputs import (
+    TUNED,
+    initial_model,
+    model_for_heads,
+    open_training_images,
+    open_validation_images,
+)
 from contextcrf.training.trainer import fit, fit_heads, make_trainer
 from contextcrf.utils.locks import claim
 from contextcrf.utils.provenance import Provenance
@@ -67,6 +73,8 @@ def run(job: Job) -> Path:
         >>> load(run(job)).metadata["fit"]["split"]
         'train'
     """
+    if isinstance(job, FitJob):
+        open_validation_images(job)  # an error comes before any work
     if job.budget is not None:
         job = plan_within_budget(job)
     model, provenance, trainer = job.out / "model", provenance_of(job), trainer_of(job)
@@ -174,7 +182,7 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
         else:
             logger.warning(WITHOUT_TUNING)
     else:
-        val = open_dataset(job.data, job.val_split) if job.val_split else None
+        val = open_validation_images(job)
         train = training_pairs(train, val)
         network, name = initial_model(job, train), "fit"
         check_same_classes(network.classes, train.classes)

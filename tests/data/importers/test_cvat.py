@@ -38,8 +38,8 @@ def test_all_kinds_of_shapes_in_their_z_order(tmp_path):
     assert list(report.pixels) == ["background", "road", "car"]
     assert "color: [128, 64, 128]" in (tmp_path / "out" / "classes.yaml").read_text()
     assert {reason: len(items) for reason, items in report.dropped.items()} == {
-        "annotations of the type 'polyline', which has no area": 1,
-        "annotations of the type 'tag', which has no area": 1,
+        "annotations of the type 'polyline', which cannot be drawn as an area": 1,
+        "annotations of the type 'tag', which cannot be drawn as an area": 1,
         "shapes that are not valid": 1,
     }
 

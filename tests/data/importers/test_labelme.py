@@ -46,7 +46,7 @@ def test_all_kinds_of_shapes(tmp_path):
         "4444030.",
     ]
     assert {reason: len(items) for reason, items in report.dropped.items()} == {
-        "shapes of the type 'line', which has no area": 1,
+        "shapes of the type 'line', which cannot be drawn as an area": 1,
         "shapes that are not valid": 1,
     }
 

@@ -54,7 +54,7 @@ def test_all_kinds_of_shapes(tmp_path):
     # The pixels of the outlines belong to polygons, also those of their holes.
     assert mask_of(tmp_path / "out", "a") == ["22200000", "20201010", "22200100", "11000022", "01000022"]
     assert {reason: len(items) for reason, items in report.dropped.items()} == {
-        "shapes of the type 'line', which has no area": 1,
+        "shapes of the type 'line', which cannot be drawn as an area": 1,
         "shapes that are not valid": 1,
     }
     assert "color: [0, 0, 255]" in (tmp_path / "out" / "classes.yaml").read_text()

@@ -45,7 +45,9 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
     print(", ".join(f"{count} image{'' if count == 1 else 's'} in {split}" for split, count in made.images.items()))
     for path in made.written:
         print(f"written: {path}")
-    print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine")
+    others = [split for split in made.images if split != "train"]
+    val = "" if "val" in others else f" --val-split {others[0] if others else 'null'}"
+    print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine{val}")
     print("      Add --budget 10m for a first result within 10 minutes. Without it, all epochs are trained.")
     print(f"then: contextcrf fit-heads runs/mine --config {heads_path(out)} --data {data} --out runs/heads")
 

@@ -1,6 +1,7 @@
 """One mask file per class or per instance: masks/STEM/CLASS*.png, or masks/CLASS/STEM.png."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class MaskFile:
         threshold = _JPEG_THRESHOLD if self.path.suffix.lower() in (".jpg", ".jpeg") else 0
         if image.mode == "P" or image.mode.endswith(("A", "a")):
             values = np.array(image.convert("RGBA"))
+            if not values[..., :3].any():
+                return values[..., 3] > 0  # only the alpha channel has the mask
             return np.any(values[..., :3] > 0, axis=2) & (values[..., 3] > 0)
         values = np.array(image)
         members: Mask = values > threshold
@@ -71,6 +74,7 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
             "masks/CLASS/IMAGE.png is expected. Rename the folders or the files."
         )
     files = _by_image(folders, images, options, findings) if by_image else _by_class(folders, images, findings)
+    _check_names(files, masks)
     records = []
     for stem, image in sorted(images.items()):
         if stem not in files:
@@ -78,6 +82,17 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
         elif (record := _record(image, files[stem], findings)) is not None:
             records.append(record)
     return Source(tuple(sorted({name for found in files.values() for name, _ in found})), records)
+
+
+def _check_names(files: dict[str, list[tuple[str, Path]]], masks: Path) -> None:
+    """Raise a DataError if the names of the files are those of instances, which are different in each image."""
+    images = Counter(name for found in files.values() for name in {name for name, _ in found})
+    if len(files) > 1 and len(images) > len(files) and max(images.values()) == 1:
+        raise DataError(
+            f"The {len(images)} names of the files in {masks} are different in each image, such as "
+            f"{next(iter(images))}, so they are rather names of instances than of classes. Give the class of all of "
+            "them, as in --classes '[cell]'."
+        )
 
 
 def _by_image(

@@ -149,12 +149,13 @@ def _read_file(
     shapes: dict[Any, list[Shape]] = {}
     images: dict[Any, dict[str, Any]] = {}
     for item in field(content, "images", list, str(path)):
-        if (number := field(item, "id", (int, str), f"An image of {path}")) in images:
+        # Some tools write the ids of the images as numbers, and those of the annotations as text.
+        if (number := str(field(item, "id", (int, str), f"An image of {path}"))) in images:
             raise DataError(f"{path} has two images with the id {number!r}. Export the annotations again.")
         images[number] = item
     file_names = {number: field(item, "file_name", str, f"Image {number} of {path}") for number, item in images.items()}
     for item in field(content, "annotations", list, str(path)):
-        number = field(item, "image_id", (int, str), f"Annotation {item.get('id')!r} of {path}")
+        number = str(field(item, "image_id", (int, str), f"Annotation {item.get('id')!r} of {path}"))
         if number not in images:
             findings.drop("annotations of an image that is not listed", f"{path.name}: image_id {number}")
             continue

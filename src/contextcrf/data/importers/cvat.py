@@ -76,7 +76,7 @@ def _record(element: Element, path: Path, finder: ImageFinder, findings: Finding
 
 def _shape(element: Element, name: str, findings: Findings) -> Shape | None:
     if element.tag in _WITHOUT_AREA or element.tag in _NO_SHAPES:
-        findings.drop(f"annotations of the type {element.tag!r}, which has no area", name)
+        findings.drop(f"annotations of the type {element.tag!r}, which cannot be drawn as an area", name)
         return None
     try:
         region = _region(element)

@@ -159,7 +159,9 @@ class ImageFinder:
             if len(same := [path for path in named if path.parts[-length:] == wanted.parts[-length:]]) == 1:
                 return same[0]
         if len(named) > 1:
-            findings.drop("images whose name is ambiguous, because several files have it", name)
+            findings.drop(
+                "images whose name is ambiguous, because several files have it (give one folder with --images)", name
+            )
             return None
         if named:
             return named[0]

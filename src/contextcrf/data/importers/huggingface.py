@@ -59,16 +59,17 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
                 )
     ignore_index = 255 if options.ignore_index is None else options.ignore_index
     names = options.classes
-    if names is None:
-        highest = _highest_label(
-            {key: data.select_columns(label_column) for key, data in splits.items()},
-            label_column,
-            ignore_index,
-            str(source),
-        )
-        names = tuple(f"class {label}" for label in range(highest + 1))
-        findings.note("the classes have numbers for names; give --classes to name them", f"{len(names)} classes")
-    table = {label: label for label in range(len(names))} | {ignore_index: IGNORED}
+    masks = {key: data.select_columns(label_column) for key, data in splits.items()}
+    values = _label_values(masks, label_column, str(source))
+    if values == {0, 255} and options.ignore_index is None and len(names or "  ") == 2:
+        findings.note("the masks have only the values 0 and 255, so 255 is taken as a class", str(source))
+        names, table = names or ("background", "foreground"), {0: 0, 255: 1}
+    else:
+        if names is None:
+            highest = max(values - {ignore_index}, default=-1)
+            names = tuple(f"class {label}" for label in range(highest + 1))
+            findings.note("the classes have numbers for names; give --classes to name them", f"{len(names)} classes")
+        table = {label: label for label in range(len(names))} | {ignore_index: IGNORED}
     records: list[Record] = []
     for name, data in splits.items():
         records += _records(name, data, image_column, label_column, table)
@@ -92,13 +93,23 @@ def _column(data: "Dataset", usual: tuple[str, ...], kind: str, other: str | Non
     )
 
 
-def _highest_label(splits: Mapping[str, Any], column: str, ignore_index: int, where: str) -> int:
-    highest = -1
+def _label_values(splits: Mapping[str, Any], column: str, where: str) -> set[int]:
+    """Return the values of all masks that can be read. The others are reported when they are imported.
+
+    Raises:
+        DataError: If no mask can be read.
+    """
+    found: set[int] = set()
+    faults: list[DataError] = []
     for name, data in splits.items():
         for row in range(len(data)):
-            values = _values(data, row, column, f"{where}, {name}, row {row}")
-            highest = max(highest, int(values[values != ignore_index].max(initial=-1)))
-    return highest
+            try:
+                found.update(np.unique(_values(data, row, column, f"{where}, {name}, row {row}")).tolist())
+            except DataError as error:
+                faults.append(error)
+    if not found and faults:
+        raise faults[0]
+    return found
 
 
 def _values(data: "Dataset", row: int, column: str, where: str) -> npt.NDArray[np.int64]:
@@ -123,10 +134,10 @@ def _records(name: str, data: "Dataset", image_column: str, label_column: str, t
     for row in range(len(data)):
         path = _path(stored, image_column, row)
         # Rows without a file name are numbered in each split.
-        title = f"{name}/{path}" if path else f"{name}_{row:06d}"
+        title = (f"{name}/{path}" if path else f"{name}_{row:06d}").lstrip("/_")
         image = partial(_content, stored, image_column, row)
         labels = partial(_labels, masks, label_column, row, table, title)
-        records.append(Record(image, title.lstrip("/_"), None, labels, (split_name(name),) if name else ()))
+        records.append(Record(image, title, None, labels, (split_name(name),) if name else ()))
     return records
 
 

@@ -190,6 +190,11 @@ def _class_names(found: Source, options: Options, chosen: Format) -> tuple[tuple
             f"The number of classes is {len(names)}, but at most {IGNORE_INDEX} are possible. Choose some of them with "
             f"--classes. The first ones are: {', '.join(names[:5])}."
         )
+    if not found.names:
+        raise DataError(
+            "The source has no classes. Check that it has annotations of objects or areas, and not captions or key "
+            "points."
+        )
     if len(names) < 2:
         raise DataError(
             f"The classes are {', '.join(names) or 'none'}, but at least 2 are needed. Check that the source has "
@@ -233,6 +238,7 @@ class _Writer:
         link: bool,
     ) -> None:
         self.out, self.options, self.findings, self.link = out, options, findings, link
+        self.names = names
         self.indices = {name: index for index, name in enumerate(names)}
         # Negative labels are the last entries of the table.
         self.table = np.full(len(names) + 2, IGNORE_INDEX, np.uint8)
@@ -293,12 +299,19 @@ class _Writer:
             stored = self._is_stored(record.size, record, picture)
             if stored is None:
                 return None
+            if not record.content and self.findings.concerns(record.name):
+                self.findings.drop("images whose annotations were all dropped", record.name)
+                return None
             if not record.content:
-                self.findings.note("images have no shapes, so that all their pixels are unlabeled", record.name)
+                meaning = self.names[self.table[UNLABELED]] if self.table[UNLABELED] < IGNORE_INDEX else "unlabeled"
+                self.findings.note(f"images have no shapes, so all their pixels are {meaning}", record.name)
             size = picture.stored if stored else picture.upright
             order = self.options.order or "listed"
             labels, drawn = draw(record.content, size, self.indices, order, record.name, self.findings)
             self.shapes += drawn
+            if not drawn and any(shape.name in self.indices for shape in record.content):
+                self.findings.drop("images whose annotations were all dropped", record.name)
+                return None
         return make_upright(labels, picture.orientation) if stored else labels
 
     def _is_stored(self, size: tuple[int, int] | None, record: Record, picture: Picture) -> bool | None:

@@ -48,7 +48,10 @@ def one_channel(values: npt.NDArray[np.generic], where: str) -> npt.NDArray[np.i
     if values.ndim == 3 and values.shape[2] in (3, 4) and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]
     if values.ndim != 2:
-        raise DataError(f"{where} has the shape {values.shape}, but a mask with one value per pixel is expected.")
+        raise DataError(
+            f"{where} has the shape {values.shape}, but a mask with one value per pixel is expected. If it has colors, "
+            "convert them to class indices. For a data set of Hugging Face, --label-column chooses another column."
+        )
     return values.astype(np.int64)
 
 

@@ -206,7 +206,7 @@ def _shapes(items: list[dict[str, Any]], size: tuple[int, int], name: str, findi
             findings.drop("shapes that are not valid", f"{name}: {error}")
             continue
         if region is None:
-            findings.drop(f"shapes of the type {item.get('type')!r}, which has no area", name)
+            findings.drop(f"shapes of the type {item.get('type')!r}, which cannot be drawn as an area", name)
             continue
         shapes.append(Shape(labels[0], region))
     return shapes

@@ -89,7 +89,7 @@ def _shape(item: Any, where: str, findings: Findings) -> Shape | None:
         findings.drop("shapes that are not valid", f"{where}: {error}")
         return None
     if region is None:
-        findings.drop(f"shapes of the type {kind!r}, which has no area", where)
+        findings.drop(f"shapes of the type {kind!r}, which cannot be drawn as an area", where)
         return None
     return Shape(None if label == IGNORE else label, region)
 

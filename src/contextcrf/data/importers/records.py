@@ -33,6 +33,12 @@ class Findings:
         """Record that an item is not imported."""
         self.dropped.setdefault(reason, []).append(item)
 
+    def concerns(self, name: str) -> bool:
+        """Return whether an item of an image has been dropped."""
+        names = {item.partition(": ")[0] for found in self.dropped.values() for item in found}
+        # The items may have the end of the path only.
+        return any(name == item or name.endswith(f"/{item}") for item in names)
+
     def note(self, remark: str, item: str) -> None:
         """Record a remark on an item that is imported."""
         self.notes.setdefault(remark, []).append(item)

@@ -84,7 +84,7 @@ def _shape(item: Any, name: str, findings: Findings) -> Shape | None:
         findings.drop("shapes that are not valid", f"{name}: {error}")
         return None
     if region is None:
-        findings.drop(f"shapes of the type {kind!r}, which has no area", name)
+        findings.drop(f"shapes of the type {kind!r}, which cannot be drawn as an area", name)
         return None
     return Shape(title, region)
 

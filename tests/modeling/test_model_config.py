@@ -120,7 +120,7 @@ def test_a_learnable_dense_crf_starts_as_the_fixed_one():
         ({"scales": (float("nan"),)}, "at least one is expected, each > 0 and finite"),
         ({"graph_stride": 12}, "graph_stride=12"),
         ({"graph_stride": 4}, "graph_stride=4"),
-        ({"channels": 0}, "setting channels is 0, but 1 or more"),
+        ({"channels": -1}, "setting channels is -1, but 0 or more"),
         ({"hidden": -1}, "hidden is -1"),
         ({"upsampling": "cubic"}, "upsampling is 'cubic', but one of nearest, bilinear"),
         ({"network": "unet"}, "network is 'unet', but one of context, fcn-8s"),

@@ -48,9 +48,10 @@ class DenseCRF(nn.Module):
         spatial_sxy: the standard deviation of the spatial kernel in pixels. A sequence has one value for each axis, x
             first: (x, y) or (x, y, z).
         spatial_compat: the weight w1 of the spatial kernel in a Potts model. Values of shape [K] or [K, K] are
-            energies, as in pydensecrf. Entry k of [K] is the energy of two pixels that both have the label k. Entry
-            (k, j) of [K, K] is the energy of the label k at a pixel if its neighbor has the label j. A number w is
-            equivalent to the matrix -w I. Unlike pydensecrf, this class does not symmetrize matrices.
+            energies, as in pydensecrf. Entry k of [K] is the energy of two pixels that both have the label k. Entry (k,
+            j) of [K, K] is the energy of the label k at a pixel if its neighbor has the label j. A number w is
+            equivalent to the matrix -w I: an energy of -w for equal labels differs only by a constant from an energy of
+            w for different labels. Unlike pydensecrf, this class does not symmetrize matrices.
         bilateral_sxy: the standard deviation of the bilateral kernel in the image plane in pixels, in the same form as
             ``spatial_sxy``.
         bilateral_srgb: the standard deviation of the bilateral kernel in color, where colors are in 0..255. A sequence
@@ -59,13 +60,12 @@ class DenseCRF(nn.Module):
         iterations: the number of mean-field iterations, >= 0.
         normalization: the normalization of a kernel matrix M with row sums D. "symmetric" is D^-1/2 M D^-1/2, "before"
             is M D^-1, "after" is D^-1 M, and "none" is M.
-        learnable: make the compatibilities and the logarithms of the standard deviations parameters of the module.
+        learnable: turn the compatibilities and the logarithms of the standard deviations into parameters of the module.
         tolerance: the probability below which a label is skipped to save time, in [0, 1). A label is skipped in an
             image if its probability is below ``tolerance`` at every pixel and it is not the most probable label of any
-            pixel. Its marginals are then 0. Without skipping, they would be below about ``tolerance`` if all weights
-            are >= 0. If the kernels are normalized, no other marginal changes by more than about K (1 + w1 + w2)
-            ``tolerance``. No label is skipped if a compatibility is a negative weight or has the shape [K] or [K, K],
-            or if the tolerance is 0.
+            pixel. Its marginals are then 0. Without skipping, they would be below about ``tolerance``. If the kernels
+            are normalized, no other marginal changes by more than about K (1 + w1 + w2) ``tolerance``. No label is
+            skipped if a compatibility is a negative weight or has the shape [K] or [K, K], or if the tolerance is 0.
 
     A module with learnable values and a module with fixed values have the same entries in `state_dict`, so each can
     load the state dict of the other. A module with fixed values also accepts a state dict without any of these entries,
@@ -206,7 +206,8 @@ class DenseCRF(nn.Module):
                 Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3], unless
                 their shape fits [B, C, H, W] too.
             extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. First divide each feature
-                by the standard deviation of the kernel for it, which you choose as for ``bilateral_srgb``.
+                by a standard deviation of your choice, which has the same role for this feature as ``bilateral_srgb``
+                has for the colors.
             image_range: the values (low, high) of black and white, if they are not 0 and 255. Images are then mapped
                 to 0..255. (0, 255) changes no values and only turns off the check of the value range (see Raises).
 

@@ -52,11 +52,15 @@ class Pairwise(Protocol):
 Pair = tuple[Pairwise, Tensor]
 
 
+# A factor for each potential, or for each potential and class.
+Weights = Sequence[float | Tensor]
+
+
 def mean_field(
     unary_logits: Tensor,
     pairwise: Sequence[Pair],
     iterations: int = 2,
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     damping: float = 0.0,
     start: Tensor | None = None,
     trace: list[Tensor] | None = None,
@@ -71,8 +75,9 @@ def mean_field(
         pairwise: pairs of a potential and its features [B, C, H, W]. If the features have a coarser grid than the
             logits, wrap the potential in a `CoarseGrid`.
         iterations: the number of updates, >= 0. The paper uses 2.
-        weights: the factor of the messages of each potential. Unlike a relation weight, it is used as given and not
-            divided by the mean number of neighbors. With None, all factors are 1.0, which is the plain sum.
+        weights: the factor of the messages of each potential, a number or one number for each class, [K]. Unlike a
+            relation weight, it is used as given and not divided by the mean number of neighbors. With None, all factors
+            are 1.0, which is the plain sum.
         damping: the fraction of the old marginals that is kept in every update, in [0, 1).
         start: the initial marginals, [B, K, H, W]. None starts from softmax(unary_logits).
         trace: a list to which the ELBO [B] of the initial marginals and of every update is appended. This costs one
@@ -115,7 +120,7 @@ def mean_field(
     return marginals
 
 
-def pairwise_logits(pairwise: Sequence[Pair], marginals: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+def pairwise_logits(pairwise: Sequence[Pair], marginals: Tensor, weights: Weights | None = None) -> Tensor:
     """Compute the weighted sum of all messages, that is, the expected pair logits of every node and label.
 
     Up to a constant per node, unary logits plus these sums are E[score | y_p = k]. They are the logits of the
@@ -145,9 +150,7 @@ def pairwise_logits(pairwise: Sequence[Pair], marginals: Tensor, weights: Sequen
     return _message_sum(pairwise, weights)(marginals)
 
 
-def elbo(
-    unary_logits: Tensor, pairwise: Sequence[Pair], marginals: Tensor, weights: Sequence[float] | None = None
-) -> Tensor:
+def elbo(unary_logits: Tensor, pairwise: Sequence[Pair], marginals: Tensor, weights: Weights | None = None) -> Tensor:
     """Compute the evidence lower bound (ELBO) of a fully factorized distribution Q.
 
     The ELBO is E_Q[score(y)] + H(Q) = log Z - KL(Q || P), where score(y) = -E(y, x) is the negative energy of a
@@ -176,9 +179,7 @@ def elbo(
     return _bound(finite(unary_logits), pairwise_logits(pairwise, marginals, weights), marginals)
 
 
-def energy(
-    unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, weights: Sequence[float] | None = None
-) -> Tensor:
+def energy(unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, weights: Weights | None = None) -> Tensor:
     """Compute the energy E(y, x) of a labeling y, where P(y | x) = exp(-E(y, x)) / Z(x), eq. (1) of the paper.
 
     Args:
@@ -245,9 +246,9 @@ def _bound(unary_logits: Tensor, messages: Tensor, marginals: Tensor) -> Tensor:
     return (marginals * (unary_logits + messages / 2 - marginals.clamp(min=tiny).log())).sum((1, 2, 3))
 
 
-def _message_sum(pairwise: Sequence[Pair], weights: Sequence[float] | None) -> Callable[[Tensor], Tensor]:
+def _message_sum(pairwise: Sequence[Pair], weights: Weights | None) -> Callable[[Tensor], Tensor]:
     """Return `pairwise_logits` as a function of the marginals, with all shared computations done beforehand."""
-    factors = [1.0] * len(pairwise) if weights is None else list(weights)
+    factors: list[float | Tensor] = [1.0] * len(pairwise) if weights is None else list(weights)
     if len(factors) != len(pairwise):
         raise ValueError(
             f"weights must have one factor for each pairwise potential, but has {len(factors)} for {len(pairwise)}."
@@ -255,13 +256,14 @@ def _message_sum(pairwise: Sequence[Pair], weights: Sequence[float] | None) -> C
     terms = [
         (factor, potential.prepare(features))
         for (potential, features), factor in zip(pairwise, factors, strict=True)
-        if factor != 0
+        if isinstance(factor, Tensor) or factor != 0
     ]
 
     def message_sum(marginals: Tensor) -> Tensor:
         total = torch.zeros_like(marginals)
         for factor, messages in terms:
-            total = total + factor * messages(marginals)
+            per_class = factor.view(1, -1, 1, 1) if isinstance(factor, Tensor) else factor
+            total = total + per_class * messages(marginals)
         return total
 
     return message_sum

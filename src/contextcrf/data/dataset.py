@@ -26,7 +26,7 @@ class SegmentationDataset(Dataset[Sample]):
     unlabeled pixels have the value `IGNORE_INDEX` (255).
 
     The key of an item is an index, or a pair `(index, seed)`. With a seed, the random numbers of the transform depend
-    on that seed only, and not on the worker process or on earlier items. A resumed training therefore loads exactly
+    on that seed only, and not on the worker process or on earlier items. A resumed training run therefore loads exactly
     the same samples.
 
     A data set can be pickled. Its copies in the worker processes of a `DataLoader` share `broken`.

@@ -34,8 +34,8 @@ class ImageFormat:
         ranges: the values (low, high) that become 0 and 255, one pair for each channel or one pair for all channels.
             Values in between are scaled linearly, and values outside are clipped. Without ranges, 16 bits are scaled
             from 0..65535 and floating-point values from 0..1.
-        mean: the mean of each channel, in 0..255, with which networks normalize. Without values, it is the mean of the
-            backbone's training images, whose channels are repeated in order.
+        mean: the mean of each channel, in 0..255, with which networks normalize. Without values, the channel means of
+            the backbone's training images are used, repeated in order until every channel has one.
         std: the standard deviation of each channel, in 0..255, as for `mean`.
 
     Raises:

@@ -38,8 +38,8 @@ def as_pixels(image: ImageLike, image_format: ImageFormat = RGB) -> Tensor:
     Args:
         image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype uint8
             or uint16. If `image_format` is not RGB, the image has the channels of this format and any numeric dtype.
-            Its values are not scaled, as in files. Only uint8 tensors are taken as scaled, as `read_image` returns
-            them.
+            Pass its values as a file stores them; this function scales them. Only a uint8 tensor is assumed to be
+            scaled already, like the result of `read_image`.
         image_format: the channels and the range of the values. With a format other than RGB, transparency and color
             profiles have no effect.
 

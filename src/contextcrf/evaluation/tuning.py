@@ -360,7 +360,7 @@ class _CachedFeatures:
 
     def labels(self, predictor: Predictor) -> Tensor:
         """Return the predicted labels [1, H, W] under the relation weights of the predictor."""
-        active = tuple(name for name, weight in predictor.weights.items() if weight != 0)
+        active = tuple(name for name in predictor.weights if predictor.takes_part(name))
         system = System(relations=active)
         features = {name: self.features[name].float() for name in system.potentials(predictor.model.pairwise)}
         return upsample(predictor.mean_field(features, system), self.mask.shape).argmax(1).cpu()

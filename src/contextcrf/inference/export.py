@@ -1,7 +1,7 @@
 """Functions that export the predictor as a graph for other programs, with ONNX or torch.export.
 
-The graph computes the marginals of an image. It is for images of one size, because the boxes of the relations are
-counted in nodes of the feature map.
+The graph computes the marginals of an image. It is for images of one size, because the extents of the boxes, which are
+fractions of the feature map, become fixed numbers of nodes when the graph is traced.
 """
 
 # This module is in `inference` and not in `modeling`, because it exports the predictor.

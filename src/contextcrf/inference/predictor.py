@@ -153,31 +153,34 @@ class Predictor:
             start = torch.stack([head.edge_marginals(maps) for head, maps in heads]).mean(0)
             pairs: list[Pair] = [PairTable(*head).pair for head in heads] if tabulate else list(heads)
             return mean_field(torch.zeros_like(start), pairs, iterations, start=start)
-        relations = [name for name in relations if self._takes_part(name)]
+        relations = [name for name in relations if self.takes_part(name)]
         pairs = [model.pair(name, features[name], tabulate) for name in relations]
         weights = [self.message_weight(name, features[name]) for name in relations]
         return mean_field(model.unary(features[UNARY]), pairs, iterations, weights)
 
-    def message_weight(self, relation: str, features: Tensor) -> float:
+    def message_weight(self, relation: str, features: Tensor) -> float | Tensor:
         """Return the factor of each message of a relation: its weight divided by the mean number of neighbors.
 
-        If the weight is None (the plain sum), the factor is 1.
+        If the weight is None (the plain sum), the factor is 1. If the model has learned numbers for each class, they
+        are added to the weight, and the factor is a tensor [K].
 
         Args:
             relation: the name of the relation.
             features: the feature map of the relation, [B, C, h, w].
         """
-        weight = self.weights[relation]
-        if weight is None:
+        weight, offsets = self.weights[relation], self.model.weight_offsets
+        if weight is None and offsets is None:
             return 1.0
-        return weight / max(1.0, self.model.pairwise_potential(relation).graph(features).mean_degree())
+        degree = max(1.0, self.model.pairwise_potential(relation).graph(features).mean_degree())
+        factor = 1.0 if weight is None else weight / degree
+        return factor if offsets is None else factor + offsets[relation].float() / degree
 
-    def _takes_part(self, relation: str) -> bool:
+    def takes_part(self, relation: str) -> bool:
         """Return whether the messages of a relation must be computed.
 
         They are not needed if the weight is 0, or if the potential is zero and gradients are disabled.
         """
-        if self.weights[relation] == 0:
+        if self.weights[relation] == 0 and self.model.weight_offsets is None:
             return False
         # In a traced graph, the decision cannot depend on the values of parameters.
         traced = torch.compiler.is_exporting()

@@ -11,12 +11,13 @@ Region = tuple[slice, slice]
 def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Region, Region]]:
     """Yield the tiles of an image.
 
-    The boxes of the relations are fractions of the shorter side of the tile, and not of the shorter side of the image.
+    The boxes of the relations are fractions of the shorter side of the computed region (the tile with its border), and
+    not of the image.
 
     Args:
         height: the height of the image in pixels.
         width: the width of the image in pixels.
-        side: the side of the kept part of a tile in pixels, at least 32. It is rounded down to a multiple of 32.
+        side: the side of a tile without its border in pixels, at least 32. It is rounded down to a multiple of 32.
         overlap: the width of the border in pixels that is computed around the kept part. It is rounded up to a multiple
             of 32. The border does not extend beyond the image.
 

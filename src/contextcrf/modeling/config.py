@@ -46,7 +46,8 @@ class ModelConfig:
         channels: Number of channels of the feature map of one scale. 0 adds no new layers: all maps of the backbone
             with the stride `stride` or a larger one are resampled to one size and concatenated.
         scales: Scales at which the input image enters the network, as factors of its size.
-        block6_per_scale: Use a separate sixth block for each scale, as in the authors' CVPR 2016 paper.
+        block6_per_scale: Use a separate block 6 (the layers after the body of the backbone) for each scale, as in the
+            authors' CVPR 2016 paper.
         pyramid: Window sizes of sliding pyramid pooling (odd numbers of nodes), as in the authors' CVPR 2016 paper; an
             empty list switches it off.
         upsampling: Interpolation that enlarges the feature maps of smaller scales, "nearest" (as in the paper) or
@@ -59,6 +60,8 @@ class ModelConfig:
         learned_dense: Make the dense CRF a part of the network. Its standard deviations and K x K compatibilities start
             at the values of `InferenceConfig.dense`. The objective "crf-rnn" trains them (Zheng et al., "Conditional
             Random Fields as Recurrent Neural Networks", ICCV 2015).
+        learned_weights: Add a learned number for each relation and class to the relation weights. The numbers start at
+            0. The objective "end-to-end" trains them.
 
     Raises:
         ValueError: If a value is outside its range, or if two values contradict each other.
@@ -83,6 +86,7 @@ class ModelConfig:
     graph_stride: int | None = None
     shared_trunk: bool = True
     learned_dense: bool = False
+    learned_weights: bool = False
 
     def __post_init__(self) -> None:
         self.scales, self.pyramid = tuple(self.scales), tuple(self.pyramid)

@@ -16,6 +16,10 @@ from contextcrf.modeling.model import ContextCRF
 _STRIDES = ("output_stride", "graph_stride")
 
 
+# The entries of the state dict with the learned parts of the CRF.
+_LEARNED = ("dense.", "weight_offsets.")
+
+
 def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
     """Merge models, each trained for one potential, into a single model, as in the paper.
 
@@ -52,10 +56,11 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
                 f"training.potentials [{name}]."
             )
         relations[name] = part.config.relations[name]
-    config = replace(unary.config, relations=relations, shared_trunk=False)
+    config = replace(unary.config, relations=relations, shared_trunk=False, learned_weights=False)
     for name, part in pairwise.items():
         # The relations, the sharing of the trunk and the dense CRF may differ. All other settings must be equal.
-        alike = replace(part.config, relations=relations, shared_trunk=False, learned_dense=config.learned_dense)
+        alike = replace(part.config, relations=relations, shared_trunk=False, learned_weights=False)
+        alike = replace(alike, learned_dense=config.learned_dense)
         what = f"The model for the relation {name!r}"
         _check_same(what, part.classes, alike, "the model for the unary", unary.classes, config)
     system = replace(unary.predictor().system(None), unary=True, relations=None)
@@ -130,8 +135,11 @@ def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConf
         2
     """
     result = ContextCRF(config, model.classes, False, inference or model.inference, model.image_format)
-    fresh = {} if result.dense is None else {f"dense.{key}": v for key, v in result.dense.state_dict().items()}
-    result.load_state_dict({**fresh, **model.state_dict()})
+    # The learned parts of the CRF may be new, or may be left out.
+    own = result.state_dict()
+    fresh = {key: value for key, value in own.items() if key.startswith(_LEARNED)}
+    kept = {key: value for key, value in model.state_dict().items() if key in own or not key.startswith(_LEARNED)}
+    result.load_state_dict({**fresh, **kept})
     result.metadata = dict(model.metadata)
     for name in result.potentials:
         result.trunk(name).backbone.pretrained = model.trunk(name).backbone.pretrained

@@ -45,6 +45,7 @@ class ContextNetwork(nn.Module):
         inference: the inference settings.
         metadata: the origin and the measurements of the model as JSON values.
         dense: the learned dense CRF, or None.
+        weight_offsets: the learned numbers [K] that are added to the weight of each relation, or None.
 
     Raises:
         ValueError: If the inference settings name a relation that the model does not have.
@@ -101,6 +102,10 @@ class ContextNetwork(nn.Module):
         if config.learned_dense:
             self.dense = self.inference.dense_crf(learnable=True, num_classes=num_classes)
             self.dense.to(torch.get_default_device())
+        self.weight_offsets = None
+        if config.learned_weights:
+            offsets = {name: nn.Parameter(torch.zeros(num_classes)) for name in config.relations}
+            self.weight_offsets = nn.ParameterDict(offsets)
         for name in ("mean", "std"):
             # The weights of the first layer repeat red, green and blue for further channels. So do the statistics.
             own = islice(cycle(getattr(first.backbone, name)), image_format.channels)

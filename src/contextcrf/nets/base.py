@@ -4,7 +4,9 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """A network that computes a feature map from an image at one scale (the paper's "Network Part-1").
+    """A network that computes a feature map from an image at one scale.
+
+    It is a part of the trunk (the paper's "Network Part-1").
 
     The body of a backbone is the network with pretrained weights. A backbone with a block 6 computes the feature map as
     `block6(maps(images))`.

@@ -3,7 +3,8 @@
 The command line takes its options and their help from these classes. Therefore this module has only fast imports.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -12,7 +13,9 @@ from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.utils.runtime import Precision, default_batch_size, default_workers
 
 LossAt = Literal["graph", "pixels"]
-ObjectiveName = Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled", "crf-rnn"]
+# The parts of a model that may have learning rates of their own.
+PARTS = ("new", "pretrained", "pairwise", "weights", "dense")
+ObjectiveName = Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled", "crf-rnn", "end-to-end"]
 
 
 @dataclass
@@ -27,8 +30,10 @@ class TrainingConfig:
         potentials: Names of the potentials that are trained, "unary" and names of relations; null trains all potentials
             with `fit`, and all relations with `fit-heads`.
         objective: Loss that is minimized: "piecewise" (eq. 13), "pseudo-likelihood" (eq. 17), "mean-field" (likelihood
-            with mean field in the training loop), "unrolled" (cross-entropy of the mean-field marginals) or "crf-rnn"
-            (cross-entropy of the marginals of a learned dense CRF).
+            with mean field in the training loop), "unrolled" (cross-entropy of the mean-field marginals), "crf-rnn"
+            (cross-entropy of the marginals of a learned dense CRF) or "end-to-end" (cross-entropy of the marginals of
+            the whole system, computed at the pixels; the system includes its relation weights and, if the model has
+            one, its learned dense CRF).
         epochs: Number of passes over the training images. With 0, the command `fit` writes the initial model without
             training it.
         batch_size: Number of images per step; the default is 8 on an accelerator and 4 on a CPU.
@@ -63,9 +68,15 @@ class TrainingConfig:
             and "skip" uses the next image instead and lists the files at the end.
         held_out: Fraction of the training images, from 0 to 0.25, that `fit` leaves out in the last third of its
             epochs. `fit-heads` leaves out the same images and tunes the relation weights on them. If `fit-heads` trains
-            the unary, its own fraction is used. 0 leaves out no image.
+            the unary, the fraction in the config of `fit-heads` is used instead. 0 leaves out no image.
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
+        part_lr: Factors of the learning rate by part: "new" (new layers and the unary), "pretrained", "pairwise",
+            "weights" (the learned numbers of the relation weights) and "dense". The default is 1, and 0.1 for
+            "pretrained".
+        patience: Number of validations without a higher mean IoU after which the training ends. The weights with the
+            highest mean IoU on the validation split are kept, which can be the weights from before the training; null
+            trains to the end and keeps the last weights.
 
     Raises:
         ValueError: a value is not allowed, or values contradict each other.
@@ -100,6 +111,8 @@ class TrainingConfig:
     held_out: float = 0.0
     seed: int = 0
     val_every: int = 1
+    part_lr: Mapping[str, float] = field(default_factory=dict)
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -111,6 +124,12 @@ class TrainingConfig:
         for name in ("epochs", "weight_decay", "class_balance", "lovasz", "color", "frozen_stages", "workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or greater.")
+        if unknown := sorted(set(self.part_lr) - set(PARTS)):
+            raise ValueError(f"part_lr names {unknown[0]!r}, but the parts are {', '.join(PARTS)}.")
+        if not all(0 <= factor < math.inf for factor in self.part_lr.values()):
+            raise ValueError(f"part_lr is {dict(self.part_lr)}, but factors of 0 or greater are expected.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience is {self.patience}, but must be 1 or greater, or null.")
         if self.max_edges is not None and self.max_edges < 1:
             raise ValueError(f"max_edges is {self.max_edges}, but must be 1 or greater, or null for all edges.")
         if not 0 <= self.held_out <= 0.25:

@@ -49,6 +49,8 @@ def initial_model(job: FitJob, train: SegmentationDataset) -> ContextCRF:
     if job.model.learned_dense and network.dense is None:
         inference = replace(network.inference, dense=job.inference.dense)
         network = with_config(network, replace(network.config, learned_dense=True), inference)
+    if job.model.learned_weights and network.weight_offsets is None:
+        network = with_config(network, replace(network.config, learned_weights=True))
     return network
 
 
@@ -56,8 +58,8 @@ def model_for_heads(job: FitHeadsJob) -> ContextCRF:
     """Load the model of a job, without relation weights that were tuned for other heads or another graph."""
     network = load(job.model)
     tuned = network.metadata.pop(TUNED, None) is not None
-    if job.graph_stride is not None or tuned:
+    if job.graph_stride is not None or tuned or network.weight_offsets is not None:
         stride = network.config.graph_stride if job.graph_stride is None else job.graph_stride
-        config = replace(network.config, graph_stride=stride)
+        config = replace(network.config, graph_stride=stride, learned_weights=False)
         network = with_config(network, config, replace(network.inference, relation_weights={}))
     return network.to(default_device())

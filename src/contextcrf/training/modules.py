@@ -18,6 +18,9 @@ from contextcrf.training.config import TrainingConfig
 from contextcrf.training.objectives import OBJECTIVES, Batch
 from contextcrf.utils.resizing import channels_last
 
+# The objectives whose gradients pass through mean field and the dense CRF of the whole system.
+THROUGH_CRF = ("crf-rnn", "end-to-end")
+
 
 class TrainingModule(L.LightningModule):
     """The base class of both training stages, which adds up named losses and creates the optimizer.
@@ -141,8 +144,10 @@ class ModelModule(TrainingModule):
         self.matrices = torch.nn.ModuleDict({s.name: ConfusionMatrix(model.num_classes) for s in self.systems})
         self.predictor = Predictor(model, replace(model.inference, precision=config.precision))
         model.requires_grad_(False)
-        if config.objective == "crf-rnn" and model.dense is not None:
+        if config.objective in THROUGH_CRF and model.dense is not None:
             model.dense.requires_grad_(True)
+        if config.objective == "end-to-end" and model.weight_offsets is not None:
+            model.weight_offsets.requires_grad_(True)
         for name in self.names:
             model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(config.frozen_stages, config.frozen_filters)
@@ -159,7 +164,7 @@ class ModelModule(TrainingModule):
         every = relations == tuple(self.model.pairwise) and relations != ()
         together = System(UNARY in self.names, None if every else relations)
         systems = [UNARY_ONLY, together] if UNARY in self.names else [together]
-        if self.config.objective == "crf-rnn":
+        if self.config.objective in THROUGH_CRF and self.model.dense is not None:
             systems.append(replace(together, dense=True))
         return list(dict.fromkeys(systems))
 
@@ -172,17 +177,32 @@ class ModelModule(TrainingModule):
         return OBJECTIVES[self.config.objective](step, self.config)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the groups "new", "pretrained" (a tenth of the learning rate) and "dense" (no weight decay)."""
+        """Return the groups of parameters with their learning rates.
+
+        The groups are "new", "pretrained" (a tenth of the learning rate), "pairwise" (only if `part_lr` names it), and
+        "weights" and "dense" without weight decay. The factors in `part_lr` change the learning rates.
+        """
         trunks = [self.model.trunk(name) for name in self.names]
         old = {id(p) for trunk in trunks for p in trunk.pretrained_parameters()}
         dense = [] if self.model.dense is None else [p for p in self.model.dense.parameters() if p.requires_grad]
-        apart = {id(p) for p in dense}
+        offsets = self.model.weight_offsets
+        weights = [] if offsets is None else [p for p in offsets.parameters() if p.requires_grad]
+        own_rate = "pairwise" in self.config.part_lr
+        heads = [p for p in self.model.pairwise.parameters() if p.requires_grad] if own_rate else []
+        apart = {id(p) for p in (*dense, *weights, *heads)}
         trained = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
+
+        def rate(part: str, default: float = 1.0) -> float:
+            return self.config.lr * self.config.part_lr.get(part, default)
+
         groups = [
-            {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": self.config.lr},
-            {"name": "pretrained", "params": [p for p in trained if id(p) in old], "lr": self.config.lr / 10},
+            {"name": "new", "params": [p for p in trained if id(p) not in old], "lr": rate("new")},
+            {"name": "pretrained", "params": [p for p in trained if id(p) in old], "lr": rate("pretrained", 0.1)},
+            {"name": "pairwise", "params": heads, "lr": rate("pairwise")},
+            # Decay towards 0 would pull the relation weights back to those of the settings.
+            {"name": "weights", "params": weights, "lr": rate("weights"), "weight_decay": 0.0},
             # Decay towards 0 makes no sense for logarithms of standard deviations and for compatibilities.
-            {"name": "dense", "params": dense, "lr": self.config.lr, "weight_decay": 0.0},
+            {"name": "dense", "params": dense, "lr": rate("dense"), "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 

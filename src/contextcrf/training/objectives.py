@@ -168,8 +168,7 @@ def crf_rnn(batch: Batch, config: TrainingConfig) -> Losses:
         >>> crf_rnn(batch, TrainingConfig(objective="crf-rnn", precision="32-true"))["crf-rnn"].isfinite()
         tensor(True)
     """
-    model, masks = batch.model, batch.masks
-    if model.dense is None:
+    if batch.model.dense is None:
         raise ValueError(
             "The objective 'crf-rnn' needs a model with a learned dense CRF. Set model.learned_dense to true."
         )
@@ -177,6 +176,47 @@ def crf_rnn(batch: Batch, config: TrainingConfig) -> Losses:
         raise ValueError(
             "The objective 'crf-rnn' needs images, but the batch contains cached features. Train the model with fit."
         )
+    return _system_loss(batch, config)
+
+
+def end_to_end(batch: Batch, config: TrainingConfig) -> Losses:
+    """Compute the cross-entropy at the pixels of the marginals of the whole system.
+
+    The system consists of unrolled mean field with the relation weights and, if the model has one, the learned dense
+    CRF.
+
+    Args:
+        batch: features, masks and images of a step.
+        config: config of the training; its precision is used.
+
+    Returns:
+        A dictionary whose entry "end-to-end" is the mean over the labeled pixels; 0 without labeled pixels.
+
+    Raises:
+        ValueError: the unary is not trained, or the batch has cached features.
+
+    Example:
+        >>> from contextcrf import ModelConfig
+        >>> from contextcrf.data.classes import Classes
+        >>> small = ModelConfig(backbone="plain", channels=8, hidden=8, scales=(1.0,), learned_weights=True)
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> model = ContextCRF(small, classes, pretrained=False)
+        >>> images, masks = 255 * torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64)
+        >>> batch = Batch(model, model.features(images), masks, images)
+        >>> end_to_end(batch, TrainingConfig(objective="end-to-end", precision="32-true"))["end-to-end"].isfinite()
+        tensor(True)
+    """
+    if UNARY not in batch.features or batch.images is None:
+        raise ValueError(
+            "The objective 'end-to-end' needs images and the unary among the potentials. Train the model with fit, and "
+            "add unary to training.potentials."
+        )
+    return _system_loss(batch, config)
+
+
+def _system_loss(batch: Batch, config: TrainingConfig) -> Losses:
+    """Compute the cross-entropy at the pixels of the marginals after mean field and the learned dense CRF."""
+    model, masks = batch.model, batch.masks
     predictor = Predictor(model, replace(model.inference, precision=config.precision))
     system = System(unary=UNARY in batch.features, relations=tuple(batch.relations))
     # A table of the pairwise terms is computed once for all iterations, which is four times as fast on a batch.
@@ -184,10 +224,11 @@ def crf_rnn(batch: Batch, config: TrainingConfig) -> Losses:
     marginals = upsample(marginals.float(), masks.shape[-2:])
     # Prediction raises small probabilities to 1e-5. In training this would remove the gradient of confident errors.
     logits = logits_from_probabilities(marginals, floor=torch.finfo(marginals.dtype).tiny)
-    # The images of a data set are in 0..255, and an almost black one must not end the training.
-    log_marginals = model.dense.log_marginals(logits, batch.images, image_range=(0, 255))
+    if model.dense is not None and batch.images is not None:
+        # The images of a data set are in 0..255, and an almost black one must not end the training.
+        logits = model.dense.log_marginals(logits, batch.images, image_range=(0, 255))
     known = (masks != IGNORE_INDEX).sum().clamp(min=1)
-    loss = F.nll_loss(log_marginals, masks, ignore_index=IGNORE_INDEX, reduction="sum") / known
+    loss = F.nll_loss(logits.log_softmax(1), masks, ignore_index=IGNORE_INDEX, reduction="sum") / known
     return {config.objective: loss}
 
 
@@ -197,6 +238,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mean-field": mean_field,
     "unrolled": unrolled,
     "crf-rnn": crf_rnn,
+    "end-to-end": end_to_end,
 }
 
 

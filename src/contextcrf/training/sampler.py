@@ -10,7 +10,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
     """A sampler that yields a new order in each epoch, and a seed for the augmentation of each sample.
 
     Order and seeds depend only on the seed and the epoch, not on the state of a random generator. Therefore a resumed
-    training has the same batches as an uninterrupted one.
+    training run has the same batches as an uninterrupted one.
 
     Args:
         size: number of samples in the data set.

@@ -23,11 +23,12 @@ from contextcrf.data.dataset import SegmentationDataset, Transform
 from contextcrf.data.transforms import training_transform
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
+from contextcrf.training.best_weights import BestWeights
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.feature_cache import CachedFeatures, cache_features
 from contextcrf.training.held_out import ALL_IMAGES, held_out_positions
-from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
+from contextcrf.training.modules import THROUGH_CRF, HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.progress import ProgressCallback
 from contextcrf.training.sampler import SeededSampler
 from contextcrf.utils.runtime import resolve_precision
@@ -118,6 +119,11 @@ def fit(
     if config.epochs == 0:
         model.eval()
         return
+    if config.patience is not None and val is None:
+        raise ValueError(
+            f"patience is {config.patience}, but there is no validation split. Choose one with --val-split, or set "
+            "patience to null."
+        )
     weights = class_weights(train, config.class_balance) if config.class_balance else None
     if config.max_edges is not None:
         config = replace(config, max_edges=max(1, config.max_edges // world))
@@ -184,9 +190,10 @@ def fit_heads(
             "The model has a separate trunk for each potential, but fit-heads needs a shared trunk. Train the "
             "potentials with fit."
         )
-    if config.objective == "crf-rnn":
+    if config.objective in THROUGH_CRF:
         raise ValueError(
-            "The objective 'crf-rnn' needs images, but fit-heads trains on cached features. Train the model with fit."
+            f"The objective {config.objective!r} needs images, but fit-heads trains on cached features. Train the "
+            "model with fit."
         )
     if copies < 1:
         raise ValueError(f"copies is {copies}, but must be 1 or greater.")
@@ -302,6 +309,9 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
         LearningRateMonitor("epoch"),
         ProgressCallback(),
     ]
+    if config.patience is not None:
+        # It stores the averaged weights, so it comes before the average.
+        callbacks.append(BestWeights(config.patience))
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
     # An interrupted process ends only after the next flush of TensorBoard, by default after up to 2 minutes.
@@ -324,7 +334,8 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
                 plugins=environment,
                 logger=[tensorboard, CSVLogger(out, name="csv")],
                 check_val_every_n_epoch=config.val_every,
-                num_sanity_val_steps=0,
+                # The validation before the training measures the initial weights.
+                num_sanity_val_steps=0 if config.patience is None else -1,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 log_every_n_steps=10,

@@ -19,7 +19,7 @@ FILE_NAME = "provenance.json"
 class Provenance:
     """A record of all settings and data that determine a result, as JSON values by name.
 
-    Trainings, predictions and evaluations that can be resumed write a record next to their results. A later run
+    Training runs, predictions and evaluations that can be resumed write a record next to their results. A later run
     compares its own record with the existing one. If the records differ, it raises an error instead of mixing the
     results.
 

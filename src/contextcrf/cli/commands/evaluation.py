@@ -30,8 +30,9 @@ def evaluate(
         out: Folder for the results.
         split: Split whose images are evaluated.
         systems: Systems to evaluate, as in '[unary, unary+pairwise, unary+pairwise+dense]'. The parts of a name are
-            "unary", "pairwise" (all relations), names of relations, and "dense". If null, they are each trained
-            potential alone, unary+pairwise, and, if the dense CRF was tuned or learned, unary+pairwise+dense.
+            "unary", "pairwise" (all relations), names of relations, and "dense". If null, these are evaluated: the
+            unary, each trained relation alone, unary+pairwise if a relation was trained, and unary+pairwise+dense if
+            the dense CRF was tuned or learned.
         pictures: Number of example images in the report, with the ground truth and the labels of the first and the last
             system. 0 draws none.
         precision: Numeric precision of the networks. "auto" is bfloat16 where it is faster, and single precision

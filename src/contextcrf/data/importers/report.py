@@ -20,7 +20,7 @@ class ImportReport:
         ignored: the number of pixels with the ignore_index.
         splits: the number of images of each split.
         dropped: the dropped images and shapes by reason. A shape is listed by the name of its image.
-        notes: the images that each additional remark concerns.
+        notes: additional remarks, each with the names of the images that it concerns.
 
     Example:
         >>> report = ImportReport("coco", "ann.json", 1, 2, {"cat": 5, "dog": 3}, 0, {"train": 1}, {}, {})

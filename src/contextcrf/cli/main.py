@@ -241,7 +241,8 @@ def _check_without_command(argument: str) -> None:
 
 def _check_init(init: str | None, given: Arguments) -> None:
     """Raise a ValueError if options of the model are given that the model of --init overrides."""
-    ignored = [name for name in given.given if name.partition(".")[0] == "model" and name != "model.learned_dense"]
+    added = ("model.learned_dense", "model.learned_weights")
+    ignored = [name for name in given.given if name.partition(".")[0] == "model" and name not in added]
     if init is not None and ignored:
         path = given.given[ignored[0]].path
         option = f"--{ignored[0].replace('_', '-')}" if path is None else f"{ignored[0]} in {path}"

@@ -13,6 +13,8 @@ from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.utils.runtime import Precision, default_batch_size, default_workers
 
 LossAt = Literal["graph", "pixels"]
+# The objectives whose gradients pass through mean field and the dense CRF of the whole system.
+THROUGH_CRF = ("crf-rnn", "end-to-end")
 # The parts of a model that may have learning rates of their own.
 PARTS = ("new", "pretrained", "pairwise", "weights", "dense")
 ObjectiveName = Literal["piecewise", "pseudo-likelihood", "mean-field", "unrolled", "crf-rnn", "end-to-end"]
@@ -171,9 +173,10 @@ class FitJob:
         pretrained: Initialize the backbone with ImageNet weights; a path loads them from a file in the format of
             torchvision or timm.
         init: Trained model (a folder, or the name of a bundled model) from whose weights the training starts; null
-            starts from `pretrained`. The configs of the trained model replace `model` and `inference`, with one
-            exception: if `model.learned_dense` is set and the trained model has no learned dense CRF, one is added,
-            which starts at the parameters in the given `inference.dense`.
+            starts from `pretrained`. The configs of the trained model replace `model` and `inference`, with two
+            exceptions: if `model.learned_weights` is set, learned numbers are added to the relation weights, and if
+            `model.learned_dense` is set, a learned dense CRF is added, which starts at the parameters in the given
+            `inference.dense`. Parts that the trained model already has are kept.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
             newest checkpoint in OUT. Null also resumes from the newest checkpoint, but ends with an error if the
             settings differ from those of the checkpoint.

@@ -15,7 +15,7 @@ from contextcrf.data.validation import check_same_classes, log_skipped, training
 from contextcrf.modeling.serialization import CONFIG, save, weights_digest
 from contextcrf.training.budget import plan_within_budget
 from contextcrf.training.checkpoints import newest_checkpoint
-from contextcrf.training.config import FitHeadsJob, FitJob, Job
+from contextcrf.training.config import THROUGH_CRF, FitHeadsJob, FitJob, Job
 from contextcrf.training.held_out import HELD_OUT, choose_relation_weights, divide, held_out_positions
 from contextcrf.training.inputs import (
     TUNED,
@@ -149,8 +149,8 @@ def provenance_of(job: Job) -> Provenance:
         model = weights_digest(job.model)
         own = Provenance.of(job="fit-heads", model=model, copies=job.copies, graph_stride=job.graph_stride)
     else:
-        # Only this objective and a learned dense CRF depend on the inference settings.
-        used = job.training.objective == "crf-rnn" or job.model.learned_dense
+        # Only these objectives and a learned dense CRF depend on the inference settings.
+        used = job.training.objective in THROUGH_CRF or job.model.learned_dense
         own = Provenance.of(
             job="fit",
             model=job.model,

@@ -14,12 +14,9 @@ from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.system import UNARY_ONLY, System
-from contextcrf.training.config import TrainingConfig
+from contextcrf.training.config import THROUGH_CRF, TrainingConfig
 from contextcrf.training.objectives import OBJECTIVES, Batch
 from contextcrf.utils.resizing import channels_last
-
-# The objectives whose gradients pass through mean field and the dense CRF of the whole system.
-THROUGH_CRF = ("crf-rnn", "end-to-end")
 
 
 class TrainingModule(L.LightningModule):

@@ -25,10 +25,10 @@ from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.training.best_weights import BestWeights
 from contextcrf.training.checkpoints import newest_checkpoint
-from contextcrf.training.config import TrainingConfig
+from contextcrf.training.config import THROUGH_CRF, TrainingConfig
 from contextcrf.training.feature_cache import CachedFeatures, cache_features
 from contextcrf.training.held_out import ALL_IMAGES, held_out_positions
-from contextcrf.training.modules import THROUGH_CRF, HeadsModule, ModelModule, TrainingModule
+from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.progress import ProgressCallback
 from contextcrf.training.sampler import SeededSampler
 from contextcrf.utils.runtime import resolve_precision

@@ -357,3 +357,85 @@ def test_a_data_set_of_hugging_face_with_0_and_255(tmp_path, classes):
     datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "saved")
     main(["import", "huggingface", str(tmp_path / "saved"), str(tmp_path / "out"), *classes])
     assert np.array_equal(labels_of(tmp_path / "out"), LABELS > 1)
+
+
+# Lists with more than names, and hints that are safe to follow.
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t"])
+@pytest.mark.parametrize("suffix", ["", "_mask"])
+def test_lists_of_pairs_are_neither_replaced_nor_misread(tmp_path, separator, suffix):
+    write(tmp_path, lambda path: save_labels(path.with_name(f"{path.name}{suffix}")), count=6)
+    (tmp_path / "splits").mkdir()
+    for split, numbers in {"train": [0, 1, 3, 5], "val": [4]}.items():
+        lines = "".join(f"images/p{i}.png{separator}masks/p{i}{suffix}.png\n" for i in numbers)
+        (tmp_path / "splits" / f"{split}.txt").write_text(lines)
+    before = (tmp_path / "splits" / "train.txt").read_text()
+    if suffix:
+        with pytest.raises(DataError, match=r"train\.txt contains the line .* Keep only the names of the images"):
+            start(tmp_path, tmp_path / "recipe.yaml")
+    else:
+        start(tmp_path, tmp_path / "recipe.yaml")
+        names = [image.stem for image, _ in open_dataset(tmp_path, "train").pairs]
+        assert names == ["p0", "p1", "p3", "p5"]
+    assert (tmp_path / "splits" / "train.txt").read_text() == before
+
+
+def test_the_advice_on_classes_without_pixels_keeps_the_other_labels(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data", lambda path: Image.fromarray(LABELS // 2 * 2).save(path.with_suffix(".png")))
+    names = ["background", "root", "leaf", "stem"]
+    classes = tmp_path / "data" / "classes.yaml"
+    classes.write_text("classes:\n" + "".join(f"- {{name: {name}}}\n" for name in names))
+    main(["init", "data"])
+    printed = capsys.readouterr().out
+    assert "have no pixels: root, stem. Before you remove one, give the other classes their `value`" in printed
+    classes.write_text("classes:\n- {name: background, value: 0}\n- {name: leaf, value: 2}\n")
+    main(["init", "data", "--out", "again.yaml"])
+    assert np.array_equal(labels_of(tmp_path / "data"), LABELS // 2)
+
+
+@pytest.mark.parametrize(
+    "colors", [[(128, 64, 128), (0, 60, 100), (0, 80, 100), (0, 0, 142)], [(0,) * 3, (20,) * 3, (40,) * 3, (60,) * 3]]
+)
+def test_similar_colors_of_lossy_masks_are_not_merged(tmp_path, colors):
+    labels = np.kron(RANDOM.integers(0, 4, (6, 9)), np.ones((16, 16), np.uint8))
+    labels[:16, :64] = np.repeat(range(4), 16)
+
+    def save(path):
+        Image.fromarray(np.array(colors, np.uint8)[labels]).save(path.with_suffix(".jpg"), quality=95, subsampling=0)
+
+    def save_image(path):
+        Image.new("RGB", labels.shape[::-1]).save(path.with_suffix(".png"))
+
+    write(tmp_path, save, save_image)
+    with pytest.raises(DataError, match="lossy compression, and the masks have areas of the similar colors"):
+        start(tmp_path, tmp_path / "recipe.yaml")
+    lines = "".join(f"- {{name: c{i}, color: {list(color)}}}\n" for i, color in enumerate(colors))
+    (tmp_path / "classes.yaml").write_text(f"masks: color\nclasses:\n{lines}")
+    start(tmp_path, tmp_path / "recipe.yaml")
+    found = labels_of(tmp_path)
+    assert (found == labels).mean() > 0.97
+
+
+def test_masks_of_0_and_1_beside_masks_of_0_and_255(tmp_path):
+    write(tmp_path, lambda path: Image.fromarray((LABELS > 1).astype(np.uint8)).save(path.with_suffix(".png")))
+    Image.fromarray((LABELS > 1).astype(np.uint8) * 255).save(tmp_path / "masks" / "p2.png")
+    with pytest.raises(DataError, match=r"p0\.png has the values 0 and 1, but .*p2\.png has the values 0 and 255"):
+        start(tmp_path, tmp_path / "recipe.yaml")
+    start(tmp_path, tmp_path / "recipe.yaml", ignore_index=255)
+
+
+def test_classes_in_the_alpha_channel_are_not_dropped(tmp_path):
+    mask = np.dstack([np.full((*SIZE, 3), 255, np.uint8), LABELS * 80])
+    write(tmp_path, lambda path: Image.fromarray(mask).save(path.with_suffix(".png")))
+    with pytest.raises(DataError, match="only its alpha channel varies"):
+        start(tmp_path, tmp_path / "recipe.yaml")
+
+
+def test_folders_in_the_folder_of_the_images_are_mentioned(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / "images" / split, save_labels)
+        (tmp_path / "masks" / split).mkdir(parents=True)
+    with pytest.raises(DataError, match="Move the files out of its folders train, val"):
+        start(tmp_path, tmp_path / "recipe.yaml")

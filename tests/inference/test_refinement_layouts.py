@@ -297,3 +297,17 @@ def test_a_palette_with_the_classes_in_another_order_is_refused(tmp_path, capsys
     with pytest.raises(SystemExit):
         main([*command, "--classes", str(tmp_path / "classes.yaml")])
     assert "has the color [0, 128, 0] of the class c for the value 1, which is the class b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.eye(4, dtype=np.uint8)[np.arange(96).reshape(8, 12) % 4].transpose(2, 0, 1), r"map\.astype\(np\.float32\)"),
+        ((np.arange(96).reshape(8, 12) % 4).astype(np.float32), "Save labels as a .png file"),
+        (np.full((2, 8, 12), np.nan, np.float32), "The map contains NaN"),
+    ],
+)
+def test_the_way_out_for_maps_that_are_no_probabilities(tmp_path, array, message):
+    np.save(tmp_path / "p.npy", array)
+    with pytest.raises(ValueError, match=message):
+        MapFormat().read(tmp_path / "p.npy", (8, 12))

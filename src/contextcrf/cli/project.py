@@ -300,7 +300,7 @@ def _check_ignore_index(ignore_index: int | None, masks: MaskFormat, names: Path
 def _new_splits(folder: Path, stems: Sequence[str], val_every: int) -> dict[str, str]:
     """Return the texts of the splits train and val, or an empty dictionary if the splits of the folder are kept."""
     lists = {path.stem: read_list(path) for path in folder.glob("*.txt") if not path.name.startswith(".")}
-    if "train" in lists and not _is_division(lists):
+    if "train" in lists and not _is_division(lists, stems):
         return {}
     if "train" not in lists and lists and folder.name == "splits":
         return {}
@@ -313,11 +313,13 @@ def _divide(stems: Sequence[str], val_every: int) -> dict[str, str]:
     return {split: "".join(f"{stem}\n" for stem in part) for split, part in chosen.items()}
 
 
-def _is_division(lists: Mapping[str, str]) -> bool:
+def _is_division(lists: Mapping[str, str], known: Sequence[str]) -> bool:
     """Return whether the splits are a division that an earlier call made, so that they can be made anew."""
     if {*lists} != {"train", "val"}:
         return False
     stems = sorted([*lists["train"].splitlines(), *lists["val"].splitlines()])
+    if not {*stems} <= {*known}:
+        return False  # other lines than names, or names of images that are gone
     return any(_divide(stems, every) == lists for every in range(2, len(stems) + 2))
 
 

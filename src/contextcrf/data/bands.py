@@ -64,7 +64,7 @@ def read_header(path: Path) -> Header:
         return Header(_channels_last(array, path).shape[2], array.dtype, by_pillow=False)
     try:
         with Image.open(path) as image:
-            alpha = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+            alpha = "A" in image.getbands() or "a" in image.getbands()
             dtype = np.dtype(np.uint16) if has_packed_depth(image) else _dtype(image)
             if isinstance(image, TiffImageFile):
                 return _pillow_tiff_header(image, dtype, alpha)

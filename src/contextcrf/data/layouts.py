@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -229,6 +229,7 @@ def _open_folder(layout: Layout, split: str, transform: Transform | None) -> Seg
         files_by_stem(folders[0], "images", DATA_SUFFIXES),
         files_by_stem(folders[1], "masks", MASK_SUFFIXES),
     )
+    _check_lines(layout.splits / f"{split}.txt", names, images)
     pairs = pair_stems(names, images, masks, folders, file.mask_suffix)
     return SegmentationDataset(pairs, file.classes, transform=transform, mask_format=file.mask_format)
 
@@ -261,6 +262,7 @@ def _open_voc(layout: Layout, split: str, transform: Transform | None) -> Segmen
         check_train_aug(kit / VOC_SPLITS / "train_aug.txt", names)
     folders = kit / "JPEGImages", kit / "SegmentationClass"
     images = files_by_stem(folders[0], "images", DATA_SUFFIXES)
+    _check_lines(kit / VOC_SPLITS / f"{split}.txt", names, images)
     masks = files_by_stem(folders[1], "masks", MASK_SUFFIXES) if folders[1].is_dir() else {}
     if split == "train_aug":
         folders = folders[0], kit / SBD_MASKS
@@ -337,6 +339,17 @@ def _locate(root: Path, name: str) -> Path:
 
 def _splits_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.txt") if not path.name.startswith("."))
+
+
+def _check_lines(path: Path, names: Sequence[str], images: Mapping[str, Path]) -> None:
+    """Raise a DataError if a line of a split has more than the name of an image."""
+    for name in names:
+        first, *others = re.split(r"[\s,;]+", name)
+        if others and split_stem(name, images) not in images and split_stem(first, images) in images:
+            raise DataError(
+                f"{path} contains the line {name!r}, but one name of an image per line is expected. Keep only the "
+                "names of the images."
+            )
 
 
 def read_list(path: Path) -> str:

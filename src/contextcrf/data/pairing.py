@@ -43,7 +43,14 @@ def files_by_stem(folder: Path, what: str, suffixes: Sequence[str] = IMAGE_SUFFI
         raise DataError(f"The folder {folder} does not exist, but it is expected to contain the {what}.")
     paths = list_images(folder, suffixes)
     if not paths:
-        raise DataError(f"{folder} contains no {what}. Expected files with the suffixes {', '.join(suffixes)}.")
+        inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        hint = (
+            f" Move the files out of its folders {', '.join(inner[:_LISTED])}, and list the images of each split in "
+            "splits/."
+            if inner
+            else ""
+        )
+        raise DataError(f"{folder} contains no {what}. Expected files with the suffixes {', '.join(suffixes)}.{hint}")
     if repeated := [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]:
         names = ", ".join(path.name for path in paths if path.stem == repeated[0])
         raise DataError(

@@ -25,6 +25,9 @@ _RARE_SHARE = 0.001
 # More different colors than this are a sign of lossy compression at some time.
 _MANY_COLORS = 256
 _LISTED = 10
+# Compression changes the color of an area by at most this. Other similar colors with more than this share of the pixels
+# in areas are rather classes of their own.
+_NOISE, _MERGED_SHARE = 8, 0.01
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class _Survey:
     colored: Path | None = None  # the first file with several channels and colors
     lossy: Path | None = None
     deep: bool = False  # whether a value is above 255 or negative
+    # The first masks with the values 0 and 1 alone, with 0 and 255 alone, and with 1 and 255.
+    ones: Path | None = None
+    white: Path | None = None
+    both: Path | None = None
 
     def add(self, mask: StoredMask) -> None:
         if mask.lossy:
@@ -84,6 +91,12 @@ class _Survey:
             self.colors.add(keys, counts, solid)
         else:
             self.values.add(keys, counts, solid)
+            if {1, 255} <= {*keys}:
+                self.both = self.both or mask.path
+            elif keys in ([0, 1], [1]):
+                self.ones = self.ones or mask.path
+            elif keys in ([0, 255], [255]):
+                self.white = self.white or mask.path
             self.deep |= keys[-1] > 255 or keys[0] < 0
         if mask.values is not None and not self.deep:
             table = StoredMask(mask.path, runs.codes, mask.palette).color_codes()
@@ -139,6 +152,11 @@ def _is_smoothed(survey: _Survey) -> bool:
 
 def _by_value(survey: _Survey, ignore_index: int | None) -> Recognized:
     pixels = survey.values.pixels
+    if sorted(pixels) == [0, 1, 255] and survey.both is None and ignore_index is None:
+        raise DataError(
+            f"{survey.ones} has the values 0 and 1, but {survey.white} has the values 0 and 255, so that 255 may be "
+            "the foreground or unlabeled. Save all masks with the values 0 and 1, or give --ignore-index 255."
+        )
     ignored = _unlabeled_values(sorted(pixels), ignore_index)
     values = [value for value in sorted(pixels) if value not in ignored]
     if len(values) > IGNORE_INDEX:
@@ -215,6 +233,8 @@ def _by_color(survey: _Survey, ignore_index: int | None) -> Recognized:
         )
     codes, mixed = _class_colors(survey)
     pixels = survey.colors.pixels
+    if survey.lossy is not None:
+        _check_merged(survey, codes, mixed)
     codes.sort(key=lambda code: (-pixels[code], code))
     colors = [code_color(code) for code in codes]
     known = {*voc_palette(256)}
@@ -249,6 +269,20 @@ def _by_color(survey: _Survey, ignore_index: int | None) -> Recognized:
     if mixed:
         findings += _describe_strays(mixed, pixels, masks)
     return Recognized(ClassesFile(Classes(names, tuple(colors)), masks), findings)
+
+
+def _check_merged(survey: _Survey, classes: list[int], mixed: list[int]) -> None:
+    """Raise a DataError if a color of lossy files that forms large areas is near a class color, but not the same."""
+    pixels, solid = survey.colors.pixels, survey.colors.solid
+    for code in mixed:
+        near = [other for other in classes if _NOISE < _distance(code, other) <= COLOR_TOLERANCE]
+        if near and solid[code] > _MERGED_SHARE * pixels.total() and solid[code] > pixels[code] / 2:
+            first, second = list(code_color(near[0])), list(code_color(code))
+            raise DataError(
+                f"{survey.lossy} has lossy compression, and the masks have areas of the similar colors {first} and "
+                f"{second}. Save the masks as PNG, or write a classes.yaml with `masks: color` and the color of each "
+                "class."
+            )
 
 
 def _describe_strays(mixed: list[int], pixels: Counter[int], masks: MaskFormat) -> list[str]:

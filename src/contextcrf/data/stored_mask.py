@@ -178,9 +178,14 @@ def _without_alpha(path: Path, file: Image.Image) -> Image.Image:
     plain = file.convert({"LA": "L", "PA": "P", "RGBA": "RGB"}[file.mode])
     alpha = np.asarray(file.getchannel("A"))
     clear = alpha == 0
+    pixels = np.array(plain)
+    if len(np.unique(alpha)) > 2 and (pixels == pixels[:1, :1]).all():
+        raise DataError(
+            f"{path} has one color, and only its alpha channel varies. Save the alpha channel as a gray image, if it "
+            "has the classes."
+        )
     if not clear.any():
         return plain
-    pixels = np.array(plain)
     black = (pixels == 0).all(axis=2) if pixels.ndim == 3 else pixels == 0
     if file.mode == "PA" or (black & ~clear).any():
         raise DataError(

@@ -28,7 +28,21 @@ _STRIPE = 1024
 logger = logging.getLogger(__name__)
 
 # Formats of images that folders may contain.
-_OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw")
+_OTHER_IMAGES = (
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".tga",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".jxl",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+)
 
 
 @dataclass

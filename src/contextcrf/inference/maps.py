@@ -229,6 +229,16 @@ def _check_probabilities(found: Arranged, quantized: bool) -> None:
     """Raise ValueError if probabilities are not in 0..1, or do not sum to 1. The message has the axis of the file."""
     values = found.values
     top = 255 if quantized else 1
+    if quantized and values.max() <= 1 and len(values) > 1:
+        raise ValueError(
+            "The values are 0 and 1, but uint8 probabilities are in 0..255. Convert the map to floating point, for "
+            "example with map.astype(np.float32)."
+        )
+    if len(values) == 1 and not quantized and values.max() > 1 and np.array_equal(values, np.rint(values)):
+        raise ValueError(
+            f"The values are whole numbers up to {values.max():g}, such as labels, but probabilities in 0..1 are "
+            "expected. Save labels as a .png file, and give --num-classes."
+        )
     if np.isnan(values).any():
         raise ValueError("The map contains NaN. Check the network that computed it.")
     if not bool(((values >= 0) & (values <= top * 1.001)).all()):

@@ -102,6 +102,7 @@ def test_what_is_not_drawn_is_counted():
     shapes = [
         Shape("other", Polygon.box(0, 0, 2, 2)),
         Shape("a", Polygon.box(9, 0, 12, 2)),
+        Shape("a", Polygon.box(1.1, 0.1, 1.4, 0.4)),
         Shape("a", Polygon.box(0.1, 0.1, 0.4, 0.4)),
         Shape("a", Polygon.box(2, 0, 9, 2)),
     ]
@@ -112,6 +113,7 @@ def test_what_is_not_drawn_is_counted():
         "shapes of the class 'other', which is not imported": ["x"],
         "shapes outside the image": ["x"],
         "shapes that cover no pixel": ["x"],
+        "shapes with all coordinates in 0..1, which may be fractions of the size of the image": ["x"],
     }
     assert findings.notes == {"shapes that are partly outside the image were cut off at its edge": ["x"]}
 

@@ -37,7 +37,10 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
         code = made.masks.describe_class(label)
         print(f"{100 * share:6.2f} % of the labeled pixels  {made.classes.names[label]} ({code})")
     if absent := [name for label, name in enumerate(made.classes.names) if not pixels[label]]:
-        print(f"These classes have no pixels: {', '.join(absent)}. Remove the classes that do not exist in your data.")
+        advice = "Before you remove one, give the other classes their `value`, which is their position from 0."
+        if not made.masks.is_plain:
+            advice = "Remove the classes that do not exist in your data."
+        print(f"These classes have no pixels: {', '.join(absent)}. {advice}")
     if unused := pixels[IGNORE_INDEX]:
         values = [str(value) for value in made.masks.ignore_values]
         why = f"({', '.join(values)})" if values else "(no class color)"

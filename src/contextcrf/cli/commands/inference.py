@@ -60,7 +60,10 @@ def predict(
     _check_outside(out, images)
     files = find_files(images, DATA_SUFFIXES)
     # Arrays beside images are seldom images, for example marginals that `refine` wrote.
-    files = [path for path in files if path.suffix.lower() != ".npy" or path in images] or files
+    arrays = [path for path in files if path.suffix.lower() == ".npy" and path not in images]
+    if arrays and len(arrays) < len(files):
+        logger.warning("%d arrays beside images are not labeled, such as %s. Give their paths.", len(arrays), arrays[0])
+        files = [path for path in files if path not in arrays]
     plan_outputs(files, out)  # conflicts of file names are reported before the model is loaded
     outcome = predict_files(_predictor(model, dense, scales, flip, tile), files, out, opacity, resume)
     _report(len(files), outcome, "images labeled", out)

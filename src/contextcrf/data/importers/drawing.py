@@ -58,8 +58,11 @@ def draw(
             findings.drop("shapes that cannot be drawn", f"{name}: {error}")
             continue
         if not mask.any():
-            outside = _is_outside(shape.region.bounds(), size)
-            findings.drop("shapes outside the image" if outside else "shapes that cover no pixel", name)
+            bounds = shape.region.bounds()
+            reason = "shapes outside the image" if _is_outside(bounds, size) else "shapes that cover no pixel"
+            if min(bounds) >= 0 and max(bounds) <= 1:
+                reason = "shapes with all coordinates in 0..1, which may be fractions of the size of the image"
+            findings.drop(reason, name)
             continue
         if _is_cut(shape.region.bounds(), size):
             findings.note("shapes that are partly outside the image were cut off at its edge", name)

@@ -42,7 +42,7 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
 def _read_table(path: Path) -> dict[int, str]:
     """Read the name of each pixel value."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file, skipinitialspace=True) if row]
     table: dict[int, str] = {}
     for row in rows[1:]:
         if len(row) < 2 or not row[0].isdigit() or not row[1]:

@@ -203,8 +203,8 @@ class DenseCRF(nn.Module):
                 [K, H, W] for one image without the axis B in any argument. Infinite logits are replaced by large
                 finite ones. For a volume, the shape is [B, K, D, H, W], and the other arguments also have the axis D.
             images: the images, [B, C, H, W] with any number of channels C. Values are in 0..255, integer or floating.
-                Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3], unless
-                their shape fits [B, C, H, W] too.
+                Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3]. If the
+                last two axes equal H and W of the logits, the shape is read as [B, C, H, W].
             extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. First divide each feature
                 by a standard deviation of your choice, which has the same role for this feature as ``bilateral_srgb``
                 has for the colors.
@@ -213,8 +213,8 @@ class DenseCRF(nn.Module):
 
         Returns:
             Marginals [B, K, H, W], or [K, H, W] for one image, which sum to 1 over K. They are float64 if the logits
-            are, and float32 otherwise. A tensor is differentiable with respect to the logits, to floating images, to
-            ``extra`` and, if they are learnable, to the parameters.
+            are, and float32 otherwise. If the result is a tensor, it is differentiable with respect to the logits, to
+            floating images, to ``extra`` and, if they are learnable, to the parameters.
 
         Raises:
             ValueError: if the shape, the dtype, the device or the values of an argument are wrong. The message names

@@ -32,7 +32,7 @@ def make_folds(data: str | Path, out: str | Path, folds: int, splits: Sequence[s
         data: the folder of the data set, in any known layout.
         out: a new or empty folder. If an error occurs, nothing is written.
         folds: the number of folds, at least 2.
-        splits: the splits whose images are used. Leave out the split of a final test.
+        splits: the splits whose images are used. Leave out a split that you keep for a final test.
 
     Returns:
         The folder `out`.

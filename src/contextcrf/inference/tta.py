@@ -14,7 +14,7 @@ def augmented(
     """Yield augmented copies of images, each with a function that undoes the augmentation.
 
     Args:
-        images: images, float [B, 3, H, W].
+        images: images, float [B, C, H, W].
         scales: the factors of the image size. The network then also resizes each copy to its own scales
             (`ModelConfig.scales`).
         flip: also yield the horizontally mirrored images at each scale.

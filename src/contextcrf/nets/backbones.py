@@ -153,7 +153,7 @@ class PlainBackbone(Backbone):
         return []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute a feature map [B, channels, ceil(H / 8), ceil(W / 8)] from images [B, 3, H, W].
+        """Compute a feature map [B, channels, ceil(H / 8), ceil(W / 8)] from images [B, C, H, W].
 
         Images are padded to multiples of 8 by replicating their border. Zero padding would change the features of the
         nodes at the border, and training crops that consist of whole nodes have no such padding.

@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         """Compute the last map of each stride in the body.
 
         Args:
-            images: normalized images, [B, 3, H, W].
+            images: normalized images, [B, C, H, W].
 
         Returns:
             The maps by stride, beginning with the finest map.
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         """Compute the input of block 6.
 
         Args:
-            images: normalized images, [B, 3, H, W].
+            images: normalized images, [B, C, H, W].
         """
         raise NotImplementedError
 
@@ -65,7 +65,8 @@ class Backbone(nn.Module):
             filters: also freeze the depthwise filters of all stages.
 
         Raises:
-            ValueError: if the network has fewer stages, or has no depthwise filters.
+            ValueError: if the network has fewer stages, or if `filters` is set and the network has no depthwise
+                filters.
         """
         raise NotImplementedError
 

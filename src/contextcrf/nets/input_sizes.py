@@ -36,7 +36,7 @@ class InputSizes:
         """Pad images to a size that the network takes, by replicating the right and the lower border.
 
         Args:
-            images: images, [B, 3, H, W].
+            images: images, [B, C, H, W].
         """
         below, right = (
             self.offset - (self.offset - max(side, self.least)) // unit * unit - side

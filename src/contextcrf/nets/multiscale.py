@@ -83,7 +83,7 @@ class MultiScale(nn.Module):
         """Compute a feature map.
 
         Args:
-            images: normalized images, [B, 3, H, W].
+            images: normalized images, [B, C, H, W].
 
         Returns:
             The feature map, [B, out_channels, h, w], with the size of the map of the largest scale.

@@ -168,7 +168,7 @@ class PyramidBackbone(Backbone):
         return self._levels(images, list(self.widths), height, width)
 
     def maps(self, images: Tensor) -> Tensor:
-        """Compute the input of block 6, which has the size of the feature map, from images [B, 3, H, W]."""
+        """Compute the input of block 6, which has the size of the feature map, from images [B, C, H, W]."""
         height, width = images.shape[-2:]
         if self.sizes.unit > 1 or self.sizes.window:
             # Whole nodes of the coarsest stride are computed, so that no map is stretched.
@@ -192,7 +192,7 @@ class PyramidBackbone(Backbone):
         return torch.cat([_on_grid(found[i], self.steps[i], self.stride, rows, columns) for i in numbers], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute a feature map [B, channels, ceil(H / stride), ceil(W / stride)] from images [B, 3, H, W]."""
+        """Compute a feature map [B, channels, ceil(H / stride), ceil(W / stride)] from images [B, C, H, W]."""
         if not self.joined:
             return self.maps(images)
         if hasattr(self, "block6"):

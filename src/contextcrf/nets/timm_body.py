@@ -94,7 +94,7 @@ def feature_maps(body: nn.Module, images: Tensor) -> list[Tensor]:
 
     Args:
         body: the network.
-        images: images, [B, 3, H, W], of a size that the network takes.
+        images: images, [B, C, H, W], of a size that the network takes.
 
     Returns:
         The maps, [B, C, h, w] each.

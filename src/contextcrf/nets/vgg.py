@@ -113,9 +113,9 @@ class VGG16Backbone(Backbone):
         return found
 
     def maps(self, images: Tensor) -> Tensor:
-        """Compute the input of block 6, [B, 512, ceil(H / stride), ceil(W / stride)], from images [B, 3, H, W]."""
+        """Compute the input of block 6, [B, 512, ceil(H / stride), ceil(W / stride)], from images [B, C, H, W]."""
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute a feature map [B, channels, ceil(H / stride), ceil(W / stride)] from images [B, 3, H, W]."""
+        """Compute a feature map [B, channels, ceil(H / stride), ceil(W / stride)] from images [B, C, H, W]."""
         return self.block6(self.maps(images))

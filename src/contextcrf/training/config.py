@@ -70,7 +70,8 @@ class TrainingConfig:
             and "skip" uses the next image instead and lists the files at the end.
         held_out: Fraction of the training images, from 0 to 0.25, that `fit` leaves out in the last third of its
             epochs. `fit-heads` leaves out the same images and tunes the relation weights on them. If `fit-heads` trains
-            the unary, the fraction in the config of `fit-heads` is used instead. 0 leaves out no image.
+            the unary, it leaves out the fraction in its own config, and not the images that `fit` left out. 0 leaves
+            out no image.
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
         part_lr: Factors of the learning rate by part: "new" (new layers and the unary), "pretrained", "pairwise",
@@ -173,10 +174,10 @@ class FitJob:
         pretrained: Initialize the backbone with ImageNet weights; a path loads them from a file in the format of
             torchvision or timm.
         init: Trained model (a folder, or the name of a bundled model) from whose weights the training starts; null
-            starts from `pretrained`. The configs of the trained model replace `model` and `inference`, with two
-            exceptions: if `model.learned_weights` is set, learned numbers are added to the relation weights, and if
-            `model.learned_dense` is set, a learned dense CRF is added, which starts at the parameters in the given
-            `inference.dense`. Parts that the trained model already has are kept.
+            starts from `pretrained`. The configs of the trained model replace `model` and `inference` of this job, but
+            the job can add two parts that the trained model lacks. `model.learned_weights` adds learned numbers to the
+            relation weights. `model.learned_dense` adds a learned dense CRF, which starts at the parameters in
+            `inference.dense` of this job.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
             newest checkpoint in OUT. Null also resumes from the newest checkpoint, but ends with an error if the
             settings differ from those of the checkpoint.

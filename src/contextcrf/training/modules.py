@@ -111,7 +111,7 @@ class TrainingModule(L.LightningModule):
 class ModelModule(TrainingModule):
     """A Lightning module that trains the trunks and heads of potentials on images.
 
-    A batch is a pair of images [B, 3, H, W] and masks [B, H, W].
+    A batch is a pair of images [B, C, H, W] and masks [B, H, W].
 
     Args:
         model: model whose potentials are trained.

@@ -35,7 +35,7 @@ class Batch:
         features: features of each trained potential, as `ContextCRF.features` returns them.
         masks: labels int64 [B, H, W] at the size of the images, or at the graph nodes if only pairwise heads are
             trained on cached features; 255 for pixels without a label. Each objective resizes them to its maps.
-        images: images [B, 3, H, W] with values 0..255; None with cached features.
+        images: images [B, C, H, W] with values 0..255; None with cached features.
         unary_logits: the logits [B, K, h, w] of the frozen unary at the graph nodes if only pairwise heads are trained
             on cached features; otherwise None.
         class_weights: class weights [K] of the unary loss; None weights all classes equally.

@@ -168,8 +168,8 @@ def fit_heads(
         trainer: a trainer of `make_trainer` with one process; None creates one.
 
     Raises:
-        ValueError: the model has a separate trunk for each potential, no potential is named, `copies` or `epochs` is
-            below 1, or the objective needs images.
+        ValueError: the model has a separate trunk for each potential, `config.potentials` is empty, `copies` or
+            `epochs` is below 1, or the objective needs images.
         FileNotFoundError: `out` has no checkpoint to resume from.
 
     Example:

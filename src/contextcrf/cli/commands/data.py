@@ -9,15 +9,16 @@ from contextcrf.data.importers.options import CityscapesIds, Crowd, FormatName, 
 def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None = None, val_every: int = 5) -> None:
     """Turn a folder of images and masks into a data set and write configs for its training.
 
-    DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. An image and its mask have
-    the same name without the suffix. A mask has one class index or one class color per pixel. The command prints how it
-    reads the masks. It writes those of the files classes.yaml, splits/train.txt and splits/val.txt that are missing.
-    You can then name the classes in classes.yaml. Look at contact-sheet.png, which shows some images with their labels.
+    DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. The names of an image and its
+    mask are equal except for the suffix, such as a.jpg and a.png. A mask has one class index or one class color per
+    pixel. The command prints how it reads the masks. It writes those of the files classes.yaml, splits/train.txt and
+    splits/val.txt that are missing. You can then name the classes in classes.yaml. Look at contact-sheet.png, which
+    shows some images with their labels.
 
     Args:
         data: Folder with the images and the masks.
-        out: Config to write for `fit`. The config for `fit-heads` is written beside it, with the ending -heads. The
-            contact sheet is written to the same folder.
+        out: Config to write for `fit`. The config for `fit-heads` is written beside it, with -heads after the stem, as
+            in recipe-heads.yaml. The contact sheet is written to the same folder.
         ignore_index: Value of unlabeled pixels in masks with class indices. If null, it is the value in
             DATA/classes.yaml, or the command finds it if this file does not exist.
         val_every: Every VAL_EVERY-th image is assigned to the split val, the others to the split train. At least 2.
@@ -84,11 +85,12 @@ def import_dataset(
         images: Folder of the images. If null, the usual folder of the format is used.
         classes: Classes to import, in the order of their indices. Shapes of other classes are dropped. If null, all
             classes are imported. For huggingface, the names of all labels in the order of their values.
-        unlabeled: Whether pixels without a class belong to the class background or get the ignore_index. If null, it is
-            ignore for voc, cityscapes, ade20k and camvid32, and background otherwise.
-        order: listed draws later shapes over earlier ones (in CVAT, shapes with a higher z_order over shapes with a
-            lower one), area draws smaller shapes over larger ones. If null, it is listed.
-        crowd: For coco, whether crowd regions get the ignore_index or their class. If null, it is ignore.
+        unlabeled: Whether pixels without a class belong to the class background ("background") or get the ignore_index
+            ("ignore"). If null, "ignore" is used for voc, cityscapes, ade20k and camvid32, and "background" otherwise.
+        order: "listed" draws later shapes over earlier ones (in CVAT, shapes with a higher z_order over shapes with a
+            lower one), and "area" draws smaller shapes over larger ones. If null, "listed" is used.
+        crowd: For coco, whether crowd regions get the ignore_index ("ignore") or their class ("class"). If null,
+            "ignore" is used.
         label_map: For voc and camvid32, the file with the classes and their colors.
         ids: For cityscapes, the masks to read. If null, those of labelIds are read.
         image_column: For huggingface, the column of the images.

@@ -40,7 +40,7 @@ def predict(
     Args:
         model: Trained model: a folder, or the name of a bundled model.
         images: Images, and folders of images. The subfolders of a folder are not searched.
-        out: Folder for the results. It must not be a folder among IMAGES, and not inside one.
+        out: Folder for the results. It must not be one of the folders in IMAGES, and it must not lie inside one.
         opacity: Opacity of the colors in the overlays, from 0 to 1.
         dense: Refine the labels with the dense CRF and the parameters that `tune --dense` wrote to the model.
         scales: Factors of the image size in test-time augmentation. The marginals of all sizes are averaged. If null,

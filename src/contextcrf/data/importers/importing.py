@@ -51,8 +51,9 @@ def import_dataset(
     `import.json`. `open_dataset` opens it. The source is not changed.
 
     Masks match the upright image. If the EXIF data rotate an image, shapes and masks that match only the stored,
-    unrotated image are rotated too. If the source has no split "train", the images outside its splits are divided:
-    every fifth is assigned to "val", unless the source has that split, and the others to "train".
+    unrotated image are rotated too. If the source has no split "train", the images that are in none of its splits are
+    divided: every fifth goes to "val" and the others to "train". If the source already has a split "val", all of them
+    go to "train".
 
     Args:
         format: the format of the source. The guide "Import annotations" describes the formats.
@@ -61,12 +62,12 @@ def import_dataset(
         images: the folder of the images, if it is not the usual one of the format.
         classes: the classes to import, in the order of their indices. Shapes of other classes are dropped. For
             huggingface, the names of all labels. None imports all classes.
-        unlabeled: "background" assigns pixels without a class to the class "background", "ignore" gives them the
+        unlabeled: "background" assigns pixels without a class to the class "background", and "ignore" gives them the
             ignore_index. None is "ignore" for voc, cityscapes, ade20k and camvid32, and "background" otherwise.
         order: "listed" draws later shapes over earlier ones, and shapes with a higher z_order over others.
             "area" draws smaller shapes over larger ones. None is "listed".
-        crowd: for coco: "ignore" gives crowd regions (iscrowd) the ignore_index, "class" gives them their class. None
-            is "ignore".
+        crowd: for coco: "ignore" gives crowd regions (iscrowd) the ignore_index, and "class" gives them their class.
+            None is "ignore".
         label_map: for voc and camvid32: the file with the classes and their colors.
         ids: for cityscapes: "labelIds" reads the masks `*_labelIds`, and "trainIds" the masks `*_labelTrainIds`. None
             is labelIds.

@@ -18,7 +18,8 @@ class Baseline(Backbone):
     Attributes:
         stride: the number of pixels per node of the feature map.
         output_stride: the required stride of the last map of the backbone.
-        width: the recommended value of `channels` in comparisons. A value that suits other networks may be too low.
+        width: the recommended value of `channels` in comparisons. A value of `channels` that suits other networks may
+            be too low for this one.
 
     Raises:
         ValueError: if the last map of the backbone has another stride.

@@ -36,7 +36,7 @@ class LargeFOV(Baseline):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, 3, H, W]."""
+        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, C, H, W]."""
         return self.deep(self.levels(images)[8])
 
 
@@ -68,7 +68,7 @@ class MultiScaleLargeFOV(LargeFOV):
         self.out_channels = channels + 128 * len(widths)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, 3, H, W]."""
+        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, C, H, W]."""
         levels = self.levels(images)
         last = self.deep(levels[8])
         # The maps are reduced to stride 8 before the layers, because 128 channels of a whole image need much memory.
@@ -123,7 +123,7 @@ class DeepLabV3Plus(Baseline):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features [B, out_channels, ceil(H / 4), ceil(W / 4)] from normalized images [B, 3, H, W]."""
+        """Compute features [B, out_channels, ceil(H / 4), ceil(W / 4)] from normalized images [B, C, H, W]."""
         height, width = images.shape[-2:]
         # The decoder upsamples by integer factors, so height and width must be multiples of 16.
         padded = F.pad(images, (0, -width % 16, 0, -height % 16))

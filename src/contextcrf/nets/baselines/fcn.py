@@ -37,7 +37,7 @@ class FCN8s(Baseline):
         self.out_channels = self.widths[8] + self.widths[16] + channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, 3, H, W]."""
+        """Compute features [B, out_channels, ceil(H / 8), ceil(W / 8)] from normalized images [B, C, H, W]."""
         levels = self.levels(images)
         size = levels[8].shape[-2:]
         return torch.cat([levels[8], upsample(levels[16], size), upsample(self.deep(levels[32]), size)], 1)

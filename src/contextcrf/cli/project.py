@@ -70,10 +70,10 @@ class Start:
 def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: int = 5) -> Start:
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
-    `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. `recognize_images` finds
-    the format of the images, which is written to `images.yaml` if they are not RGB, unless this file exists. A contact
-    sheet `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist.
-    Other files are replaced only if an earlier call wrote them and they are unchanged.
+    `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. The format of the images
+    is found too. It is written to `images.yaml` if they are not RGB, unless this file exists. A contact sheet
+    `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist. Other
+    files are replaced only if an earlier call wrote them and they are unchanged.
 
     A folder in the layout of CamVid or PASCAL VOC gets configs and a contact sheet only. If such a folder in VOC's
     layout has no split train, its images are divided into the splits train and val.
@@ -82,8 +82,8 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
 
     Args:
         data: folder with the subfolders `images` and `masks`, or in the layout of CamVid or PASCAL VOC.
-        recipe: config for `contextcrf fit` to write. The config for `contextcrf fit-heads` is written beside it, to the
-            path that `heads_path` returns.
+        recipe: config for `contextcrf fit` to write. The config for `contextcrf fit-heads` is written beside it, with
+            -heads after the stem, as in recipe-heads.yaml.
         ignore_index: the value of unlabeled pixels in index masks. None uses the value in `classes.yaml`, or finds it
             if this file does not exist.
         val_every: every `val_every`-th image is assigned to the split "val", the others to the split "train".
@@ -92,8 +92,8 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
         The findings and the files that were written.
 
     Raises:
-        DataError: `pair_files`, `recognize_masks`, `recognize_images` or `check_pairs` finds a problem, there are fewer
-            than 2 images, or the masks have labels that `classes.yaml` does not define.
+        DataError: the images and masks cannot be paired, their format is not clear, a pair is not valid, there are
+            fewer than 2 images, or the masks have labels that `classes.yaml` does not define.
         FileExistsError: a config exists, and it was changed or is not from an earlier call.
         ValueError: `val_every` is below 2, or `classes.yaml` has another `ignore_index`.
 

@@ -14,8 +14,8 @@ class CoarseGrid:
     """A pairwise potential whose graph is coarser than the grid of the marginals by an integer factor r.
 
     Each cell of the coarse grid covers r x r nodes of the fine grid. Cells at the right and lower border may cover
-    fewer nodes. If two cells are joined, every pair of nodes in them is an edge of weight 1 / r^2 with the pair logits
-    of the two cells. Nodes in the same cell are not joined.
+    fewer nodes. If two cells are joined, each node of the one is joined with each node of the other by an edge of
+    weight 1 / r^2 with the pair logits of the two cells. Nodes in the same cell are not joined.
 
     Pass a `CoarseGrid` with the features of the coarse grid to `mean_field` in place of a pairwise potential. The
     marginals of the nodes are summed over each cell and divided by r^2, and the messages of a cell are copied to its

@@ -205,9 +205,9 @@ class DenseCRF(nn.Module):
             images: the images, [B, C, H, W] with any number of channels C. Values are in 0..255, integer or floating.
                 Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3]. If the
                 last two axes equal H and W of the logits, the shape is read as [B, C, H, W].
-            extra: additional features of the bilateral kernel, such as depth, [B, E, H, W]. First divide each feature
-                by a standard deviation of your choice, which has the same role for this feature as ``bilateral_srgb``
-                has for the colors.
+            extra: additional features of the bilateral kernel, such as depth, [B, F, H, W] with F features. First
+                divide each feature by a standard deviation of your choice, which has the same role for this feature as
+                ``bilateral_srgb`` has for the colors.
             image_range: the values (low, high) of black and white, if they are not 0 and 255. Images are then mapped
                 to 0..255. (0, 255) changes no values and only turns off the check of the value range (see Raises).
 

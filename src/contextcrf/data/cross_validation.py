@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 def make_folds(data: str | Path, out: str | Path, folds: int, splits: Sequence[str] = ("train", "val")) -> Path:
     """Divide the images of some splits into folds whose sizes differ by at most one image.
 
-    The images are sorted by name and assigned to the folds in turn, so that series of similar images are spread over
-    all folds. This is suitable for independent images. It is not suitable for video, because neighboring frames would
-    be in the training split and in the test split.
+    The images are sorted by name and assigned to the folds in turn, so images with neighboring names are in different
+    folds. This suits independent images. It does not suit video, because neighboring frames would be in the training
+    split and in the test split.
 
     The result in `out` is a data set with `classes.yaml`, `images/`, `masks/` and `splits/`. The images and masks are
     symbolic links, or copies if the system does not allow links (as on Windows without the privilege to create them).

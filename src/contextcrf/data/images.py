@@ -45,7 +45,8 @@ def as_pixels(image: ImageLike, image_format: ImageFormat = RGB) -> Tensor:
 
     Raises:
         ValueError: If the type, dtype or shape is not one of these, or if the range of the values is unclear: 16 bits
-            with only values below 16384, which may come from a camera with fewer bits, or fractions outside 0..1.
+            with only values below 16384, which may come from a camera with fewer bits, or floating-point values outside
+            0..1.
 
     Example:
         >>> as_pixels(np.zeros((4, 6), np.uint8)).shape
@@ -99,7 +100,7 @@ def read_image(path: Path, image_format: ImageFormat = RGB) -> Tensor:
     `as_pixels` describes how the kinds of images are converted. TIFF files may have any number of channels, and arrays
     [H, W, C] in the format of NumPy (.npy) are read too.
 
-    Images of more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 megapixels) raise an error. Pillow's warning at half
+    Images of more than 179 megapixels (twice `PIL.Image.MAX_IMAGE_PIXELS`) raise an error. Pillow's warning at half
     that size is suppressed, since large images are ordinary input.
 
     Args:

@@ -57,9 +57,9 @@ class MaskFormat:
         colors: the color of each class in color masks, K colors. Empty for index masks.
         ignore_values: the values of unlabeled pixels in index masks.
         ignore_colors: the colors of unlabeled pixels in color masks.
-        tolerance: the largest difference in each channel between a pixel and its class color, in units of 0..255. It is
-            at most half of the difference between two class colors. Pixels of color masks without a class color within
-            the tolerance are unlabeled.
+        tolerance: the largest difference in each channel between a pixel and its class color, in units of 0..255. A
+            larger value than half of the smallest difference between two class colors is reduced to it. Pixels of color
+            masks without a class color within the tolerance are unlabeled.
 
     Raises:
         ValueError: If a value or a color belongs to two classes, or to a class and to the unlabeled pixels, or if there
@@ -130,9 +130,10 @@ class MaskFormat:
             An int64 tensor [H, W] with values 0..K-1 and `IGNORE_INDEX`.
 
         Raises:
-            DataError: If the file cannot be decoded, if it is not of this kind, if it has a value without a class, or
-                if more than 10% of the pixels have no class color (`STRAY_SHARE`), or more than 1% share one color that
-                is not the color of a class (`UNKNOWN_COLOR_SHARE`).
+            DataError: If the file cannot be decoded, or if it is not a mask of the format's `kind`. For index masks,
+                also if a value belongs to no class. For color masks, also if more than 10% of the pixels
+                (`STRAY_SHARE`) have no class color, or if an area of one color that is not a class color has more than
+                1% of them (`UNKNOWN_COLOR_SHARE`; 5% in a JPEG file).
         """
         positions, _ = self.positions(decode_mask(path))
         return torch.from_numpy(positions)

@@ -32,7 +32,8 @@ def write_report(data: SegmentationDataset, results: EvaluationResults, out: Pat
         results: results of systems on the images of `data`.
         out: folder of the report; it is created if it is missing.
         pictures: number of examples; 0 draws none. The examples of examples.png are spread evenly over the data set.
-            The page also shows the best, the median and the worst images: a third of this number of each, rounded up.
+            The page also shows the best, the median and the worst images. Each of these three groups has `pictures` / 3
+            images, rounded up.
 
     Raises:
         ValueError: examples are drawn, but the labels of the first or the last system were not kept.

@@ -161,8 +161,8 @@ class Predictor:
     def message_weight(self, relation: str, features: Tensor) -> float | Tensor:
         """Return the factor of each message of a relation: its weight divided by the mean number of neighbors.
 
-        If the weight is None (the plain sum), the factor is 1. If the model has learned numbers for each class, they
-        are added to the weight, and the factor is a tensor [K].
+        If the weight is None (the plain sum), the factor is 1. If the model has a learned number for each class
+        (`ModelConfig.learned_weights`), these numbers are added to the weight, and the factor is a tensor [K].
 
         Args:
             relation: the name of the relation.

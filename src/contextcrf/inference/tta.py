@@ -20,7 +20,7 @@ def augmented(
         flip: also yield the horizontally mirrored images at each scale.
 
     Yields:
-        Images [B, 3, h', w'], and a function that converts their marginals [B, K, h, w] to marginals [B, K, H, W].
+        Images [B, C, h', w'], and a function that converts their marginals [B, K, h, w] to marginals [B, K, H, W].
 
     Example:
         >>> import torch

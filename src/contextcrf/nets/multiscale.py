@@ -18,7 +18,7 @@ class MultiScale(nn.Module):
     """A network that applies one backbone to an image at several scales.
 
     The smaller feature maps are upsampled, and all maps are concatenated. The last three arguments are additions from
-    the CVPR 2016 version of the paper.
+    the authors' CVPR 2016 paper.
 
     Args:
         backbone: the backbone, which all scales share.

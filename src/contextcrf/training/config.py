@@ -33,9 +33,8 @@ class TrainingConfig:
             with `fit`, and all relations with `fit-heads`.
         objective: Loss that is minimized: "piecewise" (eq. 13), "pseudo-likelihood" (eq. 17), "mean-field" (likelihood
             with mean field in the training loop), "unrolled" (cross-entropy of the mean-field marginals), "crf-rnn"
-            (cross-entropy of the marginals of a learned dense CRF) or "end-to-end" (cross-entropy of the marginals of
-            the whole system, computed at the pixels; the system includes its relation weights and, if the model has
-            one, its learned dense CRF).
+            (cross-entropy of the marginals after mean field and a learned dense CRF) or "end-to-end" (the same, but the
+            dense CRF is optional, and learned relation weights are trained too).
         epochs: Number of passes over the training images. With 0, the command `fit` writes the initial model without
             training it.
         batch_size: Number of images per step; the default is 8 on an accelerator and 4 on a CPU.
@@ -183,9 +182,9 @@ class FitJob:
             settings differ from those of the checkpoint.
         devices: Number of devices of this machine; they share the images of a step, with one process per device.
         num_nodes: Number of machines, each with as many devices as `devices`; torchrun or SLURM starts the processes.
-        budget: Time for the training, such as "10m" or "1h30m"; null trains for all epochs of the config. The time of a
-            step is measured. If the time is too short, the number of epochs is reduced, and the learning rate schedule
-            is shortened accordingly.
+        budget: Time for the training, such as "10m" or "1h30m"; null trains for all epochs of the config. The duration
+            of a step is measured. If the budget is too short for all epochs, the number of epochs is reduced, and the
+            learning rate schedule is shortened accordingly.
 
     Example:
         >>> job = FitJob(Path("camvid"), Path("runs/unary"), training=TrainingConfig(potentials=["unary"]))

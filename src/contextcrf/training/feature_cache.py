@@ -20,9 +20,9 @@ class CachedFeatures(Dataset[tuple[Tensor, Tensor, Tensor]]):
     Its keys are the pairs that `SeededSampler` yields. The second part of a key, the seed, is not used.
 
     Args:
-        features: feature maps [N, C, h, w].
-        labels: labels [N, h, w] of the graph nodes, or [N, H, W] of the pixels.
-        unary: unary logits [N, K, h, w] of the graph nodes.
+        features: feature maps [M, C, h, w] of M samples.
+        labels: labels [M, h, w] of the graph nodes, or [M, H, W] of the pixels.
+        unary: unary logits [M, K, h, w] of the graph nodes.
 
     Example:
         >>> cached = CachedFeatures(torch.rand(2, 8, 4, 6), torch.zeros(2, 4, 6).long(), torch.rand(2, 3, 4, 6))

@@ -75,7 +75,7 @@ def explain(
     """Draw the messages of the neighbors that raise or lower the score of a pixel's label.
 
     The figure shows the predicted labels, and for each relation a map of the neighbors. Neighbors in red raise the
-    score of the label over the second most probable class, and neighbors in blue lower it.
+    score of the label relative to the second most probable class, and neighbors in blue lower it.
 
     Args:
         model: Trained model with pairwise potentials: a folder, or the name of a bundled model.

@@ -50,10 +50,10 @@ def import_dataset(
     `out` gets `images/`, `masks/` (palette PNGs of class indices), `classes.yaml`, `splits/` and the report
     `import.json`. `open_dataset` opens it. The source is not changed.
 
-    Masks match the upright image. If the EXIF data rotate an image, shapes and masks that match only the stored,
-    unrotated image are rotated too. If the source has no split "train", the images that are in none of its splits are
-    divided: every fifth goes to "val" and the others to "train". If the source already has a split "val", all of them
-    go to "train".
+    The written masks match the upright image. If the EXIF data rotate an image, and its shapes or its mask in the
+    source fit only the stored, unrotated image, they are rotated too. If the source has no split "train", the images
+    that are in none of its splits are divided: every fifth goes to "val" and the others to "train". If the source
+    already has a split "val", all of them go to "train".
 
     Args:
         format: the format of the source. The guide "Import annotations" describes the formats.
@@ -64,8 +64,8 @@ def import_dataset(
             huggingface, the names of all labels. None imports all classes.
         unlabeled: "background" assigns pixels without a class to the class "background", and "ignore" gives them the
             ignore_index. None is "ignore" for voc, cityscapes, ade20k and camvid32, and "background" otherwise.
-        order: "listed" draws later shapes over earlier ones, and shapes with a higher z_order over others.
-            "area" draws smaller shapes over larger ones. None is "listed".
+        order: "listed" draws later shapes over earlier ones (in CVAT, shapes with a higher z_order over shapes with a
+            lower one). "area" draws smaller shapes over larger ones. None is "listed".
         crowd: for coco: "ignore" gives crowd regions (iscrowd) the ignore_index, and "class" gives them their class.
             None is "ignore".
         label_map: for voc and camvid32: the file with the classes and their colors.

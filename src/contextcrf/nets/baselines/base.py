@@ -11,8 +11,8 @@ class Baseline(Backbone):
     The unary potential of a baseline is a linear classifier of this feature map.
 
     Args:
-        backbone: a backbone without a block 6, that is, with `channels` None. Its last map must have the stride
-            `output_stride`.
+        backbone: a backbone without a block 6, that is, one made by `create_backbone` with channels=None. Its last map
+            must have the stride `output_stride`.
         channels: the number of channels of the layers after the backbone.
 
     Attributes:

@@ -199,9 +199,10 @@ class DenseCRF(nn.Module):
         to the device of the other arguments, or of the module if there is no tensor.
 
         Args:
-            logits: the negative unary energies up to a constant per pixel, [B, K, H, W] with any floating dtype, or
-                [K, H, W] for one image without the axis B in any argument. Infinite logits are replaced by large
-                finite ones. For a volume, the shape is [B, K, D, H, W], and the other arguments also have the axis D.
+            logits: the negative unary energies up to a constant per pixel, [B, K, H, W] with any floating dtype, or [K,
+                H, W] for one image. The other arguments then have no axis B either. Infinite logits are replaced by
+                large finite ones. For a volume, the shape is [B, K, D, H, W], and the other arguments also have the
+                axis D.
             images: the images, [B, C, H, W] with any number of channels C. Values are in 0..255, integer or floating.
                 Values of the dtype uint16 are in 0..65535. RGB images of 8 or 16 bits may also be [B, H, W, 3]. If the
                 last two axes equal H and W of the logits, the shape is read as [B, C, H, W].
@@ -219,9 +220,9 @@ class DenseCRF(nn.Module):
         Raises:
             ValueError: if the shape, the dtype, the device or the values of an argument are wrong. The message names
                 the reason. Without ``image_range``, this error is also raised if an image of the batch seems to have
-                another value range and would be almost black: floating values that are all <= 1, whole numbers that are
-                all <= 2, values with fractions that are all <= 16, or uint16 values that are all below 16384. An image
-                whose values are all equal is not checked for this.
+                another value range and would be almost black: floating-point values that are all <= 1, integers that
+                are all <= 2, values with fractional parts that are all <= 16, or uint16 values that are all below
+                16384. An image whose values are all equal is not checked for this.
         """
         return self._refine(logits, images, extra, image_range, self._mean_field)
 

@@ -57,9 +57,9 @@ class MaskFormat:
         colors: the color of each class in color masks, K colors. Empty for index masks.
         ignore_values: the values of unlabeled pixels in index masks.
         ignore_colors: the colors of unlabeled pixels in color masks.
-        tolerance: the largest difference in each channel between a pixel and its class color, in units of 0..255. A
-            larger value than half of the smallest difference between two class colors is reduced to it. Pixels of color
-            masks without a class color within the tolerance are unlabeled.
+        tolerance: the largest difference in each channel between a pixel and its class color, in units of 0..255. The
+            limit is half of the smallest difference between two class colors; a larger value is reduced to this limit.
+            Pixels of color masks without a class color within the tolerance are unlabeled.
 
     Raises:
         ValueError: If a value or a color belongs to two classes, or to a class and to the unlabeled pixels, or if there
@@ -132,8 +132,8 @@ class MaskFormat:
         Raises:
             DataError: If the file cannot be decoded, or if it is not a mask of the format's `kind`. For index masks,
                 also if a value belongs to no class. For color masks, also if more than 10% of the pixels
-                (`STRAY_SHARE`) have no class color, or if an area of one color that is not a class color has more than
-                1% of them (`UNKNOWN_COLOR_SHARE`; 5% in a JPEG file).
+                (`STRAY_SHARE`) have no class color, or if areas of one color that is not a class color cover more than
+                1% of all pixels (`UNKNOWN_COLOR_SHARE`; 5% in a JPEG file).
         """
         positions, _ = self.positions(decode_mask(path))
         return torch.from_numpy(positions)

@@ -52,8 +52,8 @@ def mask_statistics(masks: Sequence[Path], mask_format: MaskFormat | None = None
             values as stored in index masks.
 
     Raises:
-        DataError: If a mask cannot be read, if `mask_format` is None and it has more than one channel, or if it does
-            not have the format.
+        DataError: If a mask cannot be read, if `mask_format` is None and a mask has more than one channel, or if a mask
+            does not have the given format.
 
     Example:
         >>> import numpy as np

@@ -55,7 +55,7 @@ class Predictor:
 
     The commands, evaluation, tuning, validation during training, the web page and the export all use it. The model and
     the settings are not changed. The steps of a prediction are the methods `extract_features`, `mean_field` and
-    `refine`. These methods combine the steps:
+    `refine`. The following methods combine these steps:
 
     - `predict` returns the marginals of several systems for one image, with test-time augmentation.
     - `segment` calls `predict` for one system and an image of any supported type, and returns a `Segmentation`.

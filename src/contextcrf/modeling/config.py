@@ -38,8 +38,8 @@ class ModelConfig:
         stride: Number of pixels per node of the feature map: 4, 8, 16 or 32.
         output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`. If it is
             larger than `stride`, the feature maps whose strides are from `stride` to `output_stride` are upsampled to
-            `stride` and summed. The backbone reaches `output_stride` by dilated convolutions. A backbone without them
-            ignores this value and keeps its own strides.
+            `stride` and summed. The backbone reaches `output_stride` by dilated convolutions. A backbone that does not
+            support dilation ignores this value and keeps its own strides.
         depth: Number of backbone stages that are used, counted from the first; null uses all stages. With fewer stages,
             the receptive field is smaller.
         network: Network on top of the backbone: "context" (the network of the paper), or a baseline with a linear

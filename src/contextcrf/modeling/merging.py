@@ -39,7 +39,7 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
         >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
         >>> config = ModelConfig(backbone="plain", channels=8, hidden=8)
         >>> first, second = (ContextCRF(config, classes, pretrained=False) for _ in range(2))
-        >>> second.pairwise_potential("above").last.reset_parameters()  # replaces the training
+        >>> second.pairwise_potential("above").last.reset_parameters()  # stands in for training
         >>> merge_potentials(first, {"above": second}).potentials
         ('unary', 'above')
     """

@@ -69,13 +69,12 @@ class TrainingConfig:
             and "skip" uses the next image instead and lists the files at the end.
         held_out: Fraction of the training images, from 0 to 0.25, that `fit` leaves out in the last third of its
             epochs. `fit-heads` leaves out the same images and tunes the relation weights on them. If `fit-heads` trains
-            the unary, it leaves out the fraction in its own config, and not the images that `fit` left out. 0 leaves
-            out no image.
+            the unary, it chooses other images for this purpose, and their fraction is the `held_out` in its own config.
+            0 leaves out no image.
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
         part_lr: Factors of the learning rate by part: "new" (new layers and the unary), "pretrained", "pairwise",
-            "weights" (the learned numbers of the relation weights) and "dense". The default is 1, and 0.1 for
-            "pretrained".
+            "weights" (the learned numbers of the relation weights) and "dense". The default is 1, and 0.1 for "pretrained". Without an entry "pairwise", the pairwise potentials belong to "new".
         patience: Number of validations without a higher mean IoU after which the training ends. The weights with the
             highest mean IoU on the validation split are kept, which can be the weights from before the training; null
             trains to the end and keeps the last weights.

@@ -176,8 +176,9 @@ class ModelModule(TrainingModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the groups of parameters with their learning rates.
 
-        The groups are "new", "pretrained" (a tenth of the learning rate), "pairwise" (only if `part_lr` names it), and
-        "weights" and "dense" without weight decay. The factors in `part_lr` change the learning rates.
+        The groups are "new", "pretrained" (a tenth of the learning rate), "pairwise" (only if `part_lr` names it;
+        otherwise these parameters belong to "new"), and "weights" and "dense" without weight decay. The factors in
+        `part_lr` change the learning rates.
         """
         trunks = [self.model.trunk(name) for name in self.names]
         old = {id(p) for trunk in trunks for p in trunk.pretrained_parameters()}

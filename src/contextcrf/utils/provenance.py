@@ -103,8 +103,9 @@ class Provenance:
             folder: the folder with earlier results.
 
         Returns:
-            The end of a sentence for an error message, or None if the records are equal. The text is "with NAME FOUND,
-                not EXPECTED", or "with settings that were not recorded" if the folder has no record.
+            The end of a sentence for an error message, or None if the records are equal. The text is "with NAME VALUE,
+            not EXPECTED", such as "with epochs 1, not 2", or "with settings that were not recorded" if the folder has
+            no record.
 
         Example:
             >>> import tempfile

@@ -202,11 +202,11 @@ def breaks_in_the_third_epoch(monkeypatch, data):
     whole, reads = victim.read_bytes(), []
     read_image = dataset.read_image
 
-    def reading(path):
+    def reading(path, *arguments):
         reads.append(path)
         if len(reads) == 2 * len(names) + 1:
             victim.write_bytes(whole[: len(whole) // 2])
-        return read_image(path)
+        return read_image(path, *arguments)
 
     monkeypatch.setattr(dataset, "read_image", reading)
     return victim

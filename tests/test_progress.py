@@ -45,8 +45,14 @@ COMMANDS = [
         "evaluate {model} --data {data} --out {work}/out --pictures 3",
         ["Evaluating", "Drawing examples", "Drawing the report"],
     ),
-    ("tune {model} --data {data} --limit 1", ["Computing features", "Trial 1 of at most 15: current settings"]),
-    ("tune {model} --data {data} --limit 1 --dense", ["Computing marginals", "Trial 1 of at most 32: no dense CRF"]),
+    (
+        "tune {model} --data {data} --split train --limit 1",
+        ["Computing features", "Trial 1 of at most 15: current settings"],
+    ),
+    (
+        "tune {model} --data {data} --split train --limit 1 --dense",
+        ["Computing marginals", "Trial 1 of at most 32: no dense CRF"],
+    ),
     ("export {model} --height 64 --width 96 --program {work}/m.pt2", ["tracing {model}", "writing and checking"]),
     ("average-weights {model} {model} --out {work}/out", ["averaging the weights of 2 models"]),
     ("merge-potentials --unary {model} --pairwise {pair} --out {work}/out", ["merging unary of {model}, above"]),

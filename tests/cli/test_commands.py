@@ -474,10 +474,12 @@ def test_heads_tune_and_evaluate(trained, scenes, tmp_path, capsys):
     ]
     main(["fit-heads", str(trained / "model"), "--data", str(scenes), "--out", str(tmp_path / "heads"), *heads])
     model = tmp_path / "heads" / "model"
+    first = capsys.readouterr().out
+    assert "The relation weights have their default values" in first
     assert load(model).config.graph_stride == 16
     # The folder of a training stands for the model in it.
     main(["tune", str(tmp_path / "heads"), "--data", str(scenes), "--split", "train", "--limit", "3"])
-    printed = capsys.readouterr().out
+    printed = first + capsys.readouterr().out
     assert "plain sum" in printed
     assert "<- chosen" in printed
     # The warning comes before the first trial.

@@ -439,3 +439,54 @@ def test_folders_in_the_folder_of_the_images_are_mentioned(tmp_path):
         (tmp_path / "masks" / split).mkdir(parents=True)
     with pytest.raises(DataError, match="Move the files out of its folders train, val"):
         start(tmp_path, tmp_path / "recipe.yaml")
+
+
+# TIFF files of geographic and microscopy programs.
+
+
+@pytest.mark.parametrize("turn", [5, 6, 7, 8])
+def test_gray_tiff_files_are_turned_and_not_scrambled(tmp_path, turn):
+    """Pillow alone maps such files into memory with a wrong row length."""
+    sideways = {
+        5: np.transpose,
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a.T, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    stored = np.ascontiguousarray(sideways[turn](LABELS))
+    gray = np.ascontiguousarray(sideways[turn](COLORS[..., 0]))
+    write(
+        tmp_path,
+        lambda path: Image.fromarray(stored).save(path.with_suffix(".tif"), tiffinfo={274: turn}),
+        lambda path: Image.fromarray(gray).save(path.with_suffix(".tif"), tiffinfo={274: turn}),
+    )
+    start(tmp_path, tmp_path / "recipe.yaml")
+    image, mask = open_dataset(tmp_path, "train")[0]
+    assert np.array_equal(mask, LABELS)
+    assert np.array_equal(np.asarray(image)[0], COLORS[..., 0])
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_masks_of_signed_integers(tmp_path, dtype):
+    values = LABELS.astype(dtype) - 1
+    write(tmp_path, lambda path: tifffile.imwrite(path.with_suffix(".tif"), values, photometric="minisblack"))
+    start(tmp_path, tmp_path / "recipe.yaml")
+    assert np.array_equal(labels_of(tmp_path), np.where(LABELS == 0, 255, LABELS.astype(int) - 1))
+
+
+def test_an_internal_mask_is_not_a_channel(tmp_path):
+    def save(path):
+        with tifffile.TiffWriter(path.with_suffix(".tif")) as file:
+            file.write(COLORS, photometric="rgb")
+            file.write(np.ones(SIZE, bool), photometric="mask", subfiletype=4)
+
+    write(tmp_path, save_labels, save)
+    start(tmp_path, tmp_path / "recipe.yaml")
+    assert np.array_equal(np.asarray(open_dataset(tmp_path, "train")[0][0]), COLORS.transpose(2, 0, 1))
+
+
+def test_a_label_in_the_alpha_channel_of_a_photograph_is_mentioned(tmp_path):
+    cut = np.dstack([COLORS, (LABELS > 1).astype(np.uint8) * 255])
+    write(tmp_path, lambda path: Image.fromarray(cut).save(path.with_suffix(".png")))
+    with pytest.raises(DataError, match="If it has the classes, save it as a gray image"):
+        start(tmp_path, tmp_path / "recipe.yaml")

@@ -37,7 +37,7 @@ def test_an_unknown_study_is_refused():
         ("model: 3", "Expected settings under model, such as 'stride: 8', got 3"),
         ("model: [1]", r"Expected settings under model, such as 'stride: 8', got \[1\]"),
         ("model: {}\ntraining:\n", "Expected settings under training, such as 'stride: 8', got None"),
-        ("model: {}\ntraining: {epochs: 0}", "epochs is 0, but must be greater than 0"),
+        ("model: {}\ntraining: {epochs: -1}", "epochs is -1, but must be 0 or greater"),
         ("model: {iterations: 2}\ntraining: {}", ".*iterations"),
     ],
 )

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from contextcrf.data.conversion import has_packed_depth
-from contextcrf.data.decoding import raw_mode
+from contextcrf.data.decoding import DECODING_ERRORS, open_image, raw_mode
 
 _TIFF = (".tif", ".tiff")
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
@@ -63,7 +63,7 @@ def read_header(path: Path) -> Header:
             )
         return Header(_channels_last(array, path).shape[2], array.dtype, by_pillow=False)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             alpha = "A" in image.getbands() or "a" in image.getbands()
             dtype = np.dtype(np.uint16) if has_packed_depth(image) else _dtype(image)
             if isinstance(image, TiffImageFile):
@@ -96,7 +96,7 @@ def read_bands(path: Path, channels: int) -> npt.NDArray[Any]:
     header = read_header(path)
     if not header.complete:
         return _without_alpha(_read_deep(path), header.alpha, channels)
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return bands_of(ImageOps.exif_transpose(image), channels)
 
 
@@ -138,11 +138,14 @@ def _pillow_tiff_header(image: TiffImageFile, dtype: np.dtype[Any], alpha: bool)
         raise ValueError(
             "The TIFF file stores white as 0 (MinIsWhite) with more than 8 bits. Save it with black as 0 (MinIsBlack)"
         )
-    # Pages of another size are previews.
+    # Pages of another size are previews. Pillow cannot open pages of other kinds, such as masks of transparency.
     pages, first = 0, (image.size, image.mode)
-    for number in range(image.n_frames):
-        image.seek(number)
-        pages += (image.size, image.mode) == first
+    try:
+        for number in range(image.n_frames):
+            image.seek(number)
+            pages += (image.size, image.mode) == first
+    except DECODING_ERRORS:
+        pages = max(pages, 1)
     image.seek(0)
     bands = 3 if image.mode in ("CMYK", "P") else int(tags.get(_SAMPLES, 1)) - sum(kind in _ALPHA for kind in extra)
     complete = pages == 1 and dtype != np.int8 and (bands == 1 or (bands <= 3 and dtype == np.uint8))

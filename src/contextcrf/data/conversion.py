@@ -25,7 +25,7 @@ def has_packed_depth(image: Image.Image) -> bool:
 
     Pillow decodes only the upper 8 bits of such files. The function must be called before the file is decoded.
     """
-    return image.mode not in _SIXTEEN_BITS and ";16" in raw_mode(image)
+    return image.mode not in (*_SIXTEEN_BITS, "I", "F") and ";16" in raw_mode(image)
 
 
 def to_rgb8(image: Image.Image, packed_depth: bool = False) -> Pixels:

@@ -3,6 +3,9 @@
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
@@ -19,6 +22,21 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file with Pillow.
+
+    TIFF files are opened as a stream. Pillow would map others into memory and read gray ones with an orientation from 5
+    to 8 with a wrong row length.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        with Image.open(path) as image:
+            yield image
+        return
+    with path.open("rb") as file, Image.open(file) as image:
+        yield image
 
 
 def raw_mode(image: Image.Image) -> str:

@@ -16,6 +16,7 @@ from contextcrf.data.conversion import has_packed_depth, scale_16_bits, scale_fr
 from contextcrf.data.decoding import ARRAY_ERRORS as ARRAY_ERRORS
 from contextcrf.data.decoding import DECODING_ERRORS as DECODING_ERRORS
 from contextcrf.data.decoding import describe_error as describe_error
+from contextcrf.data.decoding import open_image
 from contextcrf.data.image_format import IMAGES_FILE, RGB, ImageFormat
 from contextcrf.data.masks import read_mask as read_mask
 from contextcrf.utils.errors import DataError
@@ -135,7 +136,7 @@ def read_image(path: Path, image_format: ImageFormat = RGB) -> Tensor:
                     values = read_bands(path, 3)
                     values = scale_fractions(values) if values.dtype.kind == "f" else values
                     return as_pixels(values[..., 0] if values.shape[2] == 1 else values)
-            with Image.open(path) as file:
+            with open_image(path) as file:
                 return pixels_of(file)
     except ARRAY_ERRORS as error:
         raise DataError(f"{path} cannot be read as an image: {describe_error(error)}.") from error
@@ -191,7 +192,7 @@ def orientation(path: Path) -> int:
     """
     if may_have_bands(path) and not is_plain(path):
         return 1
-    with Image.open(path) as file:
+    with open_image(path) as file:
         return int(file.getexif().get(ExifTags.Base.Orientation, 1))
 
 
@@ -205,7 +206,7 @@ def hidden_turns(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         turned = orientation(path)
         if turned in (5, 6, 7, 8):
-            with Image.open(path) as file:
+            with open_image(path) as file:
                 square = file.width == file.height
         if turned in (2, 3, 4) or (turned in (5, 6, 7, 8) and square):
             found.append(path)

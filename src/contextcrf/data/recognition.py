@@ -74,6 +74,7 @@ class _Survey:
     reordered: bool = False
     colored: Path | None = None  # the first file with several channels and colors
     lossy: Path | None = None
+    transparent: Path | None = None  # the first file with an alpha channel
     deep: bool = False  # whether a value is above 255 or negative
     # The first masks with the values 0 and 1 alone, with 0 and 255 alone, and with 1 and 255.
     ones: Path | None = None
@@ -83,6 +84,8 @@ class _Survey:
     def add(self, mask: StoredMask) -> None:
         if mask.lossy:
             self.lossy = self.lossy or mask.path
+        if mask.transparent:
+            self.transparent = self.transparent or mask.path
         codes = mask.color_codes() if mask.values is None else mask.values
         runs = find_runs(codes)
         keys, counts, solid = runs.codes.tolist(), runs.counts, count_solid(codes, runs)
@@ -244,9 +247,11 @@ def _by_color(survey: _Survey, ignore_index: int | None) -> Recognized:
         hint = ""
         if survey.lossy is not None:
             hint = f" {survey.lossy} has lossy compression, which changes labels. Save the masks as PNG."
+        if survey.transparent is not None:
+            hint = f" {survey.transparent} has an alpha channel. If it has the classes, save it as a gray image."
         raise DataError(
-            f"The masks contain {len(colors)} class colors, but 2 to {IGNORE_INDEX} are expected. The most frequent "
-            f"colors are {[list(color) for color in colors[:_LISTED]]}.{hint} If the masks are right, write a "
+            f"The number of class colors in the masks is {len(colors)}, but 2 to {IGNORE_INDEX} are expected. The most "
+            f"frequent colors are {[list(color) for color in colors[:_LISTED]]}.{hint} If the masks are right, write a "
             "classes.yaml with the color of each class and `masks: color`."
         )
     if len(colors) == 2 and max(min(colors)) <= COLOR_TOLERANCE and min(max(colors)) >= 255 - COLOR_TOLERANCE:

@@ -1,6 +1,6 @@
 """The decoding of mask files: stored values, or stored colors, without any meaning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from contextcrf.data.classes import Color
 from contextcrf.data.conversion import has_packed_depth
-from contextcrf.data.decoding import DECODING_ERRORS, describe_error, raw_mode
+from contextcrf.data.decoding import DECODING_ERRORS, describe_error, open_image, raw_mode
 from contextcrf.utils.errors import DataError
 
 Codes = npt.NDArray[np.integer]
@@ -35,6 +35,7 @@ class StoredMask:
         palette: the color of each value of a palette image; None for other images.
         colors: one color code (65536 red + 256 green + blue) per pixel, int64 [H, W], for files with several channels.
         lossy: whether the format of the file changes the colors of pixels.
+        transparent: whether the file has transparent pixels.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class StoredMask:
     palette: tuple[Color, ...] | None = None
     colors: Codes | None = None
     lossy: bool = False
+    transparent: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,7 +95,7 @@ def decode_mask(path: Path) -> StoredMask:
             The message begins with the path.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             raw, lossy = raw_mode(file), file.format in LOSSY_FORMATS or _is_lossy_tiff(file)
             if has_packed_depth(file):
                 raise DataError(
@@ -109,7 +111,9 @@ def decode_mask(path: Path) -> StoredMask:
             inverted = _is_white_zero(file) and file.mode in ("1", "L")
             upright = ImageOps.exif_transpose(file)
             upright.format = file.format
-            return _stored(path, ImageChops.invert(upright) if inverted else upright, raw, lossy)
+            found = _stored(path, ImageChops.invert(upright) if inverted else upright, raw, lossy)
+            transparent = upright.mode in _ALPHA and bool((np.asarray(upright.getchannel("A")) < 255).any())
+            return replace(found, transparent=True) if transparent else found
     except DataError:
         raise
     except UnidentifiedImageError as error:

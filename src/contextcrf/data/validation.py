@@ -13,6 +13,7 @@ from PIL import Image
 from contextcrf.data.classes import Classes
 from contextcrf.data.conversion import has_packed_depth, to_rgb8
 from contextcrf.data.dataset import Pair, SegmentationDataset
+from contextcrf.data.decoding import open_image
 from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import (
     DECODING_ERRORS,
@@ -231,7 +232,7 @@ def _image_size(path: Path, image_format: ImageFormat) -> tuple[int, int] | str:
         if not image_format.is_rgb or (may_have_bands(path) and not is_plain(path)):
             height, width = read_image(path, image_format).shape[1:]
             return height, width
-        with Image.open(path) as image:
+        with open_image(path) as image:
             packed = has_packed_depth(image)
             image.load()  # `open` reads only the header.
             if packed or image.mode in DEEP_IMAGE_MODES:
@@ -243,7 +244,11 @@ def _image_size(path: Path, image_format: ImageFormat) -> tuple[int, int] | str:
     except DataError as error:
         return str(error)
     except DECODING_ERRORS as error:
-        return f"{path} cannot be decoded as an image: {describe_error(error)}. A complete image file is expected."
+        way_out = (
+            " If other programs open the file, save it as RGB." if path.suffix.lower() in (".tif", ".tiff") else ""
+        )
+        reason = describe_error(error)
+        return f"{path} cannot be decoded as an image: {reason}.{way_out} A complete image file is expected."
 
 
 def _unclear_range(image: Image.Image, packed: bool) -> str | None:

@@ -74,7 +74,8 @@ class TrainingConfig:
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
         part_lr: Factors of the learning rate by part: "new" (new layers and the unary), "pretrained", "pairwise",
-            "weights" (the learned numbers of the relation weights) and "dense". The default is 1, and 0.1 for "pretrained". Without an entry "pairwise", the pairwise potentials belong to "new".
+            "weights" (the learned numbers of the relation weights) and "dense". The default is 1, and 0.1 for
+            "pretrained". Without an entry "pairwise", the pairwise potentials belong to "new".
         patience: Number of validations without a higher mean IoU after which the training ends. The weights with the
             highest mean IoU on the validation split are kept, which can be the weights from before the training; null
             trains to the end and keeps the last weights.

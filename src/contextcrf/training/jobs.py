@@ -30,11 +30,6 @@ from contextcrf.utils.provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_TUNING = (
-    "The relation weights have their default values, because the network was trained on all images to the end. Tune "
-    "them with `contextcrf tune` on images that it was not trained on, or train it with training.held_out."
-)
-
 
 class OtherSettingsError(ValueError):
     """An error that is raised if the output folder contains a training run whose settings differ from the job."""
@@ -179,8 +174,6 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
         fit_heads(network, train, job.training, job.out, job.copies, checkpoint, trainer)
         if held_out is not None:
             tuned = {TUNED: {"data": job.data.name, **choose_relation_weights(network, held_out)}}
-        else:
-            logger.warning(WITHOUT_TUNING)
     else:
         val = open_validation_images(job)
         train = training_pairs(train, val)

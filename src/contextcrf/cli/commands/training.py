@@ -1,9 +1,12 @@
 """Commands that train, merge and tune models."""
 
+import logging
 from pathlib import Path
 
 from contextcrf.training.config import FitHeadsJob, FitJob
 from contextcrf.utils.runtime import Precision
+
+logger = logging.getLogger(__name__)
 
 
 def fit(job: FitJob) -> None:
@@ -40,9 +43,17 @@ def fit_heads(job: FitHeadsJob) -> None:
         contextcrf fit-heads runs/mine --data data --out runs/heads
         contextcrf fit-heads runs/mine --data data --out runs/heads --training.epochs 20 --copies 4
     """
+    from contextcrf.modeling.serialization import read_model
+    from contextcrf.training.inputs import TUNED
     from contextcrf.training.jobs import run
 
-    print(f"model written to {run(job)}")
+    folder = run(job)
+    if TUNED not in read_model(folder).metadata:
+        logger.warning(
+            "The relation weights have their default values, because the network was trained on all images to the end. "
+            "Tune them with `contextcrf tune` on images that it was not trained on, or train it with training.held_out."
+        )
+    print(f"model written to {folder}")
 
 
 def merge_potentials(unary: str, pairwise: dict[str, str], out: Path) -> None:

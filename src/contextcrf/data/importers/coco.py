@@ -181,6 +181,8 @@ def _shape(
         )
     crowd = bool(item.get("iscrowd", 0)) and options.crowd != "class"
     category = item.get("category_id")
+    if isinstance(category, str) and category.isdecimal():
+        category = int(category)
     if category not in categories:
         findings.drop(f"annotations with the unknown category_id {category!r}", name)
         return None

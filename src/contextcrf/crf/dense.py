@@ -221,7 +221,7 @@ class DenseCRF(nn.Module):
             ValueError: if the shape, the dtype, the device or the values of an argument are wrong. The message names
                 the reason. Without ``image_range``, this error is also raised if an image of the batch seems to have
                 another value range and would be almost black: floating-point values that are all <= 1, integers that
-                are all <= 2, values with fractional parts that are all <= 16, or uint16 values that are all below
+                are all <= 2, values that are all <= 16 and not all whole numbers, or uint16 values that are all below
                 16384. An image whose values are all equal is not checked for this.
         """
         return self._refine(logits, images, extra, image_range, self._mean_field)

@@ -393,10 +393,11 @@ class PairwisePotential(nn.Module):
         return marginals.transpose(1, 2).unflatten(2, features.shape[-2:])
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what each of the N nodes adds to the hidden layer as p and as q, from features [B, C, H, W].
+        """Compute two contributions of each of the N nodes to the hidden layer, from features [B, C, H, W].
 
-        The result is a pair of tensors [B, N, D]. The first includes the bias. The input of the ReLU for an edge (p, q)
-        is row p of the first tensor plus row q of the second.
+        One is for the node as p of an edge (p, q), and the other is for the node as q. The result is a pair of tensors
+        [B, N, D]. The first includes the bias. The input of the ReLU for an edge (p, q) is row p of the first tensor
+        plus row q of the second.
         """
         rows = features.flatten(2).transpose(1, 2)
         return self.owner(rows), self.neighbor(rows)

@@ -26,7 +26,7 @@ def logits_from_probabilities(probabilities: Values, floor: float = 1e-5, scale:
             - [B, 1, ...], [1, H, W] or [H, W]: the probability p of the foreground, such as the output of a sigmoid.
               The result has two classes: the background (1 - p) is class 0, and the foreground (p) is class 1.
 
-        floor: the smallest probability, in (0, 1]. Smaller probabilities are raised to it, since no message could
+        floor: the smallest probability, in (0, 1]. Smaller probabilities are replaced by it, since no message could
             compensate for the logarithm of 0.
         scale: the weight of the probabilities in a mixture with the uniform distribution, in (0, 1]. The uniform
             distribution has the weight 1 - scale.

@@ -213,8 +213,8 @@ def gains(systems: Mapping[str, Tensor]) -> list[Gain]:
         systems: confusion matrices [images, K, K] by the name of the system.
 
     Returns:
-        The gain of the pairwise terms and the gain of the dense CRF, if both systems of the comparison are in
-        `systems`. The list is empty for a single image, because the gain then has no interval.
+        The gain of the pairwise terms and the gain of the dense CRF. A gain is left out if one of the two systems that
+        it compares is not in `systems`. The list is empty for a single image, because the gain then has no interval.
 
     Example:
         >>> unary = torch.tensor([[[6, 4], [5, 5]], [[7, 3], [4, 6]], [[8, 2], [3, 7]]])

@@ -68,9 +68,9 @@ class TrainingConfig:
         broken_images: Treatment of files that cannot be read: "stop" ends the training with an error that names them,
             and "skip" uses the next image instead and lists the files at the end.
         held_out: Fraction of the training images, from 0 to 0.25, that `fit` leaves out in the last third of its
-            epochs. `fit-heads` leaves out the same images and tunes the relation weights on them. If `fit-heads` trains
-            the unary, it chooses other images for this purpose, and their fraction is the `held_out` in its own config.
-            0 leaves out no image.
+            epochs. By default, `fit-heads` leaves out the same images, whatever its own `held_out` is, and tunes the
+            relation weights on them. Only if `fit-heads` trains the unary does it use its own `held_out`: it then
+            leaves out other images, of this fraction, and tunes on those. 0 leaves out no image.
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
         part_lr: Factors of the learning rate by part: "new" (new layers and the unary), "pretrained", "pairwise",
@@ -218,7 +218,8 @@ class FitHeadsJob:
     Relation weights that were tuned for other heads or for another graph are reset to the default.
 
     Args:
-        model: Trained model: a folder, or the name of a bundled model.
+        model: Model whose features are used: a folder, or the name of a bundled model. For the features of a pretrained
+            backbone, it is a model that `fit` wrote with `training.epochs` 0.
         data: Folder of the data set.
         out: Folder for logs, checkpoints and the model.
         training: Config of the training.

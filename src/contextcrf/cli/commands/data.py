@@ -10,10 +10,10 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
     """Turn a folder of images and masks into a data set and write configs for its training.
 
     DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. The mask of a.jpg is a.png,
-    or has a common ending after the name, such as a_mask.png. A mask has one class index or one class color per pixel.
-    The command prints how it reads the masks. It writes those of the files classes.yaml, splits/train.txt and
-    splits/val.txt that are missing. You can then name the classes in classes.yaml. Look at contact-sheet.png, which
-    shows some images with their labels.
+    or its name has an additional ending that is the same for all masks, such as a_mask.png. A mask has one class index
+    or one class color per pixel. The command prints how it reads the masks. It writes those of the files classes.yaml,
+    splits/train.txt and splits/val.txt that are missing. You can then name the classes in classes.yaml. Look at
+    contact-sheet.png, which shows some images with their labels.
 
     Args:
         data: Folder with the images and the masks.

@@ -72,11 +72,13 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
 
     `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. The format of the images
     is found too. It is written to `images.yaml` if they are not RGB, unless this file exists. A contact sheet
-    `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist. Other
-    files are replaced only if an earlier call wrote them and they are unchanged.
+    `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist. The other
+    files, also `classes.yaml` and `images.yaml`, are replaced only if an earlier call wrote them and they are
+    unchanged.
 
-    A folder in the layout of CamVid or PASCAL VOC gets configs and a contact sheet only. If such a folder in VOC's
-    layout has no split train, its images are divided into the splits train and val.
+    In a folder with the layout of CamVid or PASCAL VOC, only the configs and the contact sheet are written. There is
+    one exception: if a folder in VOC's layout has no split train, its images are also divided into the splits train and
+    val.
 
     If an error occurs, the files that this call has written are removed.
 

@@ -37,7 +37,8 @@ class MaskStatistics:
         """Return the share of each label among the labeled pixels, from 0 to 1.
 
         Args:
-            ignore_index: the value of unlabeled pixels in the mask files.
+            ignore_index: the label of unlabeled pixels in `pixels`: 255 if the masks were read with a `mask_format`,
+                and otherwise the value in the mask files.
         """
         labeled = {label: count for label, count in sorted(self.pixels.items()) if label != ignore_index}
         return {label: count / sum(labeled.values()) for label, count in labeled.items()}

@@ -18,8 +18,8 @@ def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Re
         height: the height of the image in pixels.
         width: the width of the image in pixels.
         side: the side of a tile without its border in pixels, at least 32. It is rounded down to a multiple of 32.
-        overlap: the width of the border in pixels that is computed around the kept part. It is rounded up to a multiple
-            of 32. The border does not extend beyond the image.
+        overlap: the width in pixels of the border around a tile. The border is computed with the tile, but not kept. It
+            is rounded up to a multiple of 32. The border does not extend beyond the image.
 
     Yields:
         The rows and columns of the image that are computed, and the rows and columns that are kept.

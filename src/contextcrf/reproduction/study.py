@@ -27,7 +27,8 @@ class Study:
         inference: inference settings of all systems; relation weights that it does not set are tuned.
         train_split: split that the networks are trained on.
         val_split: split that the systems are evaluated on.
-        tune_split: split on which relation weights and dense CRFs are tuned.
+        tune_split: split on which relation weights and dense CRFs are tuned. The default is the training split, so that
+            no image of `val_split` is used.
         tune_images: maximum number of images of this split that are used.
         copies: number of augmented copies of each image whose features are kept in memory for the training of heads.
         pretrained: whether backbones are initialized with ImageNet weights; a path loads the weights from a file.

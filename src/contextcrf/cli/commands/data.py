@@ -11,9 +11,9 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
 
     DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. The mask of a.jpg is a.png,
     or its name has an additional ending that is the same for all masks, such as a_mask.png. A mask has one class index
-    or one class color per pixel. The command prints how it reads the masks. It writes those of the files classes.yaml,
-    splits/train.txt and splits/val.txt that are missing. You can then name the classes in classes.yaml. Look at
-    contact-sheet.png, which shows some images with their labels.
+    or one class color per pixel. The command prints how it reads the masks. It writes classes.yaml, splits/train.txt
+    and splits/val.txt, unless they exist. A classes.yaml of an earlier call that is unchanged is written anew. You can
+    then name the classes in classes.yaml. Look at contact-sheet.png, which shows some images with their labels.
 
     Args:
         data: Folder with the images and the masks.

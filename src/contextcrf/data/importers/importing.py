@@ -52,8 +52,8 @@ def import_dataset(
 
     The written masks match the upright image. If the EXIF data rotate an image, and its shapes or its mask in the
     source fit only the stored, unrotated image, they are rotated too. If the source has no split "train", the images
-    that are in none of its splits are divided: every fifth goes to "val" and the others to "train". If the source
-    already has a split "val", all of them go to "train".
+    that are in none of its splits are assigned: all to "train" if the source has a split "val"; otherwise every fifth
+    to "val" and the others to "train".
 
     Args:
         format: the format of the source. The guide "Import annotations" describes the formats.

@@ -64,7 +64,7 @@ RUN = {
     "docs/training.md": (0, 9),
     "docs/tutorials/developer.md": (7, 0),
     "docs/tutorials/few-labels.md": (1, 3),
-    "docs/tutorials/practitioner.md": (3, 9),
+    "docs/tutorials/practitioner.md": (3, 8),
     "docs/tutorials/pydensecrf.md": (6, 1),
     "docs/tutorials/researcher.md": (2, 4),
 }

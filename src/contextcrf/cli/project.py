@@ -71,10 +71,9 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
     `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. The format of the images
-    is found too. It is written to `images.yaml` if they are not RGB, unless this file exists. A contact sheet
-    `contact-sheet.png` beside the config shows some images with their labels. Splits are kept if they exist. The other
-    files, also `classes.yaml` and `images.yaml`, are replaced only if an earlier call wrote them and they are
-    unchanged.
+    is found too. If the images are not RGB, it is written to `images.yaml`. A contact sheet `contact-sheet.png` beside
+    the config shows some images with their labels. Splits are kept if they exist. Any other existing file, including
+    `classes.yaml` and `images.yaml`, is replaced only if an earlier call wrote it and it has not been changed since.
 
     In a folder with the layout of CamVid or PASCAL VOC, only the configs and the contact sheet are written. There is
     one exception: if a folder in VOC's layout has no split train, its images are also divided into the splits train and

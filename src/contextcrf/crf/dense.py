@@ -209,9 +209,9 @@ class DenseCRF(nn.Module):
             extra: additional features of the bilateral kernel, such as depth, [B, F, H, W] with F features. First
                 divide each feature by a standard deviation of your choice, which has the same role for this feature as
                 ``bilateral_srgb`` has for the colors.
-            image_range: the values (low, high) of black and white, if they are not those given for `images`. Images are
-                then mapped to 0..255. Except for uint16, (0, 255) changes no values and only turns off the check of the
-                value range (see Raises).
+            image_range: the values (low, high) of black and white, if the images do not have the range stated under
+                `images`. The values are then mapped from this range to 0..255. Except for uint16, (0, 255) changes no
+                values and only turns off the check of the value range (see Raises).
 
         Returns:
             Marginals [B, K, H, W], or [K, H, W] for one image, which sum to 1 over K. They are float64 if the logits

@@ -44,7 +44,7 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
         classes: the argument.
         image_format: the argument.
         inference: the settings of prediction.
-        metadata: the origin and the measurements of the model as JSON values.
+        metadata: how the model was made and its evaluation results, as JSON values.
         dense: the learned dense CRF, or None.
 
     Raises:

@@ -43,7 +43,7 @@ class ContextNetwork(nn.Module):
         image_format: the argument.
         num_classes: the number of classes K.
         inference: the inference settings.
-        metadata: the origin and the measurements of the model as JSON values.
+        metadata: how the model was made and its evaluation results, as JSON values.
         dense: the learned dense CRF, or None.
         weight_offsets: the learned numbers [K] that are added to the weight of each relation, or None.
 

@@ -45,7 +45,7 @@ def save(
     Args:
         model: the model.
         folder: the folder, which is created if necessary.
-        metadata: the origin and the measurements of the model as JSON values. None keeps `model.metadata`.
+        metadata: how the model was made and its evaluation results, as JSON values. None keeps `model.metadata`.
         half: store the weights as float16. Loaded weights are always float32.
         inference: the inference settings of the saved model. None keeps `model.inference`.
 
@@ -152,7 +152,7 @@ class SavedModel:
         inference: the inference settings.
         classes: the names and colors of the classes.
         image_format: the channels of the images and the range of their values in files.
-        metadata: the origin and the measurements of the model.
+        metadata: how the model was made and its evaluation results.
         weights: the path of the file of weights.
         sha256: the SHA-256 of the file of weights.
     """

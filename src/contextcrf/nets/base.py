@@ -8,8 +8,8 @@ class Backbone(nn.Module):
 
     It is a part of the trunk (the paper's "Network Part-1").
 
-    The body of a backbone is the network with pretrained weights. A backbone with a block 6 computes the feature map as
-    `block6(maps(images))`.
+    The body of a backbone is the part for which pretrained weights may exist. A backbone with a block 6 computes the
+    feature map as `block6(maps(images))`.
 
     Attributes:
         out_channels: the number of channels of the feature map.

@@ -17,8 +17,8 @@ Upsampling = Literal["nearest", "bilinear"]
 class MultiScale(nn.Module):
     """A network that applies one backbone to an image at several scales.
 
-    The smaller feature maps are upsampled, and all maps are concatenated. The last three arguments are additions from
-    the authors' CVPR 2016 paper.
+    The smaller feature maps are upsampled, and all maps are concatenated. `block6_per_scale` and `pyramid` are
+    additions from the authors' CVPR 2016 paper.
 
     Args:
         backbone: the backbone, which all scales share.

@@ -66,7 +66,7 @@ class Runner:
         return load_here(self._tuned("full", model, dense=True)) if dense else model
 
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
-        """Return a competitor with the backbone and the training of the study, and at least two images per step.
+        """Return a competitor with the backbone of the study. It is trained with the settings of the study, but with at least two images per step.
 
         DeepLabV3+ pools each image to one vector, and its batch normalization needs two vectors.
         """

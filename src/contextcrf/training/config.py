@@ -68,10 +68,10 @@ class TrainingConfig:
         broken_images: Treatment of files that cannot be read: "stop" ends the training with an error that names them,
             and "skip" uses the next image instead and lists the files at the end.
         held_out: Fraction of the training images, from 0 to 0.25, that `fit` leaves out in the last third of its
-            epochs. `fit-heads` leaves out the images that `fit` left out and tunes the relation weights on them; its
-            own `held_out` has no effect. If `fit-heads` trains the unary, its own `held_out` counts instead: it leaves
-            out this fraction of the training images, chosen anew, and tunes the relation weights on them. 0 leaves out
-            no image.
+            epochs. If `fit-heads` trains only pairwise potentials, it ignores its own `held_out`: it leaves out the
+            images that `fit` left out, and tunes the relation weights on them. If `fit-heads` also trains the unary, it
+            uses its own `held_out`: it leaves out this fraction of the training images, chosen anew, and tunes the
+            relation weights on them. 0 leaves out no image.
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
         part_lr: Factors of the learning rate by part: "new" (new layers and the unary), "pretrained", "pairwise",

@@ -90,7 +90,7 @@ def average_weights(models: list[str], out: Path) -> None:
         out: Folder for the averaged model, which has the inference settings of the first model.
 
     Example:
-        contextcrf average-weights runs/second runs/first --out runs/mean
+        contextcrf average-weights runs/first runs/second --out runs/mean
     """
     from contextcrf.modeling.merging import average_weights as run
     from contextcrf.modeling.model import load

@@ -68,8 +68,8 @@ class Runner:
     def baseline(self, network: str, dense: bool = False) -> ContextCRF:
         """Return a competitor with the backbone of the study.
 
-        It is trained with the settings of the study, but with at least two images per step, because DeepLabV3+ pools each
-        image to one vector, and its batch normalization needs two vectors.
+        It is trained with the settings of the study, but with at least two images per step, because DeepLabV3+ pools
+        each image to one vector, and its batch normalization needs two vectors.
         """
         training = replace(self.study.training, batch_size=max(2, self.study.training.batch_size))
         model = self._fit(network, baseline_config(self.study.model, network), [UNARY], training)

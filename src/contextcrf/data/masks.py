@@ -132,8 +132,8 @@ class MaskFormat:
         Raises:
             DataError: If the file cannot be decoded, or if it is not a mask of the format's `kind`. For index masks,
                 also if a value belongs to no class. For color masks, also if more than 10% of the pixels
-                (`STRAY_SHARE`) have no class color, or if the areas of any single color that is not a class color cover
-                more than 1% of all pixels (`UNKNOWN_COLOR_SHARE`; 5% in a JPEG file).
+                (`STRAY_SHARE`) have no class color, or if the connected areas of a single color that is not a class
+                color together cover more than 1% of all pixels (`UNKNOWN_COLOR_SHARE`; 5% in a JPEG file).
         """
         positions, _ = self.positions(decode_mask(path))
         return torch.from_numpy(positions)

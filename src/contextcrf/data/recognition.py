@@ -32,7 +32,7 @@ _NOISE, _MERGED_SHARE = 8, 0.01
 
 @dataclass(frozen=True)
 class Recognized:
-    """The classes and the format of a set of masks, with the reasons in words.
+    """The classes and the format of a set of masks, with the findings that led to them.
 
     Attributes:
         file: the classes and the format of the masks.
@@ -119,7 +119,7 @@ def recognize_masks(masks: Sequence[Path], ignore_index: int | None = None) -> R
         ignore_index: the value of unlabeled pixels in index masks. If None, it is determined from the masks.
 
     Returns:
-        The classes, the format and the reasons.
+        The classes, the format and the findings.
 
     Raises:
         DataError: If a mask cannot be read, if the palettes of the masks do not agree, or if there are fewer than two

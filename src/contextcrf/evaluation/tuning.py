@@ -193,8 +193,8 @@ def tune_dense(
 
     Returns:
         All trials. The first trial has the initial settings. One trial has no dense CRF, that is, compatibilities of 0.
-        It is the first trial if the initial settings have no dense CRF. It is the best trial if none of the tried dense
-        CRFs raises the mean IoU.
+        It is the first trial if `dense` is empty in the initial settings. It is the best trial if none of the tried
+        dense CRFs raises the mean IoU.
 
     Example:
         >>> from contextcrf import ModelConfig

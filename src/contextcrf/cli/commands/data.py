@@ -12,8 +12,9 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
     DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. The mask of a.jpg is a.png,
     or its name has an additional ending that is the same for all masks, such as a_mask.png. A mask has one class index
     or one class color per pixel. The command prints how it reads the masks. It writes classes.yaml, splits/train.txt
-    and splits/val.txt, unless they exist. A classes.yaml of an earlier call that is unchanged is written anew. You can
-    then name the classes in classes.yaml. Look at contact-sheet.png, which shows some images with their labels.
+    and splits/val.txt, unless they exist. Only a classes.yaml that an earlier call wrote and that has not been changed
+    since is replaced. After the command, you can name the classes in classes.yaml. Look at contact-sheet.png, which
+    shows some images with their labels.
 
     Args:
         data: Folder with the images and the masks.
@@ -92,7 +93,8 @@ def import_dataset(
         crowd: For coco, whether crowd regions get the ignore_index ("ignore") or their class ("class"). If null,
             "ignore" is used.
         label_map: For voc and camvid32, the file with the classes and their colors.
-        ids: For cityscapes, the masks to read. If null, those of labelIds are read.
+        ids: For cityscapes, the masks to read: "labelIds" for the files `*_labelIds`, or "trainIds" for the files
+            `*_labelTrainIds`. If null, "labelIds" is used.
         image_column: For huggingface, the column of the images.
         label_column: For huggingface, the column of the masks.
         ignore_index: For voc and huggingface, the value in the masks that marks pixels to ignore. If null, it is 255.

@@ -305,6 +305,8 @@ def test_a_palette_with_the_classes_in_another_order_is_refused(tmp_path, capsys
         (np.eye(4, dtype=np.uint8)[np.arange(96).reshape(8, 12) % 4].transpose(2, 0, 1), r"map\.astype\(np\.float32\)"),
         ((np.arange(96).reshape(8, 12) % 4).astype(np.float32), "Save labels as a .png file"),
         (np.full((2, 8, 12), np.nan, np.float32), "The map contains NaN"),
+        (np.full((2, 8, 12), 50.5, np.float32), r"probabilities in 0\.\.100, divide them by 100"),
+        (np.full((8, 12), 254.5, np.float32), r"probabilities in 0\.\.255, divide them by 255"),
     ],
 )
 def test_the_way_out_for_maps_that_are_no_probabilities(tmp_path, array, message):

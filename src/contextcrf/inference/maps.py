@@ -242,7 +242,7 @@ def _check_probabilities(found: Arranged, quantized: bool) -> None:
     if np.isnan(values).any():
         raise ValueError("The map contains NaN. Check the network that computed it.")
     if not bool(((values >= 0) & (values <= top * 1.001)).all()):
-        limit = next((limit for limit in (100, 255) if 0 <= values.min() and 1 < values.max() <= limit * 1.001), None)
+        limit = next((limit for limit in (100, 255) if values.min() >= 0 and 1 < values.max() <= limit * 1.001), None)
         way_out = f"If they are probabilities in 0..{limit}, divide them by {limit}. " if limit else ""
         raise ValueError(
             f"The values range from {values.min():.4g} to {values.max():.4g}, but probabilities in 0..1 are expected. "

@@ -61,7 +61,7 @@ def read_header(path: Path) -> Header:
                 f"The array has values of type {array.dtype}, but integers or real numbers are expected. For values of "
                 "0 and 1, save 255 times the values as uint8"
             )
-        return Header(_channels_last(array, path).shape[2], array.dtype, by_pillow=False)
+        return Header(_channels_last(array).shape[2], array.dtype, by_pillow=False)
     try:
         with open_image(path) as image:
             alpha = "A" in image.getbands() or "a" in image.getbands()
@@ -92,7 +92,7 @@ def read_bands(path: Path, channels: int) -> npt.NDArray[Any]:
         ValueError: As for `read_header`, or if the file has another number of channels.
     """
     if path.suffix.lower() == ".npy":
-        return _channels_last(np.load(path, allow_pickle=False), path)
+        return _channels_last(np.load(path, allow_pickle=False))
     header = read_header(path)
     if not header.complete:
         return _without_alpha(_read_deep(path), header.alpha, channels)
@@ -162,7 +162,7 @@ def _dtype(image: Image.Image) -> np.dtype[Any]:
     return np.dtype(np.float32) if image.mode == "F" else np.dtype(np.uint8)
 
 
-def _channels_last(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an array of a file as [H, W, C]."""
     if array.ndim == 2:
         return array[..., None]

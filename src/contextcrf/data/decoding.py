@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from contextcrf.utils.errors import DataError
+
 # The errors that Pillow raises for files that are not images, truncated or damaged. The type depends on the format.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 # NumPy also raises BadZipFile for damaged array files.
@@ -22,6 +24,19 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def naming_image(path: Path) -> Iterator[None]:
+    """Add the path of an image file to the `ARRAY_ERRORS` of the block.
+
+    Raises:
+        DataError: If the block raises one of them. The message begins with the path.
+    """
+    try:
+        yield
+    except ARRAY_ERRORS as error:
+        raise DataError(f"{path} cannot be read as an image: {describe_error(error)}.") from error
 
 
 @contextmanager

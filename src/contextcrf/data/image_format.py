@@ -94,6 +94,26 @@ class ImageFormat:
             ValueError: If the number of channels is different, if a value is not a finite number, or if the range of
                 the values is not known.
         """
+        values = self.check(values)
+        ranges = self.ranges or _known_range(values.dtype)
+        if ranges is None:
+            return values
+        low, high = np.array(ranges, dtype=np.float64).T
+        scaled = 255 * (values.astype(np.float64) - low) / (high - low)
+        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+    def check(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Check the values of an image and repeat a gray image for the three channels of RGB.
+
+        Args:
+            values: as for `scale`.
+
+        Returns:
+            The values as stored, [H, W, C].
+
+        Raises:
+            ValueError: If the number of channels is different, or if a value is not a finite number.
+        """
         if values.shape[2] == 1 and self.channels == 3:
             values = np.repeat(values, 3, axis=2)
         if values.shape[2] != self.channels:
@@ -106,12 +126,7 @@ class ImageFormat:
                 f"The image has {int((~np.isfinite(values)).sum())} values that are not finite numbers. Replace them, "
                 "for example by 0."
             )
-        ranges = self.ranges or _known_range(values.dtype)
-        if ranges is None:
-            return values
-        low, high = np.array(ranges, dtype=np.float64).T
-        scaled = 255 * (values.astype(np.float64) - low) / (high - low)
-        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values that differ from the default, as JSON values."""

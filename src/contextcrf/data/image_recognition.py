@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from contextcrf.data.bands import Header, read_bands, read_header
+from contextcrf.data.decoding import naming_image
 from contextcrf.data.image_format import IMAGES_FILE, RGB, ImageFormat
-from contextcrf.data.images import ARRAY_ERRORS, describe_error, read_image
+from contextcrf.data.images import read_image
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.progress import track
 
@@ -90,10 +91,8 @@ def recognize_images(images: Sequence[Path]) -> tuple[ImageFormat, list[str]]:
 
 
 def _header(path: Path) -> Header:
-    try:
+    with naming_image(path):
         return read_header(path)
-    except ARRAY_ERRORS as error:
-        raise DataError(f"{path} cannot be read as an image: {describe_error(error)}.") from error
 
 
 def _channels(headers: dict[Path, Header]) -> int:
@@ -142,16 +141,7 @@ def _has_known_range(path: Path, header: Header) -> bool:
 
 def _sample(path: Path, channels: int) -> tuple[npt.NDArray[Any], tuple[float, float]]:
     """Return some pixels of an image, [N, C], and its smallest and largest value."""
-    try:
-        values = read_bands(path, channels)
-    except ARRAY_ERRORS as error:
-        raise DataError(f"{path} cannot be read as an image: {describe_error(error)}.") from error
-    if values.shape[2] == 1 and channels == 3:
-        values = np.repeat(values, 3, axis=2)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(
-            f"{path} has {int((~np.isfinite(values)).sum())} values that are not finite numbers. Replace them, for "
-            "example by 0."
-        )
+    with naming_image(path):
+        values = ImageFormat(channels).check(read_bands(path, channels))
     pixels = values.reshape(-1, values.shape[2])
     return pixels[:: max(1, len(pixels) // _SAMPLE)], (float(values.min()), float(values.max()))

@@ -16,10 +16,9 @@ from contextcrf.data.conversion import has_packed_depth, scale_16_bits, scale_fr
 from contextcrf.data.decoding import ARRAY_ERRORS as ARRAY_ERRORS
 from contextcrf.data.decoding import DECODING_ERRORS as DECODING_ERRORS
 from contextcrf.data.decoding import describe_error as describe_error
-from contextcrf.data.decoding import open_image
+from contextcrf.data.decoding import naming_image, open_image
 from contextcrf.data.image_format import IMAGES_FILE, RGB, ImageFormat
 from contextcrf.data.masks import read_mask as read_mask
-from contextcrf.utils.errors import DataError
 
 ImageLike = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Tensor
 
@@ -117,29 +116,26 @@ def read_image(path: Path, image_format: ImageFormat = RGB) -> Tensor:
         >>> read_image(Path("image.png")).shape
         torch.Size([3, 4, 6])
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if not image_format.is_rgb:
-                return _channels_first(image_format.scale(read_bands(path, image_format.channels)))
-            if may_have_bands(path):
-                header = read_header(path)
-                if header.bands not in (1, 3):
-                    pages = f"{header.pages} pages with together " if header.pages > 1 else ""
-                    raise ValueError(
-                        f"The file has {pages}{header.bands} channels, but an RGB or gray image is expected. If they "
-                        f"are the channels of one image, put the file {IMAGES_FILE} with the line "
-                        f"`channels: {header.bands}` into the folder of the data set, and train a model with it. "
-                        "Otherwise, save each image in its own file"
-                    )
-                if not header.by_pillow:
-                    values = read_bands(path, 3)
-                    values = scale_fractions(values) if values.dtype.kind == "f" else values
-                    return as_pixels(values[..., 0] if values.shape[2] == 1 else values)
-            with open_image(path) as file:
-                return pixels_of(file)
-    except ARRAY_ERRORS as error:
-        raise DataError(f"{path} cannot be read as an image: {describe_error(error)}.") from error
+    with naming_image(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if not image_format.is_rgb:
+            return _channels_first(image_format.scale(read_bands(path, image_format.channels)))
+        if may_have_bands(path):
+            header = read_header(path)
+            if header.bands not in (1, 3):
+                pages = f"{header.pages} pages with together " if header.pages > 1 else ""
+                raise ValueError(
+                    f"The file has {pages}{header.bands} channels, but an RGB or gray image is expected. If they "
+                    f"are the channels of one image, put the file {IMAGES_FILE} with the line "
+                    f"`channels: {header.bands}` into the folder of the data set, and train a model with it. "
+                    "Otherwise, save each image in its own file"
+                )
+            if not header.by_pillow:
+                values = read_bands(path, 3)
+                values = scale_fractions(values) if values.dtype.kind == "f" else values
+                return as_pixels(values[..., 0] if values.shape[2] == 1 else values)
+        with open_image(path) as file:
+            return pixels_of(file)
 
 
 def pixels_of(file: Image.Image) -> Tensor:

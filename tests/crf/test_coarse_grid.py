@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import exact
 from contextcrf.crf import CoarseGrid, PairwisePotential, RangeBox, elbo, energy, mean_field, mean_field_nll
 from contextcrf.crf import pseudo_likelihood_nll as pseudo_nll
-from contextcrf.crf.coarse_grid import enlarge, shrink
+from contextcrf.crf.coarse_grid import enlarge, interpolate, shrink
 
 K = 2
 
@@ -121,3 +122,26 @@ def test_shrink_is_the_sum_over_a_cell_divided_by_its_full_size():
 def test_enlarge_gives_every_node_the_value_of_its_cell():
     coarse = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]])
     assert enlarge(coarse, 2, (3, 5)).tolist() == [[[[1, 1, 2, 2, 3], [1, 1, 2, 2, 3], [4, 4, 5, 5, 6]]]]
+
+
+@pytest.mark.parametrize(("height", "width", "factor"), [(8, 12, 4), (7, 9, 2), (3, 5, 3)])
+def test_bilinear_messages_are_those_of_the_cells_interpolated_between_their_centers(height, width, factor):
+    unary, [(grid, coarse)], _ = problem(height, width, factor)
+    smooth = CoarseGrid(grid.pairwise, factor, "bilinear")
+    marginals = unary.softmax(1)
+    cells = grid.pairwise.messages(coarse, shrink(marginals, factor))
+    whole = F.interpolate(cells, scale_factor=factor, mode="bilinear")[..., :height, :width]
+    expected = (unary + whole).softmax(1)
+    torch.testing.assert_close(mean_field(unary, [(smooth, coarse)], 1), expected)
+    assert not torch.allclose(expected, mean_field(unary, [(grid, coarse)], 1), atol=1e-3)
+    # A constant map has nothing to interpolate, and with one node per cell both are the same.
+    constant = torch.full((1, K, *coarse.shape[2:]), 3.0)
+    assert torch.equal(interpolate(constant, factor, (height, width)), enlarge(constant, factor, (height, width)))
+    same = [(CoarseGrid(grid.pairwise, 1, "bilinear"), coarse)]
+    logits = torch.randn(1, K, *coarse.shape[2:], dtype=torch.float64)
+    assert torch.equal(mean_field(logits, same), mean_field(logits, [(grid.pairwise, coarse)]))
+
+
+def test_an_unknown_interpolation_is_refused():
+    with pytest.raises(ValueError, match="upsampling is 'cubic', but must be 'nearest' or 'bilinear'"):
+        CoarseGrid(potential(), 2, "cubic")

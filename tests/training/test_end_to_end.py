@@ -37,6 +37,9 @@ def test_a_factor_for_each_class_multiplies_the_messages_to_this_class():
     torch.testing.assert_close(found, (logits + factors.view(1, 3, 1, 1) * messages).softmax(1))
     equal = mean_field(logits, [(above, features)], 2, [torch.full((3,), 0.7)])
     torch.testing.assert_close(equal, mean_field(logits, [(above, features)], 2, [0.7]))
+    nodes = torch.rand(1, 1, 6, 9)
+    found = mean_field(logits, [(above, features)], 1, [nodes])
+    torch.testing.assert_close(found, (logits + nodes * messages).softmax(1))
 
 
 def test_new_numbers_change_nothing_and_trained_ones_are_added_to_the_weight(learned, tiny_model, scenes):
@@ -86,6 +89,74 @@ def test_the_objective_is_the_cross_entropy_of_the_marginals_at_the_pixels(learn
     for name in learned.pairwise:
         assert learned.weight_offsets[name].grad.abs().sum() > 0
         assert all(p.grad.abs().sum() > 0 for p in learned.pairwise_potential(name).last.parameters())
+
+
+@pytest.fixture
+def gated(tiny_model):
+    """A model whose messages have a learned factor at each node, of a graph that is coarser than the unary."""
+    return with_config(tiny_model, replace(tiny_model.config, learned_gate=True, graph_stride=16))
+
+
+def test_a_new_gate_changes_nothing_and_a_trained_one_multiplies_the_messages(gated, scenes):
+    images, _ = training_batch(scenes)
+    plain = with_config(gated, replace(gated.config, learned_gate=False))
+    assert plain.gate is None
+    with torch.no_grad():
+        features = gated.features(images[:1])
+        before = Predictor(plain).mean_field(features, UNARY_PAIRWISE)
+        torch.testing.assert_close(Predictor(gated).mean_field(features, UNARY_PAIRWISE), before)
+        gated.gate.bias[:] = torch.tensor([-100.0, 100.0])
+        twice = replace(gated.inference, relation_weights={"surrounding": 0.0, "above": 1.0})
+        expected = Predictor(plain, twice).mean_field(features, UNARY_PAIRWISE)
+        torch.testing.assert_close(Predictor(gated).mean_field(features, UNARY_PAIRWISE), expected)
+        gated.gate.bias.zero_()
+        gated.gate.weight.normal_()
+        above = gated.gates(features["unary"])["above"]
+        assert above.shape == (1, 1, *features["unary"].shape[2:])
+        assert 0 <= above.min() < above.max() <= 2
+
+
+def test_a_gate_is_saved_and_explained_at_the_node_of_the_pixel(gated, scenes, tmp_path):
+    with torch.no_grad():
+        gated.gate.weight.normal_()
+    save(gated, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    image, _ = open_dataset(scenes, "val")[0]
+    pixels, pixel = torch.as_tensor(image), (21, 43)
+    plain = with_config(loaded, replace(loaded.config, learned_gate=False))
+    # With no iteration, the marginals do not depend on the gate.
+    still = replace(loaded.inference, iterations=0)
+    found = Predictor(loaded, still).explain(pixels, pixel)["above"].messages
+    without = Predictor(plain, still).explain(pixels, pixel)["above"].messages
+    factor = loaded.gates(loaded.features(pixels[None].float())["unary"])["above"][0, 0, 21 // 8, 43 // 8]
+    torch.testing.assert_close(found, factor.detach() * without)
+    assert without.abs().sum() > 0
+    heads = load(run(heads_job(tmp_path / "model", scenes, tmp_path / "heads")))
+    assert heads.gate is None
+
+
+def test_the_objective_trains_the_gate_at_its_own_rate(gated, scenes):
+    module = ModelModule(gated, replace(END_TO_END, part_lr={"weights": 5.0}), 4)
+    module.losses(training_batch(scenes))["end-to-end"].backward()
+    assert gated.gate.weight.grad.abs().sum() > 0
+    [group] = [group for group in module.parameter_groups() if group["name"] == "weights"]
+    assert {id(p) for p in group["params"]} == {id(p) for p in gated.gate.parameters()}
+    assert group["lr"] == 5 * END_TO_END.lr
+
+
+def test_the_objective_has_class_weights_and_the_lovasz_loss(learned, scenes):
+    images, masks = training_batch(scenes)
+    weights = torch.linspace(0.5, 1.5, learned.num_classes)
+    module = ModelModule(learned, replace(END_TO_END, lovasz=2.0), 4, weights)
+    found = module.losses((images, masks))
+    with torch.no_grad():
+        marginals = upsample(Predictor(learned)(images), masks.shape[-2:])
+        logs = (marginals / marginals.sum(1, keepdim=True)).log()
+        summed = F.nll_loss(logs, masks, weights, ignore_index=255, reduction="sum") / (masks != 255).sum()
+    torch.testing.assert_close(found["end-to-end"].detach(), summed, rtol=1e-4, atol=1e-4)
+    once = ModelModule(learned, replace(END_TO_END, lovasz=1.0), 4, weights).losses((images, masks))["lovasz"]
+    torch.testing.assert_close(found["lovasz"], 2 * once, rtol=0.05, atol=0.01)  # of random pixels
+    assert once > 0
 
 
 def test_weights_start_to_learn_from_0(tiny_model, scenes):
@@ -182,8 +253,14 @@ def test_what_the_third_stage_needs_is_named(tiny_model, train, tmp_path, scenes
 
 def test_one_command_adds_learned_weights_to_a_trained_model(tiny_model, scenes, tmp_path):
     save(tiny_model, tmp_path / "start")
-    model = replace(fit_job(scenes, tmp_path).model, learned_weights=True)
+    added = {"learned_weights": True, "learned_gate": True, "message_upsampling": "bilinear"}
+    model = replace(fit_job(scenes, tmp_path).model, **added)
     job = fit_job(scenes, tmp_path / "out", init=str(tmp_path / "start"), model=model, training=END_TO_END)
     found = load(run(job))
     assert found.config.learned_weights
+    assert found.config.message_upsampling == "bilinear"
     assert any(offsets.abs().sum() > 0 for offsets in found.weight_offsets.values())
+    assert found.gate.weight.abs().sum() > 0
+    # A further training without these settings keeps them.
+    again = fit_job(scenes, tmp_path / "again", init=str(tmp_path / "out"), training=END_TO_END)
+    assert load(run(again)).config == found.config

@@ -26,6 +26,7 @@ try:
     from contextcrf.cli.commands import data, evaluation, inference, sharing, training
     from contextcrf.cli.errors import describe_error
     from contextcrf.cli.help import HelpFormatter, MainParser, description, examples, summary
+    from contextcrf.training.config import ADDED
     from contextcrf.utils.progress import show_progress
 except KeyboardInterrupt as error:
     # The imports take seconds, in which a user may press Ctrl-C.
@@ -241,7 +242,7 @@ def _check_without_command(argument: str) -> None:
 
 def _check_init(init: str | None, given: Arguments) -> None:
     """Raise a ValueError if options of the model are given that the model of --init overrides."""
-    added = ("model.learned_dense", "model.learned_weights")
+    added = [f"model.{name}" for name in ADDED]
     ignored = [name for name in given.given if name.partition(".")[0] == "model" and name not in added]
     if init is not None and ignored:
         path = given.given[ignored[0]].path

@@ -21,16 +21,22 @@ class CoarseGrid:
     marginals of the nodes are summed over each cell and divided by r^2, and the messages of a cell are copied to its
     nodes. With r = 1, the result is the same as with the potential itself.
 
+    With `upsampling="bilinear"`, the messages are interpolated between the centers of the cells instead, so they change
+    smoothly across the border of two cells. The terms of the two nodes of an edge then differ slightly, so the updates
+    are no longer those of one CRF.
+
     Args:
         pairwise: the potential on the coarse grid.
         factor: the number r of nodes along each side of a cell, >= 1.
+        upsampling: the interpolation of the messages, "nearest" or "bilinear".
 
     Attributes:
         pairwise: as given.
         factor: as given.
+        upsampling: as given.
 
     Raises:
-        ValueError: if `factor` is not a whole number >= 1.
+        ValueError: if `factor` is not a whole number >= 1, or `upsampling` has another value.
 
     Example:
         >>> import torch
@@ -41,9 +47,12 @@ class CoarseGrid:
         torch.Size([1, 3, 10, 15])
     """
 
-    def __init__(self, pairwise: Pairwise, factor: int) -> None:
+    def __init__(self, pairwise: Pairwise, factor: int, upsampling: str = "nearest") -> None:
         self.pairwise = pairwise
         self.factor = whole_number("factor", factor, least=1)
+        if upsampling not in ("nearest", "bilinear"):
+            raise ValueError(f"upsampling is {upsampling!r}, but must be 'nearest' or 'bilinear'.")
+        self.upsampling = upsampling
 
     def graph(self, features: Tensor) -> Graph:
         """Return the graph of the wrapped potential on coarse features [B, C, h, w]. Its nodes are the cells."""
@@ -65,7 +74,10 @@ class CoarseGrid:
 
         def fine_messages(marginals: Tensor) -> Tensor:
             self._check_sizes(features, marginals)
-            return enlarge(messages(shrink(marginals, self.factor)), self.factor, marginals.shape[-2:])
+            coarse = messages(shrink(marginals, self.factor))
+            return (interpolate if self.upsampling == "bilinear" else enlarge)(
+                coarse, self.factor, marginals.shape[-2:]
+            )
 
         return fine_messages
 
@@ -121,3 +133,24 @@ def enlarge(coarse: Tensor, factor: int, size: Sequence[int]) -> Tensor:
         [[[[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]]]]
     """
     return coarse.repeat_interleave(factor, 2).repeat_interleave(factor, 3)[..., : size[0], : size[1]]
+
+
+def interpolate(coarse: Tensor, factor: int, size: Sequence[int]) -> Tensor:
+    """Interpolate a map bilinearly between the centers of the cells. Outside these centers, the values are repeated.
+
+    Args:
+        coarse: as for `enlarge`.
+        factor: as for `enlarge`.
+        size: as for `enlarge`.
+
+    Returns:
+        The map on the fine grid, [B, C, H, W].
+
+    Example:
+        >>> import torch
+        >>> from contextcrf.crf.coarse_grid import interpolate
+        >>> interpolate(torch.tensor([[[[0.0, 2.0]]]]), 2, size=(1, 3)).tolist()
+        [[[[0.0, 0.5, 1.5]]]]
+    """
+    fine = F.interpolate(coarse, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    return fine[..., : size[0], : size[1]]

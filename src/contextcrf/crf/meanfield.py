@@ -52,7 +52,7 @@ class Pairwise(Protocol):
 Pair = tuple[Pairwise, Tensor]
 
 
-# A factor for each potential, or for each potential and class.
+# A factor for each potential, or a tensor of factors for its classes [K] or nodes [B, 1 or K, H, W].
 Weights = Sequence[float | Tensor]
 
 
@@ -75,9 +75,9 @@ def mean_field(
         pairwise: pairs of a potential and its features [B, C, H, W]. If the features have a coarser grid than the
             logits, wrap the potential in a `CoarseGrid`.
         iterations: the number of updates, >= 0. The paper uses 2.
-        weights: the factor of the messages of each potential, a number or one number for each class, [K]. Unlike a
-            relation weight, it is used as given and not divided by the mean number of neighbors. With None, all factors
-            are 1.0, which is the plain sum.
+        weights: the factor of the messages of each potential: a number, one number for each class, [K], or one number
+            for each node, [B, 1, H, W] or [B, K, H, W]. Unlike a relation weight, it is used as given and not divided
+            by the mean number of neighbors. With None, all factors are 1.0, which is the plain sum.
         damping: the fraction of the old marginals that is kept in every update, in [0, 1).
         start: the initial marginals, [B, K, H, W]. None starts from softmax(unary_logits).
         trace: a list to which the ELBO [B] of the initial marginals and of every update is appended. This costs one
@@ -254,7 +254,10 @@ def _message_sum(pairwise: Sequence[Pair], weights: Weights | None) -> Callable[
             f"weights must have one factor for each pairwise potential, but has {len(factors)} for {len(pairwise)}."
         )
     terms = [
-        (factor, potential.prepare(features))
+        (
+            factor.view(1, -1, 1, 1) if isinstance(factor, Tensor) and factor.ndim == 1 else factor,
+            potential.prepare(features),
+        )
         for (potential, features), factor in zip(pairwise, factors, strict=True)
         if isinstance(factor, Tensor) or factor != 0
     ]
@@ -262,8 +265,7 @@ def _message_sum(pairwise: Sequence[Pair], weights: Weights | None) -> Callable[
     def message_sum(marginals: Tensor) -> Tensor:
         total = torch.zeros_like(marginals)
         for factor, messages in terms:
-            per_class = factor.view(1, -1, 1, 1) if isinstance(factor, Tensor) else factor
-            total = total + per_class * messages(marginals)
+            total = total + factor * messages(marginals)
         return total
 
     return message_sum

@@ -155,7 +155,8 @@ class Predictor:
             return mean_field(torch.zeros_like(start), pairs, iterations, start=start)
         relations = [name for name in relations if self.takes_part(name)]
         pairs = [model.pair(name, features[name], tabulate) for name in relations]
-        weights = [self.message_weight(name, features[name]) for name in relations]
+        gates = model.gates(features[UNARY])
+        weights = [_gated(self.message_weight(name, features[name]), gates.get(name)) for name in relations]
         return mean_field(model.unary(features[UNARY]), pairs, iterations, weights)
 
     def message_weight(self, relation: str, features: Tensor) -> float | Tensor:
@@ -314,8 +315,9 @@ class Predictor:
             pixel: the row and the column of a pixel. The messages of the node that contains this pixel are computed.
 
         Returns:
-            An explanation for each relation. Its messages are multiplied by `message_weight`, so they are the values
-            that mean field adds to the unary logits. Its neighbors are positions on the graph, which has the size
+            An explanation for each relation. Its messages are multiplied by `message_weight` and by the gate of the
+            node, if the model has one. They are the values that mean field adds to the unary logits if
+            `ModelConfig.message_upsampling` is "nearest". Its neighbors are positions on the graph, which has the size
             `Explanation.size`.
 
         Raises:
@@ -356,13 +358,16 @@ class Predictor:
         _check_pixel(pixel, size)
         (row, column), (height, width), factor = pixel, size, self.model.config.coarse_factor
         rows, columns = marginals.shape[-2:]
-        node = (row * rows // height // factor, column * columns // width // factor)
+        place = (row * rows // height, column * columns // width)
+        node = (place[0] // factor, place[1] // factor)
         coarse = shrink(marginals, factor)
+        with self._autocast():
+            gates = {name: gate[0, 0, *place] for name, gate in self.model.gates(features[UNARY]).items()}
         result = {}
         for name in self.model.pairwise:
             with self._autocast():
                 found = explain(self.model.pairwise_potential(name), features[name], coarse, node)
-            weight = self.message_weight(name, features[name])
+            weight = _gated(self.message_weight(name, features[name]), gates.get(name))
             result[name] = replace(found, messages=weight * found.messages.float())
         return result
 
@@ -385,6 +390,15 @@ class Predictor:
         if self.model.device.type != "cpu":
             torch.accelerator.synchronize(self.model.device)
         return time.perf_counter()
+
+
+def _gated(weight: float | Tensor, gate: Tensor | None) -> float | Tensor:
+    """Return the factor of the messages at each node: the weight, [K] or a number, times the gate [B, 1, h, w]."""
+    if gate is None:
+        return weight
+    if isinstance(weight, Tensor) and gate.ndim == 4:
+        weight = weight.view(1, -1, 1, 1)
+    return weight * gate
 
 
 def _check_pixel(pixel: tuple[int, int], size: tuple[int, int]) -> None:

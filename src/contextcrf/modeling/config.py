@@ -63,6 +63,11 @@ class ModelConfig:
             Random Fields as Recurrent Neural Networks", ICCV 2015).
         learned_weights: Add a learned number for each relation and class to the relation weights. The numbers start at
             0. The objective "end-to-end" trains them.
+        learned_gate: Multiply the messages of each relation at each node of the unary by a learned factor from 0 to 2.
+            A 1 x 1 convolution and a sigmoid compute it from the features of the node. It starts at 1. The objective
+            "end-to-end" trains it.
+        message_upsampling: Interpolation that enlarges the messages of a graph that is coarser than the unary,
+            "nearest" or "bilinear".
 
     Raises:
         ValueError: If a value is outside its range, or if two values contradict each other.
@@ -88,6 +93,8 @@ class ModelConfig:
     shared_trunk: bool = True
     learned_dense: bool = False
     learned_weights: bool = False
+    learned_gate: bool = False
+    message_upsampling: Upsampling = "nearest"
 
     def __post_init__(self) -> None:
         self.scales, self.pyramid = tuple(self.scales), tuple(self.pyramid)
@@ -105,11 +112,12 @@ class ModelConfig:
         for name, least in {"channels": int(self.network != "context"), "hidden": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"The setting {name} is {getattr(self, name)}, but {least} or more is expected.")
-        if self.upsampling not in get_args(Upsampling):
-            raise ValueError(
-                f"The setting upsampling is {self.upsampling!r}, but one of {', '.join(get_args(Upsampling))} is "
-                "expected."
-            )
+        for name in ("upsampling", "message_upsampling"):
+            if getattr(self, name) not in get_args(Upsampling):
+                raise ValueError(
+                    f"The setting {name} is {getattr(self, name)!r}, but one of {', '.join(get_args(Upsampling))} is "
+                    "expected."
+                )
         if self.graph_stride is not None and (self.graph_stride < self.stride or self.graph_stride % self.stride):
             raise ValueError(
                 f"The setting graph_stride={self.graph_stride} is not valid, because it must be a multiple of "

@@ -17,7 +17,7 @@ _STRIDES = ("output_stride", "graph_stride")
 
 
 # The entries of the state dict with the learned parts of the CRF.
-_LEARNED = ("dense.", "weight_offsets.")
+_LEARNED = ("dense.", "weight_offsets.", "gate.")
 
 
 def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> ContextCRF:
@@ -56,11 +56,12 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
                 f"training.potentials [{name}]."
             )
         relations[name] = part.config.relations[name]
-    config = replace(unary.config, relations=relations, shared_trunk=False, learned_weights=False)
+    own: dict[str, Any] = {"shared_trunk": False, "learned_weights": False, "learned_gate": False}
+    config = replace(unary.config, relations=relations, **own)
     for name, part in pairwise.items():
-        # The relations, the sharing of the trunk and the dense CRF may differ. All other settings must be equal.
-        alike = replace(part.config, relations=relations, shared_trunk=False, learned_weights=False)
-        alike = replace(alike, learned_dense=config.learned_dense)
+        # The relations, the sharing of the trunk and the learned parts of the CRF may differ. All other settings
+        # must be equal.
+        alike = replace(part.config, relations=relations, learned_dense=config.learned_dense, **own)
         what = f"The model for the relation {name!r}"
         _check_same(what, part.classes, alike, "the model for the unary", unary.classes, config)
     system = replace(unary.predictor().system(None), unary=True, relations=None)
@@ -117,8 +118,8 @@ def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConf
 
     Args:
         model: the model that provides the weights, the classes and the metadata.
-        config: the new configuration. It may add a learned dense CRF. Other changes must not change the shape of a
-            weight.
+        config: the new configuration. It may add or leave out learned parts of the CRF. Other changes must not change
+            the shape of a weight.
         inference: the new inference settings. None keeps the settings of the model.
 
     Returns:

@@ -46,6 +46,7 @@ class ContextNetwork(nn.Module):
         metadata: how the model was made and its evaluation results, as JSON values.
         dense: the learned dense CRF, or None.
         weight_offsets: the learned numbers [K] that are added to the weight of each relation, or None.
+        gate: the convolution that computes the factors of the messages at each node, or None (see `gates`).
 
     Raises:
         ValueError: If the inference settings name a relation that the model does not have.
@@ -106,6 +107,11 @@ class ContextNetwork(nn.Module):
         if config.learned_weights:
             offsets = {name: nn.Parameter(torch.zeros(num_classes)) for name in config.relations}
             self.weight_offsets = nn.ParameterDict(offsets)
+        self.gate = None
+        if config.learned_gate and config.relations:
+            self.gate = nn.Conv2d(width, len(config.relations), 1)
+            for parameter in self.gate.parameters():
+                nn.init.zeros_(parameter)
         for name in ("mean", "std"):
             # The weights of the first layer repeat red, green and blue for further channels. So do the statistics.
             own = islice(cycle(getattr(first.backbone, name)), image_format.channels)
@@ -191,6 +197,20 @@ class ContextNetwork(nn.Module):
         factor = self.config.coarse_factor
         return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
 
+    def gates(self, features: Tensor) -> dict[str, Tensor]:
+        """Compute the factor of the messages of each relation at each node (`ModelConfig.learned_gate`).
+
+        Args:
+            features: the feature map of the unary, [B, C, h, w].
+
+        Returns:
+            The factors by relation, [B, 1, h, w] each, from 0 to 2. Without a gate, the dictionary is empty.
+        """
+        if self.gate is None:
+            return {}
+        factors = 2 * self.gate(features).float().sigmoid()
+        return dict(zip(self.pairwise, factors.split(1, dim=1), strict=True))
+
     def pair(self, name: str, features: Tensor, tabulate: bool = False) -> Pair:
         """Return a relation and its features in the form that `mean_field` takes, for marginals on the unary's grid.
 
@@ -201,7 +221,7 @@ class ContextNetwork(nn.Module):
                 belong to a single image.
         """
         potential = PairTable(self.pairwise_potential(name), features) if tabulate else self.pairwise_potential(name)
-        return CoarseGrid(potential, self.config.coarse_factor), features
+        return CoarseGrid(potential, self.config.coarse_factor, self.config.message_upsampling), features
 
 
 def _backbone(config: ModelConfig, pretrained: bool | Path, in_chans: int) -> Backbone:

@@ -13,6 +13,8 @@ from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.utils.runtime import Precision, default_batch_size, default_workers
 
 LossAt = Literal["graph", "pixels"]
+# The settings of the model that a job can add to the model of `FitJob.init`.
+ADDED = ("learned_dense", "learned_weights", "learned_gate", "message_upsampling")
 # The objectives whose gradients pass through mean field and the dense CRF of the whole system.
 THROUGH_CRF = ("crf-rnn", "end-to-end")
 # The parts of a model that may have learning rates of their own.
@@ -25,8 +27,8 @@ class TrainingConfig:
     """The config of a training run.
 
     The objectives "pseudo-likelihood", "mean-field" and "unrolled" couple the potentials. They use all edges and the
-    plain sum of the messages. All objectives other than "piecewise" need `max_edges` null, `class_balance` 0, `loss_at`
-    "graph" and `lovasz` 0.
+    plain sum of the messages. All objectives other than "piecewise" need `max_edges` null and `loss_at` "graph". All
+    objectives other than "piecewise" and "end-to-end" need `class_balance` 0 and `lovasz` 0.
 
     Args:
         potentials: Names of the potentials that are trained, "unary" and names of relations; null trains all potentials
@@ -44,13 +46,14 @@ class TrainingConfig:
             layers.
         weight_decay: Weight decay of the optimizer; the paper uses 0.0005.
         max_edges: Number of random edges per step for each pairwise potential; null uses all edges.
-        class_balance: Exponent b of the class weights frequency^-b in the unary loss; 0 weights all classes equally, as
-            in the paper.
+        class_balance: Exponent b of the class weights frequency^-b in the unary loss, and in the loss of the objective
+            "end-to-end"; 0 weights all classes equally, as in the paper.
         loss_at: Resolution of the unary loss: "graph" downsamples the labels to the graph nodes by nearest neighbor, as
             in the paper, and "pixels" upsamples the logits bilinearly to the crop, which keeps objects that are thinner
             than a node.
-        lovasz: Weight of the Lovász-Softmax loss, a surrogate of the mean IoU, that is added to the unary loss (Berman,
-            Triki, Blaschko, CVPR 2018; not in the paper); 0 adds nothing.
+        lovasz: Weight of the Lovász-Softmax loss, a surrogate of the mean IoU, that is added to the unary loss, or to
+            the loss of the objective "end-to-end" (Berman, Triki, Blaschko, CVPR 2018; not in the paper); 0 adds
+            nothing.
         ema: Decay per step of the moving average of the weights that is evaluated and saved; 0 disables the average.
         crop: Height and width of the training crops in pixels.
         scale: Smallest and largest factor of the random scaling.
@@ -75,8 +78,8 @@ class TrainingConfig:
         seed: Seed of the weights, the data order and the augmentation.
         val_every: Number of epochs between validations.
         part_lr: Factors of the learning rate by part: "new" (new layers and the unary), "pretrained", "pairwise",
-            "weights" (the learned numbers of the relation weights) and "dense". The default is 1, and 0.1 for
-            "pretrained". Without an entry "pairwise", the pairwise potentials belong to "new".
+            "weights" (the learned numbers of the relation weights, and the gate) and "dense". The default is 1, and 0.1
+            for "pretrained". Without an entry "pairwise", the pairwise potentials belong to "new".
         patience: Number of validations without a higher mean IoU after which the training ends. The weights with the
             highest mean IoU on the validation split are kept, which can be the weights from before the training; null
             trains to the end and keeps the last weights.
@@ -147,15 +150,15 @@ class TrainingConfig:
             raise ValueError(f"crop is {list(self.crop)}, but must be a height and a width of 1 or more pixels.")
         if self.objective == "piecewise":
             return
-        if self.max_edges is not None or self.class_balance:
+        if self.max_edges is not None or self.loss_at != "graph":
             raise ValueError(
-                f"max_edges is {self.max_edges} and class_balance is {self.class_balance}, but the objective "
-                f"{self.objective!r} uses all edges and no class weights. Set max_edges to null and class_balance to 0."
+                f"max_edges is {self.max_edges} and loss_at is {self.loss_at!r}, but the objective {self.objective!r} "
+                "uses all edges and has no separate unary loss. Set max_edges to null and loss_at to graph."
             )
-        if self.loss_at != "graph" or self.lovasz:
+        if self.objective != "end-to-end" and (self.class_balance or self.lovasz):
             raise ValueError(
-                f"loss_at is {self.loss_at!r} and lovasz is {self.lovasz}, but the objective {self.objective!r} has no "
-                "unary loss. Set loss_at to graph and lovasz to 0."
+                f"class_balance is {self.class_balance} and lovasz is {self.lovasz}, but the objective "
+                f"{self.objective!r} has no class weights and no Lovász-Softmax loss. Set both to 0."
             )
 
 
@@ -175,9 +178,10 @@ class FitJob:
             torchvision or timm.
         init: Trained model (a folder, or the name of a bundled model) from whose weights the training starts; null
             starts from `pretrained`. The configs of the trained model replace `model` and `inference` of this job, but
-            the job can add two parts that the trained model lacks. `model.learned_weights` adds learned numbers to the
-            relation weights. `model.learned_dense` adds a learned dense CRF, which starts at the parameters in
-            `inference.dense` of this job.
+            the job can add parts that the trained model lacks. `model.learned_weights` adds learned numbers to the
+            relation weights, `model.learned_gate` adds a gate, and `model.message_upsampling` replaces the
+            interpolation of the messages if it is not "nearest". `model.learned_dense` adds a learned dense CRF, which
+            starts at the parameters in `inference.dense` of this job.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
             newest checkpoint in OUT. Null also resumes from the newest checkpoint, but ends with an error if the
             settings differ from those of the checkpoint.

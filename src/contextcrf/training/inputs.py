@@ -6,9 +6,10 @@ import torch
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import known_splits, open_dataset
+from contextcrf.modeling.config import ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF, load
-from contextcrf.training.config import FitHeadsJob, FitJob, Job
+from contextcrf.training.config import ADDED, FitHeadsJob, FitJob, Job
 from contextcrf.training.trainer import augmentation
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.runtime import default_device
@@ -46,20 +47,24 @@ def initial_model(job: FitJob, train: SegmentationDataset) -> ContextCRF:
     if job.init is None:
         return ContextCRF(job.model, train.classes, job.pretrained, job.inference, train.image_format)
     network = load(job.init)
+    inference, default = network.inference, ModelConfig()
     if job.model.learned_dense and network.dense is None:
-        inference = replace(network.inference, dense=job.inference.dense)
-        network = with_config(network, replace(network.config, learned_dense=True), inference)
-    if job.model.learned_weights and network.weight_offsets is None:
-        network = with_config(network, replace(network.config, learned_weights=True))
-    return network
+        inference = replace(inference, dense=job.inference.dense)
+    # A default of the job keeps the setting of the trained model.
+    added = {name: value for name in ADDED if (value := getattr(job.model, name)) != getattr(default, name)}
+    return with_config(network, replace(network.config, **added), inference) if added else network
 
 
 def model_for_heads(job: FitHeadsJob) -> ContextCRF:
     """Load the model of a job, without relation weights that were tuned for other heads or another graph."""
     network = load(job.model)
     tuned = network.metadata.pop(TUNED, None) is not None
-    if job.graph_stride is not None or tuned or network.weight_offsets is not None:
+    if job.graph_stride is not None or tuned or _has_learned_weights(network):
         stride = network.config.graph_stride if job.graph_stride is None else job.graph_stride
-        config = replace(network.config, graph_stride=stride, learned_weights=False)
+        config = replace(network.config, graph_stride=stride, learned_weights=False, learned_gate=False)
         network = with_config(network, config, replace(network.inference, relation_weights={}))
     return network.to(default_device())
+
+
+def _has_learned_weights(network: ContextCRF) -> bool:
+    return network.weight_offsets is not None or network.gate is not None

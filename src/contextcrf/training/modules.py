@@ -143,8 +143,10 @@ class ModelModule(TrainingModule):
         model.requires_grad_(False)
         if config.objective in THROUGH_CRF and model.dense is not None:
             model.dense.requires_grad_(True)
-        if config.objective == "end-to-end" and model.weight_offsets is not None:
-            model.weight_offsets.requires_grad_(True)
+        if config.objective == "end-to-end":
+            for part in (model.weight_offsets, model.gate):
+                if part is not None:
+                    part.requires_grad_(True)
         for name in self.names:
             model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(config.frozen_stages, config.frozen_filters)
@@ -183,8 +185,8 @@ class ModelModule(TrainingModule):
         trunks = [self.model.trunk(name) for name in self.names]
         old = {id(p) for trunk in trunks for p in trunk.pretrained_parameters()}
         dense = [] if self.model.dense is None else [p for p in self.model.dense.parameters() if p.requires_grad]
-        offsets = self.model.weight_offsets
-        weights = [] if offsets is None else [p for p in offsets.parameters() if p.requires_grad]
+        learned = [part for part in (self.model.weight_offsets, self.model.gate) if part is not None]
+        weights = [p for part in learned for p in part.parameters() if p.requires_grad]
         own_rate = "pairwise" in self.config.part_lr
         heads = [p for p in self.model.pairwise.parameters() if p.requires_grad] if own_rate else []
         apart = {id(p) for p in (*dense, *weights, *heads)}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from contextcrf.crf import logits_from_probabilities, mean_field_nll, pseudo_likelihood_nll, unrolled_nll
 from contextcrf.crf.meanfield import Pair
@@ -38,7 +37,8 @@ class Batch:
         images: images [B, C, H, W] with values 0..255; None with cached features.
         unary_logits: the logits [B, K, h, w] of the frozen unary at the graph nodes if only pairwise heads are trained
             on cached features; otherwise None.
-        class_weights: class weights [K] of the unary loss; None weights all classes equally.
+        class_weights: class weights [K] of the unary loss, or of the objective "end-to-end"; None weights all
+            classes equally.
 
     Example:
         >>> from contextcrf import ModelConfig
@@ -190,7 +190,8 @@ def end_to_end(batch: Batch, config: TrainingConfig) -> Losses:
         config: config of the training; its precision is used.
 
     Returns:
-        A dictionary whose entry "end-to-end" is the mean over the labeled pixels; 0 without labeled pixels.
+        A dictionary whose entry "end-to-end" is the mean over the labeled pixels; 0 without labeled pixels. If
+        `config.lovasz` is not 0, "lovasz" is the weighted Lovász-Softmax loss of the marginals.
 
     Raises:
         ValueError: the unary is not trained, or the batch has cached features.
@@ -227,9 +228,10 @@ def _system_loss(batch: Batch, config: TrainingConfig) -> Losses:
     if model.dense is not None and batch.images is not None:
         # The images of a data set are in 0..255, and an almost black one must not end the training.
         logits = model.dense.log_marginals(logits, batch.images, image_range=(0, 255))
-    known = (masks != IGNORE_INDEX).sum().clamp(min=1)
-    loss = F.nll_loss(logits.log_softmax(1), masks, ignore_index=IGNORE_INDEX, reduction="sum") / known
-    return {config.objective: loss}
+    losses: Losses = {config.objective: unary_nll(logits, masks, class_weights=batch.class_weights)}
+    if config.lovasz:
+        losses["lovasz"] = config.lovasz * lovasz_softmax(logits, masks)
+    return losses
 
 
 OBJECTIVES: dict[str, Objective] = {

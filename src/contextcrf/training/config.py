@@ -13,8 +13,9 @@ from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.utils.runtime import Precision, default_batch_size, default_workers
 
 LossAt = Literal["graph", "pixels"]
-# The settings of the model that a job can add to the model of `FitJob.init`.
-ADDED = ("learned_dense", "learned_weights", "learned_gate", "message_upsampling")
+# The settings that add learned parts of the CRF to a model, and all settings that a job can add to `FitJob.init`.
+LEARNED = ("learned_dense", "learned_weights", "learned_gate")
+ADDED = (*LEARNED, "message_upsampling")
 # The objectives whose gradients pass through mean field and the dense CRF of the whole system.
 THROUGH_CRF = ("crf-rnn", "end-to-end")
 # The parts of a model that may have learning rates of their own.
@@ -164,7 +165,10 @@ class TrainingConfig:
 
 @dataclass
 class FitJob:
-    """A job that trains a model end to end; `training.jobs.run` runs it.
+    """A job that trains a model on images; `training.jobs.run` runs it.
+
+    With `heads` or `end_to_end`, the job has several stages. `training` is the config of the first stage. The folders
+    OUT/piecewise and OUT/heads contain the models of the stages before the last one.
 
     Args:
         data: Folder of the data set.
@@ -189,7 +193,14 @@ class FitJob:
         num_nodes: Number of machines, each with as many devices as `devices`; torchrun or SLURM starts the processes.
         budget: Time for the training, such as "10m" or "1h30m"; null trains for all epochs of the config. The duration
             of a step is measured. If the budget is too short for all epochs, the number of epochs is reduced, and the
-            learning rate schedule is shortened accordingly.
+            learning rate schedule is shortened accordingly. Several stages share the time: 50% for the first stage, 20%
+            for `heads` and 30% for `end_to_end`.
+        heads: Config of a second stage, which trains heads on the features of the first stage, as `fit-heads` does;
+            null leaves it out.
+        end_to_end: Config of a last stage, which trains the whole system through mean field and the learned dense CRF.
+            The parts `learned_dense`, `learned_weights` and `learned_gate` of `model` are added for this stage; null
+            leaves it out.
+        copies: Number of augmented copies of each image whose features are kept in memory in the stage `heads`.
 
     Example:
         >>> job = FitJob(Path("camvid"), Path("runs/unary"), training=TrainingConfig(potentials=["unary"]))
@@ -210,6 +221,9 @@ class FitJob:
     devices: int = 1
     num_nodes: int = 1
     budget: str | None = None
+    heads: TrainingConfig | None = None
+    end_to_end: TrainingConfig | None = None
+    copies: int = 2
 
     def __post_init__(self) -> None:
         if self.init is None:

@@ -24,6 +24,7 @@ from contextcrf.training.inputs import (
     open_training_images,
     open_validation_images,
 )
+from contextcrf.training.stages import has_stages, stages_of
 from contextcrf.training.trainer import fit, fit_heads, make_trainer
 from contextcrf.utils.locks import claim
 from contextcrf.utils.provenance import Provenance
@@ -46,7 +47,7 @@ def run(job: Job) -> Path:
         job: the job. With a `checkpoint`, the training resumes from it without a comparison of the settings.
 
     Returns:
-        The folder of the trained model.
+        The folder of the trained model. If the job has several stages, this is the model of the last stage.
 
     Raises:
         OtherSettingsError: the output folder contains a finished or interrupted training run with other settings.
@@ -70,6 +71,12 @@ def run(job: Job) -> Path:
     """
     if isinstance(job, FitJob):
         open_validation_images(job)  # an error comes before any work
+        if has_stages(job):
+            model = job.out / "model"
+            for number, (name, stage) in enumerate((stages := stages_of(job)).items(), 1):
+                logger.info("Stage %d of %d: %s", number, len(stages), name)
+                model = run(stage)
+            return model
     if job.budget is not None:
         job = plan_within_budget(job)
     model, provenance, trainer = job.out / "model", provenance_of(job), trainer_of(job)

@@ -78,13 +78,23 @@ def check_models(runner):
     chosen = load(tuned).metadata["tune-dense"]["settings"]
     assert rnn.inference.dense == {**chosen, "iterations": 5}
     assert set(chosen) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
+    both = runner.crf_rnn_with_pairs()
+    assert both.config.network == "fcn-8s"
+    assert both.config.coarse_factor == max(1, (runner.study.model.graph_stride or runner.study.model.stride) // 8)
+    assert "above" in both.trained_relations  # on so few nodes, surrounding has no edges
+    assert {key: both.metadata["fit"]["training"][key] for key in ("objective", "epochs", "lr")} == {
+        "objective": "end-to-end",
+        "epochs": rnn.metadata["fit"]["training"]["epochs"],
+        "lr": rnn.metadata["fit"]["training"]["lr"],
+    }
     whole, [tuned] = runner.end_to_end(), (runner.out / "tuned").glob("end-to-end-before+full-*")
     assert (whole.config.network, whole.trained_relations) == ("context", ["surrounding", "above"])
-    assert whole.metadata["fit"]["training"]["potentials"] == ["unary", "surrounding", "above"]
+    assert whole.metadata["fit"]["training"]["potentials"] is None
+    assert whole.metadata["fit"]["training"]["objective"] == "end-to-end"
     start = load(tuned)
     assert whole.inference.relation_weights == start.inference.relation_weights
-    active = [f"pairwise.{name}" for name, weight in start.inference.weights(start.pairwise).items() if weight != 0]
-    for name in ("unary", *active):
+    assert any(offsets.abs().sum() > 0 for offsets in whole.weight_offsets.values())
+    for name in ("unary", "pairwise.surrounding", "pairwise.above"):
         head, before = whole.get_submodule(name), start.get_submodule(name)
         assert not torch.equal(head.last.weight.cpu(), before.last.weight), name
     assert runner.baseline("deeplab-largefov", dense=True).metadata["tune-dense"]["split"] == "train"

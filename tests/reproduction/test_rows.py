@@ -26,6 +26,7 @@ def test_rows_have_the_labels_of_the_tables_and_systems_as_values():
         "fcn-8s": UNARY_ONLY,
         "fcn-8s+dense": dense,
         "crf-rnn": dense,
+        "crf-rnn+2pair": FULL,
         "deeplab-largefov": UNARY_ONLY,
         "deeplab-largefov+dense": dense,
         "deeplab-msc-largefov": UNARY_ONLY,

@@ -1,5 +1,6 @@
 """Studies from files, and the bundled ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,4 +74,7 @@ def test_competitors_have_the_backbone_of_the_study(network):
     model = open_study("camvid").model
     config = baseline_config(model, network)
     assert (config.backbone, config.network, config.relations) == (model.backbone, network, model.relations)
-    assert (config.stride, config.coarse_factor, config.scales) == (BASELINES[network].stride, 1, (1.0,))
+    assert (config.stride, config.graph_stride, config.scales) == (BASELINES[network].stride, 16, (1.0,))
+    # Maps that do not fit the graph have their own.
+    odd = baseline_config(replace(model, stride=4, graph_stride=4), network)
+    assert odd.graph_stride == (4 if BASELINES[network].stride == 4 else None)

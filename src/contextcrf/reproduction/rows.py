@@ -70,6 +70,7 @@ ROWS = (
     _competitor("fcn-8s", test=62.2),
     _competitor("fcn-8s", dense=True),
     TableRow("crf-rnn", lambda runner: runner.crf_rnn(), UNARY_DENSE, ["fcn-8s"], test=65.2),
+    TableRow("crf-rnn+2pair", lambda runner: runner.crf_rnn_with_pairs(), FULL, ["fcn-8s"]),
     _competitor("deeplab-largefov"),
     _competitor("deeplab-largefov", dense=True),
     _competitor("deeplab-msc-largefov"),

@@ -12,7 +12,7 @@ from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import merge_potentials, with_config
 from contextcrf.modeling.model import ContextCRF, load
 from contextcrf.modeling.serialization import CONFIG, fingerprint, save
-from contextcrf.reproduction.study import Study, baseline_config, crf_rnn_config
+from contextcrf.reproduction.study import Study, baseline_config, crf_rnn_config, end_to_end_config, with_learned_crf
 from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
 from contextcrf.training.inputs import TUNED
 from contextcrf.training.jobs import run
@@ -82,9 +82,24 @@ class Runner:
 
     def crf_rnn(self) -> ContextCRF:
         """Return FCN-8s, trained through its dense CRF in the last epochs."""
+        config, tuned = self._before_crf_rnn()
+        training = self._last_epochs(crf_rnn_config(self.study.training))
+        return self._through_crf("crf-rnn", replace(config, learned_dense=True), [UNARY], training, tuned)
+
+    def crf_rnn_with_pairs(self) -> ContextCRF:
+        """Return CRF-as-RNN with the pairwise potentials, which start at zero before the last epochs.
+
+        It is trained on as many images as `crf_rnn`, and both have the same first epochs.
+        """
+        config, tuned = self._before_crf_rnn()
+        training = self._last_epochs(end_to_end_config(self.study.training, new_heads=True))
+        return self._through_crf("crf-rnn+2pair", with_learned_crf(config), None, training, tuned)
+
+    def _before_crf_rnn(self) -> tuple[ModelConfig, Path]:
+        """Return the config of FCN-8s, and the folder of its network after the first epochs with a tuned dense CRF."""
         config = baseline_config(self.study.model, "fcn-8s")
         model = self._fit("crf-rnn-before", config, [UNARY], self._first_epochs())
-        return self._last_epochs("crf-rnn", config, [UNARY], self._tuned("crf-rnn-before+dense", model, dense=True))
+        return config, self._tuned("crf-rnn-before+dense", model, dense=True)
 
     def end_to_end(self) -> ContextCRF:
         """Return all potentials, trained together through mean field and the dense CRF in the last epochs.
@@ -94,7 +109,8 @@ class Runner:
         before = "end-to-end-before"
         model = self._joined(before, self._fit(before, self.study.model, [UNARY], self._first_epochs()))
         tuned = self._tuned(f"{before}+full", self._weighted(f"{before}+2pair", model), dense=True)
-        return self._last_epochs("end-to-end", self.study.model, model.potentials, tuned)
+        training = self._last_epochs(end_to_end_config(self.study.training))
+        return self._through_crf("end-to-end", with_learned_crf(self.study.model), None, training, tuned)
 
     def tuning_images(self) -> SegmentationDataset:
         """Return the images on which relation weights and dense CRFs are tuned."""
@@ -120,23 +136,26 @@ class Runner:
         """Return the config of the epochs before the training through the dense CRF."""
         return replace(self.study.training, epochs=max(1, self.study.training.epochs - self._epochs_through_crf))
 
-    def _last_epochs(self, name: str, config: ModelConfig, potentials: Sequence[str], tuned: Path) -> ContextCRF:
-        """Train a tuned model and its dense CRF in the last epochs, with a tenth of the learning rate.
+    def _last_epochs(self, config: TrainingConfig) -> TrainingConfig:
+        """Return the config of the epochs through the dense CRF, with a tenth of the learning rate.
 
-        The first and the last epochs together are as many as those of the other systems. The dense CRF starts from the
-        tuned parameters and has five iterations.
+        The first and the last epochs together are as many as those of the other systems.
         """
-        training = crf_rnn_config(self.study.training)
-        training = replace(training, epochs=self._epochs_through_crf, lr=self.study.training.lr / 10)
+        return replace(config, epochs=self._epochs_through_crf, lr=config.lr / 10)
+
+    def _through_crf(
+        self, name: str, config: ModelConfig, potentials: Sequence[str] | None, training: TrainingConfig, tuned: Path
+    ) -> ContextCRF:
+        """Train a tuned model and its dense CRF, which starts from the tuned parameters and has five iterations."""
         inference = load(tuned).inference
         inference = replace(inference, dense={**inference.dense, "iterations": 5})
-        return self._fit(name, replace(config, learned_dense=True), potentials, training, tuned, inference)
+        return self._fit(name, config, potentials, training, tuned, inference)
 
     def _fit(
         self,
         name: str,
         config: ModelConfig,
-        potentials: Sequence[str],
+        potentials: Sequence[str] | None,
         training: TrainingConfig | None = None,
         init: Path | None = None,
         inference: InferenceConfig | None = None,
@@ -147,7 +166,7 @@ class Runner:
             data=self.data,
             out=self._network(name),
             model=config,
-            training=replace(training or self.study.training, potentials=list(potentials)),
+            training=replace(training or self.study.training, potentials=potentials),
             inference=inference,
             train_split=self.study.train_split,
             val_split=None,

@@ -88,7 +88,7 @@ def _check_groups(content: Any) -> None:
 
 
 def baseline_config(model: ModelConfig, network: str) -> ModelConfig:
-    """Return the config of a competitor with the backbone of a model.
+    """Return the config of a competitor with the backbone and the pairwise graph of a model.
 
     Args:
         model: config of the model.
@@ -100,12 +100,13 @@ def baseline_config(model: ModelConfig, network: str) -> ModelConfig:
         ('resnet18', 'fcn-8s', 8)
     """
     kind = BASELINES[network]
+    graph_stride = model.graph_stride or model.stride
     return replace(
         model,
         network=network,
         stride=kind.stride,
         output_stride=None,
-        graph_stride=None,
+        graph_stride=graph_stride if graph_stride % kind.stride == 0 else None,
         channels=kind.width,
         scales=(1.0,),
         shared_trunk=True,
@@ -127,3 +128,28 @@ def crf_rnn_config(config: TrainingConfig) -> TrainingConfig:
     """
     plain = replace(config, class_balance=0.0, max_edges=None, loss_at="graph", lovasz=0.0)
     return replace(plain, objective="crf-rnn")
+
+
+def end_to_end_config(config: TrainingConfig, new_heads: bool = False) -> TrainingConfig:
+    """Return a config with the objective "end-to-end", without the settings of piecewise training.
+
+    Args:
+        config: config of a training run.
+        new_heads: whether the pairwise potentials are zero-initialized; they then have ten times the learning rate.
+
+    Example:
+        >>> end_to_end_config(TrainingConfig(max_edges=8192), new_heads=True).part_lr
+        {'pairwise': 10.0, 'weights': 20.0}
+    """
+    rates = {"pairwise": 10.0 if new_heads else 1.0, "weights": 20.0}
+    return replace(crf_rnn_config(config), objective="end-to-end", part_lr=rates)
+
+
+def with_learned_crf(config: ModelConfig) -> ModelConfig:
+    """Return a config with all learned parts of the CRF, for the last epochs of the objective "end-to-end".
+
+    Example:
+        >>> with_learned_crf(ModelConfig()).learned_gate
+        True
+    """
+    return replace(config, learned_dense=True, learned_weights=True, learned_gate=True, message_upsampling="bilinear")

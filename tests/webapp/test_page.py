@@ -28,7 +28,7 @@ def built(session):
     """The page of a session. Without a running loop, gradio would make loops for its locks and never close them."""
 
     async def make():
-        return build(session, "tiny")
+        return build({"tiny": session})
 
     return asyncio.run(make())
 
@@ -197,3 +197,20 @@ def test_class_names_are_shown_as_text(tiny_model):
     (legend,) = [block.value for block in page.blocks.values() if "legend" in str(getattr(block, "value", ""))]
     assert "&lt;b&gt;sky&lt;/b&gt;" in legend
     assert "<b>" not in legend
+
+
+def test_several_models_have_a_menu_and_pages_of_their_own(tiny_model):
+    async def make(names):
+        return build({name: Session(tiny_model, Limits()) for name in names})
+
+    page = asyncio.run(make(["streets", "objects"]))
+    assert [path for path, *_ in page.pages] == ["", "objects"]
+    blocks = list(page.blocks.values())
+    [menu] = [block for block in blocks if isinstance(block, gr.Navbar)]
+    assert menu.main_page_name == "streets"
+    assert [block.page for block in blocks if getattr(block, "elem_id", None) == "drop"] == ["", "objects"]
+    headings = [block.value for block in blocks if isinstance(block, gr.Markdown)]
+    assert all(any(f"contextcrf: {name}\n" in text for text in headings) for name in ("streets", "objects"))
+    # One model needs no menu.
+    single = asyncio.run(make(["streets"]))
+    assert not [block for block in single.blocks.values() if isinstance(block, gr.Navbar)]

@@ -83,8 +83,8 @@ def test_a_taken_port_is_an_error_of_one_line(tiny_model, tmp_path, capsys):
     assert f"Port {port} of 127.0.0.1 is in use. Choose another port with --port." in capsys.readouterr().err
 
 
-def test_the_bundled_model_is_the_default():
-    assert read_command(["demo"])[1]["model"] == "camvid"
+def test_the_bundled_models_are_the_default():
+    assert read_command(["demo"])[1]["model"] is None
     assert read_command(["demo", "runs/mine/model"])[1]["model"] == "runs/mine/model"
 
 

@@ -43,7 +43,7 @@ def model_card(model: ContextNetwork) -> ModelCard:
     classes = zip(model.classes.names, model.classes.palette, strict=True)
     rows = [[str(number), name, ", ".join(map(str, color))] for number, (name, color) in enumerate(classes)]
     stages = list(_stages(model.metadata))
-    weights = [[name, _weight(weight)] for name, weight in model.inference.weights(model.pairwise).items()]
+    weights = [[name, _relation_weight(model, name)] for name in model.pairwise]
     dense = [[name, _text(value)] for name, value in model.inference.dense.items()]
     return ModelCard.from_template(
         data,
@@ -122,9 +122,14 @@ def _stage_table(stages: list[tuple[str, dict[str, Any]]]) -> str:
     return Table(header, rows).to_markdown() if rows else ""
 
 
-def _weight(weight: float | None) -> str:
+def _relation_weight(model: ContextNetwork, relation: str) -> str:
+    """Return the weight of a relation as text, or the range of its learned weights over the classes."""
+    weight, offsets = model.inference.weights(model.pairwise)[relation], model.weight_offsets
     if weight is None:
-        return "plain sum of the messages"
+        return "plain sum of the messages" + ("" if offsets is None else ", plus a learned number for each class")
+    if offsets is not None:
+        low, high = (weight + value.item() for value in offsets[relation].detach().aminmax())
+        return f"{low:.2f} to {high:.2f}, learned for each class"
     return f"{weight:g}" if weight else "0 (switched off)"
 
 

@@ -1,7 +1,7 @@
 """The layout of the page and the functions of its components. The module `session` has the computations."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,89 +51,105 @@ NO_IMAGE = "The page has no image yet. Drop an image file first."
 CLICK = f"Click a pixel in one of the figures for an explanation of its label in {UNARY_PAIRWISE.name}."
 
 
-def build(session: Session, name: str) -> gr.Blocks:
-    """Return the page of one model.
+def build(sessions: Mapping[str, Session]) -> gr.Blocks:
+    """Return the page, with a menu of the models if there are several. Every model has a page of its own.
+
+    Args:
+        sessions: the sessions by the names of the models. The page opens with the first of them.
+    """
+    (first, session), *others = sessions.items()
+    title = first if not others else "bundled models"
+    page = gr.Blocks(title=f"contextcrf: {title}", analytics_enabled=False, delete_cache=(600, 3600))
+    with page:
+        if others:
+            gr.Navbar(main_page_name=first)
+        _add_components(session, first)
+    for name, session in others:
+        with page.route(name):
+            _add_components(session, name)
+    return page
+
+
+def _add_components(session: Session, name: str) -> None:
+    """Add the components of one model to the page that is being built.
 
     Args:
         session: the model and the limits.
-        name: name of the model for the title.
+        name: name of the model for the heading.
     """
     limits = session.limits
-    page = gr.Blocks(title=f"contextcrf: {name}", analytics_enabled=False, delete_cache=(600, 3600))
-    with page:
-        gr.Markdown(f"## contextcrf: {name}\n{_introduction(session)}")
-        opened = gr.State(None)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=300):
-                drop = gr.File(label="image file", type="binary", height=170, elem_id="drop")
-                message = gr.HTML(_done(_accepted(limits)), elem_id="message")
-                opacity = gr.Slider(0, 1, 0.5, step=0.05, label="opacity of the colors", elem_id="opacity")
-                sliders = _Sliders(session)
-                reset = gr.Button("Reset to the model's settings", elem_id="reset")
-            with gr.Column(scale=3, min_width=480):
-                views = []
-                for pair in (VIEWS[:2], VIEWS[2:]):
-                    with gr.Row():
-                        views += [_view(view) for view in pair]
-                gr.HTML(_legend(session.model.classes))
-                explanation = gr.Markdown(CLICK, elem_id="explanation")
-                messages = _view("messages", visible=False)
+    gr.Markdown(f"## contextcrf: {name}\n{_introduction(session)}")
+    opened = gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            drop = gr.File(label="image file", type="binary", height=170, elem_id="drop")
+            message = gr.HTML(_done(_accepted(limits)), elem_id="message")
+            opacity = gr.Slider(0, 1, 0.5, step=0.05, label="opacity of the colors", elem_id="opacity")
+            sliders = _Sliders(session)
+            reset = gr.Button("Reset to the model's settings", elem_id="reset")
+        with gr.Column(scale=3, min_width=480):
+            views = []
+            for pair in (VIEWS[:2], VIEWS[2:]):
+                with gr.Row():
+                    views += [_view(view) for view in pair]
+            gr.HTML(_legend(session.model.classes))
+            explanation = gr.Markdown(CLICK, elem_id="explanation")
+            messages = _view("messages", visible=False)
 
-        hidden = gr.update(value=None, visible=False)
-        inputs = [opened, opacity, *sliders.all]
+    hidden = gr.update(value=None, visible=False)
+    inputs = [opened, opacity, *sliders.all]
 
-        def on_upload(data: bytes | None, opacity: float, *values: Any) -> list[Any]:
-            def refused(text: str) -> list[Any]:
-                return [None, None, _refused(text), *([None] * len(VIEWS)), CLICK, hidden]
+    def on_upload(data: bytes | None, opacity: float, *values: Any) -> list[Any]:
+        def refused(text: str) -> list[Any]:
+            return [None, None, _refused(text), *([None] * len(VIEWS)), CLICK, hidden]
 
-            if data is None:
-                return refused(NO_IMAGE)
-            try:
-                image = session.open(data)
-                labelings = session.segment(image, sliders.inference(values))
-            except Refusal as error:
-                return refused(str(error))
-            return [None, image, _done(_summary(image, labelings)), *_pictures(labelings, opacity), CLICK, hidden]
+        if data is None:
+            return refused(NO_IMAGE)
+        try:
+            image = session.open(data)
+            labelings = session.segment(image, sliders.inference(values))
+        except Refusal as error:
+            return refused(str(error))
+        return [None, image, _done(_summary(image, labelings)), *_pictures(labelings, opacity), CLICK, hidden]
 
-        def on_change(image: OpenedImage | None, opacity: float, *values: Any) -> list[Any]:
-            if image is None:
-                return [_refused(NO_IMAGE), *([gr.skip()] * len(VIEWS))]
-            try:
-                labelings = session.segment(image, sliders.inference(values))
-            except Refusal as error:
-                return [_refused(str(error)), *([gr.skip()] * len(VIEWS))]
-            return [_done(_summary(image, labelings)), *_pictures(labelings, opacity)]
+    def on_change(image: OpenedImage | None, opacity: float, *values: Any) -> list[Any]:
+        if image is None:
+            return [_refused(NO_IMAGE), *([gr.skip()] * len(VIEWS))]
+        try:
+            labelings = session.segment(image, sliders.inference(values))
+        except Refusal as error:
+            return [_refused(str(error)), *([gr.skip()] * len(VIEWS))]
+        return [_done(_summary(image, labelings)), *_pictures(labelings, opacity)]
 
-        def on_click(event: gr.SelectData, image: OpenedImage | None, opacity: float, *values: Any) -> list[Any]:
-            if image is None:
-                return [NO_IMAGE, hidden]
-            height, width = image.size
-            column, row = (
-                min(max(0, int(place) // _zoom(width, height)), side - 1)
-                for place, side in zip(event.index, (width, height), strict=True)
-            )
-            try:
-                found = session.explain(image, sliders.inference(values), (row, column))
-            except Refusal as error:
-                return [str(error), hidden]
-            return [found.text, gr.update(value=found.picture, visible=found.picture is not None)]
-
-        # Parallel computations would share the processor and exceed their time limits.
-        one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        drop.upload(
-            on_upload,
-            [drop, *inputs[1:]],
-            [drop, opened, message, *views, explanation, messages],
-            trigger_mode="always_last",
-            **one,
+    def on_click(event: gr.SelectData, image: OpenedImage | None, opacity: float, *values: Any) -> list[Any]:
+        if image is None:
+            return [NO_IMAGE, hidden]
+        height, width = image.size
+        column, row = (
+            min(max(0, int(place) // _zoom(width, height)), side - 1)
+            for place, side in zip(event.index, (width, height), strict=True)
         )
-        changes = [slider.input for slider in (opacity, *sliders.all)]
-        gr.on(changes, on_change, inputs, [message, *views], trigger_mode="always_last", show_progress="minimal", **one)
-        back = reset.click(sliders.start_values, None, sliders.all, api_visibility="private")
-        back.then(on_change, inputs, [message, *views], **one)
-        clicks = [view.select for view in views]
-        gr.on(clicks, on_click, inputs, [explanation, messages], trigger_mode="always_last", **one)
-    return page
+        try:
+            found = session.explain(image, sliders.inference(values), (row, column))
+        except Refusal as error:
+            return [str(error), hidden]
+        return [found.text, gr.update(value=found.picture, visible=found.picture is not None)]
+
+    # Parallel computations would share the processor and exceed their time limits.
+    one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+    drop.upload(
+        on_upload,
+        [drop, *inputs[1:]],
+        [drop, opened, message, *views, explanation, messages],
+        trigger_mode="always_last",
+        **one,
+    )
+    changes = [slider.input for slider in (opacity, *sliders.all)]
+    gr.on(changes, on_change, inputs, [message, *views], trigger_mode="always_last", show_progress="minimal", **one)
+    back = reset.click(sliders.start_values, None, sliders.all, api_visibility="private")
+    back.then(on_change, inputs, [message, *views], **one)
+    clicks = [view.select for view in views]
+    gr.on(clicks, on_click, inputs, [explanation, messages], trigger_mode="always_last", **one)
 
 
 class _Sliders:
@@ -236,7 +252,7 @@ def _introduction(session: Session) -> str:
     weights = session.inference.relation_weights
     if not weights:
         lines.append(f"This model has no pairwise potentials, so {pairwise} is the same as {unary}.")
-    elif all(weight == 0 for weight in weights.values()):
+    elif session.model.weight_offsets is None and all(weight == 0 for weight in weights.values()):
         lines.append(
             f"The relation weights of this model are 0, so {pairwise} is the same as {unary} until you raise a weight."
         )

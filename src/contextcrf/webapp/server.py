@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
+from contextcrf.webapp.limits import Limits
 from contextcrf.webapp.session import Session
 
 HOST = "127.0.0.1"
@@ -44,12 +45,11 @@ class ClosedEndpoints:
 
 
 @contextmanager
-def running(session: Session, name: str, port: int = 0, browser: bool = False) -> Iterator[str]:
+def running(sessions: Mapping[str, Session], port: int = 0, browser: bool = False) -> Iterator[str]:
     """Serve the page within the block.
 
     Args:
-        session: the model and the limits.
-        name: name of the model for the title.
+        sessions: the models and the limits, by the names of the models.
         port: port of the page; 0 chooses a free port.
         browser: open the page in a browser.
 
@@ -64,19 +64,19 @@ def running(session: Session, name: str, port: int = 0, browser: bool = False) -
         # gradio reads GRADIO_TEMP_DIR when it is imported.
         from contextcrf.webapp.page import build
 
-        page = build(session, name)
+        page = build(sessions)
+        limits = next(iter(sessions.values())).limits
         try:
-            yield _launch(page, session, port, browser)
+            yield _launch(page, limits, port, browser)
         finally:
             page.close(verbose=False)
 
 
-def serve(session: Session, name: str, port: int, browser: bool) -> None:
+def serve(sessions: Mapping[str, Session], port: int, browser: bool) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
-        session: the model and the limits.
-        name: name of the model for the title.
+        sessions: the models and the limits, by the names of the models.
         port: port of the page; 0 chooses a free port.
         browser: open the page in a browser.
 
@@ -85,15 +85,15 @@ def serve(session: Session, name: str, port: int, browser: bool) -> None:
     """
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with running(session, name, port, browser) as address:
-        print(f"The page of {name} is at {address} (press Ctrl-C to close it).", flush=True)
+    with running(sessions, port, browser) as address:
+        print(f"The page of {' and '.join(sessions)} is at {address} (press Ctrl-C to close it).", flush=True)
         try:
             stop.wait()
         except KeyboardInterrupt:
             print("The page is closed.")
 
 
-def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
+def _launch(page: Any, limits: Limits, port: int, browser: bool) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -110,7 +110,7 @@ def _launch(page: Any, session: Session, port: int, browser: bool) -> str:
         quiet=True,
         show_error=False,
         # The session refuses files above the limit with a clear message. gradio refuses much larger files.
-        max_file_size=4 * session.limits.bytes,
+        max_file_size=4 * limits.bytes,
         state_session_capacity=4,  # a session contains the features of an image
         footer_links=[],
         run_history=False,

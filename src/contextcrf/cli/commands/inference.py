@@ -255,7 +255,7 @@ def voc_submission(
 
 
 def demo(
-    model: str = "camvid",
+    model: str | None = None,
     port: int = 7860,
     max_mb: float = 10,
     max_pixels: int = 50_000_000,
@@ -269,7 +269,8 @@ def demo(
     label. Ctrl-C ends the command.
 
     Args:
-        model: Trained model: a folder, or the name of a bundled model.
+        model: Trained model: a folder, or the name of a bundled model. If null, the page has a menu of all bundled
+            models.
         port: Port of the page on 127.0.0.1. 0 chooses a free port.
         max_mb: Size of the largest file that the page accepts, in megabytes.
         max_pixels: Width times height of the largest image that the page decodes.
@@ -284,13 +285,15 @@ def demo(
     if find_spec("gradio") is None:
         raise ValueError('The page needs the package gradio. Install it with pip install "contextcrf[demo]".')
     from contextcrf.modeling.model import load
+    from contextcrf.modeling.serialization import bundled_models
     from contextcrf.utils.runtime import default_device
     from contextcrf.webapp.limits import Limits
     from contextcrf.webapp.server import serve
     from contextcrf.webapp.session import Session
 
     limits = Limits(max_mb, max_pixels, side, seconds)
-    serve(Session(load(model).to(default_device()), limits), model, port, not no_browser)
+    names = bundled_models() if model is None else [model]
+    serve({name: Session(load(name).to(default_device()), limits) for name in names}, port, not no_browser)
 
 
 def _check_outside(out: Path, images: Sequence[Path]) -> None:

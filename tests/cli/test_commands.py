@@ -219,7 +219,9 @@ def test_options_have_hyphens_and_switches_are_flags(capsys):
         assert stop.value.code == 0
         said = capsys.readouterr().out
         assert not re.search(r"--[\w.]*_", said)
-        for option in option_names(command) - {*command.positional}:
+        # The stages after the first have the settings of the group training, which the help has once.
+        again = {option for option in option_names(command) if option.startswith(("heads.", "end_to_end."))}
+        for option in option_names(command) - {*command.positional} - again:
             assert f"--{option.replace('_', '-')}" in said
 
 
@@ -814,3 +816,27 @@ def test_wrong_values_are_refused_before_anything_is_lost(tiny_model, scenes, tm
         assert message in capsys.readouterr().err
     assert labels.exists()
     assert (tmp_path / "model" / "config.json").read_bytes() == before
+
+
+def test_the_settings_of_later_stages_are_options(tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("heads: {lr: 0.5}\nend_to_end: null\n")
+    values = read_command(["fit", "--data", "d", "--out", "o", "--config", str(file), "--heads.epochs", "7"])[1]
+    assert (values["heads"].lr, values["heads"].epochs, values["end_to_end"]) == (0.5, 7, None)
+    values = read_command(["fit", "--data", "d", "--out", "o", "--end-to-end.objective", "end-to-end"])[1]
+    assert (values["heads"], values["end_to_end"].objective) == (None, "end-to-end")
+    mistakes = {
+        "heads: {epocs: 3}": "recipe.yaml contains heads.epocs, but fit has no such option. Did you mean heads.epochs?",
+        "heads: {lr: [1]}": "recipe.yaml: heads.lr is [1], but a number is expected.",
+        "end_to_end: {objective: most}": "end_to_end.objective is 'most', but piecewise, pseudo-likelihood",
+        "end_to_end: {patience: 0}": "patience is 0, but must be 1 or greater, or null.",
+        "heads: 3": "recipe.yaml has 3 under heads, but options with their values are expected",
+    }
+    for text, sentence in mistakes.items():
+        file.write_text(text)
+        with pytest.raises(SystemExit):
+            main(["fit", "--data", "d", "--out", "o", "--config", str(file)])
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", "d", "--out", "o", "--heads", "some.yaml"])
+    assert "--heads is 'some.yaml', but a mapping of settings or null is expected." in capsys.readouterr().err

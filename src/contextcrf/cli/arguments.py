@@ -86,7 +86,7 @@ class Arguments:
             place = f"{path} has {value_in_words(values)} under {group}" if group else f"{path} contains {values!r}"
             raise ValueError(f"{place}, but options with their values are expected, as in NAME: VALUE.")
         for key, value in values.items():
-            if not group and key in self.groups:
+            if not group and key in self.groups and value is not None:
                 yield from self._options(value, path, key)
             else:
                 yield (f"{group}.{key}" if group else str(key)), value
@@ -94,13 +94,18 @@ class Arguments:
     def _check(self, option: str, path: Path | None = None) -> None:
         """Raise a ValueError if the command has no such option."""
         # The keys of an option that is itself a mapping are free, as in model.relations.above.top.
-        outer = {".".join(option.split(".")[:depth]) for depth in (1, 2, 3)}
+        outer = {".".join(option.split(".")[:depth]) for depth in (1, 2, 3)} - (self.groups if "." in option else set())
         if not outer & (self.kinds.keys() | _PARSER_OPTIONS) and option not in self.groups:
             raise ValueError(self.unknown(option, path))
 
     def unknown(self, option: str, path: Path | None = None) -> str:
         """Return the sentences for an option that the command does not have."""
-        known = [name for name in self.kinds if name not in self.positional]
+        # Groups that may be null repeat the options of another group, so they are suggested only for their own.
+        group = option.partition(".")[0]
+        repeated = (self.groups & self.kinds.keys()) - {group}
+        known = [name for name in self.kinds if name not in self.positional and name.partition(".")[0] not in repeated]
+        if group in self.groups:
+            known = [name for name in known if name.startswith(f"{group}.")] or known
         leaf = option.rpartition(".")[2]
         same = [name for name in known if leaf == name.rpartition(".")[2]]
         near = same or get_close_matches(option, [*known, *self.groups], n=1)
@@ -135,6 +140,8 @@ class Arguments:
             return f"{self.command} does not take the argument {found[1]}. {more}"
         if found := re.search(r"does not accept option '([\w.]+)'", message):
             return self.unknown(found[1])
+        if "Union subtypes" in message and "TrainingConfig" in message:
+            return self._describe_group(message)
         key = re.match(r'Parser key "([\w.]+)"', message)
         if key is not None and (key[1] in self.kinds or key[1] in self.groups):
             return self._describe_value(key[1], message)
@@ -142,9 +149,19 @@ class Arguments:
             return self._describe_value("model.relations", message)
         return message
 
+    def _describe_group(self, message: str) -> str:
+        """Return the sentences for a mistake in a group of options that may be null."""
+        keys = re.findall(r'Parser key "([\w.]+)"', message)
+        if len(keys) > 1 and (option := ".".join(keys[:2])) in self.kinds:
+            return self._describe_value(option, message)
+        if keys:
+            return self._describe_value(keys[0], message)
+        found = re.search(r"^\s*- (?!Expected|Does not|Problem)(.*)", message, re.MULTILINE)
+        return found[1] if found else message
+
     def _describe_value(self, option: str, message: str) -> str:
         """Return the sentences for a value that an option does not accept."""
-        if option in self.groups:
+        if option in self.groups and option not in self.kinds:
             expected, advice = "the path of a YAML file with the settings of this group", ""
         else:
             kind = self.kinds[option]

@@ -175,12 +175,18 @@ def option_types(command: Command) -> dict[str, Any]:
     found: dict[str, Any] = {}
     hints = get_type_hints(command.options)
     for name in inspect.signature(command.options).parameters:
-        kind = hints[name]
-        if is_dataclass(kind) and isinstance(kind, type):
+        kind = _group_type(hints[name])
+        if is_dataclass(kind):
             found |= {f"{name}.{field}": inner for field, inner in get_type_hints(kind).items()}
-        else:
-            found[name] = kind
+        if kind is not hints[name] or not is_dataclass(kind):
+            found[name] = hints[name]
     return found
+
+
+def _group_type(kind: Any) -> Any:
+    """Return the dataclass of a group of options that may be null, and other types as they are."""
+    members = [member for member in get_args(kind) if is_dataclass(member)]
+    return members[0] if len(members) == 1 and type(None) in get_args(kind) else kind
 
 
 def option_names(command: Command) -> set[str]:

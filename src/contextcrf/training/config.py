@@ -195,11 +195,11 @@ class FitJob:
             of a step is measured. If the budget is too short for all epochs, the number of epochs is reduced, and the
             learning rate schedule is shortened accordingly. Several stages share the time: 50% for the first stage, 20%
             for `heads` and 30% for `end_to_end`.
-        heads: Config of a second stage, which trains heads on the features of the first stage, as `fit-heads` does;
-            null leaves it out.
+        heads: Config of a second stage, which trains heads on the features of the first stage, as `fit-heads` does. It
+            has the settings of the group training, as in --heads.epochs 8; null leaves the stage out.
         end_to_end: Config of a last stage, which trains the whole system through mean field and the learned dense CRF.
-            The parts `learned_dense`, `learned_weights` and `learned_gate` of `model` are added for this stage; null
-            leaves it out.
+            The parts `learned_dense`, `learned_weights` and `learned_gate` of `model` are added for this stage. It has
+            the settings of the group training, as in --end-to-end.epochs 5; null leaves the stage out.
         copies: Number of augmented copies of each image whose features are kept in memory in the stage `heads`.
 
     Example:

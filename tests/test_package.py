@@ -18,6 +18,8 @@ DATA = {
     "py.typed",
     "pretrained/camvid/config.json",
     "pretrained/camvid/model.safetensors",
+    "pretrained/msrc21/config.json",
+    "pretrained/msrc21/model.safetensors",
     "reproduction/studies/camvid.yaml",
     "reproduction/studies/voc-small.yaml",
     "reproduction/studies/voc.yaml",

@@ -42,7 +42,7 @@ def test_system_versions_devices_and_weights(capsys):
     assert found["system"] == " ".join(get_env_info().os.split())
     assert torch.__version__.startswith(found["torch"])
     assert found["contextcrf"] == version("contextcrf")
-    assert found["bundled"].split()[-1] == "camvid"
+    assert found["bundled"].split()[-2:] == ["camvid,", "msrc21"]
     assert found["disk"].endswith(f"GiB free in {Path.cwd()}")
 
 

@@ -191,13 +191,28 @@ def test_the_bundled_model_labels_a_picture_right_after_installation():
     assert model.classes.names[:4] == ("sky", "building", "pole", "road")
     assert set(model.potentials) == {"unary", "surrounding", "above"}
     assert model.trained_relations == ["surrounding", "above"]
-    size = sum(path.stat().st_size for path in (BUNDLED / "camvid").iterdir())
-    assert size < 30e6
     labels = model.segment(drawn_street()).labels
     sky, building, road = (model.classes.names.index(name) for name in ("sky", "building", "road"))
     assert (labels[:30, 120:200] == sky).double().mean() > 0.9
     assert (labels[60:110, :90] == building).double().mean() > 0.9
     assert (labels[200:, 80:240] == road).double().mean() > 0.9
+
+
+def test_the_second_bundled_model_uses_its_pairwise_terms():
+    model = load("msrc21")
+    assert len(model.classes) == 21
+    assert model.predictor().system(None).name == "unary+pairwise"
+    picture = drawn_street()
+    features = model.features(torch.as_tensor(picture).permute(2, 0, 1)[None].float())
+    weights = [model.predictor().message_weight(name, features[name]) for name in model.pairwise]
+    assert all(weight.abs().max() > 0 for weight in weights)
+    with_pairs, unary = model.segment(picture), model.segment(picture, system="unary")
+    assert (with_pairs.probabilities - unary.probabilities).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["camvid", "msrc21"])
+def test_the_bundled_models_have_at_most_12_megabytes(name):
+    assert sum(path.stat().st_size for path in (BUNDLED / name).iterdir()) <= 12e6
 
 
 def drawn_street(height=240, width=320):

@@ -74,7 +74,7 @@ def check_models(runner):
     """The models of the rows are what the rows are called."""
     assert runner.unary(scales=1).config.scales == (1.0,)
     rnn, [tuned] = runner.crf_rnn(), (runner.out / "tuned").glob("crf-rnn-before+dense-*")
-    assert rnn.metadata["fit"]["training"]["objective"] == "crf-rnn"
+    assert rnn.metadata["end-to-end"]["training"]["objective"] == "crf-rnn"
     chosen = load(tuned).metadata["tune-dense"]["settings"]
     assert rnn.inference.dense == {**chosen, "iterations": 5}
     assert set(chosen) == {"spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat"}
@@ -82,15 +82,15 @@ def check_models(runner):
     assert both.config.network == "fcn-8s"
     assert both.config.coarse_factor == max(1, (runner.study.model.graph_stride or runner.study.model.stride) // 8)
     assert "above" in both.trained_relations  # on so few nodes, surrounding has no edges
-    assert {key: both.metadata["fit"]["training"][key] for key in ("objective", "epochs", "lr")} == {
+    assert {key: both.metadata["end-to-end"]["training"][key] for key in ("objective", "epochs", "lr")} == {
         "objective": "end-to-end",
-        "epochs": rnn.metadata["fit"]["training"]["epochs"],
-        "lr": rnn.metadata["fit"]["training"]["lr"],
+        "epochs": rnn.metadata["end-to-end"]["training"]["epochs"],
+        "lr": rnn.metadata["end-to-end"]["training"]["lr"],
     }
     whole, [tuned] = runner.end_to_end(), (runner.out / "tuned").glob("end-to-end-before+full-*")
     assert (whole.config.network, whole.trained_relations) == ("context", ["surrounding", "above"])
-    assert whole.metadata["fit"]["training"]["potentials"] is None
-    assert whole.metadata["fit"]["training"]["objective"] == "end-to-end"
+    assert whole.metadata["end-to-end"]["training"]["potentials"] is None
+    assert whole.metadata["end-to-end"]["training"]["objective"] == "end-to-end"
     start = load(tuned)
     assert whole.inference.relation_weights == start.inference.relation_weights
     assert any(offsets.abs().sum() > 0 for offsets in whole.weight_offsets.values())

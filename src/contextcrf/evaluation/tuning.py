@@ -254,7 +254,7 @@ def warn_about_split(model: ContextNetwork, data: str, split: str, folder: Path 
     Returns:
         Whether the tuning split is a training split.
     """
-    trained = any(entry.get("split") == split for entry in _entries(model.metadata, ("fit", "fit-heads")))
+    trained = any(entry.get("split") == split for entry in _entries(model.metadata, ("fit", "fit-heads", "end-to-end")))
     if trained:
         logger.warning(
             "The model was trained on the split %s, and is overconfident on its training images. The tuned parameters "
@@ -277,7 +277,7 @@ def _entries(metadata: Mapping[str, Any], names: Sequence[str]) -> Iterator[Mapp
     """Yield the entries of some stages in the metadata of a model and of the models that it was merged from."""
     for name, entry in metadata.items():
         if isinstance(entry, Mapping):
-            if name in names:
+            if name.partition(" ")[0] in names:  # "fit 2" is a further run
                 yield entry
             else:
                 yield from _entries(entry, names)

@@ -16,7 +16,13 @@ _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 # These settings are tuned on data, so the model and the measurement must agree. `evaluate` can override the others.
 _MEASURED_WITH = ("iterations", "relation_weights", "dense")
 # The settings of a training run in the card, and the headers of their columns.
-_TRAINED_WITH = {"epochs": "epochs", "potentials": "potentials", "optimizer": "optimizer", "lr": "learning rate"}
+_TRAINED_WITH = {
+    "objective": "objective",
+    "epochs": "epochs",
+    "potentials": "potentials",
+    "optimizer": "optimizer",
+    "lr": "learning rate",
+}
 
 
 def model_card(model: ContextNetwork) -> ModelCard:

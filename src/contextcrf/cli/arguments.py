@@ -14,6 +14,8 @@ from contextcrf.cli.words import alternatives, is_list, is_mapping, type_in_word
 # Options of the parser itself.
 _PARSER_OPTIONS = {"config", "print_config", "help"}
 _SUGGESTIONS = 3
+# The sentence of our own check in an error that jsonargparse has put together.
+_REASON = re.compile(r"^\s*- (?!Expected|Does not|Problem)(.*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Arguments:
             return self._describe_value(option, message)
         if keys:
             return self._describe_value(keys[0], message)
-        found = re.search(r"^\s*- (?!Expected|Does not|Problem)(.*)", message, re.MULTILINE)
+        found = _REASON.search(message)
         return found[1] if found else message
 
     def _describe_value(self, option: str, message: str) -> str:
@@ -211,5 +213,5 @@ def _box_problem(message: str) -> str:
         return f"A box also needs {found[1]}: the extents from the node, as fractions of min(height, width)."
     if found := re.search(r"RangeBox':\n\s+Parser key \"(\w+)\"", message):
         return f"A number is expected for {found[1]} of a box."
-    found = re.search(r"^\s*- (?!Expected|Does not|Problem)(.*)", message, re.MULTILINE)
+    found = _REASON.search(message)
     return f"In a box, {found[1]}" if found and "RangeBox" in message else ""

@@ -75,9 +75,7 @@ class CoarseGrid:
         def fine_messages(marginals: Tensor) -> Tensor:
             self._check_sizes(features, marginals)
             coarse = messages(shrink(marginals, self.factor))
-            return (interpolate if self.upsampling == "bilinear" else enlarge)(
-                coarse, self.factor, marginals.shape[-2:]
-            )
+            return enlarge(coarse, self.factor, marginals.shape[-2:], self.upsampling)
 
         return fine_messages
 
@@ -115,13 +113,14 @@ def shrink(fine: Tensor, factor: int) -> Tensor:
     return F.avg_pool2d(F.pad(fine, (0, -width % factor, 0, -height % factor)), factor)
 
 
-def enlarge(coarse: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-    """Copy the value of each cell to all of its nodes.
+def enlarge(coarse: Tensor, factor: int, size: Sequence[int], upsampling: str = "nearest") -> Tensor:
+    """Copy the value of each cell to all of its nodes, or interpolate bilinearly between the centers of the cells.
 
     Args:
         coarse: a map on the coarse grid, [B, C, h, w].
         factor: the number of nodes along each side of a cell.
         size: the height H and the width W of the fine grid.
+        upsampling: "nearest" or "bilinear". Outside the outermost centers, "bilinear" repeats the values.
 
     Returns:
         The map on the fine grid, [B, C, H, W].
@@ -132,25 +131,8 @@ def enlarge(coarse: Tensor, factor: int, size: Sequence[int]) -> Tensor:
         >>> enlarge(torch.tensor([[[[1.0, 2.0]]]]), 2, size=(2, 3)).tolist()
         [[[[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]]]]
     """
-    return coarse.repeat_interleave(factor, 2).repeat_interleave(factor, 3)[..., : size[0], : size[1]]
-
-
-def interpolate(coarse: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-    """Interpolate a map bilinearly between the centers of the cells. Outside these centers, the values are repeated.
-
-    Args:
-        coarse: as for `enlarge`.
-        factor: as for `enlarge`.
-        size: as for `enlarge`.
-
-    Returns:
-        The map on the fine grid, [B, C, H, W].
-
-    Example:
-        >>> import torch
-        >>> from contextcrf.crf.coarse_grid import interpolate
-        >>> interpolate(torch.tensor([[[[0.0, 2.0]]]]), 2, size=(1, 3)).tolist()
-        [[[[0.0, 0.5, 1.5]]]]
-    """
-    fine = F.interpolate(coarse, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    if upsampling == "bilinear":
+        fine = F.interpolate(coarse, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    else:
+        fine = coarse.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     return fine[..., : size[0], : size[1]]

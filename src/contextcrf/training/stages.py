@@ -4,14 +4,11 @@ Each stage is a job of its own in a subfolder, with its own checkpoints and reco
 therefore resumes in the stage that it has reached.
 """
 
-import logging
 from dataclasses import replace
 from typing import Any
 
 from contextcrf.training.budget import seconds_of
 from contextcrf.training.config import LEARNED, THROUGH_CRF, FitHeadsJob, FitJob, Job, TrainingConfig
-
-logger = logging.getLogger(__name__)
 
 # The shares of the stages in a budget.
 SHARES = {"piecewise": 0.5, "heads": 0.2, "end-to-end": 0.3}
@@ -57,7 +54,7 @@ def stages_of(job: FitJob) -> dict[str, Job]:
             training=job.heads,
             train_split=job.train_split,
             copies=job.copies,
-            checkpoint=job.checkpoint if names[-1] == "heads" else None,
+            checkpoint=job.checkpoint,
             budget=budgets["heads"],
         )
         before = str(folders["heads"])

@@ -22,6 +22,7 @@ def test_every_image_is_tested_once_and_not_seen_in_its_own_training(scenes, tmp
     assert sorted(stem for test in tests for stem in test) == everything
     for k, test in enumerate(tests):
         assert sorted(test + stems(out, f"fold{k}-train")) == everything
+    assert sorted(stems(out, "all")) == everything
     # In turn by name: neighbors go to different folds.
     assert tests[0] == everything[0::4]
 

@@ -159,7 +159,7 @@ def test_only_classes_of_enough_images_count(tmp_path):
         [(32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16 + 1) / 3, (32 / 38 + 10 / 16) / 2]
     )
     assert (found[3].first, found[3].second) == pytest.approx((32 / 42, 32 / 38))
-    with pytest.raises(DataError, match="no class occurs in 5 or more of its 4 images"):
+    with pytest.raises(DataError, match="no class occurs in 5 or more of the 4 images"):
         compare(tmp_path, tmp_path, "first", "second", min_images=5)
 
 
@@ -250,3 +250,54 @@ def test_files_of_others_are_named(tmp_path):
         np.save(file, np.ones(3))
     with pytest.raises(DataError, match=r"contains the arrays \[\]"):
         read_counts(tmp_path / COUNTS)
+
+
+def results(folder, images, counts):
+    """Write the results of the systems "unary" and "better", where the latter has one more hit in every image."""
+    more = counts + torch.tensor([[1, -1], [-1, 1]])
+    write_counts(folder / COUNTS, images, {"unary": counts, "better": more})
+    return folder
+
+
+def test_folders_with_different_images_are_pooled(tmp_path):
+    counts = matrices(20, 0.6)
+    names = [f"{i}.png" for i in range(20)]
+    whole = results(tmp_path / "whole", names, counts)
+    folds = [results(tmp_path / str(k), names[part], counts[part]) for k, part in enumerate((slice(8), slice(8, 20)))]
+    assert compare(folds, folds, "unary", "better") == compare(whole, whole, "unary", "better")
+    with pytest.raises(DataError, match=r"10\.png is in only one of them"):
+        compare(folds, folds[0], "unary", "better")
+
+
+def test_folders_with_the_same_images_are_averaged(tmp_path):
+    names = [f"{i}.png" for i in range(20)]
+    runs = [results(tmp_path / str(seed), names, matrices(20, 0.5 + 0.2 * seed, seed)) for seed in range(2)]
+    stacked = [torch.stack([read_counts(run / COUNTS)[1][name] for run in runs]) for name in ("unary", "better")]
+    assert compare(runs, runs, "unary", "better") == paired_bootstrap(*stacked)
+    assert compare(runs, runs[1], "unary", "better") == paired_bootstrap(stacked[0], stacked[1][1])
+
+
+def test_folders_that_share_a_part_of_their_images_are_refused(tmp_path):
+    first = results(tmp_path / "a", ["0.png", "1.png"], matrices(2, 0.6))
+    second = results(tmp_path / "b", ["1.png", "2.png"], matrices(2, 0.6))
+    with pytest.raises(DataError, match=r"1\.png is in two folders whose other images differ"):
+        compare([first, second], [first, second], "unary", "better")
+    with pytest.raises(DataError, match="No folder with results was given"):
+        compare([], first, "unary", "better")
+
+
+def test_folds_with_different_numbers_of_runs_are_refused(tmp_path):
+    folders = [
+        results(tmp_path / name, [f"{name[0]}{i}.png" for i in range(3)], matrices(3, 0.6))
+        for name in ("a0", "a1", "b")
+    ]
+    with pytest.raises(DataError, match="different numbers of classes or of runs"):
+        compare(folders, folders, "unary", "better")
+
+
+def test_the_command_takes_several_folders(tmp_path, capsys):
+    names = [f"{i}.png" for i in range(4)]
+    folds = [results(tmp_path / str(k), names[2 * k : 2 * k + 2], matrices(2, 0.6, k)) for k in range(2)]
+    listed = f"[{folds[0]}, {folds[1]}]"
+    main(["compare", listed, listed, "--first-system", "unary", "--second-system", "better"])
+    assert capsys.readouterr().out == f"{compare(folds, folds, 'unary', 'better')}\n"

@@ -26,7 +26,7 @@ def make_folds(data: str | Path, out: str | Path, folds: int, splits: Sequence[s
     The result in `out` is a data set with `classes.yaml`, `images/`, `masks/` and `splits/`. The images and masks are
     symbolic links, or copies if the system does not allow links (as on Windows without the privilege to create them).
     For each fold k, `splits/fold<k>-test.txt` lists the images of the fold, and `splits/fold<k>-train.txt` lists all
-    others.
+    others. `splits/all.txt` lists all images, for the training of a final model.
 
     Args:
         data: the folder of the data set, in any known layout.
@@ -90,6 +90,7 @@ def _write(out: Path, pairs: Sequence[tuple[Path, Path]], folds: int, data: Segm
         )
     ClassesFile(data.classes, data.mask_format).write(out / "classes.yaml")
     stems = [image.stem for image, _ in pairs]
+    write_text(out / "splits" / "all.txt", "".join(f"{stem}\n" for stem in stems))
     for fold in range(folds):
         test = stems[fold::folds]
         train = [stem for i, stem in enumerate(stems) if i % folds != fold]

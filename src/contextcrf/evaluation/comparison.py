@@ -256,8 +256,8 @@ def classes_in(counts: Tensor, min_images: int) -> list[int]:
 
 
 def compare(
-    first: Path,
-    second: Path,
+    first: Path | Sequence[Path],
+    second: Path | Sequence[Path],
     first_system: str | None = None,
     second_system: str | None = None,
     block: int = 1,
@@ -266,8 +266,10 @@ def compare(
     """Compare two systems that `contextcrf evaluate` has measured.
 
     Args:
-        first: folder with the results of the first system.
-        second: folder with the results of the second system. It may be the same folder.
+        first: folder with the results of the first system. Several folders are pooled if they have different images,
+            as the folds of a cross-validation, and averaged if they have the same images, as training runs with
+            different seeds.
+        second: folders with the results of the second system, in the same form. They may be the same folders.
         first_system: name of the system in `first`; None if the folder has only one system.
         second_system: name of the system in `second`; None if the folder has only one system.
         block: number of neighboring images that are drawn together, as in `paired_bootstrap`.
@@ -277,8 +279,8 @@ def compare(
         The mean IoU of both systems and the interval of their difference.
 
     Raises:
-        DataError: a system is missing, the images or the number of classes differ, or no class occurs in `min_images`
-            images.
+        DataError: a system is missing, the images or the number of classes differ, only a part of the images of two
+            folders is the same, or no class occurs in `min_images` images.
         ValueError: `paired_bootstrap` cannot compare the systems.
 
     Example:
@@ -289,25 +291,59 @@ def compare(
         >>> found.second > found.first
         True
     """
-    (images, counts), (others, other_counts) = _read_system(first, first_system), _read_system(second, second_system)
+    (images, counts), (others, other_counts) = _read_runs(first, first_system), _read_runs(second, second_system)
     if images != others:
         alone = sorted(set(images) ^ set(others))
         difference = f"{alone[0]} is in only one of them" if alone else "their order or number differs"
         raise DataError(
-            f"{first} and {second} do not have the same images: {difference}. Evaluate both systems on the same split."
+            f"{_listed(first)} and {_listed(second)} do not have the same images: {difference}. Evaluate both systems "
+            "on the same split."
         )
-    if counts.shape != other_counts.shape:
+    if counts.shape[-1] != other_counts.shape[-1]:
         raise DataError(
-            f"{first} and {second} have {counts.shape[1]} and {other_counts.shape[1]} classes. Evaluate both systems "
-            "on the same data set."
+            f"{_listed(first)} and {_listed(second)} have {counts.shape[-1]} and {other_counts.shape[-1]} classes. "
+            "Evaluate both systems on the same data set."
         )
-    scored = classes_in(counts, min_images)
+    scored = classes_in(counts[0], min_images)
     if not scored:
         raise DataError(
-            f"{first}: no class occurs in {min_images} or more of its {len(images)} images. Choose a smaller "
+            f"{_listed(first)}: no class occurs in {min_images} or more of the {len(images)} images. Choose a smaller "
             "--min-images."
         )
     return paired_bootstrap(counts, other_counts, block=block, classes=scored)
+
+
+def _listed(folders: Path | Sequence[Path]) -> str:
+    """Return the names of one or more folders for a message."""
+    return str(folders) if isinstance(folders, Path) else ", ".join(map(str, folders))
+
+
+def _read_runs(folders: Path | Sequence[Path], system: str | None) -> tuple[list[str], Tensor]:
+    """Read the image names and the confusion matrices [runs, images, K, K] of one system from one or more folders.
+
+    Folders with the same images are runs, and the images of the other folders are joined.
+    """
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    groups: dict[tuple[str, ...], list[Tensor]] = {}
+    for folder in folders:
+        images, counts = _read_system(folder, system)
+        for known in groups:
+            if tuple(images) != known and (shared := sorted(set(images) & set(known))):
+                raise DataError(
+                    f"{_listed(folders)}: {shared[0]} is in two folders whose other images differ. Pass the folders of "
+                    "different folds, or of training runs that were evaluated on the same images."
+                )
+        groups.setdefault(tuple(images), []).append(counts)
+    if not groups:
+        raise DataError("No folder with results was given. Pass one or more folders of `contextcrf evaluate`.")
+    shapes = {(len(runs), counts.shape[-1]) for runs in groups.values() for counts in runs}
+    if len(shapes) > 1:
+        raise DataError(
+            f"{_listed(folders)} have different numbers of classes or of runs for each fold. Pass the same number of "
+            "runs for all folds, all evaluated with the same classes."
+        )
+    joined = torch.cat([torch.stack(runs) for runs in groups.values()], dim=1)
+    return [image for known in groups for image in known], joined
 
 
 def _read_system(folder: Path, system: str | None) -> tuple[list[str], Tensor]:

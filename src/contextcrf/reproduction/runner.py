@@ -82,24 +82,22 @@ class Runner:
 
     def crf_rnn(self) -> ContextCRF:
         """Return FCN-8s, trained through its dense CRF in the last epochs."""
-        config, tuned = self._before_crf_rnn()
+        name, config = "crf-rnn-before", baseline_config(self.study.model, "fcn-8s")
+        tuned = self._tuned(f"{name}+dense", self._fit(name, config, [UNARY], self._first_epochs()), dense=True)
         training = self._last_epochs(crf_rnn_config(self.study.training))
         return self._through_crf("crf-rnn", replace(config, learned_dense=True), [UNARY], training, tuned)
 
     def crf_rnn_with_pairs(self) -> ContextCRF:
-        """Return CRF-as-RNN with the pairwise potentials, which start at zero before the last epochs.
+        """Return CRF-as-RNN with pairwise potentials, which are heads on its features before the last epochs.
 
-        It is trained on as many images as `crf_rnn`, and both have the same first epochs.
+        It has the first epochs of `crf_rnn`, and is trained through the whole system on as many images.
         """
-        config, tuned = self._before_crf_rnn()
-        training = self._last_epochs(end_to_end_config(self.study.training, new_heads=True))
+        name, config = "crf-rnn-before", baseline_config(self.study.model, "fcn-8s")
+        self._fit(name, config, [UNARY], self._first_epochs())
+        model = self._weighted(f"{name}+2pair", self._heads(name))
+        tuned = self._tuned(f"{name}+full", model, dense=True)
+        training = self._last_epochs(end_to_end_config(self.study.training))
         return self._through_crf("crf-rnn+2pair", with_learned_crf(config), None, training, tuned)
-
-    def _before_crf_rnn(self) -> tuple[ModelConfig, Path]:
-        """Return the config of FCN-8s, and the folder of its network after the first epochs with a tuned dense CRF."""
-        config = baseline_config(self.study.model, "fcn-8s")
-        model = self._fit("crf-rnn-before", config, [UNARY], self._first_epochs())
-        return config, self._tuned("crf-rnn-before+dense", model, dense=True)
 
     def end_to_end(self) -> ContextCRF:
         """Return all potentials, trained together through mean field and the dense CRF in the last epochs.

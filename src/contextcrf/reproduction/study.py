@@ -130,19 +130,17 @@ def crf_rnn_config(config: TrainingConfig) -> TrainingConfig:
     return replace(plain, objective="crf-rnn")
 
 
-def end_to_end_config(config: TrainingConfig, new_heads: bool = False) -> TrainingConfig:
+def end_to_end_config(config: TrainingConfig) -> TrainingConfig:
     """Return a config with the objective "end-to-end", without the settings of piecewise training.
 
     Args:
         config: config of a training run.
-        new_heads: whether the pairwise potentials are zero-initialized; they then have ten times the learning rate.
 
     Example:
-        >>> end_to_end_config(TrainingConfig(max_edges=8192), new_heads=True).part_lr
-        {'pairwise': 10.0, 'weights': 2.0}
+        >>> end_to_end_config(TrainingConfig(max_edges=8192)).objective
+        'end-to-end'
     """
-    rates = {"pairwise": 10.0 if new_heads else 1.0, "weights": 2.0}
-    return replace(crf_rnn_config(config), objective="end-to-end", part_lr=rates)
+    return replace(crf_rnn_config(config), objective="end-to-end", part_lr={"weights": 2.0})
 
 
 def with_learned_crf(config: ModelConfig) -> ModelConfig:

@@ -132,7 +132,7 @@ def make_folds(data: Path, out: Path, folds: int = 3, splits: Sequence[str] = ("
     """Divide a data set into folds for cross-validation.
 
     OUT becomes a data set with the same images. For each fold K, the split foldK-test has the images of the fold, and
-    the split foldK-train has all others.
+    the split foldK-train has all others. The split all has all images.
 
     Args:
         data: Folder of the data set.

@@ -98,8 +98,8 @@ def evaluate(
 
 
 def compare(
-    first: Path,
-    second: Path,
+    first: Path | list[Path],
+    second: Path | list[Path],
     first_system: str | None = None,
     second_system: str | None = None,
     block: int = 1,
@@ -112,8 +112,10 @@ def compare(
     training.
 
     Args:
-        first: Folder with results of `evaluate`.
-        second: Folder with other results of `evaluate`, or the same folder.
+        first: Folder with results of `evaluate`, or a list of folders, as in '[runs/a, runs/b]'. Folders with different
+            images, such as the folds of a cross-validation, are pooled. Folders with the same images, such as training
+            runs with different seeds, are averaged.
+        second: Folder or folders with other results of `evaluate`, or the same as FIRST.
         first_system: Name of the system in FIRST. If null, FIRST must have a single system.
         second_system: Name of the system in SECOND. If null, SECOND must have a single system.
         block: Number of neighboring images that are drawn together. Use more than 1 for video frames, which are similar
@@ -124,6 +126,8 @@ def compare(
     Example:
         contextcrf compare runs/heads/val runs/heads/val --first-system unary --second-system unary+pairwise
         contextcrf compare runs/a/val runs/b/val --first-system unary --second-system unary --block 30 --min-images 5
+        contextcrf compare '[runs/fold0, runs/fold1]' '[runs/fold0, runs/fold1]' --first-system unary \
+            --second-system unary+pairwise
     """
     from contextcrf.evaluation.comparison import compare as run
 

@@ -21,9 +21,11 @@ from contextcrf.cli import quickstart
 from contextcrf.cli.errors import MEMORY_ADVICE
 from contextcrf.cli.main import COMMANDS, GROUPS, Command, build_parser, main, option_names, read_command
 from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation import tuning
 from contextcrf.evaluation.evaluate import default_systems
 from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import save
+from models import tiny
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
 FIT += ["--model.scales", "[1.0]", "--training.epochs", "1", "--training.crop", "[64,96]", "--training.max-edges", "64"]
@@ -663,6 +665,74 @@ def test_the_dense_crf_is_tuned_into_the_model_and_used_by_predict(tiny_model, s
         assert np.array_equal(refined, tuned.segment(picture, "unary+pairwise+dense").labels.numpy())
         assert np.array_equal(plain, tuned.segment(picture).labels.numpy())
     assert (plain != refined).any()
+
+
+def test_tune_keeps_what_helps_reliably_only(tiny_model, scenes, tmp_path, capsys, monkeypatch):
+    """A gain on two images of three may be chance: the weights are 0, and the reader sees why."""
+    save(tiny_model, tmp_path / "model")
+    wrong, right = torch.diag_embed(torch.ones(2, 10).long()).flip(-1)[0], torch.eye(10).long()
+
+    def trials(model, images, inference):
+        counts = {0.0: [wrong, wrong, right], 1.0: [wrong, right, right]}
+        return [
+            tuning.Trial(
+                "", {"above": weight}, replace(inference, relation_weights={"above": weight}), score, stack, weight == 0
+            )
+            for weight, score in ((1.0, 0.6), (0.0, 0.3))
+            for stack in [torch.stack(counts[weight])]
+        ]
+
+    monkeypatch.setattr(tuning, "tune_relation_weights", trials)
+    main(["tune", str(tmp_path / "model"), "--data", str(scenes), "--split", "val", "--limit", "3"])
+    said = capsys.readouterr().out
+    assert "All relation weights are 0, because the pairwise terms do not raise the mean IoU reliably." in said
+    [uncertain] = [line for line in said.splitlines() if "<- before" in line]
+    assert re.search(r"60\.00  \+\d+\.\d\d \[\+0\.00, \+\d+\.\d\d\] +above 1  <- before$", uncertain)
+    assert "<- chosen" in next(line for line in said.splitlines() if "above 0" in line)
+    assert load(tmp_path / "model").inference.relation_weights == {"above": 0.0}
+    with pytest.raises(SystemExit):
+        main(["tune", str(tmp_path / "model"), "--data", str(scenes), "--split", "val", "--limit", "1"])
+    assert "at least 2 images are needed for an interval" in capsys.readouterr().err
+
+
+def test_learned_relation_weights_cannot_be_tuned(scenes, tmp_path, capsys):
+    learned = tiny(open_dataset(scenes, "val").classes, learned_weights=True)
+    save(learned, tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main(["tune", str(tmp_path / "model"), "--data", str(scenes), "--split", "val"])
+    assert "are learned, so they cannot be tuned" in capsys.readouterr().err
+
+
+def test_a_dense_crf_that_is_switched_off_is_left_out(tiny_model, scenes, tmp_path, capsys):
+    off = {"spatial_compat": 0, "bilateral_compat": 0}
+    save(tiny_model, tmp_path / "model", inference=replace(tiny_model.inference, dense=off))
+    command = [
+        "evaluate",
+        str(tmp_path / "model"),
+        "--data",
+        str(scenes),
+        "--pictures",
+        "0",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    for systems in ([], ["--systems", "[unary, unary+pairwise, unary+pairwise+dense]"]):
+        main([*command, *systems])
+        said = capsys.readouterr()
+        assert "Systems with it are not evaluated" in said.out + said.err
+        stored = json.loads((tmp_path / "o" / "results.json").read_text())
+        assert "unary+pairwise+dense" not in [system["name"] for system in stored["systems"]]
+        assert [gain["second"] for gain in stored["gains"]] == ["unary+pairwise"]
+    with pytest.raises(SystemExit):
+        main([*command, "--systems", "[unary+dense]"])
+    assert "Add unary+pairwise" in capsys.readouterr().err
+    image = next((scenes / "images").iterdir())
+    for name, dense in (("plain", []), ("same", ["--dense"])):
+        main(["predict", str(tmp_path / "model"), str(image), *dense, "--out", str(tmp_path / name)])
+        said = capsys.readouterr()
+        assert ("The labels are those without it" in said.out + said.err) == bool(dense)
+    plain, same = (np.array(Image.open(tmp_path / name / f"{image.stem}.png")) for name in ("plain", "same"))
+    assert np.array_equal(plain, same)
 
 
 def test_dense_parameters_keep_their_types():

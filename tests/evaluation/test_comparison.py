@@ -183,6 +183,9 @@ def test_the_gains_of_the_pairwise_terms_and_of_the_dense_crf_are_put_into_words
         "The pairwise terms lower the mean IoU. Choose their weights with `contextcrf tune`, on images that the "
         "network was not trained on."
     )
+    tuned = gains({"unary": matrices(20, 0.9), "unary+pairwise": matrices(20, 0.5)}, tuned=True)
+    assert "contextcrf tune" not in tuned[0].verdict
+    assert 'switch them off with "relation_weights" of 0 in config.json of the model.' in tuned[0].verdict
     [chance] = gains({"unary": matrices(20, 0.5), "unary+pairwise+dense": matrices(20, 0.5, seed=1)})
     assert (chance.first, chance.second) == ("unary", "unary+pairwise+dense")
     assert chance.verdict == "The interval contains 0, so the effect of the dense CRF may be due to chance."

@@ -100,7 +100,7 @@ def trial(weight, right):
     """A trial on nine images, `right` of which have all labels right."""
     wrong, counts = torch.tensor([[2, 2], [2, 2]]), torch.tensor([[4, 0], [0, 4]])
     images = torch.stack([counts if i < right else wrong for i in range(9)])
-    return Trial(f"weight {weight}", {"above": weight}, InferenceConfig(), 0.1 * right, images)
+    return Trial(f"weight {weight}", {"above": weight}, InferenceConfig(), 0.1 * right, images, off=weight == 0)
 
 
 def test_only_a_reliable_gain_is_chosen():

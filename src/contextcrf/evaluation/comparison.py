@@ -206,11 +206,13 @@ class Gain:
         }
 
 
-def gains(systems: Mapping[str, Tensor]) -> list[Gain]:
+def gains(systems: Mapping[str, Tensor], tuned: bool = False) -> list[Gain]:
     """Return the mIoU gains of the pairwise terms over the unary, and of the dense CRF over unary+pairwise.
 
     Args:
         systems: confusion matrices [images, K, K] by the name of the system.
+        tuned: whether the relation weights of the model have been tuned. The verdict on pairwise terms that lower the
+            mean IoU then does not advise to tune them.
 
     Returns:
         The gain of the pairwise terms and the gain of the dense CRF. A gain is left out if one of the two systems that
@@ -224,14 +226,21 @@ def gains(systems: Mapping[str, Tensor]) -> list[Gain]:
     """
     unary, pairwise, full = UNARY_ONLY.name, UNARY_PAIRWISE.name, FULL.name
     found = []
+    tune = "on images that the network was not trained on"
+    weights = (
+        'They were tuned on other images. Tune them on more images, or switch them off with "relation_weights" of 0 in '
+        "config.json of the model"
+        if tuned
+        else f"Choose their weights with `contextcrf tune`, {tune}"
+    )
     for first, second, part, verb, advice in (
-        (unary, pairwise, "pairwise terms", "", "Choose their weights with `contextcrf tune`"),
+        (unary, pairwise, "pairwise terms", "", weights),
         (
             pairwise if pairwise in systems else unary,
             full,
             "dense CRF",
             "s",
-            "Choose its parameters with `contextcrf tune --dense`",
+            f"Choose its parameters with `contextcrf tune --dense`, {tune}",
         ),
     ):
         if first not in systems or second not in systems:
@@ -243,7 +252,7 @@ def gains(systems: Mapping[str, Tensor]) -> list[Gain]:
         if difference.low > 0:
             verdict = f"The {part} raise{verb} the mean IoU."
         elif difference.high < 0:
-            verdict = f"The {part} lower{verb} the mean IoU. {advice}, on images that the network was not trained on."
+            verdict = f"The {part} lower{verb} the mean IoU. {advice}."
         else:
             verdict = f"The interval contains 0, so the effect of the {part} may be due to chance."
         found.append(Gain(first, second, difference, verdict))

@@ -173,13 +173,14 @@ def default_systems(model: ContextNetwork) -> list[System]:
     """Return the systems that `contextcrf evaluate` measures by default.
 
     These are the unary alone, each trained relation alone, unary+pairwise if a relation has been trained, and
-    unary+pairwise+dense if the dense CRF of the model is learned or has parameters in its inference settings.
+    unary+pairwise+dense if the dense CRF of the model is learned, or if its inference settings have parameters of a
+    dense CRF that is not switched off.
     """
     relations = model.trained_relations
     systems = [UNARY_ONLY, *(System(unary=False, relations=(name,)) for name in relations)]
     if relations:
         systems.append(UNARY_PAIRWISE)
-    if model.inference.dense or model.dense is not None:
+    if model.dense is not None or (model.inference.dense and not model.inference.dense_is_off):
         systems.append(FULL)
     return systems
 

@@ -54,6 +54,7 @@ class Trial:
         inference: all inference settings of the trial.
         mean_iou: mean IoU on the tuning images, a fraction.
         counts: confusion matrix of each image, [images, K, K].
+        off: whether the tuned terms are switched off, by relation weights or compatibilities of 0.
 
     Example:
         >>> weights = {"surrounding": 0.5}
@@ -66,6 +67,7 @@ class Trial:
     inference: InferenceConfig
     mean_iou: float
     counts: Tensor | None = field(default=None, compare=False, repr=False)
+    off: bool = False
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
@@ -82,35 +84,72 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.mean_iou)
 
 
-def reliable_trial(trials: Sequence[Trial]) -> tuple[Trial, Difference]:
-    """Return the best trial that raises the mean IoU over the unary alone reliably, or the trial of the unary alone.
-
-    A gain is reliable if the lower end of its 95% bootstrap confidence interval over the images is above 0.
+def trial_without(trials: Sequence[Trial]) -> Trial:
+    """Return the trial without the tuned terms.
 
     Args:
-        trials: trials of `tune_relation_weights`, whose grid has the weight 0.
-
-    Returns:
-        The trial, and its difference to the trial of the unary alone.
+        trials: trials of `tune_relation_weights`, whose grid has the weight 0, or of `tune_dense`.
 
     Raises:
-        ValueError: no trial has the weight 0 for all relations, or fewer than two images have labeled pixels.
+        ValueError: no trial is without the tuned terms.
+
+    Example:
+        >>> trials = [Trial("weight 1", {"above": 1.0}, InferenceConfig(), 0.5)]
+        >>> trials.append(Trial("weight 0", {"above": 0.0}, InferenceConfig(), 0.6, off=True))
+        >>> trial_without(trials).label
+        'weight 0'
+    """
+    found = next((trial for trial in trials if trial.off), None)
+    if found is None:
+        raise ValueError("No trial has the weight 0 for all relations. Add 0 to the grid.")
+    return found
+
+
+def gain_of(trial: Trial, without: Trial) -> Difference:
+    """Return the gain of a trial over the trial without the tuned terms, with its 95% confidence interval.
+
+    Raises:
+        ValueError: fewer than two images have labeled pixels, or the trials have no `counts`.
 
     Example:
         >>> wrong, right = torch.tensor([[[2, 2], [2, 2]]] * 9), torch.tensor([[[4, 0], [0, 4]]] * 9)
-        >>> zero = Trial("weight 0", {"above": 0.0}, InferenceConfig(), 0.33, wrong)
+        >>> zero = Trial("weight 0", {"above": 0.0}, InferenceConfig(), 0.33, wrong, off=True)
+        >>> one = Trial("weight 1", {"above": 1.0}, InferenceConfig(), 1.0, right)
+        >>> print(gain_of(one, zero))
+        33.33 -> 100.00: +66.67 [+66.67, +66.67]
+    """
+    if trial.counts is None or without.counts is None:
+        raise ValueError("The trials have no confusion matrices of the images. Pass those of a search.")
+    return paired_bootstrap(without.counts, trial.counts, samples=1 if trial is without else 10_000)
+
+
+def reliable_trial(trials: Sequence[Trial]) -> tuple[Trial, Difference]:
+    """Return the best trial that raises the mean IoU reliably, or the trial without the tuned terms.
+
+    A gain over the trial without the tuned terms is reliable if the lower end of its 95% bootstrap confidence interval
+    over the images is above 0.
+
+    Args:
+        trials: trials of `tune_relation_weights`, whose grid has the weight 0, or of `tune_dense`.
+
+    Returns:
+        The trial, and its gain.
+
+    Raises:
+        ValueError: no trial is without the tuned terms, or fewer than two images have labeled pixels.
+
+    Example:
+        >>> wrong, right = torch.tensor([[[2, 2], [2, 2]]] * 9), torch.tensor([[[4, 0], [0, 4]]] * 9)
+        >>> zero = Trial("weight 0", {"above": 0.0}, InferenceConfig(), 0.33, wrong, off=True)
         >>> one = Trial("weight 1", {"above": 1.0}, InferenceConfig(), 1.0, right)
         >>> reliable_trial([zero, one])[0].label
         'weight 1'
     """
-    zeros = (trial for trial in trials if trial.settings and all(value == 0 for value in trial.settings.values()))
-    without = next(zeros, None)
-    if without is None or without.counts is None:
-        raise ValueError("No trial has the weight 0 for all relations. Add 0 to the grid.")
-    best, reliable = without, paired_bootstrap(without.counts, without.counts, samples=1)
+    best = without = trial_without(trials)
+    reliable = gain_of(without, without)
     for trial in trials:
-        if trial.counts is not None and trial.mean_iou > best.mean_iou:
-            found = paired_bootstrap(without.counts, trial.counts)
+        if trial.mean_iou > best.mean_iou:
+            found = gain_of(trial, without)
             if found.low > 0:
                 best, reliable = trial, found
     return best, reliable
@@ -159,7 +198,8 @@ def tune_relation_weights(
         def attempt(weights: Mapping[str, float | None], label: str) -> None:
             chosen = replace(inference, relation_weights=weights)
             current = _exact(Predictor(model, chosen))
-            search.attempt(label, weights, chosen, lambda: ((item.labels(current), item.mask) for item in cache))
+            off = all(weight == 0 for weight in chosen.weights(relations).values())
+            search.attempt(label, weights, chosen, lambda: ((item.labels(current), item.mask) for item in cache), off)
 
         attempt(dict(inference.relation_weights), CURRENT)
         attempt(dict.fromkeys(relations), "plain sum")
@@ -225,7 +265,7 @@ def tune_dense(
 
         def attempt(settings: Mapping[str, Any], label: str) -> None:
             chosen = replace(inference, dense={**inference.dense, **settings})
-            search.attempt(label, settings, chosen, lambda: refined(Predictor(model, chosen)))
+            search.attempt(label, settings, chosen, lambda: refined(Predictor(model, chosen)), chosen.dense_is_off)
 
         if inference.dense:
             attempt(_current_dense(inference, list(grid)), CURRENT)
@@ -309,6 +349,7 @@ class _Search:
         settings: Mapping[str, Any],
         inference: InferenceConfig,
         predictions: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+        off: bool,
     ) -> None:
         """Evaluate settings, unless they have been tried before.
 
@@ -317,6 +358,7 @@ class _Search:
             settings: the varied settings by name.
             inference: all inference settings.
             predictions: returns the predicted labels [1, H, W] and the ground truth [H, W] of each image.
+            off: whether the tuned terms are switched off.
         """
         if any(trial.settings == settings for trial in self.trials):
             self.most -= 1
@@ -329,7 +371,7 @@ class _Search:
             self.running.advance()
         stacked = torch.stack(counts)
         score = ConfusionMatrix.of(stacked.sum(0)).mean_iou()
-        self.trials.append(Trial(label, dict(settings), inference, score, stacked))
+        self.trials.append(Trial(label, dict(settings), inference, score, stacked, off))
 
 
 @contextmanager

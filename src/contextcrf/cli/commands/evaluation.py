@@ -1,10 +1,13 @@
 """Commands that evaluate models."""
 
 import json
+import logging
 import shlex
 from pathlib import Path
 
 from contextcrf.utils.runtime import Precision
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -61,6 +64,7 @@ def evaluate(
     from contextcrf.inference.predictor import Predictor
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import fingerprint
+    from contextcrf.training.inputs import TUNED
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     if pictures < 0:
@@ -73,6 +77,14 @@ def evaluate(
     wanted = default_systems(network) if systems is None else [predictor.system(name) for name in systems]
     if repeated := [name for name, times in Counter(system.name for system in wanted).items() if times > 1]:
         raise ValueError(f"--systems has the system {repeated[0]} twice. Give every system once.")
+    if network.dense is None and inference.dense_is_off:
+        logger.warning(
+            "The dense CRF of %s is switched off, because no parameters raised the mean IoU reliably when it was "
+            "tuned. Systems with it are not evaluated.",
+            model,
+        )
+        if not (wanted := [system for system in wanted if not system.dense]):
+            raise ValueError("--systems has only systems with a dense CRF that is switched off. Add unary+pairwise.")
     dataset = open_dataset(data, split)
     check_same_classes(network.classes, dataset.classes)
     check_same_images(network.image_format, dataset.image_format)
@@ -89,7 +101,7 @@ def evaluate(
         "precision": resolved,
     }
     counts = {system.name: system.counts for system in measured}
-    results = EvaluationResults(dataset.classes.names, measured, metadata, gains(counts))
+    results = EvaluationResults(dataset.classes.names, measured, metadata, gains(counts, TUNED in network.metadata))
     results.write(out)
     write_counts(out / COUNTS, dataset.names(data), counts)
     write_report(dataset, results, out, pictures)

@@ -339,6 +339,13 @@ def _predictor(model: str, dense: bool, scales: list[float] | None, flip: bool, 
     own = network.inference
     system = System.from_name(own.system)
     system = replace(system, dense=True) if dense else system
+    if system.dense and network.dense is None and own.dense_is_off:
+        logger.warning(
+            "The dense CRF of %s is switched off, because no parameters raised the mean IoU reliably when it was "
+            "tuned. The labels are those without it.",
+            model,
+        )
+        system = replace(system, dense=False)
     settings = replace(
         own,
         system=system.name,

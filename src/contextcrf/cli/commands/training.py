@@ -1,10 +1,15 @@
 """Commands that train, merge and tune models."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contextcrf.training.config import FitHeadsJob, FitJob
 from contextcrf.utils.runtime import Precision
+
+if TYPE_CHECKING:
+    from contextcrf.evaluation.tuning import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -114,15 +119,16 @@ def tune(
 ) -> None:
     """Tune the relation weights of a model, or its dense CRF, for the highest mean IoU on a split.
 
-    The command prints the mean IoU of every trial and writes the best settings to the model. Tune on images that the
-    model was not trained on, and do not report results on them. The command prints a warning if the model was trained
-    on the split.
+    The command prints the mean IoU of every trial and its gain with a 95% confidence interval. It writes the best
+    settings to the model. The weights are 0, or the dense CRF is switched off, unless the interval of the gain is above
+    0. Tune on images that the model was not trained on, and do not report results on them. The command prints a warning
+    if the model was trained on the split.
 
     Args:
         model: Trained model: a folder, or the name of a bundled model.
         data: Folder of the data set.
         split: Split whose images the settings are chosen on, such as val.
-        limit: Largest number of images, which are spread evenly over the split.
+        limit: Largest number of images, at least 2, which are spread evenly over the split.
         precision: Numeric precision of the networks. "auto" is bfloat16 where it is faster, and single precision
             elsewhere.
         dense: Tune the parameters of the dense CRF instead of the relation weights.
@@ -138,14 +144,14 @@ def tune(
     from contextcrf.data.image_format import check_same_images
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
-    from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights, warn_about_split
+    from contextcrf.evaluation.tuning import reliable_trial, tune_dense, tune_relation_weights, warn_about_split
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import find_model, save
     from contextcrf.training.inputs import TUNED
     from contextcrf.utils.runtime import default_device, resolve_precision
 
-    if limit < 1:
-        raise ValueError(f"--limit is {limit}, but at least 1 image is needed for tuning.")
+    if limit < 2:
+        raise ValueError(f"--limit is {limit}, but at least 2 images are needed for an interval of the gain.")
     resolve_precision(precision)  # a warning about a slow precision comes first
     if out is None and not Path(model).is_dir():
         raise ValueError(f"{model} is not a folder, and bundled models cannot be changed. Give a folder with --out.")
@@ -156,30 +162,50 @@ def tune(
             f"The dense CRF of {model} is learned, so it cannot be tuned. Train it with `contextcrf fit` and "
             "--training.objective crf-rnn."
         )
+    if not dense and network.weight_offsets is not None:
+        raise ValueError(
+            f"The relation weights of {model} are learned, so they cannot be tuned. Train them with `contextcrf fit` "
+            "and --training.objective end-to-end."
+        )
     if not network.pairwise and not dense:
         raise ValueError(
             f"{model} has no pairwise potentials, so it has no relation weights to tune. Use a model with "
             "relations, or tune the dense CRF with --dense."
         )
-    trained_on = warn_about_split(network, data.name, split, find_model(model))
+    warn_about_split(network, data.name, split, find_model(model))
     chosen = open_dataset(data, split).spread(limit)
+    if len(chosen) < 2:
+        raise ValueError(f"The split {split} of {data} has 1 image, but the interval of a gain needs at least 2.")
     check_same_classes(network.classes, chosen.classes)
     check_same_images(network.image_format, chosen.image_format)
     check_dataset(chosen)
     trials = (tune_dense if dense else tune_relation_weights)(
         network, chosen, inference=replace(network.inference, precision=precision)
     )
-    best = best_of(trials)
+    best, difference = reliable_trial(trials)
+    _print_trials(trials, best)
+    before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
+    print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
+    if best.off and dense:
+        print("The dense CRF is switched off, because no parameters raise the mean IoU on these images reliably.")
+    elif best.off:
+        print("All relation weights are 0, because the pairwise terms do not raise the mean IoU reliably.")
+    entry = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
+    entry |= {"without": difference.first, "interval": [difference.low, difference.high]}
+    tuned = replace(best.inference, precision=network.inference.precision)
+    save(network, folder, {**network.metadata, "tune-dense" if dense else TUNED: entry}, inference=tuned)
+    print(f"model written to {folder}")
+
+
+def _print_trials(trials: "Sequence[Trial]", best: "Trial") -> None:
+    """Print the mean IoU of each trial, its gain over the trial without the tuned terms, and its settings."""
+    from contextcrf.evaluation.tuning import gain_of, trial_without
+
+    without = trial_without(trials)
+    print(f"mean IoU and gain over {100 * without.mean_iou:.2f} without these terms, with its 95% confidence interval")
     for trial in trials:
         values = {key: "plain sum" if value is None else f"{value:g}" for key, value in trial.settings.items()}
         name = ", ".join(f"{key} {value}" for key, value in values.items()) or "default weights, 1 in total"
         marks = ("  <- before" if trial is trials[0] else "") + ("  <- chosen" if trial is best else "")
-        print(f"{100 * trial.mean_iou:6.2f}  {name}{marks}")
-    before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
-    print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
-    entry = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
-    tuned = replace(best.inference, precision=network.inference.precision)
-    save(network, folder, {**network.metadata, "tune-dense" if dense else TUNED: entry}, inference=tuned)
-    print(f"model written to {folder}")
-    if not trained_on and not dense and all(weight == 0 for weight in tuned.weights(network.pairwise).values()):
-        print("All relation weights are 0, because the pairwise terms do not raise the mean IoU on these images.")
+        gain = str(gain_of(trial, without)).partition(": ")[2]
+        print(f"{100 * trial.mean_iou:6.2f}  {gain:<24}  {name}{marks}")

@@ -92,7 +92,7 @@ _MODEL = (
 SMALL = {
     "fit": shlex.split(f"{_MODEL} {_TRAINING}"),
     "fit-heads": shlex.split(f"{_TRAINING} --training.max-edges 256 --copies 1"),
-    "tune": ["--limit", "1"],
+    "tune": ["--limit", "2"],
     "export": ["--height", "64", "--width", "96"],
 }
 # What users of CRFs for segmentation ask for in public issue trackers, by the question that answers it.

@@ -1,10 +1,10 @@
 """The report of `contextcrf doctor` on this machine and on a data set."""
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch.utils.collect_env import get_env_info
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import known_splits, open_dataset
-from contextcrf.data.masks import check_palettes
+from contextcrf.data.validation import check_dataset, shared_images
 from contextcrf.modeling.serialization import bundled_models
 from contextcrf.nets.weights import PACKAGES, hub_reachable
 from contextcrf.utils.errors import DataError
@@ -30,6 +30,8 @@ OPTIONAL = {
     "onnxruntime": ("export", "ONNX files"),
     "gradio": ("demo", "the web page of contextcrf demo"),
 }
+# The splits whose images must not be in common, since a network is trained on the first ones.
+TRAINING, MEASURED = ("train", "train_aug"), ("val", "tune", "test")
 # The rows of the report, and the fields of torch's description of the system.
 ENVIRONMENT = {
     "system": "os",
@@ -119,7 +121,7 @@ def _cache(name: str, folder: Path, pattern: str) -> Finding:
 
 
 def _data(data: Path) -> Iterator[Finding]:
-    """Yield the number of images and classes of every split, or what is wrong with it."""
+    """Yield the number of images and classes of every split, or what is wrong with it, as `fit` checks it."""
     try:
         splits = known_splits(data)
     except (DataError, OSError) as error:
@@ -127,28 +129,22 @@ def _data(data: Path) -> Iterator[Finding]:
         return
     if not splits:
         yield Finding("data", f"{data} has no file with the images of a split.", wrong=True)
+    opened: dict[str, SegmentationDataset] = {}
     for split in splits:
         try:
             found = open_dataset(data, split)
-            missing = _missing(found)
-            check_palettes([mask for _, mask in found.pairs], found.mask_format)
+            check_dataset(found)
         except (DataError, OSError) as error:
             yield Finding(f"data, {split}", str(error), wrong=True)
             continue
-        text = f"{_count(len(found), 'image')}, {len(found.classes)} classes{missing}"
-        yield Finding(f"data, {split}", text, wrong=bool(missing))
-
-
-def _missing(dataset: SegmentationDataset) -> str:
-    """Return a remark on the files that do not exist or cannot be read; it is empty if there are none."""
-    missing = [path for pair in dataset.pairs for path in pair if not (path.is_file() and os.access(path, os.R_OK))]
-    if not missing:
-        return ""
-    return f"; {_count(len(missing), 'file')} missing or unreadable, such as {missing[0]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+        opened[split] = found
+        count = f"{len(found)} image" if len(found) == 1 else f"{len(found)} images"
+        yield Finding(f"data, {split}", f"{count}, {len(found.classes)} classes")
+    trained, measured = ([split for split in names if split in opened] for names in (TRAINING, MEASURED))
+    for split, other in product(trained, measured):
+        if both := shared_images(opened[split], opened[other]):
+            text = f"{len(both)} of the {len(opened[other])} images are also in {split}, such as {both[0].name}"
+            yield Finding(f"data, {other}", text, wrong=True)
 
 
 def _gib(size: float) -> str:

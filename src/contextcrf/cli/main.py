@@ -93,6 +93,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "explain": Command(inference.explain, ("model", "image")),
         "demo": Command(inference.demo, ("model",)),
         "refine": Command(inference.refine, ("maps",)),
+        "tune-refine": Command(inference.tune_refine, ("maps",)),
     },
     "Sharing": {
         "publish": Command(sharing.publish, ("model",)),

@@ -20,7 +20,7 @@ from contextcrf.data.masks import MaskFormat
 from contextcrf.data.pairing import DATA_SUFFIXES, MASK_SUFFIXES, common_suffix, files_by_stem, pair_files
 from contextcrf.data.recognition import Recognized, recognize_masks
 from contextcrf.data.statistics import MaskStatistics, mask_statistics
-from contextcrf.data.validation import check_pairs
+from contextcrf.data.validation import check_pairs, shared_images
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import read_text, write_text
 from contextcrf.utils.runtime import default_batch_size
@@ -345,8 +345,8 @@ def _shared_images(data: Path, splits: Iterable[str]) -> list[str]:
     """Return a sentence if the splits train and val have images in common."""
     if not {"train", "val"} <= {*splits}:
         return []
-    train, val = ({image for image, _ in open_dataset(data, split).pairs} for split in ("train", "val"))
-    if not (both := sorted(train & val)):
+    train, val = (open_dataset(data, split) for split in ("train", "val"))
+    if not (both := shared_images(train, val)):
         return []
     return [
         f"Warning: {len(both)} of the {len(val)} images in val are also in train, such as {both[0].name}. Results on "

@@ -138,6 +138,11 @@ def check_dataset(dataset: SegmentationDataset) -> None:
     check_pairs(dataset.pairs, count, dataset.ignore_index, dataset.mask_format, dataset.image_format)
 
 
+def shared_images(first: SegmentationDataset, second: SegmentationDataset) -> list[Path]:
+    """Return the images that are in both data sets, sorted by path."""
+    return sorted({image for image, _ in first.pairs} & {image for image, _ in second.pairs})
+
+
 def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None = None) -> SegmentationDataset:
     """Check the data of a training run and return the usable part of `train`.
 
@@ -155,13 +160,13 @@ def training_pairs(train: SegmentationDataset, val: SegmentationDataset | None =
         DataError: If a pair of either data set has a problem (see `check_pairs`), or if no training pair is usable.
     """
     num_classes, ignore_index, expected = len(train.classes), train.ignore_index, train.mask_format
-    trained = {image for image, _ in train.pairs}
-    others = [] if val is None else [pair for pair in val.pairs if pair[0] not in trained]
-    if val is not None and (both := len(val.pairs) - len(others)):
+    both = [] if val is None else shared_images(train, val)
+    others = [] if val is None else [pair for pair in val.pairs if pair[0] not in {*both}]
+    if val is not None and both:
         logger.warning(
             "The training data contain %d of the %d validation images. The validation results on these images will be "
             "too optimistic.",
-            both,
+            len(both),
             len(val.pairs),
         )
     if not train.skip_broken:

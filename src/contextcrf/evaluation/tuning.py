@@ -253,19 +253,52 @@ def tune_dense(
     samples = track(data.without_transform(), "Computing marginals", total=len(data))
     # Marginals are kept at the resolution of the unary: a hundred images at full size would fill the memory.
     cache = [(image, mask, _marginals(predictor, image)) for image, mask in samples]
+
+    def refined(settings: InferenceConfig) -> Iterator[tuple[Tensor, Tensor]]:
+        current = Predictor(model, settings)
+        for image, mask, maps in cache:
+            marginals = current.refine(upsample(maps, mask.shape), image[None].to(maps.device))
+            yield marginals.argmax(1).cpu(), mask
+
+    return search_dense(refined, model.num_classes, len(cache), inference, grid, rounds)
+
+
+def search_dense(
+    refined: Callable[[InferenceConfig], Iterable[tuple[Tensor, Tensor]]],
+    num_classes: int,
+    images: int,
+    inference: InferenceConfig,
+    grid: Mapping[str, Sequence[float]] = DENSE,
+    rounds: int = 2,
+) -> list[Trial]:
+    """Vary one parameter of the dense CRF at a time around the best trial so far.
+
+    Args:
+        refined: returns, for settings of the dense CRF, the refined labels [1, H, W] and the ground truth [H, W] of
+            each image.
+        num_classes: number of classes K.
+        images: number of images, for the progress bar.
+        inference: initial inference settings.
+        grid: as for `tune_dense`.
+        rounds: as for `tune_dense`.
+
+    Returns:
+        All trials, as for `tune_dense`.
+
+    Example:
+        >>> mask = torch.tensor([[0, 1]])
+        >>> trials = search_dense(lambda settings: [(mask[None], mask)], 2, 1, InferenceConfig(), rounds=0)
+        >>> [trial.label for trial in trials]
+        ['no dense CRF', '1 20 5 2']
+    """
     first = {name: values[0] for name, values in grid.items()}
     without = {**first, "spatial_compat": 0, "bilateral_compat": 0}
     most = 2 + bool(inference.dense) + rounds * sum(len(values) for values in grid.values())
-    with _search(model.num_classes, len(cache), most) as search:
-
-        def refined(current: Predictor) -> Iterator[tuple[Tensor, Tensor]]:
-            for image, mask, maps in cache:
-                marginals = current.refine(upsample(maps, mask.shape), image[None].to(maps.device))
-                yield marginals.argmax(1).cpu(), mask
+    with _search(num_classes, images, most) as search:
 
         def attempt(settings: Mapping[str, Any], label: str) -> None:
             chosen = replace(inference, dense={**inference.dense, **settings})
-            search.attempt(label, settings, chosen, lambda: refined(Predictor(model, chosen)), chosen.dense_is_off)
+            search.attempt(label, settings, chosen, lambda: refined(chosen), chosen.dense_is_off)
 
         if inference.dense:
             attempt(_current_dense(inference, list(grid)), CURRENT)

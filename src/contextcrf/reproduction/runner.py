@@ -82,22 +82,30 @@ class Runner:
 
     def crf_rnn(self) -> ContextCRF:
         """Return FCN-8s, trained through its dense CRF in the last epochs."""
-        name, config = "crf-rnn-before", baseline_config(self.study.model, "fcn-8s")
-        tuned = self._tuned(f"{name}+dense", self._fit(name, config, [UNARY], self._first_epochs()), dense=True)
+        tuned = self._before_crf_rnn()
+        config = replace(load(tuned).config, learned_dense=True)
         training = self._last_epochs(crf_rnn_config(self.study.training))
-        return self._through_crf("crf-rnn", replace(config, learned_dense=True), [UNARY], training, tuned)
+        return self._through_crf("crf-rnn", config, [UNARY], training, tuned)
 
     def crf_rnn_with_pairs(self) -> ContextCRF:
         """Return CRF-as-RNN with pairwise potentials, which are heads on its features before the last epochs.
 
-        It has the first epochs of `crf_rnn`, and is trained through the whole system on as many images.
+        It has the first epochs and the dense CRF of `crf_rnn`, and is trained through the whole system on as many
+        images.
         """
-        name, config = "crf-rnn-before", baseline_config(self.study.model, "fcn-8s")
-        self._fit(name, config, [UNARY], self._first_epochs())
-        model = self._weighted(f"{name}+2pair", self._heads(name))
-        tuned = self._tuned(f"{name}+full", model, dense=True)
+        tuned = self._before_crf_rnn()
+        inference = replace(load(tuned).inference, relation_weights=self.study.inference.relation_weights)
+        model = self._heads("crf-rnn-before")
+        folder = self.out / "tuned" / f"crf-rnn-before+2pair-{fingerprint(model)[:8]}"
+        if not (folder / CONFIG).exists():
+            save(model, folder, model.metadata, inference=inference)
         training = self._last_epochs(end_to_end_config(self.study.training))
-        return self._through_crf("crf-rnn+2pair", with_learned_crf(config), None, training, tuned)
+        return self._through_crf("crf-rnn+2pair", with_learned_crf(model.config), None, training, folder)
+
+    def _before_crf_rnn(self) -> Path:
+        """Return the folder of FCN-8s after the first epochs, with a tuned dense CRF."""
+        name, config = "crf-rnn-before", baseline_config(self.study.model, "fcn-8s")
+        return self._tuned(f"{name}+dense", self._fit(name, config, [UNARY], self._first_epochs()), dense=True)
 
     def end_to_end(self) -> ContextCRF:
         """Return all potentials, trained together through mean field and the dense CRF in the last epochs.

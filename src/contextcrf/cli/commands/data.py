@@ -174,7 +174,9 @@ def prepare_voc(root: Path, sbd: Path | None = None, download: bool = False) -> 
 def doctor(data: Path | None = None) -> None:
     """Report the system, versions, devices, memory, disk space and weights, and check a data set.
 
-    The exit status is 1 if the data set, or one of its files, is missing or cannot be read.
+    All images and masks of the data set are read, as before a training run. The exit status is 1 if a file is missing,
+    a mask has another size than its image or labels that are not classes, or a training split has images of val, tune
+    or test.
 
     Args:
         data: Folder of a data set whose splits are checked. If null, no data set is checked.

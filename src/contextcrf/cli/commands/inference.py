@@ -221,6 +221,91 @@ def refine(
     _report(len(pairs), outcome, "maps refined", out)
 
 
+def tune_refine(
+    maps: list[Path],
+    images: Path,
+    masks: Path,
+    classes: Path | None = None,
+    num_classes: int | None = None,
+    kind: Literal["probabilities", "logits"] = "probabilities",
+    layout: Literal["khw", "hwk", "hw"] | None = None,
+    resize: bool = False,
+    confidence: float = 0.7,
+    image_format: Path | None = None,
+    limit: int = 100,
+) -> None:
+    """Tune the options of `refine` for the maps of any network, on images with masks.
+
+    The command prints the mean IoU of each dense CRF and its gain with a 95% confidence interval. It ends with the
+    options of the best one for `refine`, or with the advice not to refine the maps if no interval is above 0. Use
+    images that the network was not trained on, and do not report results on them.
+
+    Args:
+        maps: Maps, and folders of maps, as for `refine`.
+        images: Folder with an image of the same stem for each map.
+        masks: Folder with a mask of the same stem for each map.
+        classes: File classes.yaml with the names of the classes and the values or colors of the masks.
+        num_classes: Number of classes K, without the file classes.yaml. The values of the masks are then the class
+            indices, and 255 for unlabeled pixels.
+        kind: Meaning of the values in .npy and .npz files.
+        layout: Axes of .npy and .npz files, as for `refine`.
+        resize: Resize maps to the size of the image.
+        confidence: Probability that a label of a .png map is correct.
+        image_format: File images.yaml with the channels and the range of images that are not RGB.
+        limit: Largest number of maps, at least 2, which are spread evenly over all maps.
+
+    Example:
+        contextcrf tune-refine maps --images photos --masks masks --classes data/classes.yaml
+        contextcrf tune-refine maps --images photos --masks masks --num-classes 21 --limit 30
+    """
+    from contextcrf.cli.trials import print_trials
+    from contextcrf.data.classes import Classes, voc_palette
+    from contextcrf.data.classes_file import ClassesFile
+    from contextcrf.data.dataset import SegmentationDataset
+    from contextcrf.data.image_format import RGB, ImageFormat
+    from contextcrf.data.pairing import files_by_stem
+    from contextcrf.data.validation import check_dataset
+    from contextcrf.evaluation.map_tuning import tune_maps
+    from contextcrf.evaluation.tuning import reliable_trial
+    from contextcrf.inference.files import find_files
+    from contextcrf.inference.refinement import MAP_SUFFIXES, MapFormat, match_maps
+    from contextcrf.utils.errors import DataError
+    from contextcrf.utils.runtime import default_device
+
+    if limit < 2:
+        raise ValueError(f"--limit is {limit}, but at least 2 maps are needed for an interval of the gain.")
+    if (classes is None) == (num_classes is None):
+        raise ValueError("Give either --classes or --num-classes, so that the values of the masks have a meaning.")
+    if classes is not None:
+        file = ClassesFile.read(classes)
+        named, mask_format = file.classes, file.mask_format
+    else:
+        count = num_classes or 0
+        named, mask_format = Classes(tuple(f"class {k}" for k in range(count)), voc_palette(count)), None
+    pairs = match_maps(find_files(maps, MAP_SUFFIXES, "maps"), images)
+    used = min(limit, len(pairs))
+    pairs = [pairs[i * len(pairs) // used] for i in range(used)]
+    truths = {path.stem: path for path in files_by_stem(masks, "masks").values()}
+    if missing := [path for path, _ in pairs if path.stem not in truths]:
+        raise DataError(f"{missing[0]} has no mask {missing[0].stem}.* in {masks}. Give every map a mask, or move it.")
+    if len(pairs) < 2:
+        raise ValueError(f"There is {len(pairs)} map, but the interval of a gain needs at least 2.")
+    read_as = RGB if image_format is None else ImageFormat.read_file(image_format)
+    data = SegmentationDataset(
+        [(image, truths[path.stem]) for path, image in pairs], named, mask_format=mask_format, image_format=read_as
+    )
+    check_dataset(data)
+    form = MapFormat(kind, named, confidence=confidence, masks=mask_format, layout=layout, resize=resize)
+    trials = tune_maps([path for path, _ in pairs], data, form, device=default_device())
+    best, _ = reliable_trial(trials)
+    print_trials(trials, best)
+    if best.off:
+        print("No dense CRF raises the mean IoU of these maps reliably. Use the maps as they are.")
+        return
+    options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in best.settings.items())
+    print(f"options for refine: {options}")
+
+
 def voc_submission(
     model: str,
     root: Path,

@@ -1,15 +1,10 @@
 """Commands that train, merge and tune models."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from contextcrf.training.config import FitHeadsJob, FitJob
 from contextcrf.utils.runtime import Precision
-
-if TYPE_CHECKING:
-    from contextcrf.evaluation.tuning import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +136,7 @@ def tune(
     """
     from dataclasses import replace
 
+    from contextcrf.cli.trials import print_trials
     from contextcrf.data.image_format import check_same_images
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
@@ -183,7 +179,7 @@ def tune(
         network, chosen, inference=replace(network.inference, precision=precision)
     )
     best, difference = reliable_trial(trials)
-    _print_trials(trials, best)
+    print_trials(trials, best)
     before, after = (f"{100 * trial.mean_iou:.2f}" for trial in (trials[0], best))
     print(f"mean IoU on {len(chosen)} images of {split}: {before} -> {after}")
     if best.off and dense:
@@ -195,17 +191,3 @@ def tune(
     tuned = replace(best.inference, precision=network.inference.precision)
     save(network, folder, {**network.metadata, "tune-dense" if dense else TUNED: entry}, inference=tuned)
     print(f"model written to {folder}")
-
-
-def _print_trials(trials: "Sequence[Trial]", best: "Trial") -> None:
-    """Print the mean IoU of each trial, its gain over the trial without the tuned terms, and its settings."""
-    from contextcrf.evaluation.tuning import gain_of, trial_without
-
-    without = trial_without(trials)
-    print(f"mean IoU and gain over {100 * without.mean_iou:.2f} without these terms, with its 95% confidence interval")
-    for trial in trials:
-        values = {key: "plain sum" if value is None else f"{value:g}" for key, value in trial.settings.items()}
-        name = ", ".join(f"{key} {value}" for key, value in values.items()) or "default weights, 1 in total"
-        marks = ("  <- before" if trial is trials[0] else "") + ("  <- chosen" if trial is best else "")
-        gain = str(gain_of(trial, without)).partition(": ")[2]
-        print(f"{100 * trial.mean_iou:6.2f}  {gain:<24}  {name}{marks}")

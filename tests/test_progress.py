@@ -46,11 +46,11 @@ COMMANDS = [
         ["Evaluating", "Drawing examples", "Drawing the report"],
     ),
     (
-        "tune {model} --data {data} --split train --limit 1",
+        "tune {model} --data {data} --split train --limit 2",
         ["Computing features", "Trial 1 of at most 15: current settings"],
     ),
     (
-        "tune {model} --data {data} --split train --limit 1 --dense",
+        "tune {model} --data {data} --split train --limit 2 --dense",
         ["Computing marginals", "Trial 1 of at most 32: no dense CRF"],
     ),
     ("export {model} --height 64 --width 96 --program {work}/m.pt2", ["tracing {model}", "writing and checking"]),

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from contextcrf.evaluation import tuning
 from contextcrf.evaluation.evaluate import default_systems
 from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import save
+from contextcrf.training import trainer
 from models import tiny
 
 FIT = ["--model.backbone", "plain", "--pretrained", "false", "--model.channels", "8", "--model.hidden", "8"]
@@ -665,6 +667,24 @@ def test_the_dense_crf_is_tuned_into_the_model_and_used_by_predict(tiny_model, s
         assert np.array_equal(refined, tuned.segment(picture, "unary+pairwise+dense").labels.numpy())
         assert np.array_equal(plain, tuned.segment(picture).labels.numpy())
     assert (plain != refined).any()
+
+
+def test_sigterm_while_features_are_computed_leaves_a_message_and_no_model(
+    trained, scenes, tmp_path, capsys, monkeypatch
+):
+    def terminated(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("The signal did not stop the command.")
+
+    monkeypatch.setattr(trainer, "cache_features", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    out = tmp_path / "heads"
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit-heads", str(trained / "model"), "--data", str(scenes), "--out", str(out), "--training.epochs", "1"])
+    assert stopped.value.code == 143
+    assert "Stopped. Run the same command again to continue." in capsys.readouterr().err
+    assert not (out / "model").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_tune_keeps_what_helps_reliably_only(tiny_model, scenes, tmp_path, capsys, monkeypatch):

@@ -192,7 +192,7 @@ def test_a_job_of_another_process_is_left_alone(scenes, tmp_path, monkeypatch):
     job = fit_job(scenes, tmp_path)
     (tmp_path / "model").mkdir()
     without_training(monkeypatch)
-    with FileLock(tmp_path / "model" / f".{CONFIG}.lock"), pytest.raises(BusyError, match="Another process"):
+    with FileLock(tmp_path / ".model.lock"), pytest.raises(BusyError, match="Another process"):
         run(job)
 
 

@@ -51,11 +51,11 @@ def test_steps_are_reported_and_every_epoch_has_a_line(tiny_model, train, scenes
     # Six images in batches of two.
     steps = [event for number in (1, 2, 3) for event in (f"Epoch {number} of 3", 1, 1, 1)]
     assert recorder.events == [("Epoch 1 of 3", 9), 0, *steps, "stop"]
-    loss, score = r"loss \d+\.\d{3}", r"\d+\.\d %"
+    loss, score, left = r"loss \d+\.\d{3}", r"\d+\.\d %", r"about \d+ s left"
     lines = epoch_lines(caplog)
     assert len(lines) == 3
-    assert re.fullmatch(f"Epoch 1 of 3: {loss}", lines[0])
-    assert re.fullmatch(f"Epoch 2 of 3: {loss}, val/unary {score}, val/unary\\+pairwise {score}", lines[1])
+    assert re.fullmatch(f"Epoch 1 of 3: {loss}, {left}", lines[0])
+    assert re.fullmatch(f"Epoch 2 of 3: {loss}, val/unary {score}, val/unary\\+pairwise {score}, {left}", lines[1])
     # Without a validation there are no scores, not those of the epoch before.
     assert re.fullmatch(f"Epoch 3 of 3: {loss}", lines[2])
 

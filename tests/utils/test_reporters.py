@@ -57,7 +57,18 @@ def test_the_estimate_is_for_the_steps_that_are_left(log, monkeypatch):
         running.describe("validation", total=8)
         clock[0] += 20
         running.advance(2)
-    assert log.messages == ["training: 2 of 10, about 3 min left", "training: 4 of 10, about 2 min left"]
+    # The second interval is a minute.
+    assert log.messages == ["training: 2 of 10, about 3 min left", "validation: 6 of 8, about 33 s left"]
+
+
+def test_a_long_task_does_not_fill_the_log(log, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("contextcrf.utils.progress.time.monotonic", lambda: clock[0])
+    with reporting(Lines(interval=30)), task("training", 10_000) as running:
+        for _ in range(3600):  # an hour
+            clock[0] += 1
+            running.advance()
+    assert [int(message.split()[1]) for message in log.messages] == [30, 90, 210, 450, 930, 1530, 2130, 2730, 3330]
 
 
 def test_bars_on_a_terminal(terminal, log):

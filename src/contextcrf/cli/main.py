@@ -5,12 +5,14 @@ import sys
 from collections.abc import Sequence
 
 STOPPED = "contextcrf: Stopped."
-# Exit statuses of programs that SIGINT (Ctrl-C) and SIGPIPE (a closed pipe) have ended.
-INTERRUPTED, CLOSED_PIPE = 130, 141
+# Exit statuses of programs that SIGINT (Ctrl-C), SIGPIPE (a closed pipe) and SIGTERM have ended.
+INTERRUPTED, CLOSED_PIPE, TERMINATED = 130, 141, 143
 
 try:
     import inspect
     import logging
+    import signal
+    import threading
     from argparse import ArgumentError
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import contextmanager
@@ -284,11 +286,34 @@ def _messages() -> Iterator[None]:
         logger.propagate = propagate
 
 
+@contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """Turn SIGTERM within the block into a KeyboardInterrupt, so that files and locks are left as after Ctrl-C.
+
+    Yields:
+        A list to which the signal is appended.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread can handle signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     An error of the user is printed in one line, and the exit status is 2. With CONTEXTCRF_TRACEBACK=1, the traceback is
-    shown too. Ctrl-C ends a command with the exit status 130.
+    shown too. Ctrl-C ends a command with the exit status 130, and SIGTERM with 143.
 
     Args:
         arguments: the arguments without the name of the program; None takes those of the process.
@@ -308,19 +333,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     name = ""
-    try:
-        name, values = read_command(arguments)
-        with _messages(), show_progress():
-            COMMANDS[name].run(values)
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        text = describe_error(error, name)
-        if text is None or os.environ.get("CONTEXTCRF_TRACEBACK"):
+    with _sigterm() as received:
+        try:
+            name, values = read_command(arguments)
+            with _messages(), show_progress():
+                COMMANDS[name].run(values)
+        except BrokenPipeError:
             raise
-        print(f"contextcrf: error: {text}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt as error:
-        hint = " Run the same command again to continue." if name and COMMANDS[name].resumable else ""
-        print(f"{STOPPED}{hint}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from error
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            text = describe_error(error, name)
+            if text is None or os.environ.get("CONTEXTCRF_TRACEBACK"):
+                raise
+            print(f"contextcrf: error: {text}", file=sys.stderr)
+            raise SystemExit(2) from error
+        except KeyboardInterrupt as error:
+            hint = " Run the same command again to continue." if name and COMMANDS[name].resumable else ""
+            print(f"{STOPPED}{hint}", file=sys.stderr)
+            raise SystemExit(TERMINATED if received else INTERRUPTED) from error

@@ -93,7 +93,8 @@ def run(job: Job) -> Path:
             resumed = newest_checkpoint(job.out / "checkpoints") is not None
             _train(job, "last" if resumed else None, trainer)
         return model
-    with claim(done) as mine:
+    # The folder of the model does not exist before the training has finished.
+    with claim(done, job.out / ".model.lock") as mine:
         if mine:
             checkpoint = None
             if (found := newest_checkpoint(job.out / "checkpoints")) is not None:

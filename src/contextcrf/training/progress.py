@@ -1,19 +1,20 @@
 """Progress reports of a training run."""
 
 import logging
+import time
 from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from contextcrf.utils.progress import Task, task
+from contextcrf.utils.progress import Task, duration, task
 
 logger = logging.getLogger(__name__)
 
 
 class ProgressCallback(Callback):
-    """A Lightning callback that reports each step, and logs the mean loss and the validation scores of each epoch.
+    """A Lightning callback that reports each step, and logs the loss, the scores and the remaining time of each epoch.
 
     Scores are logged only for epochs that end with a validation. Of several processes, only the first one reports.
     """
@@ -22,10 +23,12 @@ class ProgressCallback(Callback):
         self._stack = ExitStack()
         self._task: Task | None = None
         self._validated = False
+        self._started, self._first = 0.0, 0  # time and epoch of the start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the progress report."""
         epochs, steps = trainer.max_epochs or 0, int(trainer.num_training_batches)
+        self._started, self._first = time.monotonic(), trainer.current_epoch
         if trainer.is_global_zero and trainer.current_epoch < epochs:
             self._task = self._stack.enter_context(task(self._label(trainer), epochs * steps))
             self._task.advance(trainer.current_epoch * steps)  # steps before the training was resumed
@@ -54,6 +57,10 @@ class ProgressCallback(Callback):
         # Lightning keeps the scores of the last validation in later epochs.
         scores = {name: value for name, value in found.items() if name.startswith("val/") and self._validated}
         shown = [f"loss {found['loss']:.3f}", *(f"{name} {100 * value:.1f} %" for name, value in scores.items())]
+        done = trainer.current_epoch + 1
+        if left := (trainer.max_epochs or 0) - done:
+            passed = time.monotonic() - self._started
+            shown.append(f"{duration(passed * left / (done - self._first))} left")
         logger.info("%s: %s", self._label(trainer), ", ".join(shown))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -8,13 +8,14 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def claim(result: Path) -> Iterator[bool]:
+def claim(result: Path, lock_file: Path | None = None) -> Iterator[bool]:
     """Claim the task of creating the file `result`.
 
     The claim ends when the block ends. It also ends when the process ends, even after a crash.
 
     Args:
-        result: the file that the task creates. Missing folders are created.
+        result: the file that the task creates.
+        lock_file: the file that is locked. None is a hidden file beside `result`. Missing folders are created.
 
     Yields:
         True if this process should do the task, that is, if the file does not exist and no other process has claimed
@@ -33,8 +34,9 @@ def claim(result: Path) -> Iterator[bool]:
         True
         False
     """
-    result.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(result.with_name(f".{result.name}.lock"))
+    lock_file = lock_file or result.with_name(f".{result.name}.lock")
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_file)
     try:
         lock.acquire(blocking=False)
     except Timeout:

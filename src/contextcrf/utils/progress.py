@@ -2,7 +2,7 @@
 
 The library reports its progress with `track` and `task`. By default, nothing is shown. A program that wants to show
 progress sets a reporter with `reporting` or `show_progress`. `show_progress` draws bars on a terminal. If the output is
-not a terminal, it writes a line to the log every half minute.
+not a terminal, it writes lines to the log, the first after half a minute and later ones at growing intervals.
 """
 
 import logging
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The number of seconds between two lines in the log.
-LOG_INTERVAL = 30.0
+# The number of seconds before the first line in the log. Each interval is twice the one before, up to the last number.
+LOG_INTERVAL, LONGEST_INTERVAL = 30.0, 600.0
 
 
 class Task:
@@ -76,7 +76,7 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
 
     Example:
         >>> from contextcrf.utils.progress import Lines, reporting, track
-        >>> with reporting(Lines(interval=10)):  # at most one line in the log every 10 seconds
+        >>> with reporting(Lines(interval=10)):  # the first line in the log comes after 10 seconds
         ...     squares = [number**2 for number in track([1, 2], "square")]
     """
     token = _reporter.set(reporter)
@@ -206,7 +206,8 @@ class Lines:
     """A reporter that writes lines to the log, for output that is not a terminal.
 
     Args:
-        interval: the number of seconds between two lines of a task. A task that takes less time writes no line.
+        interval: the number of seconds before the first line of a task. Each interval is twice the one before, up to 10
+            minutes, so that a long task does not fill the log. A task that takes less time writes no line.
 
     Example:
         >>> from contextcrf.utils.progress import Lines, reporting, track
@@ -236,6 +237,7 @@ class _Line(Task):
         if now - self.written < self.interval:
             return
         self.written = now
+        self.interval = max(self.interval, min(2 * self.interval, LONGEST_INTERVAL))
         if self.total is None:
             logger.info("%s: %d", self.description, self.done)
             return

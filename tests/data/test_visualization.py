@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from contextcrf.data.classes import Classes
-from contextcrf.data.visualization import IGNORED_COLOR, colorize, index_png, overlay, qualitative_grid
+from contextcrf.data.visualization import IGNORED_COLOR, colorize, index_png, legend_strip, overlay, qualitative_grid
 
 PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 LABELS = torch.tensor([[0, 1], [2, 255]])
@@ -156,6 +156,34 @@ def test_grid_legend_shows_every_class():
     below = np.asarray(with_legend)[plain.height :]
     for color in PALETTE:
         assert (below == color).all(axis=-1).sum() >= 50
+
+
+def test_grid_names_unlabeled_pixels_and_has_a_caption():
+    classes = Classes(("sky", "sea"), PALETTE[:2])
+    rows = [[Image.new("RGB", (300, 40))]]
+    plain = qualitative_grid(rows, ["Image"], classes)
+    assert IGNORED_COLOR not in {color for _, color in plain.getcolors(1 << 16)}
+    assert IGNORED_COLOR in {
+        color for _, color in qualitative_grid(rows, ["Image"], classes, unlabeled=True).getcolors(1 << 16)
+    }
+    short, long = (
+        qualitative_grid(rows, ["Image"], classes, caption=text) for text in ("one line", "many words " * 20)
+    )
+    assert plain.height < short.height < long.height
+    # The picture and the legend do not move.
+    top = np.asarray(plain)[: plain.height - 4]
+    for other in (short, long):
+        assert np.array_equal(np.asarray(other)[: len(top)], top)
+        assert (np.asarray(other)[plain.height :] < 100).any()  # the text
+
+
+@pytest.mark.parametrize("width", [30, 120, 2000])
+def test_a_legend_strip_has_the_classes_that_occur(width):
+    strip = legend_strip(width, Classes(("sky", "grass", "sea"), PALETTE), np.array([[0, 2, 255]]))
+    colors = {color for _, color in strip.getcolors(1 << 20)}
+    assert strip.width == width
+    assert {PALETTE[0], PALETTE[2], IGNORED_COLOR} <= colors
+    assert PALETTE[1] not in colors
 
 
 def test_grid_legend_has_columns_where_they_fit():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from contextcrf import Predictor
 from contextcrf.data.images import read_image
-from contextcrf.data.visualization import overlay
+from contextcrf.data.visualization import colorize, overlay
 from contextcrf.inference import files as predict_module
 from contextcrf.inference.files import find_files, plan_outputs, predict_files
 from contextcrf.modeling.model import load
@@ -76,7 +76,21 @@ def test_files_hold_the_labels_of_the_predictor_and_an_overlay(predictor, pictur
             assert found.mode == "P"
             assert np.array_equal(np.asarray(found), labels.numpy())
             with Image.open(out / f"{path.stem}_overlay.png") as drawn:
+                # These images are narrow, so their overlays have no legend.
                 assert np.array_equal(np.asarray(drawn), np.asarray(overlay(image, labels, palette, 0.3)))
+
+
+def test_wide_overlays_have_a_legend_of_the_classes_that_occur(predictor, tmp_path):
+    Image.effect_noise((160, 90), 80).convert("RGB").save(tmp_path / "wide.png")
+    predict_files(predictor, [tmp_path / "wide.png"], tmp_path / "out", opacity=1)
+    classes = predictor.model.classes
+    labels = predictor.label(read_image(tmp_path / "wide.png"))
+    with Image.open(tmp_path / "out" / "wide_overlay.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB"))
+    assert np.array_equal(pixels[:90], np.asarray(colorize(labels, classes.palette)))
+    # A patch has more pixels of its color than the smooth edges of the text have by chance.
+    found = {k for k, color in enumerate(classes.palette) if (pixels[90:] == color).all(-1).sum() >= 40}
+    assert found == set(labels.unique().tolist())
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(predictor, pictures, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from contextcrf.data.classes import Classes
+from contextcrf.data.classes import IGNORE_INDEX, Classes
 from contextcrf.data.dataset import Pair, SegmentationDataset
 from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import to_picture
@@ -34,7 +34,9 @@ def write_contact_sheet(
     """
     data = SegmentationDataset(pairs, classes, mask_format=masks, image_format=image_format).spread(IMAGES)
     cells: list[Image.Image] = []
+    unlabeled = False
     for image, mask in data.without_transform():
+        unlabeled |= bool((mask == IGNORE_INDEX).any())
         picture = to_picture(torch.as_tensor(image))
         picture.thumbnail((SIDE, SIDE))
         labels = Image.fromarray(np.asarray(mask).astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
@@ -42,7 +44,7 @@ def write_contact_sheet(
     width = 2 * min(COLUMNS, len(data))
     cells += [Image.new("RGB", cells[0].size, "white")] * (-len(cells) % width)
     rows = [cells[start : start + width] for start in range(0, len(cells), width)]
-    sheet = qualitative_grid(rows, ["image", "labels"] * (width // 2), classes)
+    sheet = qualitative_grid(rows, ["image", "labels"] * (width // 2), classes, unlabeled)
     information = PngImagePlugin.PngInfo()
     information.add_text("Software", _SOFTWARE)
     with atomic_write(path) as partial:

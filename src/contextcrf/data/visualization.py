@@ -7,7 +7,7 @@ drawn in `IGNORED_COLOR`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,7 +111,11 @@ def overlay(image: Image.Image, labels: Labels, palette: Sequence[Color], opacit
 
 
 def qualitative_grid(
-    rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], classes: Classes | None = None
+    rows: Sequence[Sequence[Image.Image]],
+    titles: Sequence[str],
+    classes: Classes | None = None,
+    unlabeled: bool = False,
+    caption: str = "",
 ) -> Image.Image:
     """Arrange examples in a grid with one row for each example, as in Figures 6 and 7 of the paper.
 
@@ -121,6 +125,8 @@ def qualitative_grid(
         rows: the pictures of each row, one for each title. They are centered in their cells and not resized.
         titles: the column titles. Long titles have a smaller font.
         classes: the classes of a legend below the pictures. None adds no legend.
+        unlabeled: whether the legend has an entry for pixels without a label.
+        caption: a text below the legend.
 
     Returns:
         An RGB image with a white background.
@@ -158,9 +164,11 @@ def qualitative_grid(
 
     figure = Figure((width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
+    lower = _add_caption(figure, caption, font) if caption else 0
     if classes is not None:
-        height += _add_legend(figure, classes, font)
-        figure.set_size_inches(width / _DPI, height / _DPI)
+        lower += _add_legend(figure, _entries(classes, range(len(classes)), unlabeled), font, lower)
+    height += lower
+    figure.set_size_inches(width / _DPI, height / _DPI)
     left = _GAP
     for cell, title in zip(widths, titles, strict=True):
         _add_title(figure, title, (left + cell / 2, height - head + _GAP), cell, font)
@@ -178,6 +186,36 @@ def qualitative_grid(
     return Image.fromarray(np.array(canvas.buffer_rgba())[..., :3])
 
 
+def legend_strip(width: int, classes: Classes, labels: Labels) -> Image.Image:
+    """Draw the legend of the classes that occur in labels, for example to put it below an overlay.
+
+    Args:
+        width: the width of the strip in pixels, at least 1.
+        classes: the names and colors of the classes.
+        labels: class indices [H, W].
+
+    Returns:
+        An RGB image of the given width with a white background.
+
+    Example:
+        >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
+        >>> legend_strip(320, classes, torch.tensor([[0, 1, 255]])).width
+        320
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = np.unique(_indices(labels, classes.palette)).tolist()
+    font = int(np.clip(width / 40, 10, 48))
+    figure = Figure((width / _DPI, 1), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    present = [label for label in found if label != IGNORE_INDEX]
+    height = max(1, _add_legend(figure, _entries(classes, present, IGNORE_INDEX in found), font))
+    figure.set_size_inches(width / _DPI, height / _DPI)
+    canvas.draw()
+    return Image.fromarray(np.array(canvas.buffer_rgba())[..., :3])
+
+
 def _add_title(figure: Figure, title: str, place: tuple[float, float], width: int, font: int) -> None:
     """Center a column title above `place`, (x, y) in pixels, in the largest font of 6 to `font` pixels that fits."""
     x, y = np.divide(place, figure.bbox.size)
@@ -187,19 +225,42 @@ def _add_title(figure: Figure, title: str, place: tuple[float, float], width: in
         text.set_fontsize(_points(font))
 
 
-def _add_legend(figure: Figure, classes: Classes, font: int) -> int:
-    """Add a legend at the lower border, in as many columns as fit, and return its height in pixels."""
-    from matplotlib.patches import Patch
+def _add_caption(figure: Figure, caption: str, font: int) -> int:
+    """Add a text at the lower border, in as many lines as needed, and return its height in pixels."""
+    text = figure.text(0, 0, "", size=_points(font), color="black", ha="left", va="bottom", parse_math=False)
+    text.set_position((_GAP / figure.bbox.width, 0))
+    lines: list[str] = []
+    for word in caption.split():
+        text.set_text(" ".join([*lines[-1:], word]))
+        fits = lines and text.get_window_extent().width <= figure.bbox.width - 2 * _GAP
+        lines = [*lines[:-1], f"{lines[-1]} {word}"] if fits else [*lines, word]
+    text.set_text("\n".join(lines))
+    return math.ceil(text.get_window_extent().height) + _GAP
 
-    handles = [Patch(fc=(r / 255, g / 255, b / 255), ec="gray", linewidth=1) for r, g, b in classes.palette]
+
+def _entries(classes: Classes, present: Iterable[int], unlabeled: bool) -> list[tuple[str, Color]]:
+    """Return the names and colors of a legend."""
+    entries = [(classes.names[label], classes.palette[label]) for label in present]
+    return [*entries, ("unlabeled", IGNORED_COLOR)] if unlabeled else entries
+
+
+def _add_legend(figure: Figure, entries: Sequence[tuple[str, Color]], font: int, lower: int = 0) -> int:
+    """Add a legend above the lowest `lower` pixels, in as many columns as fit, and return its height in pixels."""
+    from matplotlib.patches import Patch
+    from matplotlib.transforms import IdentityTransform
+
+    names = [name for name, _ in entries]
+    handles = [Patch(fc=(r / 255, g / 255, b / 255), ec="gray", linewidth=1) for _, (r, g, b) in entries]
     # The space between columns equals the space at both sides, so n columns have at most n times the width of one.
     style: dict[str, Any] = {"handlelength": 1, "handleheight": 1, "borderpad": 0.4, "columnspacing": 0.8}
     style |= {"frameon": False, "fontsize": _points(font), "labelcolor": "black", "borderaxespad": 0}
 
     def legend(columns: int, loc: Any) -> Legend:
-        made = figure.legend(handles, classes.names, loc=loc, ncols=columns, **style)
-        for text, name in zip(made.get_texts(), classes.names, strict=True):
+        made = figure.legend(handles, names, loc=loc, ncols=columns, **style)
+        for text, name in zip(made.get_texts(), names, strict=True):
             text.set(text=name, parse_math=False)
+        # The place is in pixels, since the height of the figure will change.
+        made.set_bbox_to_anchor((0, lower, figure.bbox.width, 0), IdentityTransform())
         return made
 
     single = legend(1, "lower left")

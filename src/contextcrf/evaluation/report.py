@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from contextcrf.crf import Explanation
+from contextcrf.data.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.images import to_picture
 from contextcrf.data.visualization import colorize, qualitative_grid
@@ -19,6 +20,12 @@ from contextcrf.inference.segmentation import Segmentation
 from contextcrf.modeling.system import UNARY_PAIRWISE
 from contextcrf.utils.files import atomic_write, write_text
 from contextcrf.utils.progress import track
+
+_CAPTION = (
+    "Red neighbors raise the score of {} relative to {}, and blue neighbors lower it. The number is the sum over all "
+    "neighbors. Edges in both directions count: the neighbors are the nodes in the box of the pixel (yellow ring), and "
+    "the nodes whose box contains the pixel."
+)
 
 
 def write_report(data: SegmentationDataset, results: EvaluationResults, out: Path, pictures: int = 6) -> None:
@@ -81,12 +88,14 @@ def _draw_examples(
     data: SegmentationDataset, shown: Sequence[SystemResult], numbers: Sequence[int], path: Path
 ) -> None:
     """Draw a grid of images with their ground truth and the labels of the systems."""
-    palette, rows = data.classes.palette, []
+    palette, rows, unlabeled = data.classes.palette, [], False
     for number in track(list(dict.fromkeys(numbers)), "Drawing examples"):
         image, mask = data.sample(number)
+        unlabeled |= bool((mask == IGNORE_INDEX).any())
         drawn = [to_picture(image), colorize(mask, palette)]
         rows.append(drawn + [colorize(system.labels[number].unpack(), palette) for system in shown])
-    grid = qualitative_grid(rows, ["image", "ground truth", *(system.name for system in shown)], data.classes)
+    titles = ["image", "ground truth", *(system.name for system in shown)]
+    grid = qualitative_grid(rows, titles, data.classes, unlabeled)
     with atomic_write(path) as partial:
         grid.save(partial)
 
@@ -142,4 +151,9 @@ def draw_messages(
     titles = [f"{names[label]} (second: {names[rival]})"]
     titles += [f"{name}: {float(push.sum()):+.2f}" for name, push in pushes.items()]
     drawn = [explanation_picture(segmentation.picture, push, pixel, scale) for push in pushes.values()]
-    return qualitative_grid([[segmentation.overlay(), *drawn]], titles, segmentation.classes)
+    return qualitative_grid(
+        [[segmentation.overlay(), *drawn]],
+        titles,
+        segmentation.classes,
+        caption=_CAPTION.format(names[label], names[rival]),
+    )

@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from contextcrf.data.classes import Color
+from contextcrf.data.classes import Classes
 from contextcrf.data.images import read_image, to_picture
 from contextcrf.data.layouts import IMAGE_SUFFIXES, list_images
-from contextcrf.data.visualization import index_png, overlay
+from contextcrf.data.visualization import index_png, legend_strip, overlay
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.serialization import fingerprint
 from contextcrf.utils.errors import DataError
@@ -23,7 +23,8 @@ from contextcrf.utils.provenance import Provenance
 
 # The number of rows of an overlay that are drawn at once.
 _STRIPE = 1024
-
+# The width in pixels from which an overlay has a legend.
+_LEGEND_WIDTH = 120
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ def predict_files(
 ) -> Outcome:
     """Write `STEM.png` (the labels as a palette PNG) and `STEM_overlay.png` for every image.
 
+    Below the overlay is a legend of the classes that occur, if the image is at least 120 pixels wide.
+
     If an image cannot be read or labeled, it is listed in the outcome with the reason, and the other images are
     processed. An interrupted command leaves no incomplete files.
 
@@ -184,20 +187,23 @@ def predict_files(
                 size, reason = f"{image.shape[2]} x {image.shape[1]} pixels", " ".join(str(error).split())
                 outcome.failed.append((path, f"{path} ({size}) cannot be labeled: {reason}"))
                 continue
-            _write(_overlay(image, found, palette, opacity), drawn)
+            _write(_overlay(image, found, predictor.model.classes, opacity), drawn)
             # The labels are written last, because their existence marks the image as done.
             _write(index_png(found, palette), labels)
             outcome.written += [labels, drawn]
     return outcome
 
 
-def _overlay(image: Tensor, labels: Tensor, palette: Sequence[Color], opacity: float) -> Image.Image:
-    """Draw the overlay of an image in stripes, so that a large image is copied only once."""
-    result = Image.new("RGB", (image.shape[2], image.shape[1]))
-    for top in range(0, image.shape[1], _STRIPE):
+def _overlay(image: Tensor, labels: Tensor, classes: Classes, opacity: float) -> Image.Image:
+    """Draw the overlay of an image in stripes, so that a large image is copied only once, and a legend below it."""
+    height, width = image.shape[1:]
+    legend = legend_strip(width, classes, labels) if width >= _LEGEND_WIDTH else Image.new("RGB", (width, 0))
+    result = Image.new("RGB", (width, height + legend.height))
+    result.paste(legend, (0, height))
+    for top in range(0, height, _STRIPE):
         rows = slice(top, top + _STRIPE)
         stripe = to_picture(image[:, rows])
-        result.paste(overlay(stripe, labels[rows], palette, opacity), (0, top))
+        result.paste(overlay(stripe, labels[rows], classes.palette, opacity), (0, top))
     return result
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from contextcrf.data.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.images import to_picture
 from contextcrf.data.layouts import open_dataset
@@ -190,14 +191,16 @@ _Drawn = tuple[str, Predictor, System]
 def _draw(drawn: Sequence[_Drawn], val: SegmentationDataset, numbers: Sequence[int], path: Path) -> None:
     """Draw a grid of images with their ground truth and the labels of rows."""
     palette = val.classes.palette
-    pictures = []
+    pictures, unlabeled = [], False
     for number in track(numbers, f"Drawing {path.name}"):
         image, mask = val.sample(number)
+        unlabeled |= bool((mask == IGNORE_INDEX).any())
         row = [to_picture(image), colorize(mask, palette)]
         for _, predictor, system in drawn:
             row.append(colorize(predictor.predict(image, [system])[0].labels, palette))
         pictures.append(row)
     if pictures:
-        grid = qualitative_grid(pictures, ["image", "ground truth", *(name for name, _, _ in drawn)], val.classes)
+        titles = ["image", "ground truth", *(name for name, _, _ in drawn)]
+        grid = qualitative_grid(pictures, titles, val.classes, unlabeled)
         with atomic_write(path) as partial:
             grid.save(partial)

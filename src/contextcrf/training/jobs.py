@@ -16,6 +16,7 @@ from contextcrf.modeling.serialization import CONFIG, save, weights_digest
 from contextcrf.training.budget import plan_within_budget
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.training.config import THROUGH_CRF, FitHeadsJob, FitJob, Job
+from contextcrf.training.curve import CURVE, draw_curve, read_curve
 from contextcrf.training.held_out import HELD_OUT, choose_relation_weights, divide, held_out_positions
 from contextcrf.training.history import END_TO_END, next_entry
 from contextcrf.training.inputs import (
@@ -199,6 +200,8 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
             entry[HELD_OUT] = [train.pairs[position][0].name for position in left_out]
         trained = {name: entry} if job.training.epochs else {}
         save(network, job.out / "model", {**network.metadata, **trained, **tuned})
+        if curve := read_curve(job.out):
+            draw_curve(curve, job.out / CURVE)
 
 
 def _images_digest(data: Path, split: str) -> str:

@@ -34,8 +34,9 @@ def predict(
 ) -> None:
     """Predict the labels of images and write them as PNG files with overlays.
 
-    The command writes OUT/STEM.png, a palette PNG with the predicted labels, and OUT/STEM_overlay.png for each image.
-    An image that cannot be read does not stop the command, but the exit status is then 1.
+    For each image, the command writes OUT/STEM.png, a palette PNG with the predicted labels, and OUT/STEM_overlay.png,
+    the image with the colors of the labels and a legend. An image that cannot be read does not stop the command, but
+    the exit status is then 1.
 
     Args:
         model: Trained model: a folder, or the name of a bundled model.

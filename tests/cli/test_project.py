@@ -143,8 +143,9 @@ def test_values_with_gaps_are_told(scenes, tmp_path, monkeypatch, capsys):
 
 
 def test_names_with_spaces_count_once_and_all_images_cannot_be_held_out(folder, tmp_path):
-    with pytest.raises(ValueError, match="--val-every is 1, but at least 2 is expected"):
-        start(folder, tmp_path / "a.yaml", 9, val_every=1)
+    for val, tune in ((0, 0), (1, 0), (0.5, 0.5), (0.2, -0.1)):
+        with pytest.raises(ValueError, match=f"--val is {val:g} and --tune is {tune:g}, but fractions"):
+            start(folder, tmp_path / "a.yaml", 9, val=val, tune=tune)
     assert not (folder / "splits").exists()
     for part, suffix in (("images", ".jpg"), ("masks", ".png")):
         (folder / part / f"p0{suffix}").rename(folder / part / f"a b c{suffix}")
@@ -223,7 +224,7 @@ def test_masks_of_any_form_become_a_data_set_that_fit_takes(
 
 def test_a_second_try_with_other_options_replaces_the_files_of_the_first(folder, tmp_path):
     assert len(start(folder, tmp_path / "r.yaml").classes) == 4  # 9 is a class
-    made = start(folder, tmp_path / "r.yaml", 9, val_every=2)
+    made = start(folder, tmp_path / "r.yaml", 9, val=0.5)
     assert (made.classes.names, made.images) == (("class 0", "class 1", "class 2"), {"train": 5, "val": 5})
 
 
@@ -254,7 +255,7 @@ def test_a_suffix_that_classes_yaml_lacks_is_named(tmp_path):
 
 def test_foreign_folders_are_told_what_is_expected(tmp_path):
     (tmp_path / "mine" / "photos").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"Its folders are: photos\. Move the images to .*images .* masks"):
+    with pytest.raises(DataError, match=r"Its folders are: photos\. Name the two folders with --images and --masks"):
         start(tmp_path / "mine", tmp_path / "r.yaml")
     with pytest.raises(DataError, match="nothing does not exist"):
         start(tmp_path / "nothing", tmp_path / "r.yaml")
@@ -309,3 +310,53 @@ def test_a_contact_sheet_of_another_program_is_kept(folder, tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "contact-sheet.png")
     with pytest.raises(FileExistsError, match=r"contact-sheet\.png exists"):
         start(folder, tmp_path / "r.yaml", 9)
+
+
+def test_folders_of_other_names_are_stored_for_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = make_project(tmp_path / "mine", Image.fromarray(LABELS))
+    (data / "images").rename(data / "photos")
+    (data / "masks").rename(data / "labels")
+    with pytest.raises(DataError, match="Name the two folders with --images and --masks"):
+        start(data, tmp_path / "r.yaml")
+    with pytest.raises(DataError, match=r"--masks is label, but there is no folder .*label\. Give its name"):
+        start(data, tmp_path / "r.yaml", folders=("photos", "label"))
+    said = prints(capsys, data, "--images", "photos", "--masks", "labels")
+    assert "image_folder: photos\nmask_folder: labels\n" in (data / "classes.yaml").read_text()
+    assert len(fits(data)) == 3
+    assert said.index("first: name your classes") < said.index("next: contextcrf fit")
+    (data / "other").mkdir()
+    # Names in a file that a person has changed are kept, and contradictions are refused.
+    (data / "classes.yaml").write_text((data / "classes.yaml").read_text().replace("class 1", "leaf"))
+    assert "first: name your classes" not in prints(capsys, data)
+    with pytest.raises(
+        ValueError, match=r"The folders are other and labels, but .*classes\.yaml has photos and labels"
+    ):
+        start(data, tmp_path / "r.yaml", folders=("other", None))
+    (data / "classes.yaml").write_text("mask_folder: 3\nclasses: [{name: a}, {name: b}]")
+    with pytest.raises(DataError, match="has 3 under the key 'mask_folder', but the name of a folder is expected"):
+        open_dataset(data, "train")
+
+
+def test_a_third_split_for_tune(folder, tmp_path, capsys):
+    assert start(folder, tmp_path / "r.yaml", 9, tune=0.2).images == {"train": 6, "tune": 2, "val": 2}
+    parts = [set((folder / "splits" / f"{split}.txt").read_text().split()) for split in ("train", "val", "tune")]
+    assert len(set.union(*parts)) == 10
+    # A second try replaces the division, and the split that is no longer wanted.
+    assert start(folder, tmp_path / "r.yaml", 9, val=0.3).images == {"train": 7, "val": 3}
+    assert f"tune runs/heads --data {folder} --split tune" in prints(
+        capsys, folder, "--tune", "0.1", "--ignore-index", "9", "--out", tmp_path / "r.yaml"
+    )
+    # A division that a person has changed is kept.
+    (folder / "splits" / "val.txt").write_text("p0\n")
+    assert start(folder, tmp_path / "r.yaml", 9, val=0.5).images["val"] == 1
+    few = make_project(tmp_path / "few", Image.fromarray(LABELS), count=2)
+    with pytest.raises(ValueError, match="There are only 2 images for the splits train, val and tune"):
+        start(few, tmp_path / "few.yaml", tune=0.1)
+
+
+def test_few_images_for_many_classes_are_a_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ramp = Image.fromarray((np.arange(64 * 96).reshape(64, 96) % 20).astype(np.uint8))
+    assert "3 training images are few for 20 classes" in prints(capsys, make_project(tmp_path / "many", ramp))
+    assert "are few for" not in prints(capsys, make_project(tmp_path / "some", Image.fromarray(LABELS)))

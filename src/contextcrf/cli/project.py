@@ -10,7 +10,7 @@ import torch
 
 from contextcrf.cli.contact_sheet import is_contact_sheet, write_contact_sheet
 from contextcrf.data.classes import IGNORE_INDEX, Classes
-from contextcrf.data.classes_file import ClassesFile
+from contextcrf.data.classes_file import FOLDERS, ClassesFile
 from contextcrf.data.dataset import Pair
 from contextcrf.data.image_format import IMAGES_FILE, ImageFormat
 from contextcrf.data.image_recognition import recognize_images
@@ -67,7 +67,14 @@ class Start:
     findings: Sequence[str] = ()
 
 
-def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: int = 5) -> Start:
+def start(
+    data: Path,
+    recipe: Path,
+    ignore_index: int | None = None,
+    val: float = 0.2,
+    tune: float = 0.0,
+    folders: tuple[str | None, str | None] = (None, None),
+) -> Start:
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
     `recognize_masks` finds the class of each value or color, unless `classes.yaml` defines it. The format of the images
@@ -82,12 +89,15 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
     If an error occurs, the files that this call has written are removed.
 
     Args:
-        data: folder with the subfolders `images` and `masks`, or in the layout of CamVid or PASCAL VOC.
+        data: folder with subfolders for the images and the masks, or in the layout of CamVid or PASCAL VOC.
         recipe: config for `contextcrf fit` to write. The config for `contextcrf fit-heads` is written beside it, with
             -heads after the stem, as in recipe-heads.yaml.
         ignore_index: the value of unlabeled pixels in index masks. None uses the value in `classes.yaml`, or finds it
             if this file does not exist.
-        val_every: every `val_every`-th image is assigned to the split "val", the others to the split "train".
+        val: fraction of the images, evenly spaced, that are assigned to the split "val".
+        tune: fraction of the images that are assigned to the split "tune". The others are the split "train".
+        folders: names of the folders of the images and of the masks in `data`. None is the name in `classes.yaml`, or
+            "images" and "masks" if this file does not exist.
 
     Returns:
         The findings and the files that were written.
@@ -96,7 +106,8 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
         DataError: the images and masks cannot be paired, their format is not clear, a pair is not valid, there are
             fewer than 2 images, or the masks have labels that `classes.yaml` does not define.
         FileExistsError: a config exists, and it was changed or is not from an earlier call.
-        ValueError: `val_every` is below 2, or `classes.yaml` has another `ignore_index`.
+        ValueError: `val` or `tune` is not a fraction that leaves images for training, or `classes.yaml` has another
+            `ignore_index` or other folders.
 
     Example:
         >>> from contextcrf.data.synthetic import write_scenes
@@ -105,15 +116,18 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
         >>> made.images["train"], [path.name for path in made.written]
         (4, ['recipe.yaml', 'recipe-heads.yaml', 'contact-sheet.png'])
     """
-    if val_every < 2:
-        raise ValueError(f"--val-every is {val_every}, but at least 2 is expected, so that images remain for training.")
+    if not (0 < val < 1 and 0 <= tune < 1 and val + tune <= 0.9):
+        raise ValueError(
+            f"--val is {val:g} and --tune is {tune:g}, but fractions above 0 (--tune may be 0) are expected, together "
+            "at most 0.9, so that images remain for training."
+        )
     for path in (recipe, heads_path(recipe)):
         if path.exists() and not is_unchanged(path):
             raise FileExistsError(f"{path} exists. Move the file, or choose another file with --out.")
     sheet = recipe.with_name("contact-sheet.png")
     if sheet.exists() and not is_contact_sheet(sheet):
         raise FileExistsError(f"{sheet} exists. Move the file, or choose another folder with --out.")
-    layout = _other_layout(data)
+    layout = _other_layout(data, folders)
     with ExitStack() as undo:
         written: list[Path] = []
 
@@ -123,7 +137,7 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
             written.append(path)
 
         if layout is None:
-            found, pairs = _examine_folder(data, ignore_index)
+            found, pairs = _examine_folder(data, ignore_index, folders)
             if not (names := data / "classes.yaml").exists() or is_unchanged(names):
                 write(names, mark(found.file.text()))
             splits = data / "splits"
@@ -141,7 +155,7 @@ def start(data: Path, recipe: Path, ignore_index: int | None = None, val_every: 
             if not image_format.is_rgb:
                 write(own, mark(image_format.text()))
         check_pairs(pairs, len(classes), None, masks, image_format)
-        for name, text in _new_splits(splits, [image.stem for image, _ in pairs], val_every).items():
+        for name, text in _new_splits(splits, [image.stem for image, _ in pairs], val, tune).items():
             write(splits / f"{name}.txt", text)
         images = {split: _count_images(data, split) for split in _used_splits(data, layout)}
         if not images.get("train"):
@@ -189,9 +203,12 @@ def is_unchanged(path: Path) -> bool:
     return text == mark(text.partition("\n")[2])
 
 
-def _other_layout(data: Path) -> Layout | None:
+def _other_layout(data: Path, folders: tuple[str | None, str | None]) -> Layout | None:
     """Return the layout of CamVid or PASCAL VOC, or None for a folder with images and masks."""
-    if (data / "images").is_dir() or (data / "masks").is_dir():
+    for option, name in zip(("--images", "--masks"), folders, strict=True):
+        if name is not None and not (data / name).is_dir():
+            raise DataError(f"{option} is {name}, but there is no folder {data / name}. Give its name in {data}.")
+    if folders != (None, None) or any((data / name).is_dir() for name in FOLDERS):
         return None
     try:
         layout = find_layout(data)
@@ -201,8 +218,8 @@ def _other_layout(data: Path) -> Layout | None:
             raise
         raise DataError(
             f"{data} does not have the folders images and masks, and its layout is not that of CamVid or PASCAL VOC. "
-            f"Its folders are: {', '.join(found) or 'none'}. Move the images to {data / 'images'} and the masks to "
-            f"{data / 'masks'}. `contextcrf import` reads the formats of annotation tools."
+            f"Its folders are: {', '.join(found) or 'none'}. Name the two folders with --images and --masks. "
+            "`contextcrf import` reads the formats of annotation tools."
         ) from error
     return layout if layout.name != "folder" else None
 
@@ -234,30 +251,39 @@ def _require_classes(data: Path, classes: Classes, masks: MaskFormat, found: Mas
     )
 
 
-def _examine_folder(data: Path, ignore_index: int | None) -> tuple[Recognized, list[Pair]]:
+def _examine_folder(
+    data: Path, ignore_index: int | None, chosen: tuple[str | None, str | None]
+) -> tuple[Recognized, list[Pair]]:
     """Return the classes and the pairs of a folder with images and masks."""
-    images, masks = data / "images", data / "masks"
     if (data / "classes.yml").exists() and not (data / "classes.yaml").exists():
         raise DataError(
             f"{data / 'classes.yml'} has the suffix .yml, but {data / 'classes.yaml'} is read. Rename the file."
         )
+    names = data / "classes.yaml"
+    own = None if not names.exists() or is_unchanged(names) else ClassesFile.read(names)
+    default = FOLDERS if own is None else own.folders
+    folders = (chosen[0] or default[0], chosen[1] or default[1])
+    if own is not None and folders != own.folders:
+        raise ValueError(
+            f"The folders are {' and '.join(folders)}, but {names} has {' and '.join(own.folders)}. Remove the options "
+            "--images and --masks, or change image_folder and mask_folder in the file."
+        )
+    images, masks = (data / name for name in folders)
     suffix = common_suffix(files_by_stem(images, "images", DATA_SUFFIXES), files_by_stem(masks, "masks", MASK_SUFFIXES))
     pairs = pair_files(images, masks, suffix)
     named = f"The names of the masks end with {suffix}." if suffix else ""
-    names = data / "classes.yaml"
-    if not names.exists() or is_unchanged(names):
+    if own is None:
         found = recognize_masks([mask for _, mask in pairs], ignore_index)
-        file = replace(found.file, mask_suffix=suffix)
+        file = replace(found.file, mask_suffix=suffix, folders=folders)
         return Recognized(file, [*filter(None, [named]), *found.findings]), pairs
-    file = ClassesFile.read(names)
-    _check_ignore_index(ignore_index, file.mask_format, names)
-    if file.mask_suffix != suffix:
+    _check_ignore_index(ignore_index, own.mask_format, names)
+    if own.mask_suffix != suffix:
         raise DataError(
             f"The names of the masks in {masks} end with {suffix!r}, but {names} has the mask_suffix "
-            f"{file.mask_suffix!r}. Set `mask_suffix: {suffix or repr(suffix)}` in the file."
+            f"{own.mask_suffix!r}. Set `mask_suffix: {suffix or repr(suffix)}` in the file."
         )
     findings = [*filter(None, [named]), f"{names} defines the classes and the format of the masks."]
-    return Recognized(file, findings), pairs
+    return Recognized(own, findings), pairs
 
 
 def _examine_layout(data: Path, layout: Layout, ignore_index: int | None) -> tuple[Recognized, list[Pair]]:
@@ -298,30 +324,43 @@ def _check_ignore_index(ignore_index: int | None, masks: MaskFormat, names: Path
     )
 
 
-def _new_splits(folder: Path, stems: Sequence[str], val_every: int) -> dict[str, str]:
-    """Return the texts of the splits train and val, or an empty dictionary if the splits of the folder are kept."""
+def _new_splits(folder: Path, stems: Sequence[str], val: float, tune: float) -> dict[str, str]:
+    """Return the texts of the splits train, val and tune, or an empty dictionary if the splits are kept."""
     lists = {path.stem: read_list(path) for path in folder.glob("*.txt") if not path.name.startswith(".")}
     if "train" in lists and not _is_division(lists, stems):
         return {}
     if "train" not in lists and lists and folder.name == "splits":
         return {}
-    return _divide(stems, val_every)
+    counts = [max(1, round(val * len(stems))), max(1, round(tune * len(stems))) if tune else 0]
+    if sum(counts) >= len(stems):
+        raise ValueError(
+            f"There are only {len(stems)} images for the splits train, val and tune. Add images, or use --tune 0."
+        )
+    made = _divide(stems, *counts)
+    if not tune and "tune" in lists:
+        (folder / "tune.txt").unlink()  # of an earlier division, whose images are now in other splits
+    return made
 
 
-def _divide(stems: Sequence[str], val_every: int) -> dict[str, str]:
-    val = stems[val_every // 2 :: val_every] or stems[-1:]
-    chosen = {"train": [stem for stem in stems if stem not in {*val}], "val": val}
-    return {split: "".join(f"{stem}\n" for stem in part) for split, part in chosen.items()}
+def _divide(stems: Sequence[str], val: int, tune: int) -> dict[str, str]:
+    """Divide images into splits, of which `val` and `tune` have the given numbers of evenly spaced images."""
+    rest, chosen = list(stems), dict[str, list[str]]()
+    for name, count in (("val", val), ("tune", tune)):
+        if count:
+            chosen[name] = [rest[(2 * i + 1) * len(rest) // (2 * count)] for i in range(count)]
+            rest = [stem for stem in rest if stem not in {*chosen[name]}]
+    return {split: "".join(f"{stem}\n" for stem in part) for split, part in {"train": rest, **chosen}.items()}
 
 
 def _is_division(lists: Mapping[str, str], known: Sequence[str]) -> bool:
     """Return whether the splits are a division that an earlier call made, so that they can be made anew."""
-    if {*lists} != {"train", "val"}:
+    if not {"train", "val"} <= {*lists} <= {"train", "val", "tune"}:
         return False
-    stems = sorted([*lists["train"].splitlines(), *lists["val"].splitlines()])
+    parts = {split: text.splitlines() for split, text in lists.items()}
+    stems = sorted(stem for part in parts.values() for stem in part)
     if not {*stems} <= {*known}:
         return False  # other lines than names, or names of images that are gone
-    return any(_divide(stems, every) == lists for every in range(2, len(stems) + 2))
+    return _divide(stems, len(parts["val"]), len(parts.get("tune", []))) == lists
 
 
 def _used_splits(data: Path, layout: Layout | None) -> list[str]:

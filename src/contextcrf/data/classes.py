@@ -167,7 +167,8 @@ def read_classes_yaml(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} contains {content!r}, but a mapping with the keys 'classes' and 'ignore_index' is expected."
         )
-    _reject_unknown_keys(content, {"ignore_index", "classes", "masks", "ignore_colors", "mask_suffix"}, str(path))
+    known = {"ignore_index", "classes", "masks", "ignore_colors", "mask_suffix", "image_folder", "mask_folder"}
+    _reject_unknown_keys(content, known, str(path))
     entries = content.get("classes")
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path} has {entries!r} under the key 'classes', but a list of {{name, color}} is expected.")

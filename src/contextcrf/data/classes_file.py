@@ -21,6 +21,9 @@ from contextcrf.data.masks import MaskFormat
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import write_text
 
+# The folders of the images and of the masks, unless `classes.yaml` names others.
+FOLDERS = ("images", "masks")
+
 
 @dataclass(frozen=True)
 class ClassesFile:
@@ -30,6 +33,7 @@ class ClassesFile:
         classes: the names and colors of the classes.
         mask_format: how the masks are read.
         mask_suffix: the text that the stem of a mask has after the stem of its image, such as "_mask".
+        folders: the names of the folders of the images and of the masks beside the file.
 
     Example:
         >>> classes = Classes(("background", "leaf"), ((0, 0, 0), (128, 0, 0)))
@@ -49,6 +53,7 @@ class ClassesFile:
     classes: Classes
     mask_format: MaskFormat
     mask_suffix: str = ""
+    folders: tuple[str, str] = FOLDERS
 
     @classmethod
     def read(cls, path: Path) -> ClassesFile:
@@ -69,13 +74,19 @@ class ClassesFile:
                 f"{path} has {suffix!r} under the key 'mask_suffix', but the end of the mask names is expected, such "
                 "as _mask. Put it in quotes."
             )
+        folders = tuple(
+            content.get(key, name) for key, name in zip(("image_folder", "mask_folder"), FOLDERS, strict=True)
+        )
+        for key, folder in zip(("image_folder", "mask_folder"), folders, strict=True):
+            if not isinstance(folder, str) or not folder:
+                raise DataError(f"{path} has {folder!r} under the key {key!r}, but the name of a folder is expected.")
         try:
             mask_format = _color_format(content, path) if kind == "color" else _index_format(content, path)
         except DataError:
             raise
         except ValueError as error:
             raise DataError(f"{path} describes the masks in two ways. {error}") from error
-        return cls(classes, mask_format, suffix)
+        return cls(classes, mask_format, suffix, (folders[0], folders[1]))
 
     def write(self, path: Path) -> None:
         """Write the file, which `read` reads. An existing file is replaced."""
@@ -94,6 +105,8 @@ class ClassesFile:
             content["ignore_index"] = None if not values else values[0] if len(values) == 1 else values
         if self.mask_suffix:
             content["mask_suffix"] = self.mask_suffix
+        if self.folders != FOLDERS:
+            content["image_folder"], content["mask_folder"] = self.folders
         entries: list[dict[str, Any]] = []
         for index, name in enumerate(self.classes.names):
             color = masks.colors[index] if masks.kind == "color" else self.classes.palette[index]

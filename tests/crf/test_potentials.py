@@ -107,6 +107,20 @@ def test_pairwise_nll_and_its_gradient_are_those_of_enumeration(box):
         torch.testing.assert_close(a, e)
 
 
+def test_class_weights_weight_each_edge_by_the_mean_of_its_labels(box):
+    pot, maps, weights = pairwise(box), features(1, 3, 2, 3), torch.tensor([0.5, 1.0, 4.0])
+    labels = torch.randint(3, (1, 2, 3))
+    edges, logits = pot.pair_logits(maps)
+    first, second = labels.flatten()[edges]
+    losses = -logits[0].flatten(1).log_softmax(1)[torch.arange(len(first)), 3 * first + second]
+    share = (weights[first] + weights[second]) / 2
+    expected = (share * losses).sum() / share.sum() if len(first) else losses.sum()
+    torch.testing.assert_close(pot.nll(maps, labels, class_weights=weights), expected, check_dtype=False)
+    equal = pot.nll(maps, labels, class_weights=torch.full((3,), 7.0))
+    torch.testing.assert_close(equal, pot.nll(maps, labels))
+    assert pot.nll(maps, torch.full((1, 2, 3), 255), class_weights=weights) == 0
+
+
 def test_gradients_agree_with_finite_differences(box):
     pot, unary = pairwise(box), UnaryPotential(3, 3, hidden=4).double()
     labels = torch.randint(3, (1, 2, 2))

@@ -1,8 +1,12 @@
 """The features that the second stage of training keeps."""
 
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
 import torch
 
-from contextcrf.training import SeededSampler, cache_features
+from contextcrf.training import SeededSampler, cache_features, fit_heads
 from contextcrf.utils.resizing import downsample
 from trainings import QUICK
 
@@ -38,3 +42,17 @@ def test_features_for_the_unary_have_the_labels_of_the_pixels(tiny_model, train)
     sampler.set_epoch(0)
     for row, key in enumerate(sampler):
         assert torch.equal(cached.labels[row].long(), torch.as_tensor(train[key][1]))
+
+
+def test_class_weights_balance_the_heads_and_need_the_images(tiny_model, train, tmp_path):
+    """The weighted loss trains other heads; cached features do not show how frequent the classes are."""
+    balanced = replace(QUICK, epochs=1, class_balance=0.5)
+    trained = []
+    for number, config in enumerate((replace(QUICK, epochs=1), balanced)):
+        model = deepcopy(tiny_model)
+        fit_heads(model, train, config, tmp_path / str(number), copies=1)
+        trained.append(model.pairwise_potential("above").last.weight.detach())
+    assert not torch.allclose(*trained)
+    cached = cache_features(tiny_model, train, "above", 1, QUICK)
+    with pytest.raises(ValueError, match=r"class_balance is 0\.5, but the class weights cannot be computed"):
+        fit_heads(tiny_model, cached, balanced, tmp_path / "cached")

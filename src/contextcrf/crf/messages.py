@@ -200,7 +200,7 @@ def _tile(
 
 
 def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
-    """Select places of an axis: as a view if they are equally spaced, since copying them would take half of the time."""
+    """Select places of an axis, as a view if they are equally spaced, since a copy takes as long as the products."""
     if len(places) == windows.shape[axis]:
         return windows
     step = places[1] - places[0] if len(places) > 1 else 1

@@ -253,7 +253,12 @@ class PairwisePotential(nn.Module):
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
 
     def nll(
-        self, features: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, max_edges: int | None = None
+        self,
+        features: Tensor,
+        labels: Tensor,
+        ignore_index: int = IGNORE_INDEX,
+        max_edges: int | None = None,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """Compute the piecewise negative log-likelihood, eq. (11)-(12), as the mean over the labeled edges.
 
@@ -266,6 +271,8 @@ class PairwisePotential(nn.Module):
             ignore_index: the label of ignored nodes.
             max_edges: the largest number of edges in the mean. If the batch has more labeled edges, this number of
                 edges is drawn uniformly without replacement, which gives an unbiased estimate. None uses all edges.
+            class_weights: the weights of the classes [K]. The weight of an edge in the mean is the mean weight of its
+                two labels. None weights all edges equally.
 
         Returns:
             A scalar. It is 0 if no edge is labeled.
@@ -289,14 +296,17 @@ class PairwisePotential(nn.Module):
         labels = labels.flatten()
         p, q = image * num_nodes + p, image * num_nodes + q
         target = labels[p] * self.num_classes + labels[q]
+        weights = torch.ones_like(p, dtype=torch.float32)
+        if class_weights is not None:
+            weights = (class_weights[labels[p]] + class_weights[labels[q]]) / 2
         # The gradients of about a hundred edges per node are then summed in single precision.
         owner, neighbor = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
         block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
         losses = [
             checkpoint(self._edge_loss, owner, neighbor, *part, use_reentrant=False)
-            for part in zip(p.split(block), q.split(block), target.split(block), strict=True)
+            for part in zip(*(each.split(block) for each in (p, q, target, weights)), strict=True)
         ]
-        return torch.stack(losses).sum() / max(1, len(p))
+        return torch.stack(losses).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
         """Compute the expected pair logits of each node, summed over the edges that touch the node.
@@ -409,10 +419,12 @@ class PairwisePotential(nn.Module):
         image, edge = labeled.nonzero(as_tuple=True)
         return image, edges[0, edge], edges[1, edge]
 
-    def _edge_loss(self, owner: Tensor, neighbor: Tensor, p: Tensor, q: Tensor, target: Tensor) -> Tensor:
-        """Return the sum of the losses of some edges (p, q)."""
+    def _edge_loss(
+        self, owner: Tensor, neighbor: Tensor, p: Tensor, q: Tensor, target: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Return the weighted sum of the losses of some edges (p, q)."""
         logits = self.last(F.relu(owner[p] + neighbor[q]))
-        return F.cross_entropy(_at_least_single(logits), target, reduction="sum")
+        return (weights * F.cross_entropy(_at_least_single(logits), target, reduction="none")).sum()
 
 
 def _blocks(num_nodes: int, elements_per_node: int) -> Iterator[slice]:

@@ -47,8 +47,9 @@ class TrainingConfig:
             layers.
         weight_decay: Weight decay of the optimizer; the paper uses 0.0005.
         max_edges: Number of random edges per step for each pairwise potential; null uses all edges.
-        class_balance: Exponent b of the class weights frequency^-b in the unary loss, and in the loss of the objective
-            "end-to-end"; 0 weights all classes equally, as in the paper.
+        class_balance: Exponent b of the class weights frequency^-b in the piecewise losses, and in the loss of the
+            objective "end-to-end"; 0 weights all classes equally, as in the paper. The weight of an edge is the mean
+            weight of its two labels.
         loss_at: Resolution of the unary loss: "graph" downsamples the labels to the graph nodes by nearest neighbor, as
             in the paper, and "pixels" upsamples the logits bilinearly to the crop, which keeps objects that are thinner
             than a node.

@@ -117,7 +117,7 @@ class ModelModule(TrainingModule):
         model: model whose potentials are trained.
         config: config of the training.
         steps: number of optimizer steps of the whole training run, for the one-cycle schedule.
-        class_weights: class weights [K] of the unary loss; None weights all classes equally.
+        class_weights: class weights [K] of the losses; None weights all classes equally.
 
     Example:
         >>> from contextcrf import ModelConfig
@@ -235,7 +235,7 @@ class HeadsModule(TrainingModule):
         names: names of the potentials whose heads are trained.
         config: config of the training.
         steps: number of optimizer steps of the whole training run, for the one-cycle schedule.
-        class_weights: class weights [K] of the unary loss; None weights all classes equally.
+        class_weights: class weights [K] of the losses; None weights all classes equally.
 
     Example:
         >>> from contextcrf import ModelConfig
@@ -266,12 +266,13 @@ class HeadsModule(TrainingModule):
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Return the losses of a batch of features, labels and unary logits by name."""
         [model], features, labels = self._model, batch[0].float(), batch[1].long()
+        weights = None if self.class_weights is None else self.class_weights.to(features.device)
         if UNARY not in self.heads:
-            step = Batch(model, dict.fromkeys(self.heads, features), labels, unary_logits=batch[2])
+            maps = dict.fromkeys(self.heads, features)
+            step = Batch(model, maps, labels, unary_logits=batch[2], class_weights=weights)
         else:
             relations = [name for name in self.heads if name != UNARY]
             coarse = model.pool(features) if relations else features
-            weights = None if self.class_weights is None else self.class_weights.to(features.device)
             step = Batch(model, {UNARY: features, **dict.fromkeys(relations, coarse)}, labels, class_weights=weights)
         return OBJECTIVES[self.config.objective](step, self.config)
 

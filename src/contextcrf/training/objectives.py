@@ -37,7 +37,7 @@ class Batch:
         images: images [B, C, H, W] with values 0..255; None with cached features.
         unary_logits: the logits [B, K, h, w] of the frozen unary at the graph nodes if only pairwise heads are trained
             on cached features; otherwise None.
-        class_weights: class weights [K] of the unary loss, or of the objective "end-to-end"; None weights all
+        class_weights: class weights [K] of the piecewise losses, or of the objective "end-to-end"; None weights all
             classes equally.
 
     Example:
@@ -105,7 +105,8 @@ def piecewise(batch: Batch, config: TrainingConfig) -> Losses:
     for name, maps in batch.features.items():
         if name != UNARY:
             labels = downsample(batch.masks, maps.shape[-2:])
-            losses[name] = batch.model.pairwise_potential(name).nll(maps, labels, max_edges=config.max_edges)
+            potential = batch.model.pairwise_potential(name)
+            losses[name] = potential.nll(maps, labels, max_edges=config.max_edges, class_weights=batch.class_weights)
             continue
         logits, labels = batch.unary(), batch.masks
         if config.loss_at == "pixels":

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Subset
 from contextcrf.data.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset, Transform
 from contextcrf.data.transforms import training_transform
-from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.training.best_weights import BestWeights
 from contextcrf.training.checkpoints import newest_checkpoint
@@ -202,8 +201,13 @@ def fit_heads(
     names = heads_of(model, config)
     weights = None
     if isinstance(train, SegmentationDataset):
-        weights = class_weights(train, config.class_balance) if config.class_balance and UNARY in names else None
+        weights = class_weights(train, config.class_balance) if config.class_balance else None
         train = cache_features(model, train, names[0], copies, config)
+    elif config.class_balance:
+        raise ValueError(
+            f"class_balance is {config.class_balance}, but the class weights cannot be computed from cached features. "
+            "Pass the images, or set class_balance to 0."
+        )
     loader = DataLoader(train, config.batch_size, sampler=SeededSampler(len(train), config.seed))
     module = HeadsModule(model, names, config, config.epochs * len(loader), weights)
     _run(trainer or make_trainer(config, out), module, loader, None, out, checkpoint)

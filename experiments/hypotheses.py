@@ -46,7 +46,7 @@ from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.metrics import confusion
 from contextcrf.modeling.config import UNARY, paper_relations
 from contextcrf.modeling.merging import merge_potentials
-from contextcrf.training import CachedFeatures, TrainingConfig, augmentation, cache_features, fit_heads
+from contextcrf.training import CachedFeatures, StoredFeatures, TrainingConfig, augmentation, cache_features, fit_heads
 from contextcrf.utils.files import atomic_write, write_json, write_text
 from contextcrf.utils.locks import claim
 from contextcrf.utils.progress import show_progress, track
@@ -156,9 +156,9 @@ class FoldRunner:
         self.fold, self.training = fold, training
         test = open_dataset(fold.data, fold.test)
         self.unseen, self.measured = (test.with_pairs(test.pairs[part]) for part in two_parts(len(test), video=False))
-        self._cached: dict[bool, CachedFeatures] = {}
+        self._cached: dict[bool, CachedFeatures | StoredFeatures] = {}
 
-    def features(self, network: ContextCRF, seen: bool) -> CachedFeatures:
+    def features(self, network: ContextCRF, seen: bool) -> CachedFeatures | StoredFeatures:
         """Return features for training: of the images that the trunk was trained on (`seen`) or of unseen images."""
         if seen not in self._cached:
             data = self.unseen

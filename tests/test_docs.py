@@ -61,7 +61,7 @@ RUN = {
     "docs/mathematics.md": (16, 0),
     "docs/models.md": (3, 3),
     "docs/prediction.md": (0, 1),
-    "docs/training.md": (0, 10),
+    "docs/training.md": (0, 13),
     "docs/tutorials/developer.md": (7, 0),
     "docs/tutorials/few-labels.md": (1, 3),
     "docs/tutorials/practitioner.md": (3, 8),

@@ -259,6 +259,7 @@ class PairwisePotential(nn.Module):
         ignore_index: int = IGNORE_INDEX,
         max_edges: int | None = None,
         class_weights: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Compute the piecewise negative log-likelihood, eq. (11)-(12), as the mean over the labeled edges.
 
@@ -273,6 +274,7 @@ class PairwisePotential(nn.Module):
                 edges is drawn uniformly without replacement, which gives an unbiased estimate. None uses all edges.
             class_weights: the weights of the classes [K]. The weight of an edge in the mean is the mean weight of its
                 two labels. None weights all edges equally.
+            generator: the generator that draws the edges. None is the global generator of PyTorch.
 
         Returns:
             A scalar. It is 0 if no edge is labeled.
@@ -290,7 +292,7 @@ class PairwisePotential(nn.Module):
         check_labels(labels, features, self.num_classes, ignore_index)
         image, p, q = self._labeled_edges(features, labels.flatten(1), ignore_index)
         if max_edges is not None and len(p) > max_edges:
-            drawn = torch.randperm(len(p), device=p.device)[:max_edges]
+            drawn = torch.randperm(len(p), device=p.device, generator=generator)[:max_edges]
             image, p, q = image[drawn], p[drawn], q[drawn]
         num_nodes = labels.shape[-2] * labels.shape[-1]
         labels = labels.flatten()

@@ -28,8 +28,9 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
         pairwise: for each relation, the model that provides the potential of this relation and its network.
 
     Returns:
-        A model in evaluation mode with a separate network for each potential. It has the inference settings of
-        `unary`, but its system uses all potentials, and all relations have the default weight.
+        A model in evaluation mode. It has a separate network for each potential, or one network if that of all models
+        is the same, as after `fit_heads` on one model. It has the inference settings of `unary`, but its system uses
+        all potentials, and all relations have the default weight.
 
     Raises:
         ValueError: If the models are not compatible, or if a model does not have its relation or was not trained for
@@ -56,7 +57,8 @@ def merge_potentials(unary: ContextCRF, pairwise: Mapping[str, ContextCRF]) -> C
                 f"training.potentials [{name}]."
             )
         relations[name] = part.config.relations[name]
-    own: dict[str, Any] = {"shared_trunk": False, "learned_weights": False, "learned_gate": False}
+    shared = _same_trunk([unary, *pairwise.values()])
+    own: dict[str, Any] = {"shared_trunk": shared, "learned_weights": False, "learned_gate": False}
     config = replace(unary.config, relations=relations, **own)
     for name, part in pairwise.items():
         # The relations, the sharing of the trunk and the learned parts of the CRF may differ. All other settings
@@ -145,6 +147,16 @@ def with_config(model: ContextCRF, config: ModelConfig, inference: InferenceConf
     for name in result.potentials:
         result.trunk(name).backbone.pretrained = model.trunk(name).backbone.pretrained
     return result.to(model.device).train(model.training)
+
+
+def _same_trunk(models: Sequence[ContextCRF]) -> bool:
+    """Return whether all models have one trunk for all potentials, and the same one."""
+    if not all(model.config.shared_trunk for model in models):
+        return False
+    first, *others = (model.trunk(UNARY).state_dict() for model in models)
+    return all(
+        first.keys() == other.keys() and all(torch.equal(first[key], other[key]) for key in first) for other in others
+    )
 
 
 def _check_same(

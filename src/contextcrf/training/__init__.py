@@ -1,7 +1,7 @@
 """Piecewise training (Section IV-B) with Lightning.
 
 `fit` trains any choice of potentials end to end. `fit_heads` trains only the pairwise heads on a frozen trunk: in
-piecewise training the potentials are independent given the trunk, so its features are computed once and kept in memory.
+piecewise training the potentials are independent given the trunk, so its features are computed once.
 `jobs` trains a model from a data set on disk and saves it.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from contextcrf.training.config import FitHeadsJob, FitJob, TrainingConfig
-    from contextcrf.training.feature_cache import CachedFeatures, cache_features
+    from contextcrf.training.feature_cache import CachedFeatures, StoredFeatures, cache_features
     from contextcrf.training.jobs import run
     from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
     from contextcrf.training.sampler import SeededSampler
@@ -24,6 +24,7 @@ _MODULES = {
     "HeadsModule": "modules",
     "ModelModule": "modules",
     "SeededSampler": "sampler",
+    "StoredFeatures": "feature_cache",
     "TrainingConfig": "config",
     "TrainingModule": "modules",
     "augmentation": "trainer",
@@ -41,6 +42,7 @@ __all__ = [
     "HeadsModule",
     "ModelModule",
     "SeededSampler",
+    "StoredFeatures",
     "TrainingConfig",
     "TrainingModule",
     "augmentation",

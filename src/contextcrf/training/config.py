@@ -244,13 +244,15 @@ class FitHeadsJob:
         out: Folder for logs, checkpoints and the model.
         training: Config of the training.
         train_split: Split that the heads are trained on.
-        copies: Number of augmented copies of each image whose features are kept in memory.
+        copies: Number of augmented copies of each image whose features are kept.
         graph_stride: Pixels per node of the pairwise graphs; null keeps the graph stride of the model.
         checkpoint: Checkpoint from which the training resumes without a comparison of the settings; "last" is the
             newest checkpoint in OUT. Null also resumes from the newest checkpoint, but ends with an error if the
             settings differ from those of the checkpoint.
         budget: Time for this stage, such as "5m", including the computation of the features; null trains for all epochs
             of the config. If the time is too short, the number of epochs is reduced.
+        cache: Folder for the features, in which they are also found by a later run and by other processes that train
+            other heads at the same time; null keeps them in memory.
 
     Example:
         >>> job = FitHeadsJob("runs/unary/model", Path("camvid"), Path("runs/heads"), copies=1)
@@ -267,6 +269,7 @@ class FitHeadsJob:
     graph_stride: int | None = None
     checkpoint: str | None = None
     budget: str | None = None
+    cache: Path | None = None
 
 
 Job = FitJob | FitHeadsJob

@@ -181,7 +181,7 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
         check_same_classes(network.classes, train.classes)
         check_same_images(network.image_format, train.image_format)
         train, held_out = divide(network, training_pairs(train), job.training)
-        fit_heads(network, train, job.training, job.out, job.copies, checkpoint, trainer)
+        fit_heads(network, train, job.training, job.out, job.copies, checkpoint, trainer, job.cache)
         if held_out is not None:
             tuned = {TUNED: {"data": job.data.name, **choose_relation_weights(network, held_out)}}
     else:

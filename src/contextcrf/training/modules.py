@@ -1,6 +1,6 @@
 """The Lightning modules of both training stages: parameters, optimizer, training steps and validation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.system import UNARY_ONLY, System
 from contextcrf.training.config import THROUGH_CRF, TrainingConfig
-from contextcrf.training.objectives import OBJECTIVES, Batch
+from contextcrf.training.objectives import OBJECTIVES, Batch, seed_of
 from contextcrf.utils.resizing import channels_last
 
 
@@ -46,6 +46,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.config, self.steps = config, steps
         self.trained = False  # whether this process has started a training step
+        self.step_seed: int | None = None  # the seed of the current step
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Return the losses of a step by name."""
@@ -58,8 +59,9 @@ class TrainingModule(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the global random generator with the number of the step."""
         self.trained = True
-        # Edges are sampled with the global generator: a seed per step makes a resumed training run exact.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
+        # A seed per step makes a resumed training run exact.
+        self.step_seed = self.config.seed * 1_000_003 + self.global_step + (self.global_rank << 40)
+        torch.manual_seed(self.step_seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum of the losses, and log each of them."""
@@ -151,7 +153,7 @@ class ModelModule(TrainingModule):
             model.trunk(name).requires_grad_(True)
             model.trunk(name).backbone.freeze(config.frozen_stages, config.frozen_filters)
             model.trunk(name).backbone.norm_eval = config.norm_eval
-        _prepare_heads([model.potential(name) for name in self.names], config)
+        _prepare_heads({name: model.potential(name) for name in self.names}, config)
 
     def _systems_to_validate(self) -> list[System]:
         """Return the systems that are validated.
@@ -172,7 +174,7 @@ class ModelModule(TrainingModule):
         images, masks = batch
         weights = None if self.class_weights is None else self.class_weights.to(images.device)
         features = self.model.features(channels_last(images), self.names)
-        step = Batch(self.model, features, masks, images, class_weights=weights)
+        step = Batch(self.model, features, masks, images, class_weights=weights, seed=self.step_seed)
         return OBJECTIVES[self.config.objective](step, self.config)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -261,7 +263,7 @@ class HeadsModule(TrainingModule):
         self._model = (model,)  # a tuple, since the other parameters of the model are not trained
         self.class_weights = class_weights
         self.heads = torch.nn.ModuleDict({name: model.potential(name) for name in names})
-        _prepare_heads(self.heads.values(), config)
+        _prepare_heads(dict(self.heads.items()), config)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Return the losses of a batch of features, labels and unary logits by name."""
@@ -269,11 +271,12 @@ class HeadsModule(TrainingModule):
         weights = None if self.class_weights is None else self.class_weights.to(features.device)
         if UNARY not in self.heads:
             maps = dict.fromkeys(self.heads, features)
-            step = Batch(model, maps, labels, unary_logits=batch[2], class_weights=weights)
+            step = Batch(model, maps, labels, unary_logits=batch[2], class_weights=weights, seed=self.step_seed)
         else:
             relations = [name for name in self.heads if name != UNARY]
             coarse = model.pool(features) if relations else features
-            step = Batch(model, {UNARY: features, **dict.fromkeys(relations, coarse)}, labels, class_weights=weights)
+            maps = {UNARY: features, **dict.fromkeys(relations, coarse)}
+            step = Batch(model, maps, labels, class_weights=weights, seed=self.step_seed)
         return OBJECTIVES[self.config.objective](step, self.config)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -281,15 +284,16 @@ class HeadsModule(TrainingModule):
         return [{"name": "new", "params": list(self.heads.parameters()), "lr": self.config.lr}]
 
 
-def _prepare_heads(heads: Iterable[torch.nn.Module], config: TrainingConfig) -> None:
+def _prepare_heads(heads: Mapping[str, torch.nn.Module], config: TrainingConfig) -> None:
     """Make heads trainable, and initialize zero-initialized pairwise heads at random if the training is piecewise.
 
     In piecewise training, zero-initialized heads would start to learn late. The other objectives couple the potentials:
     there the heads stay zero-initialized, since random messages of a hundred neighbors would outweigh the unary.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        for head in heads:
-            head.requires_grad_(True)
-            if isinstance(head, PairwisePotential) and head.last.is_zero and config.objective == "piecewise":
+    for name, head in heads.items():
+        head.requires_grad_(True)
+        if isinstance(head, PairwisePotential) and head.last.is_zero and config.objective == "piecewise":
+            with torch.random.fork_rng(devices=[]):
+                # The weights of a head do not depend on the other heads that are trained.
+                torch.manual_seed(seed_of(config.seed, name))
                 head.last.reset_parameters()

@@ -4,6 +4,7 @@ To add an objective, write a function of a `Batch` and a `TrainingConfig`. Then 
 `training.config.ObjectiveName`.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,8 @@ class Batch:
             on cached features; otherwise None.
         class_weights: class weights [K] of the piecewise losses, or of the objective "end-to-end"; None weights all
             classes equally.
+        seed: seed of the step, with which the edges of each relation are drawn independently of the other relations;
+            None draws them with the global generator.
 
     Example:
         >>> from contextcrf import ModelConfig
@@ -58,6 +61,7 @@ class Batch:
     images: Tensor | None = None
     unary_logits: Tensor | None = None
     class_weights: Tensor | None = None
+    seed: int | None = None
 
     @property
     def relations(self) -> list[str]:
@@ -106,7 +110,16 @@ def piecewise(batch: Batch, config: TrainingConfig) -> Losses:
         if name != UNARY:
             labels = downsample(batch.masks, maps.shape[-2:])
             potential = batch.model.pairwise_potential(name)
-            losses[name] = potential.nll(maps, labels, max_edges=config.max_edges, class_weights=batch.class_weights)
+            generator = None
+            if batch.seed is not None:
+                generator = torch.Generator(maps.device).manual_seed(seed_of(batch.seed, name))
+            losses[name] = potential.nll(
+                maps,
+                labels,
+                max_edges=config.max_edges,
+                class_weights=batch.class_weights,
+                generator=generator,
+            )
             continue
         logits, labels = batch.unary(), batch.masks
         if config.loss_at == "pixels":
@@ -117,6 +130,16 @@ def piecewise(batch: Batch, config: TrainingConfig) -> Losses:
         if config.lovasz:
             losses["lovasz"] = config.lovasz * lovasz_softmax(logits, labels)
     return losses
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Return a seed for a potential, which depends on its name and a common seed only.
+
+    Example:
+        >>> seed_of(0, "above") == seed_of(0, "above"), seed_of(0, "above") == seed_of(0, "surrounding")
+        (True, False)
+    """
+    return (seed ^ zlib.crc32(name.encode())) % 2**63
 
 
 def pseudo_likelihood(batch: Batch, config: TrainingConfig) -> Losses:

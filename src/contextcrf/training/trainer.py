@@ -25,7 +25,7 @@ from contextcrf.modeling.model import ContextCRF
 from contextcrf.training.best_weights import BestWeights
 from contextcrf.training.checkpoints import newest_checkpoint
 from contextcrf.training.config import THROUGH_CRF, TrainingConfig
-from contextcrf.training.feature_cache import CachedFeatures, cache_features
+from contextcrf.training.feature_cache import CachedFeatures, StoredFeatures, cache_features
 from contextcrf.training.held_out import ALL_IMAGES, held_out_positions
 from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.progress import ProgressCallback
@@ -142,17 +142,19 @@ def fit(
 
 def fit_heads(
     model: ContextCRF,
-    train: SegmentationDataset | CachedFeatures,
+    train: SegmentationDataset | CachedFeatures | StoredFeatures,
     config: TrainingConfig,
     out: Path,
     copies: int = 2,
     checkpoint: str | Path | None = None,
     trainer: L.Trainer | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Train heads on features of the frozen trunk, which are computed once.
 
-    The features are kept in memory in bfloat16: copies x images x C x h x w numbers, where h x w are the graph nodes,
-    or the nodes of the unary if it is among the potentials.
+    The features are kept in bfloat16: copies x images x C x h x w numbers, where h x w are the graph nodes, or the
+    nodes of the unary if it is among the potentials. The weights of a head do not depend on the other heads that are
+    trained with it.
 
     Args:
         model: a model with a trained shared trunk. The heads in `config.potentials` are changed in place; None trains
@@ -165,6 +167,7 @@ def fit_heads(
         checkpoint: "last" resumes exactly from the newest checkpoint in `out`, and a path resumes from that checkpoint;
             None starts from the weights of the model.
         trainer: a trainer of `make_trainer` with one process; None creates one.
+        cache: folder for the features, which several processes can share; None keeps the features in memory.
 
     Raises:
         ValueError: the model has a separate trunk for each potential, `config.potentials` is empty, `copies` or
@@ -202,7 +205,7 @@ def fit_heads(
     weights = None
     if isinstance(train, SegmentationDataset):
         weights = class_weights(train, config.class_balance) if config.class_balance else None
-        train = cache_features(model, train, names[0], copies, config)
+        train = cache_features(model, train, names[0], copies, config, cache)
     elif config.class_balance:
         raise ValueError(
             f"class_balance is {config.class_balance}, but the class weights cannot be computed from cached features. "

@@ -3,6 +3,7 @@
 import runpy
 import warnings
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,27 @@ def test_precision_of_the_result(dtype: torch.dtype) -> None:
     marginals = DenseCRF()(logits.to(dtype), image)
     assert marginals.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(marginals.double(), DenseCRF()(logits, image), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_iterations_end_when_no_marginal_changes_much(learned: bool) -> None:
+    torch.manual_seed(0)
+    logits, image = 3 * torch.randn(1, 3, 12, 16), torch.randint(256, (1, 3, 12, 16))
+    results = [DenseCRF(iterations=count, learnable=learned)(logits, image).detach() for count in range(31)]
+    changes = [float((after - before).abs().max()) for before, after in pairwise(results)]
+    limit = (changes[4] + changes[5]) / 2
+    first = next(count for count, change in enumerate(changes, 1) if change < limit)
+    assert 1 < first < 30
+    found = DenseCRF(iterations=30, learnable=learned, stop_below=limit)(logits, image).detach()
+    torch.testing.assert_close(found, results[first])
+    # Each image of a batch ends by itself, and the default runs all iterations.
+    clear = 100 * torch.nn.functional.one_hot(torch.zeros(1, 12, 16).long(), 3).movedim(3, 1).float()
+    crf = DenseCRF(iterations=30, learnable=learned, stop_below=limit)
+    both = crf(torch.cat([logits, clear]), image.expand(2, -1, -1, -1)).detach()
+    torch.testing.assert_close(both[:1], results[first])
+    assert DenseCRF().stop_below == 0
+    with pytest.raises(ValueError, match="stop_below must be >= 0 and < 1, but is 1"):
+        DenseCRF(stop_below=1)
 
 
 def test_labels_below_the_tolerance_are_left_out_and_the_error_is_within_the_stated_bound() -> None:

@@ -66,6 +66,8 @@ class DenseCRF(nn.Module):
             pixel. Its marginals are then 0. Without skipping, they would be below about ``tolerance``. If the kernels
             are normalized, no other marginal changes by more than about K (1 + w1 + w2) ``tolerance``. No label is
             skipped if a compatibility is a negative weight or has the shape [K] or [K, K], or if the tolerance is 0.
+        stop_below: the largest change of a marginal in an iteration, in [0, 1), below which the iterations for an image
+            end early. 0 runs all iterations, as pydensecrf does.
 
     A module with learnable values and a module with fixed values have the same entries in `state_dict`, so each can
     load the state dict of the other. A module with fixed values also accepts a state dict without any of these entries,
@@ -76,12 +78,13 @@ class DenseCRF(nn.Module):
         normalization: as given.
         learnable: as given.
         tolerance: as given.
+        stop_below: as given.
         spatial_compat: as given, converted to a tensor.
         bilateral_compat: as given, converted to a tensor.
 
     Raises:
         ValueError: if a standard deviation is not positive and finite, a weight is not finite, ``iterations`` is not a
-            whole number >= 0, ``tolerance`` is not in [0, 1), or ``normalization`` is unknown.
+            whole number >= 0, ``tolerance`` or ``stop_below`` is not in [0, 1), or ``normalization`` is unknown.
 
     Example:
         >>> import torch
@@ -106,23 +109,25 @@ class DenseCRF(nn.Module):
         normalization: Normalization = "symmetric",
         learnable: bool = False,
         tolerance: float = 1e-7,
+        stop_below: float = 0.0,
     ) -> None:
         super().__init__()
         if normalization not in get_args(Normalization):
             raise ValueError(
                 f"normalization must be one of {', '.join(get_args(Normalization))}, but is {normalization!r}."
             )
-        if not 0 <= tolerance < 1:
-            raise ValueError(f"tolerance must be >= 0 and < 1, but is {tolerance}.")
+        for name, value in (("tolerance", tolerance), ("stop_below", stop_below)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be >= 0 and < 1, but is {value}.")
         self.iterations = whole_number("iterations", iterations, least=0)
-        self.normalization, self.tolerance = normalization, tolerance
+        self.normalization, self.tolerance, self.stop_below = normalization, tolerance, stop_below
         self.learnable = learnable
         sigmas = {"spatial_sxy": spatial_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
         for name, sigma in sigmas.items():
             # Take logarithms only if they are learned. They would change 10 to 10.000001, and points on the border of
             # two simplices of the lattice would be assigned to the other simplex.
-            value = _checked_sigma(name, sigma)
-            self._keep(*((f"log_{name}", value.log()) if learnable else (f"_{name}", value)))
+            checked = _checked_sigma(name, sigma)
+            self._keep(*((f"log_{name}", checked.log()) if learnable else (f"_{name}", checked)))
         for name, compat in {"spatial_compat": spatial_compat, "bilateral_compat": bilateral_compat}.items():
             self._keep(name, _checked_compat(name, compat))
 
@@ -312,10 +317,13 @@ class DenseCRF(nn.Module):
         """Run mean field from the marginals q [N, K], which may be overwritten, and return marginals [N, K]."""
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
         for _ in range(iterations if messages.kernels else 0):
+            before = q.detach().clone() if self.stop_below else None
             if in_place:
                 messages.update(q, unary)
             else:
                 q = _softmax(messages(q).add_(unary))
+            if before is not None and bool((before.sub_(q.detach()).abs_() < self.stop_below).all()):
+                break
         return q
 
     def _kernels(self, compat: Tensor, features: Tensor) -> list["_Kernel"]:

@@ -99,16 +99,18 @@ BEGUN, LATER = "provenance.json", "checkpoints/epoch=1.ckpt"
 
 
 @pytest.mark.parametrize(
-    ("number", "files"), [(signal.SIGKILL, (BEGUN, LATER)), (signal.SIGINT, (LATER,))], ids=["kill -9", "Ctrl-C"]
+    ("number", "files", "code"),
+    [(signal.SIGKILL, (BEGUN, LATER), -9), (signal.SIGINT, (LATER,), 130), (signal.SIGTERM, (LATER,), 143)],
+    ids=["kill -9", "Ctrl-C", "kill"],
 )
-def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path, undisturbed, number, files):
+def test_a_training_that_is_stopped_goes_on_by_the_same_command(scenes, tmp_path, undisturbed, number, files, code):
     for file in files:
         training = Training(scenes, tmp_path)
         training.wait_for(tmp_path / file)
         training.send(number)
         output = training.output()
-        assert training.code() == (130 if number == signal.SIGINT else -9)
-        assert ("contextcrf: Stopped. Run the same command again to continue." in output) == (number == signal.SIGINT)
+        assert training.code() == code
+        assert ("contextcrf: Stopped. Run the same command again to continue." in output) == (code > 0)
         assert "Traceback" not in output
         assert not (tmp_path / "model" / CONFIG).exists()
     training = Training(scenes, tmp_path)

@@ -99,3 +99,13 @@ def check_models(runner):
         assert not torch.equal(head.last.weight.cpu(), before.last.weight), name
     assert runner.baseline("deeplab-largefov", dense=True).metadata["tune-dense"]["split"] == "train"
     assert runner.on_baseline("deeplabv3plus").config.network == "deeplabv3plus"
+
+
+def test_the_seed_of_all_training_runs_is_an_option(scenes, tmp_path, write_study):
+    study, out = write_study(), tmp_path / "out"
+    main(["reproduce", study, "--data", str(scenes), "--out", str(out), "--rows", "[pairwise-above]", "--seed", "5"])
+    trained = [load(out / "networks" / name / "model").metadata for name in ("unary-3scales", "unary-3scales-heads")]
+    assert [trained[0]["fit"]["training"]["seed"], trained[1]["fit-heads"]["training"]["seed"]] == [5, 5]
+    # The same folder cannot hold another seed.
+    with pytest.raises(SystemExit):
+        main(["reproduce", study, "--data", str(scenes), "--out", str(out), "--rows", "[pairwise-above]"])

@@ -146,7 +146,7 @@ def compare(
     print(run(first, second, first_system, second_system, block, min_images))
 
 
-def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) -> None:
+def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None, seed: int | None = None) -> None:
     """Reproduce the tables and figures of the paper on a data set.
 
     The command trains and evaluates the systems of the paper and their competitors. Run the same command again to
@@ -160,15 +160,23 @@ def reproduce(study: str, data: Path, out: Path, rows: list[str] | None = None) 
         data: Folder of the data set.
         out: Folder for the networks and the results.
         rows: Rows of the tables to compute, as in '[unary-3scales, full]'. If null, all rows are computed.
+        seed: Seed of all training runs. If null, the seeds of the study are used.
 
     Example:
         contextcrf reproduce camvid --data CamVid --out runs/camvid
         contextcrf reproduce voc-small --data VOC --out runs/voc --rows '[unary-3scales, full]'
+        contextcrf reproduce camvid --data CamVid --out runs/camvid-1 --rows '[crf-rnn]' --seed 1
     """
+    from dataclasses import replace
+
     from rich.console import Console
 
     from contextcrf.reproduction import Runner, open_study, rows_of, write_all
 
-    wanted, runner = rows_of(rows), Runner(open_study(study), data, out)
+    wanted, settings = rows_of(rows), open_study(study)
+    if seed is not None:
+        training, heads = (replace(config, seed=seed) for config in (settings.training, settings.heads))
+        settings = replace(settings, training=training, heads=heads)
+    runner = Runner(settings, data, out)
     Console().print(write_all(runner, wanted).to_rich())
     print(f"written to {out}")

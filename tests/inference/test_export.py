@@ -9,7 +9,8 @@ import torch
 from contextcrf import InferenceConfig, Predictor
 from contextcrf.cli.main import main
 from contextcrf.data.classes import Classes
-from contextcrf.inference.export import save_onnx, save_program, trace
+from contextcrf.inference import export
+from contextcrf.inference.export import save_dynamic_onnx, save_onnx, save_program, trace
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.serialization import save
 from models import settings, tiny, untrained
@@ -54,6 +55,36 @@ def test_another_size_is_refused(tiny_model, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     with pytest.raises(Exception, match="Got invalid dimensions"):
         session.run(None, {"image": np.zeros((1, 3, 64, 97), np.float32)})
+
+
+@pytest.mark.parametrize("backbone", ["plain", "resnet10t", "tf_efficientnet_lite0"])
+def test_one_file_takes_images_of_any_size_without_messages(backbone, tmp_path):
+    off = settings(relation_weights={"surrounding": 0.0, "above": 0.0})
+    silent = tiny(backbone=backbone, scales=(1.2, 0.6), inference=off)
+    path = tmp_path / "model.onnx"
+    assert save_dynamic_onnx(silent, path) < 1e-3
+    assert not any(module.training for module in silent.modules())
+    session = onnxruntime.InferenceSession(path)
+    for height, width in ((64, 96), (75, 50), (33, 160)):
+        image = image_of(height, width)
+        [marginals] = session.run(["marginals"], {"image": image.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(marginals), silent(image), rtol=0, atol=1e-3)
+    stored = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert Classes.from_dict(stored) == silent.classes
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_messages_and_graphs_of_one_size_are_refused_for_any_size(tiny_model, tmp_path, monkeypatch):
+    for name in tiny_model.pairwise:
+        tiny_model.pairwise_potential(name).last.reset_parameters()
+    with pytest.raises(ValueError, match="The relations surrounding, above send messages"):
+        save_dynamic_onnx(tiny_model, tmp_path / "model.onnx")
+    silent = with_config(tiny_model, tiny_model.config, settings(relation_weights={"surrounding": 0.0, "above": 0.0}))
+    monkeypatch.setattr(export, "_difference", lambda *_: 0.5)
+    with pytest.raises(ValueError, match=r"differs from the model by up to 0\.5, since the backbone plain cannot"):
+        save_dynamic_onnx(silent, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_program_computes_the_marginals_of_the_model(model, tmp_path):
@@ -107,6 +138,8 @@ def test_the_command_writes_and_checks(tiny_model, tmp_path, capsys):
     assert [line.split(":")[0] for line in lines] == [files[1], files[3]]
     for wrong, message in (
         (size, "Give --onnx FILE"),
+        ([*files[:2], "--height", "9"], "--height and --width belong together"),
+        (files[2:], "A program is for images of one size"),
         ([*files, "--height", "0", "--width", "9"], "size is 0 x 9"),
     ):
         with pytest.raises(SystemExit):

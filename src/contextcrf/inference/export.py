@@ -1,15 +1,18 @@
 """Functions that export the predictor as a graph for other programs, with ONNX or torch.export.
 
-The graph computes the marginals of an image. It is for images of one size, because the extents of the boxes, which are
-fractions of the feature map, become fixed numbers of nodes when the graph is traced.
+The graph computes the marginals of an image. With pairwise potentials it is for images of one size, because the extents
+of the boxes, which are fractions of the feature map, become fixed numbers of nodes when the graph is traced. Without
+them, `save_dynamic_onnx` writes a graph for images of any size.
 """
 
 # This module is in `inference` and not in `modeling`, because it exports the predictor.
 
 import json
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +25,18 @@ from contextcrf.utils.resizing import upsample
 
 INPUT, OUTPUT = "image", "marginals"
 ONNX_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+# The first version of ONNX whose operator Resize can smooth an image before it is shrunk.
+_OPSET = 18
+# The largest difference of a marginal from that of the model in a graph for any size.
+_CLOSE = 1e-3
 
 
 class PredictorGraph(nn.Module):
     """A predictor as a single module, which can be traced.
 
     The input is an image, float [1, C, H, W] with values in 0..255. The output is marginals [1, K, H, W], which are
-    equal to the result of `Predictor.__call__`. The pair logits of the image are kept in a table. Potentials that were
-    not trained send no messages and are left out.
+    equal to the result of `Predictor.__call__`. The pair logits of the image are kept in a table. Potentials that send
+    no messages, because they were not trained or have the relation weight 0, are left out.
 
     Args:
         predictor: the predictor.
@@ -45,7 +52,8 @@ class PredictorGraph(nn.Module):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.model, self.predictor = predictor.model, predictor
-        self.system = System(relations=tuple(predictor.model.trained_relations))
+        with torch.no_grad():
+            self.system = System(relations=tuple(filter(predictor.takes_part, predictor.model.pairwise)))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the marginals [1, K, H, W] of an image, float [1, C, H, W] with values in 0..255."""
@@ -137,13 +145,7 @@ def save_onnx(program: torch.export.ExportedProgram, model: ContextNetwork, path
         >>> model = load("camvid")
         >>> difference = save_onnx(trace(model, 64, 96), model, Path("camvid.onnx"))  # doctest: +SKIP
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx uses it
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f'The export to ONNX needs {", ".join(ONNX_NEEDED)}. Install them with `pip install "contextcrf[export]"`.'
-        ) from error
+    _require_onnx()
     # onnxscript logs a message for every operation that it does not fold.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     found = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
@@ -152,11 +154,112 @@ def save_onnx(program: torch.export.ExportedProgram, model: ContextNetwork, path
     found.model.metadata_props.update({key: json.dumps(value) for key, value in classes.items()})
     with atomic_write(path) as partial:
         found.save(partial, external_data=False)
+    return _difference(model, path, program.example_inputs[0][0])
+
+
+@torch.no_grad()
+def save_dynamic_onnx(model: ContextNetwork, path: Path) -> float:
+    """Write an ONNX file for images of any height and width, and run it on images of two sizes.
+
+    The input and the output are those of `save_onnx`, without a fixed height and width.
+
+    Args:
+        model: the model, whose pairwise potentials must send no messages. It is put into evaluation mode.
+        path: the file.
+
+    Returns:
+        The largest absolute difference between the marginals of the file and of the model, on two images of noise.
+
+    Raises:
+        ValueError: If onnx or onnxruntime is not installed, if pairwise potentials send messages, or if the marginals
+            differ, because the backbone cannot be traced for any size.
+
+    Example:
+        >>> from contextcrf import load
+        >>> save_dynamic_onnx(load("camvid"), Path("camvid.onnx")) < 1e-3  # doctest: +SKIP
+        True
+    """
+    _require_onnx()
+    # The exporter restores the mode of the module, which is training for a new module and all of its parts.
+    graph, image = PredictorGraph(_predictor(model.eval())).eval(), _image(model, 96, 128)
+    if graph.system.relations:
+        raise ValueError(
+            f"The relations {', '.join(graph.system.relations)} send messages, whose number depends on the size of the "
+            "image. Export the model for one size with --height and --width, or set the relation weights to 0."
+        )
+    sizes = {2: "height", 3: "width"}
+    torch.onnx.register_custom_op_symbolic("aten::_upsample_bilinear2d_aa", _shrink, _OPSET)
+    with warnings.catch_warnings(), atomic_write(path) as partial:
+        # This exporter is deprecated, but the new one does not finish with the sizes of TensorFlow's padding.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            (image,),
+            partial,
+            dynamo=False,
+            verbose=False,
+            opset_version=_OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: sizes, OUTPUT: sizes},
+        )
+        _add_classes(partial, model)
+        try:
+            found = max(_difference(model, partial, each) for each in (image, _image(model, 131, 75)))
+        except RuntimeError as error:
+            raise ValueError(f"The graph for any size cannot be run: {error}. Export it for one size.") from error
+        if not found < _CLOSE:
+            raise ValueError(
+                f"The graph for any size differs from the model by up to {found:.2g}, since the backbone "
+                f"{model.config.backbone} cannot be traced for any size. Export it for one size with --height and "
+                "--width."
+            )
+    return found
+
+
+def _require_onnx() -> None:
+    """Raise a ValueError if a package is missing that the export to ONNX needs."""
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401 - torch.onnx uses it
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'The export to ONNX needs {", ".join(ONNX_NEEDED)}. Install them with `pip install "contextcrf[export]"`.'
+        ) from error
+
+
+def _difference(model: ContextNetwork, path: Path, image: Tensor) -> float:
+    """Return the largest difference between the marginals of an ONNX file and of the model."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    image = program.example_inputs[0][0]
     [marginals] = session.run([OUTPUT], {INPUT: image.cpu().numpy()})
     with torch.no_grad():
         return (torch.from_numpy(marginals) - _predictor(model)(image).cpu()).abs().max().item()
+
+
+def _add_classes(path: Path, model: ContextNetwork) -> None:
+    """Add the classes to the metadata of an ONNX file."""
+    import onnx
+
+    found = onnx.load(path)
+    onnx.helper.set_model_props(found, {key: json.dumps(value) for key, value in model.classes.to_dict().items()})
+    onnx.save(found, path)
+
+
+def _shrink(graph: Any, images: Any, size: Any, corners: Any, *scales: Any) -> Any:
+    """Return the ONNX operator for `F.interpolate` with `antialias=True`, which torch.onnx does not translate."""
+    from torch.onnx import symbolic_helper
+
+    zero = graph.op("Constant", value_t=torch.tensor([0]))
+    if symbolic_helper._is_packed_list(size):
+        sides = [graph.op("Unsqueeze", side, zero) for side in symbolic_helper._unpack_list(size)]
+        size = graph.op("Concat", *sides, axis_i=0)
+    kept = graph.op("Shape", images, start_i=0, end_i=2)
+    shape = graph.op("Concat", kept, graph.op("Cast", size, to_i=7), axis_i=0)  # 7 is int64
+    none = graph.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
+    options = {"mode_s": "linear", "coordinate_transformation_mode_s": "half_pixel"}
+    return graph.op("Resize", images, none, none, shape, antialias_i=1, exclude_outside_i=1, **options)
 
 
 def _predictor(model: ContextNetwork) -> Predictor:

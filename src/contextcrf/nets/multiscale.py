@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,5 +108,10 @@ class MultiScale(nn.Module):
         """Resize images by a factor."""
         if scale == 1:
             return images
-        size = [max(1, math.floor(side * scale + 0.5)) for side in images.shape[-2:]]
+        if torch.jit.is_tracing():
+            # The sizes are tensors, which the traced graph computes anew for each image.
+            sides = [torch.as_tensor(side) for side in images.shape[-2:]]
+            size: Any = [torch.floor(side * scale + 0.5).clamp(min=1).long() for side in sides]
+        else:
+            size = [max(1, math.floor(side * scale + 0.5)) for side in images.shape[-2:]]
         return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=scale < 1)

@@ -195,9 +195,9 @@ def _cost_of_heads(job: FitHeadsJob) -> _Cost:
     few.transform = data.transform
     names = heads_of(model, job.training)
     with reporting(None):
-        cache_features(model, few, names[0], 1, job.training)  # the first call is slower
+        cache_features(model, few, names[0], 1, job.training, announce=False)  # the first call is slower
         start = time.perf_counter()
-        features = cache_features(model, few, names[0], 1, job.training)
+        features = cache_features(model, few, names[0], 1, job.training, announce=False)
     computing = job.copies * len(data) * (time.perf_counter() - start) / len(few)
     if held_out is not None:
         with reporting(None):

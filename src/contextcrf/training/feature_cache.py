@@ -107,11 +107,11 @@ def cache_features(
     copies: int,
     config: TrainingConfig,
     folder: Path | None = None,
+    announce: bool = True,
 ) -> CachedFeatures | StoredFeatures:
     """Compute the features of a potential, the labels and the unary logits of augmented copies of the images.
 
-    For a relation, the labels are those of the graph nodes. For the unary, they are those of the pixels. The log states
-    the size of the features before they are computed.
+    For a relation, the labels are those of the graph nodes. For the unary, they are those of the pixels.
 
     Args:
         model: the model; it is set to evaluation mode.
@@ -122,6 +122,7 @@ def cache_features(
         folder: folder for the features. If it has a part of them, the others are added. If it has all of them, nothing
             is computed. If another process is writing the features, the function waits for it. None keeps the features
             in memory.
+        announce: log the size of the features before they are computed.
 
     Returns:
         A data set of `copies` entries for each image.
@@ -144,13 +145,13 @@ def cache_features(
         4
     """
     model.eval()
-    total = copies * len(data)
+    total, level = copies * len(data), logging.INFO if announce else logging.DEBUG
     if folder is None:
         kept: list[Tensor] = []
         for start, sample in _compute(model, data, name, copies, config):
             if not kept:
                 _check_memory(size := _size_of(sample, total))
-                logger.info("The features take %s of memory.", _gigabytes(size))
+                logger.log(level, "The features take %s of memory.", _gigabytes(size))
                 kept = [part.new_empty(total, *part.shape[1:]) for part in sample]
             for whole, part in zip(kept, sample, strict=True):
                 whole[start : start + len(part)] = part
@@ -162,7 +163,8 @@ def cache_features(
         done = int(json.loads(progress.read_text(encoding="utf-8"))["samples"]) if progress.exists() else 0
         for start, sample in _compute(model, data, name, copies, config, done) if done < total else ():
             if start == 0:
-                _check_disk(folder, _size_of(sample, total))
+                _check_disk(folder, size := _size_of(sample, total))
+                logger.log(level, "The features take %s in %s.", _gigabytes(size), folder)
                 record.write(folder)
                 _create(folder, sample, total)
             for file, part in zip(_ARRAYS, sample, strict=True):
@@ -223,7 +225,6 @@ def _check_disk(folder: Path, size: int) -> None:
             f"The features take {_gigabytes(size)}, but {folder} has {_gigabytes(free)} of free disk space. Choose "
             "another --cache, or use fewer --copies, a smaller training.crop or a larger --graph-stride."
         )
-    logger.info("The features take %s in %s.", _gigabytes(size), folder)
 
 
 def _check_memory(size: int) -> None:

@@ -32,6 +32,7 @@ from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.image_format import ImageFormat
 from contextcrf.data.layouts import CAMVID
 from contextcrf.data.synthetic import write_scenes
+from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import save
 
 ROOT = Path(__file__).parent.parent
@@ -220,7 +221,8 @@ def test_the_page_on_training(tiny_model, tmp_path):
     save(tiny_model, "runs/first/model")
     save(tiny_model, "runs/heads/model")
     run("docs/training.md", {}, small=True)
-    assert {path.parent.name for path in tmp_path.glob("runs/*/config.json")} == {"mean", "all"}
+    assert {path.parent.name for path in tmp_path.glob("runs/*/config.json")} == {"mean", "all", "joined"}
+    assert load("runs/joined").config.shared_trunk
 
 
 def test_the_page_on_prediction(tiny_model, tmp_path):

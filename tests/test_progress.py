@@ -63,7 +63,7 @@ COMMANDS = [
     ),
     (
         "fit-heads {model} --data {data} --out {work}/heads --training.epochs 1 --training.crop [64,96]",
-        ["Computing features, copy 2 of 2", "Epoch 1 of 1: loss "],
+        ["Computing features", "Epoch 1 of 1: loss "],
     ),
 ]
 

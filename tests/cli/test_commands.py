@@ -517,7 +517,7 @@ def test_networks_trained_each_for_one_potential_are_merged(trained, tmp_path, c
     assert str(out) in capsys.readouterr().out
     together = load(out)
     assert together.potentials == ("unary", "above")
-    assert not together.config.shared_trunk
+    assert together.config.shared_trunk  # both have the same trunk
     assert together.metadata["above"]["fit"]["training"]["epochs"] == 1
 
 
@@ -878,7 +878,7 @@ def test_wrong_values_are_refused_before_anything_is_lost(tiny_model, scenes, tm
     for command, message in (
         (
             ["tune", "--data", str(scenes), "--split", "val", "--limit", "0"],
-            "--limit is 0, but at least 1 image is needed",
+            "--limit is 0, but at least 2 images are needed",
         ),
         (
             ["evaluate", "--data", str(scenes), "--out", str(tmp_path / "out"), "--pictures", "-1"],

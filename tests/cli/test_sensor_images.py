@@ -74,8 +74,21 @@ def test_from_the_files_of_a_sensor_to_labels(folder, tmp_path, monkeypatch, cap
     assert torch.equal(model.segment(stored).labels, model.segment(torch.as_tensor(image)).labels)
     assert (model.segment(stored).labels.numpy() == labels).mean() > 0.99
     assert trace(model, 48, 64).module()(torch.as_tensor(image)[None].float()).shape == (1, 2, 48, 64)
-    main(["tune", "heads", "--data", str(folder), "--split", "val", "--dense", "--limit", "1"])
-    main(["evaluate", "heads", "--data", str(folder), "--split", "val", "--out", "dense", "--systems", "[unary+dense]"])
+    main(["tune", "heads", "--data", str(folder), "--split", "val", "--dense", "--limit", "2"])
+    main(
+        [
+            "evaluate",
+            "heads",
+            "--data",
+            str(folder),
+            "--split",
+            "val",
+            "--out",
+            "dense",
+            "--systems",
+            "[unary, unary+dense]",
+        ]
+    )
 
 
 def test_other_images_are_refused_by_name(folder, tmp_path, monkeypatch, capsys):

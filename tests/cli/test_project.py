@@ -360,3 +360,11 @@ def test_few_images_for_many_classes_are_a_warning(tmp_path, capsys, monkeypatch
     ramp = Image.fromarray((np.arange(64 * 96).reshape(64, 96) % 20).astype(np.uint8))
     assert "3 training images are few for 20 classes" in prints(capsys, make_project(tmp_path / "many", ramp))
     assert "are few for" not in prints(capsys, make_project(tmp_path / "some", Image.fromarray(LABELS)))
+
+
+def test_lists_that_hold_paths_are_kept(folder, tmp_path):
+    (folder / "splits").mkdir()
+    (folder / "splits" / "train.txt").write_text("images/p0.jpg\nimages\\p1.jpg\np2.jpg\n")
+    (folder / "splits" / "val.txt").write_text(f"{folder}/images/p3.jpg\n")
+    assert start(folder, tmp_path / "r.yaml", 9).images == {"train": 3, "val": 1}
+    assert (folder / "splits" / "train.txt").read_text().startswith("images/p0.jpg")

@@ -20,6 +20,19 @@ def image_of(height, width):
     return torch.randint(0, 256, (1, 3, height, width)).float()
 
 
+def check_file(path, model, sizes, tolerance):
+    """An ONNX file has the marginals and the classes of a model, and nothing lies beside it."""
+    session = onnxruntime.InferenceSession(path)
+    for height, width in sizes:
+        image = image_of(height, width)
+        [marginals] = session.run(["marginals"], {"image": image.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(marginals), model(image), rtol=0, atol=tolerance)
+    stored = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert Classes.from_dict(stored) == model.classes
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx"]
+
+
 @pytest.fixture(params=["both", "unary", "coarse", "half trained"])
 def model(request, tiny_model):
     """All potentials; the unary alone; a real backbone and graphs coarser than its map; a relation that is zero."""
@@ -40,14 +53,7 @@ def model(request, tiny_model):
 def test_onnxruntime_computes_the_marginals_of_the_model(model, height, width, tmp_path):
     path = tmp_path / "model.onnx"
     assert save_onnx(trace(model, height, width), model, path) < 1e-4
-    session = onnxruntime.InferenceSession(path)
-    image = image_of(height, width)
-    [marginals] = session.run(["marginals"], {"image": image.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(marginals), model(image), rtol=0, atol=1e-4)
-    stored = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert Classes.from_dict(stored) == model.classes
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+    check_file(path, model, [(height, width)], 1e-4)
 
 
 def test_another_size_is_refused(tiny_model, tmp_path):
@@ -64,15 +70,7 @@ def test_one_file_takes_images_of_any_size_without_messages(backbone, tmp_path):
     path = tmp_path / "model.onnx"
     assert save_dynamic_onnx(silent, path) < 1e-3
     assert not any(module.training for module in silent.modules())
-    session = onnxruntime.InferenceSession(path)
-    for height, width in ((64, 96), (75, 50), (33, 160)):
-        image = image_of(height, width)
-        [marginals] = session.run(["marginals"], {"image": image.numpy()})
-        with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(marginals), silent(image), rtol=0, atol=1e-3)
-    stored = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert Classes.from_dict(stored) == silent.classes
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+    check_file(path, silent, [(64, 96), (75, 50), (33, 160)], 1e-3)
 
 
 def test_messages_and_graphs_of_one_size_are_refused_for_any_size(tiny_model, tmp_path, monkeypatch):

@@ -80,6 +80,66 @@ def test_files_hold_the_labels_of_the_predictor_and_an_overlay(predictor, pictur
                 assert np.array_equal(np.asarray(drawn), np.asarray(overlay(image, labels, palette, 0.3)))
 
 
+def test_images_of_one_size_form_batches(predictor, pictures, tmp_path, monkeypatch):
+    predict_files(predictor, pictures, tmp_path / "singly")
+    Image.effect_noise((44, 36), 80).convert("RGB").save(pictures[3])
+    predict_files(predictor, pictures, tmp_path / "singly")
+    sizes, features = [], predictor.model.features
+
+    def counted(images, names):
+        sizes.append(tuple(images.shape[::2]))
+        return features(images, names)
+
+    monkeypatch.setattr(predictor.model, "features", counted)
+    outcome = predict_files(predictor, pictures, tmp_path / "together", batch_size=2)
+    assert sizes == [(2, 40), (1, 40), (1, 36), (2, 40)]
+    assert outcome.written == [tmp_path / "together" / f"{n}{end}.png" for n in range(6) for end in ("", "_overlay")]
+    assert contents(tmp_path / "together") == contents(tmp_path / "singly")
+    with pytest.raises(ValueError, match="batch_size must be a whole number >= 1, but is 0"):
+        predict_files(predictor, pictures, tmp_path / "together", batch_size=0)
+
+
+def test_images_that_are_too_many_at_once_are_labeled_one_by_one(predictor, pictures, tmp_path, monkeypatch, caplog):
+    predict_files(predictor, pictures, tmp_path / "singly")
+    features = predictor.model.features
+
+    def small(images, names):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return features(images, names)
+
+    monkeypatch.setattr(predictor.model, "features", small)
+    outcome = predict_files(predictor, pictures, tmp_path / "together", batch_size=4)
+    assert outcome.failed == []
+    assert "4 images at once cannot be labeled (CUDA out of memory.). They are labeled one by one" in caplog.text
+    assert contents(tmp_path / "together") == contents(tmp_path / "singly")
+
+
+def test_a_full_disk_ends_the_prediction(predictor, pictures, tmp_path, monkeypatch):
+    def full(image, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict_module, "_save", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files(predictor, pictures, tmp_path / "out")
+
+
+def test_claims_of_a_stopped_prediction_are_released(predictor, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def stop(path, *arguments):
+        if path == pictures[2]:
+            raise KeyboardInterrupt
+        return read_image(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_module, "read_image", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(predictor, pictures, out, resume=True)
+    predict_files(predictor, pictures, out, resume=True)
+    assert sorted(path.name for path in out.glob("[0-9].png")) == [f"{n}.png" for n in range(6)]
+
+
 def test_wide_overlays_have_a_legend_of_the_classes_that_occur(predictor, tmp_path):
     Image.effect_noise((160, 90), 80).convert("RGB").save(tmp_path / "wide.png")
     predict_files(predictor, [tmp_path / "wide.png"], tmp_path / "out", opacity=1)

@@ -267,6 +267,32 @@ def test_systems_predict_together_as_alone():
         assert prediction.seconds > 0
 
 
+def test_a_batch_has_the_marginals_of_its_images():
+    predictor, batch = Predictor(tiny(), settings(flip=True)), images(3)
+    together = predictor.predict_batch(batch, [FULL, UNARY_ONLY])
+    for pixels, found in zip(batch, together, strict=True):
+        alone = predictor.predict(pixels, [FULL, UNARY_ONLY])
+        for one, other in zip(found, alone, strict=True):
+            assert one.system == other.system
+            torch.testing.assert_close(one.marginals, other.marginals, atol=1e-5, rtol=0)
+    labels = torch.stack([predictor.label(pixels, "unary") for pixels in batch])
+    assert torch.equal(predictor.label_batch(batch, "unary"), labels)
+
+
+def test_mean_field_runs_once_for_systems_that_differ_in_the_dense_crf(monkeypatch):
+    predictor, runs = Predictor(tiny()), []
+    original = Predictor.mean_field
+
+    def counted(self, features, system, *rest):
+        runs.append(system)
+        return original(self, features, system, *rest)
+
+    monkeypatch.setattr(Predictor, "mean_field", counted)
+    found = predictor.predict(images()[0], [FULL, UNARY_PAIRWISE, UNARY_ONLY, FULL])
+    assert [prediction.system for prediction in found] == [FULL, UNARY_PAIRWISE, UNARY_ONLY, FULL]
+    assert runs == [UNARY_PAIRWISE, UNARY_ONLY]
+
+
 def test_the_time_of_a_system_includes_the_network_and_its_own_steps_alone(monkeypatch):
     # A clock that counts the calls: each step takes one second.
     predictor = Predictor(tiny(), settings(scales=(1.0, 0.5)))

@@ -13,6 +13,7 @@ from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import read_image
 from contextcrf.data.masks import MaskFormat
 from contextcrf.utils.errors import DataError
+from contextcrf.utils.pipeline import read_ahead
 
 Pair = tuple[Path, Path]
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
@@ -145,6 +146,6 @@ class SegmentationDataset(Dataset[Sample]):
         return [Path(os.path.relpath(image, root)).as_posix() for image, _ in self.pairs]
 
     def without_transform(self) -> Iterator[Sample]:
-        """Yield all images and masks in order, without the transform."""
-        for index in range(len(self)):
-            yield self.sample(index)
+        """Yield all images and masks in order, without the transform. The next one is read in a thread."""
+        for _, sample in read_ahead(range(len(self)), self.sample):
+            yield sample.result()

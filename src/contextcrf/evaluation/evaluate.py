@@ -18,7 +18,8 @@ from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.network import ContextNetwork
 from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.utils.files import write_json, write_text
-from contextcrf.utils.progress import track
+from contextcrf.utils.pipeline import same_key
+from contextcrf.utils.progress import task
 from contextcrf.utils.tables import Table
 
 
@@ -193,6 +194,8 @@ def evaluate(
 ) -> list[SystemResult]:
     """Evaluate systems on a data set; the network runs once per image for all systems.
 
+    The next image is read while the network computes.
+
     Args:
         predictor: the model with its inference settings.
         data: images and masks; the transform of the data set is not applied.
@@ -218,13 +221,18 @@ def evaluate(
     counts: list[list[Tensor]] = [[] for _ in systems]
     labels: list[list[PackedLabels]] = [[] for _ in systems]
     seconds = [0.0 for _ in systems]
-    for image, mask in track(data.without_transform(), "Evaluating", total=len(data)):
-        for number, prediction in enumerate(predictor.predict(image, systems)):
-            found = prediction.labels
-            counts[number].append(confusion(found, mask, num_classes))
-            if prediction.system in keep_labels:
-                labels[number].append(PackedLabels.pack(found))
-            seconds[number] += prediction.seconds / len(data)
+    batches = same_key(data.without_transform(), lambda sample: tuple(sample[0].shape), predictor.images_at_once)
+    with task("Evaluating", len(data)) as running:
+        for batch in batches:
+            found = predictor.predict_batch(torch.stack([image for image, _ in batch]), systems)
+            for (_, mask), predictions in zip(batch, found, strict=True):
+                for number, prediction in enumerate(predictions):
+                    predicted = prediction.labels
+                    counts[number].append(confusion(predicted, mask, num_classes))
+                    if prediction.system in keep_labels:
+                        labels[number].append(PackedLabels.pack(predicted))
+                    seconds[number] += prediction.seconds / len(data)
+                running.advance()
     return [
         SystemResult(system.name, torch.stack(counts[number]), seconds[number], labels[number])
         for number, system in enumerate(systems)

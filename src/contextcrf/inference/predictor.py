@@ -57,7 +57,8 @@ class Predictor:
     the settings are not changed. The steps of a prediction are the methods `extract_features`, `mean_field` and
     `refine`. The following methods combine these steps:
 
-    - `predict` returns the marginals of several systems for one image, with test-time augmentation.
+    - `predict` returns the marginals of several systems for one image, with test-time augmentation. `predict_batch`
+      does so for several images of one size.
     - `segment` calls `predict` for one system and an image of any supported type, and returns a `Segmentation`.
     - `label` calls `predict` for one system and returns the labels. It divides large images into tiles.
     - `__call__` returns the marginals of "unary+pairwise" for a batch of images, with gradients and without
@@ -218,7 +219,6 @@ class Predictor:
         marginals = self.mean_field(self.extract_features(images), UNARY_PAIRWISE)
         return upsample(marginals, images.shape[-2:])
 
-    @torch.inference_mode()
     def predict(self, image: Tensor, systems: Sequence[System]) -> list[Prediction]:
         """Predict one image with several systems. The network runs once for all systems.
 
@@ -236,32 +236,55 @@ class Predictor:
             >>> prediction.marginals.shape
             torch.Size([11, 48, 64])
         """
-        images = image[None].to(self.model.device)
+        [predictions] = self.predict_batch(image[None], systems)
+        return predictions
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Tensor, systems: Sequence[System]) -> list[list[Prediction]]:
+        """Predict images of one size with several systems.
+
+        The network runs once for all systems, and mean field once for the systems that differ only in the dense CRF.
+
+        Args:
+            images: the images, uint8 [B, C, H, W].
+            systems: the systems.
+
+        Returns:
+            One list for each image, with one prediction for each system in the same order. The seconds of a prediction
+                are those of the batch divided by B.
+
+        Example:
+            >>> from contextcrf import load
+            >>> images = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+            >>> [[first], [second]] = Predictor(load("camvid")).predict_batch(images, [UNARY_PAIRWISE])
+            >>> second.marginals.shape
+            torch.Size([11, 48, 64])
+        """
+        images = images.to(self.model.device)
         passes = len(self.inference.scales) * (1 + self.inference.flip)
-        totals: list[Tensor | None] = [None for _ in systems]
-        seconds = [0.0 for _ in systems]
+        sparse = {system: replace(system, dense=False) for system in systems}
+        totals: dict[System, Tensor] = {}
+        seconds = dict.fromkeys(sparse.values(), 0.0)
         with self._evaluation_mode():
             for scaled, restore in augmented(images.float(), self.inference.scales, self.inference.flip):
                 start = self._clock()
                 features = self.extract_features(scaled, systems)
                 network_seconds = self._clock() - start
-                for number, system in enumerate(systems):
+                for system in seconds:
                     start = self._clock()
                     found = restore(self.mean_field(features, system).float())
-                    total = totals[number]
-                    totals[number] = found if total is None else total + found
-                    seconds[number] += network_seconds + self._clock() - start
+                    totals[system] = totals[system] + found if system in totals else found
+                    seconds[system] += network_seconds + self._clock() - start
             predictions = []
-            for number, system in enumerate(systems):
+            for system, key in sparse.items():
                 start = self._clock()
-                total = totals[number]
-                assert total is not None
-                marginals = total / passes
+                marginals = totals[key] / passes
                 if system.dense:
                     marginals = self.refine(marginals, images)
-                elapsed = seconds[number] + self._clock() - start
-                predictions.append(Prediction(system, marginals[0].cpu(), elapsed))
-        return predictions
+                elapsed = (seconds[key] + self._clock() - start) / len(images)
+                predictions.append([Prediction(system, values, elapsed) for values in marginals.cpu()])
+        by_image = [dict(zip(sparse, found, strict=True)) for found in zip(*predictions, strict=True)]
+        return [[found[system] for system in systems] for found in by_image]
 
     def segment(self, image: ImageLike, system: str | System | None = None) -> Segmentation:
         """Label one image.
@@ -292,10 +315,10 @@ class Predictor:
         Raises:
             ValueError: If the model does not have a potential of the system.
         """
-        height, width = pixels.shape[1:]
         chosen = self.system(system)
-        if height * width <= self.inference.tile_above:
+        if not self.needs_tiles(pixels):
             return self.predict(pixels, [chosen])[0].labels.byte()
+        height, width = pixels.shape[1:]
         labels = torch.empty(height, width, dtype=torch.uint8)
         regions = list(tiles(height, width, self.inference.tile, self.inference.overlap))
         for computed, kept in track(regions, "Labeling tiles", transient=True):
@@ -303,6 +326,28 @@ class Predictor:
             rows, columns = (slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
             labels[kept] = found[rows, columns].byte()
         return labels
+
+    def label_batch(self, images: Tensor, system: str | System | None = None) -> Tensor:
+        """Return the labels of images of one size, uint8 [B, H, W]. They are not divided into tiles.
+
+        Args:
+            images: the images, uint8 [B, C, H, W].
+            system: the system or its name. None is the system of the settings.
+
+        Raises:
+            ValueError: If the model does not have a potential of the system.
+        """
+        predictions = self.predict_batch(images, [self.system(system)])
+        return torch.stack([prediction.labels.byte() for [prediction] in predictions])
+
+    @property
+    def images_at_once(self) -> int:
+        """The number of images that the network should process at once: 8, or 1 on the CPU, which gains nothing."""
+        return 1 if self.model.device.type == "cpu" else 8
+
+    def needs_tiles(self, pixels: Tensor) -> bool:
+        """Return whether `label` divides an image [C, H, W] into tiles."""
+        return pixels.shape[1] * pixels.shape[2] > self.inference.tile_above
 
     # Explanations.
 

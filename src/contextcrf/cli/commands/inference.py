@@ -31,6 +31,7 @@ def predict(
     flip: bool = False,
     tile: int | None = None,
     resume: bool = False,
+    batch_size: int | None = None,
 ) -> None:
     """Predict the labels of images and write them as PNG files with overlays.
 
@@ -50,6 +51,8 @@ def predict(
         tile: Side in pixels of the tiles into which large images are divided. If null, the value of the model is used.
             By default, images above 16 megapixels are large, and the overlap of the tiles is 256 pixels.
         resume: Skip the images whose labels exist in OUT. Several processes with the same command share the work.
+        batch_size: Largest number of images that the network processes at once. Only consecutive images of one size are
+            processed together. If null, it is 8 on a GPU and 1 on the CPU.
 
     Example:
         contextcrf predict camvid photo.jpg --out labels
@@ -66,7 +69,7 @@ def predict(
         logger.warning("%d arrays beside images are not labeled, such as %s. Give their paths.", len(arrays), arrays[0])
         files = [path for path in files if path not in arrays]
     plan_outputs(files, out)  # conflicts of file names are reported before the model is loaded
-    outcome = predict_files(_predictor(model, dense, scales, flip, tile), files, out, opacity, resume)
+    outcome = predict_files(_predictor(model, dense, scales, flip, tile), files, out, opacity, resume, batch_size)
     _report(len(files), outcome, "images labeled", out)
 
 

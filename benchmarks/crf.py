@@ -7,7 +7,7 @@ half and objectives are defined in `street.py` and need CamVid: `--data DATA`.
 
 import argparse
 import runpy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from contextcrf.crf import elbo, mean_field_nll, pseudo_likelihood_nll
 from contextcrf.crf.meanfield import pairwise_logits
 from contextcrf.evaluation.figures import save_figure
 from explicit import ExplicitTable, Pairs, naive_nll
-from measure import FIGURES, bfloat16_products, interleaved, matmul_rate, peak_memory, run_parts, store
+from measure import FIGURES, bfloat16_products, exponent, interleaved, matmul_rate, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent
 # This function of the experiments partitions the nodes into groups without edges.
@@ -198,12 +198,6 @@ def draw_growth(curves: dict[str, dict[str, Any]]) -> None:
             axes.minorticks_off()
             axes.set(title=f"{name}: exponent {power:.2f}", xlabel=curve["unit"], ylabel=f"{what}, two iterations")
     save_figure(figure, FIGURES.parent / "growth.png")
-
-
-def exponent(counts: Sequence[float], values: Sequence[float]) -> float:
-    """Return the slope of a line fitted to the points on logarithmic axes."""
-    x, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (counts, values))
-    return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
 def training_step(objective: str, unary: Tensor, pairs: Pairs, labels: Tensor) -> None:

@@ -6,11 +6,12 @@ import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from contextcrf.utils.files import write_json
@@ -77,6 +78,11 @@ def _water_mark() -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1])
     raise RuntimeError("/proc/self/status has no line VmHWM. Peak memory can be measured on Linux only.")
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return the exponent of a power law that is fitted to costs: 1 is growth in proportion to the sizes."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 4096) -> float:

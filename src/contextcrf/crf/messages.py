@@ -11,6 +11,7 @@ fit into the processor's cache, because writing them to memory would take longer
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -23,8 +24,9 @@ from contextcrf.crf.relations import Window
 TILE_ELEMENTS = 1 << 18
 # The largest number of elements that a block of sender rows stores: its messages and, with gradients, its hidden units.
 BLOCK_ELEMENTS = 1 << 22
-# The smallest number of senders whose marginals are contracted together. With fewer, the matrix product is slow.
-CONTRACTED = 128
+# The smallest number of senders whose marginals are contracted together. With fewer, the matrix product is slow, and
+# with more, its result does not fit into the processor's cache.
+CONTRACTED = 32
 
 
 class Workspace:
@@ -187,9 +189,14 @@ def _tile(
 
     `contracted` is the last layer, contracted with the marginals of the senders, [K, h, w, D].
     """
-    windows = _select(_select(windows, 2, rows), 3, columns)
-    memory = None if workspace is None else workspace("hidden", *windows.shape)
-    units = torch.add(windows, senders[:, :, None, None], out=memory).relu_().flatten(2, 3)
+    if workspace is None:
+        units = _select(_select(windows, 2, rows), 3, columns) + senders[:, :, None, None]
+    else:
+        units = workspace("hidden", *senders.shape[:2], len(rows), len(columns), senders.shape[2])
+        for (at, down), (place, across) in product(_runs(rows), _runs(columns)):
+            part = windows[:, :, down, across]
+            torch.add(part, senders[:, :, None, None], out=units[:, :, at, place])
+    units = units.relu_().flatten(2, 3)
     places, edges = units.shape[:2], units.shape[2]
     units, weights = units.flatten(0, 1), contracted.flatten(1, 2).transpose(0, 1)
     # [K, D] times [D, edges] is nearly twice as fast as its transpose if K does not fill the vector registers (11, 21).
@@ -199,15 +206,25 @@ def _tile(
     return out.copy_(sent.mT.unflatten(0, places))
 
 
+def _runs(places: list[int]) -> Iterator[tuple[slice, slice]]:
+    """Divide places into runs of equally spaced ones, because a slice of a tensor needs no copy.
+
+    Yields:
+        The positions in the list, and the places themselves.
+    """
+    start = 0
+    while start < len(places):
+        stop, step = start + 1, places[start + 1] - places[start] if start + 1 < len(places) else 1
+        while stop < len(places) and places[stop] - places[stop - 1] == step:
+            stop += 1
+        yield slice(start, stop), slice(places[start], places[stop - 1] + 1, step)
+        start = stop
+
+
 def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
-    """Select places of an axis, as a view if they are equally spaced, since a copy takes as long as the products."""
-    if len(places) == windows.shape[axis]:
-        return windows
-    step = places[1] - places[0] if len(places) > 1 else 1
-    if places == list(range(places[0], places[-1] + 1, step)):
-        chosen = [slice(None)] * axis + [slice(places[0], places[-1] + 1, step)]
-        return windows[tuple(chosen)]
-    return windows.index_select(axis, torch.tensor(places, device=windows.device))
+    """Select places of an axis. Equally spaced places are a view, and others a copy."""
+    parts = [windows.movedim(axis, 0)[chosen] for _, chosen in _runs(places)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).movedim(0, axis)
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

@@ -2,8 +2,8 @@
 
 Run `python benchmarks/dense.py PART...`; without a part, all parts run. The part `random` takes smooth random logits
 and 10 iterations, set-up included. The part `real` takes a network's marginals on ten images of `--data DATA`: CamVid,
-or the data set of `--model`. The other parts are `batch`, `gradient` and `growth`. Figures go to
-results/dense/figures.json.
+or the data set of `--model`. The part `stop` takes them too, and ends the iterations early. The other parts are
+`batch`, `gradient` and `growth`. Figures go to results/dense/figures.json.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,9 @@ def problem(height: int, width: int, classes: int, batch: int = 1) -> tuple[Tens
 
 
 @torch.inference_mode()
-def ours(logits: Tensor, images: Tensor, tolerance: float = 1e-7) -> Tensor:
+def ours(logits: Tensor, images: Tensor, tolerance: float = 1e-7, **changes: float) -> Tensor:
     """Return the marginals of `DenseCRF`."""
-    return DenseCRF(**DEFAULTS, tolerance=tolerance)(logits, images)
+    return DenseCRF(**{**DEFAULTS, "tolerance": tolerance, **changes})(logits, images)
 
 
 def theirs(logits: Tensor, images: Tensor) -> np.ndarray:
@@ -100,14 +101,66 @@ def comparison(values: dict[str, float], form: str = ".2f") -> str:
     return f"{values['pydensecrf2']:{form}} | {values['ours']:{form}} | {values['pydensecrf2'] / values['ours']:.1f}"
 
 
-def real(model: str, data: Path, repeats: int) -> None:
-    """Measure the marginals of a network on ten images."""
+def marginals_of(model: str, data: Path) -> list[tuple[Tensor, Tensor]]:
+    """Return the logits of a network's marginals and the images, for ten images."""
     network = load(model)
     predictor = Predictor(network, replace(network.inference, precision="32-true"))
     pairs = []
     for image, _ in open_dataset(data, "val").spread(10).without_transform():
         marginals = predictor.segment(image, UNARY_PAIRWISE).probabilities[None]
         pairs.append((logits_from_probabilities(marginals, floor=1e-8), image[None]))
+    return pairs
+
+
+def stop(model: str, data: Path, repeats: int) -> None:
+    """Measure `stop_below` on the marginals of a network: iterations, time, and what it changes."""
+    pairs = marginals_of(model, data)
+    limits = (0.0, 1e-3, 1e-2, 5e-2)
+    work: dict[str, Callable[[], object]] = {
+        f"ours, stop below {limit:g}": lambda limit=limit: [ours(*pair, stop_below=limit) for pair in pairs]
+        for limit in limits
+    }
+    if INSTALLED:
+        work["pydensecrf2"] = lambda: [theirs(*pair) for pair in pairs]
+    seconds = {name: value / len(pairs) for name, value in interleaved(work, repeats).items()}
+    trajectories = [[ours(*pair, iterations=count) for count in range(DEFAULTS["iterations"] + 1)] for pair in pairs]
+    print(
+        "| | s per image | iterations | mean, largest change of a marginal | changed labels, % |\n|---|" + "---:|" * 4
+    )
+    rows = {}
+    for limit, name in zip(limits, work, strict=False):
+        last = [_last_iteration(trajectory, limit) for trajectory in trajectories]
+        changes = [(way[-1] - way[end]).abs() for way, end in zip(trajectories, last, strict=True)]
+        labels = [
+            (way[-1].argmax(1) != way[end].argmax(1)).float() for way, end in zip(trajectories, last, strict=True)
+        ]
+        rows[name] = {
+            "seconds": seconds[name],
+            "iterations": sum(last) / len(last),
+            "mean": torch.stack([change.mean() for change in changes]).mean().item(),
+            "max": max(change.max().item() for change in changes),
+            "changed_percent": 100 * torch.stack([label.mean() for label in labels]).mean().item(),
+        }
+        row = rows[name]
+        print(
+            f"| {name} | {row['seconds']:.3f} | {row['iterations']:.1f} | {row['mean']:.1e}, {row['max']:.1e} "
+            f"| {row['changed_percent']:.3f} |"
+        )
+    if INSTALLED:
+        print(f"| pydensecrf2 | {seconds['pydensecrf2']:.3f} | | | |")
+        rows["pydensecrf2"] = {"seconds": seconds["pydensecrf2"]}
+    store({f"stop, {data.name}": rows}, FIGURES)
+
+
+def _last_iteration(trajectory: list[Tensor], limit: float) -> int:
+    """Return the first iteration that changes no marginal by `limit` or more, or the last one."""
+    ended = (n for n, (a, b) in enumerate(pairwise(trajectory), 1) if (a - b).abs().max() < limit)
+    return next(ended, len(trajectory) - 1)
+
+
+def real(model: str, data: Path, repeats: int) -> None:
+    """Measure the marginals of a network on ten images."""
+    pairs = marginals_of(model, data)
     work: dict[str, Callable[[], object]] = {
         f"ours, tolerance {tolerance:g}": lambda tolerance=tolerance: [ours(*pair, tolerance) for pair in pairs]
         for tolerance in (1e-7, 1e-3, 1e-2)
@@ -171,15 +224,18 @@ def growth(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="camvid", help="name of a bundled model, or a model folder (part real)")
+    parser.add_argument(
+        "--model", default="camvid", help="name of a bundled model, or a model folder (parts real and stop)"
+    )
     parts = {
         "random": lambda options: random(options.repeats),
         "real": lambda options: real(options.model, options.data, options.repeats),
+        "stop": lambda options: stop(options.model, options.data, options.repeats),
         "batch": lambda options: batch(options.repeats),
         "gradient": lambda options: gradient(options.repeats),
         "growth": lambda options: growth(options.repeats),
     }
-    run_parts(parser, parts, {"real"})
+    run_parts(parser, parts, {"real", "stop"})
 
 
 if __name__ == "__main__":

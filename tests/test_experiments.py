@@ -10,6 +10,8 @@ import torch
 import yaml
 
 import context
+import context_cost
+import ensemble
 import gains
 import hypotheses
 import scenes as curve
@@ -451,3 +453,45 @@ def test_gains_are_drawn_where_the_results_put_them(tmp_path, monkeypatch):
         centers = [bars[0].get_xydata()[0].tolist() for bars in axes.containers]
         assert centers == [[gain.unary, getattr(gain, key)[0]] for gain in (study, scene)]
         assert [text.get_text() for text in axes.texts] == ["msrc"]
+
+
+def test_cheaper_potentials_are_trained_and_measured_on_one_network(tiny_model, scenes, tmp_path, monkeypatch):
+    save(tiny_model, tmp_path / "unary")
+    monkeypatch.setattr(context_cost, "VARIANTS", [context_cost.Variant(8, 4, None), context_cost.Variant(16, 8, 3)])
+    small = TrainingConfig(epochs=1, batch_size=2, max_edges=32, crop=(64, 96), precision="32-true", workers=0)
+    monkeypatch.setattr(context_cost, "HEADS", small)
+    monkeypatch.setattr(context_cost, "RESULTS", tmp_path / "results")
+    arguments = ["msrc", "--model", tmp_path / "unary", "--data", scenes, "--work", tmp_path / "work"]
+    monkeypatch.setattr("sys.argv", ["context_cost.py", *map(str, arguments)])
+    context_cost.main()
+    rows = json.loads((tmp_path / "results" / "cost-msrc.json").read_text())["rows"]
+    assert [(row["stride"], row["hidden"], row["neighbors"], row["iterations"]) for row in rows] == [
+        (stride, hidden, neighbors, count)
+        for stride, hidden, neighbors in ((8, 4, "all"), (16, 8, "3 x 3"))
+        for count in (1, 2, 3)
+    ]
+    data, variant = open_dataset(scenes, "val"), load(tmp_path / "work" / "stride16-hidden8-grid3")
+    assert variant.config.relations["above"].grid == 3
+    assert variant.trained_relations == ["surrounding", "above"]
+    counts = read_counts(tmp_path / "work" / "stride16-hidden8-grid3.npz")[1]
+    for index, (pixels, mask) in enumerate(data.without_transform()):
+        for name, system, iterations in (("unary", UNARY_ONLY, 2), ("1", UNARY_PAIRWISE, 1), ("3", UNARY_PAIRWISE, 3)):
+            predictor = Predictor(variant, replace(variant.inference, iterations=iterations))
+            assert torch.equal(counts[name][index], confusion(predictor.label(pixels, system), mask, 10))
+
+
+def test_an_ensemble_averages_marginals(tiny_model, scenes, tmp_path, monkeypatch, capsys):
+    save(tiny_model, tmp_path / "first")
+    with torch.no_grad():
+        tiny_model.unary.last.bias += torch.arange(10.0)
+    save(tiny_model, tmp_path / "second")
+    models = [tmp_path / "first", tmp_path / "second"]
+    arguments = [*models, "--data", scenes, "--out", tmp_path / "both"]
+    monkeypatch.setattr("sys.argv", ["ensemble.py", *map(str, arguments)])
+    ensemble.main()
+    [counts] = read_counts(tmp_path / "both" / "images.npz")[1].values()
+    data = open_dataset(scenes, "val")
+    for found, (pixels, mask) in zip(counts, data.without_transform(), strict=True):
+        marginals = [Predictor(load(model)).predict(pixels, [UNARY_ONLY])[0].marginals for model in models]
+        assert torch.equal(found, confusion(((marginals[0] + marginals[1]) / 2).argmax(0), mask, 10))
+    assert capsys.readouterr().out.startswith("mean IoU ")

@@ -126,6 +126,13 @@ def test_a_model_keeps_its_own_configuration():
     assert set(ModelConfig().relations) == {"surrounding", "above"}
 
 
+def test_pairwise_potentials_may_have_fewer_hidden_units_than_the_unary():
+    model = tiny(hidden=16, pairwise_hidden=4)
+    assert model.unary.first.out_channels == 16
+    assert [potential.last.in_features for potential in model.pairwise.values()] == [4, 4]
+    assert [potential.last.in_features for potential in tiny(hidden=16).pairwise.values()] == [16, 16]
+
+
 def test_a_model_has_the_default_settings_of_inference_unless_others_are_given():
     config = ModelConfig(backbone="plain", channels=8, hidden=8)
     assert ContextCRF(config, CLASSES, pretrained=False).inference == InferenceConfig()

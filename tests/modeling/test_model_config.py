@@ -122,6 +122,7 @@ def test_a_learnable_dense_crf_starts_as_the_fixed_one():
         ({"graph_stride": 4}, "graph_stride=4"),
         ({"channels": -1}, "setting channels is -1, but 0 or more"),
         ({"hidden": -1}, "hidden is -1"),
+        ({"pairwise_hidden": 0}, "pairwise_hidden is 0"),
         ({"upsampling": "cubic"}, "upsampling is 'cubic', but one of nearest, bilinear"),
         ({"network": "unet"}, "network is 'unet', but one of context, fcn-8s"),
         ({"network": "fcn-8s", "stride": 4}, "stride=4.*fcn-8s needs stride=8"),

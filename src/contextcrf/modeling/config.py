@@ -54,6 +54,8 @@ class ModelConfig:
         upsampling: Interpolation that enlarges the feature maps of smaller scales, "nearest" (as in the paper) or
             "bilinear".
         hidden: Number of hidden units of each potential.
+        pairwise_hidden: Number of hidden units of each pairwise potential; null means `hidden`. The time of mean field
+            grows in proportion to it.
         relations: Pairwise potentials by name, each with one box or with several boxes.
         graph_stride: Number of pixels per node of the pairwise graphs, a multiple of `stride`; null means `stride`.
         shared_trunk: Use one feature network (Network Part-1) for all potentials; false uses one network for each
@@ -88,6 +90,7 @@ class ModelConfig:
     pyramid: Sequence[int] = ()
     upsampling: Upsampling = "nearest"
     hidden: int = 512
+    pairwise_hidden: int | None = None
     relations: dict[str, Relation] = field(default_factory=paper_relations)
     graph_stride: int | None = None
     shared_trunk: bool = True
@@ -109,9 +112,9 @@ class ModelConfig:
             if self.relations[name] == ():
                 raise ValueError(f"The relation {name!r} has no box, but one or more boxes are expected.")
         _check_scales(self.scales)
-        for name, least in {"channels": int(self.network != "context"), "hidden": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"The setting {name} is {getattr(self, name)}, but {least} or more is expected.")
+        for name, least in {"channels": int(self.network != "context"), "hidden": 1, "pairwise_hidden": 1}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"The setting {name} is {value}, but {least} or more is expected.")
         for name in ("upsampling", "message_upsampling"):
             if getattr(self, name) not in get_args(Upsampling):
                 raise ValueError(

@@ -174,10 +174,9 @@ def _check_same(
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    """Return the settings of a configuration by name, with a value for the strides that are None."""
-    return {
-        name: config.stride if name in _STRIDES and value is None else value for name, value in asdict(config).items()
-    }
+    """Return the settings of a configuration by name, with the values that stand for None."""
+    implied = {**dict.fromkeys(_STRIDES, config.stride), "pairwise_hidden": config.hidden}
+    return {name: implied.get(name) if value is None else value for name, value in asdict(config).items()}
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -93,8 +93,9 @@ class ContextNetwork(nn.Module):
         first = self.trunk(UNARY)
         width = first.out_channels
         self.unary = UnaryPotential(width, num_classes, config.hidden if config.network == "context" else None)
+        units = config.pairwise_hidden or config.hidden
         self.pairwise = nn.ModuleDict(
-            {name: PairwisePotential(width, num_classes, box, config.hidden) for name, box in config.relations.items()}
+            {name: PairwisePotential(width, num_classes, box, units) for name, box in config.relations.items()}
         )
         # The last layers are zero-initialized, since an untrained potential must not send random messages.
         for name in self.pairwise:

@@ -1,0 +1,208 @@
+r"""Measure the gain and the cost of cheaper pairwise potentials on the features of one trained unary network.
+
+    python experiments/context_cost.py msrc --model runs/unary --data FOLDS --train fold0-train --test fold0-test \
+        --work runs/cost
+
+A variant has a graph stride, a number of hidden units, and all neighbors or those of a 5 x 5 grid. The pairwise heads
+of all variants are trained on the same features of the frozen network, and measured with the default relation weights
+and 1 to 3 iterations. The command trains the variants that the work folder lacks, and may be started again. It then
+measures the seconds of all variants in one run, and writes results/context/cost-NAME.json and .md.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contextcrf import ContextCRF, Predictor, RangeBox, load
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.comparison import classes_in, paired_bootstrap, read_counts, write_counts
+from contextcrf.evaluation.metrics import confusion
+from contextcrf.modeling.config import UNARY
+from contextcrf.modeling.serialization import save
+from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
+from contextcrf.training import CachedFeatures, StoredFeatures, TrainingConfig, augmentation, cache_features, fit_heads
+from contextcrf.utils.files import write_json, write_text
+from contextcrf.utils.progress import show_progress, track
+from contextcrf.utils.resizing import upsample
+from contextcrf.utils.tables import Table
+
+RESULTS = Path(__file__).parent.parent / "results" / "context"
+STRIDES, HIDDEN, GRIDS, ITERATIONS = (16, 32), (64, 128, 256, 512), (None, 5), (1, 2, 3)
+HEADS = TrainingConfig(
+    epochs=5,
+    batch_size=4,
+    lr=0.001,
+    weight_decay=0.05,
+    max_edges=8192,
+    crop=(216, 320),
+    scale=(0.8, 1.5),
+    color=0.4,
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The settings of the pairwise potentials that are compared."""
+
+    stride: int
+    hidden: int
+    grid: int | None
+
+    @property
+    def name(self) -> str:
+        return f"stride{self.stride}-hidden{self.hidden}-{'all' if self.grid is None else f'grid{self.grid}'}"
+
+    def apply(self, network: ContextCRF) -> ContextCRF:
+        """Return the network with new pairwise potentials, which are untrained."""
+        boxes = {"surrounding": RangeBox.surrounding(), "above": RangeBox.above()}
+        relations = {name: replace(box, grid=self.grid) for name, box in boxes.items()}
+        own: dict[str, Any] = {"pairwise_hidden": self.hidden, "graph_stride": self.stride, "relations": relations}
+        config = replace(network.config, **own)
+        inference = replace(network.inference, relation_weights={})
+        model = ContextCRF(config, network.classes, False, inference, network.image_format)
+        model.trunks.load_state_dict(network.trunks.state_dict())
+        model.unary.load_state_dict(network.unary.state_dict())
+        return model.eval()
+
+
+VARIANTS = [Variant(*settings) for settings in product(STRIDES, HIDDEN, GRIDS)]
+
+
+class Study:
+    """A trained network, its data, and the folder of the trained variants."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.network = load(options.model)
+        self.train = open_dataset(options.data, options.train, augmentation(HEADS))
+        self.test = open_dataset(options.data, options.test)
+        self.work: Path = options.work
+        self._cached: dict[int, CachedFeatures | StoredFeatures] = {}
+
+    def trained(self, variant: Variant) -> ContextCRF:
+        """Return the trained model of a variant. All variants with one stride are trained on the same features."""
+        folder = self.work / variant.name
+        if not (folder / "config.json").exists():
+            model = variant.apply(self.network)
+            if variant.stride not in self._cached:
+                self._cached[variant.stride] = cache_features(model, self.train, "above", 1, HEADS)
+            fit_heads(model, self._cached[variant.stride], HEADS, self.work / "logs" / variant.name)
+            save(model.eval(), folder)
+        return load(folder)
+
+    def counts(self, variant: Variant) -> dict[str, Tensor]:
+        """Return the confusion matrices [images, K, K] of the unary and of each number of iterations."""
+        path = self.work / f"{variant.name}.npz"
+        if not path.exists():
+            found = _counts(self.trained(variant), self.test, f"Evaluating {variant.name}")
+            write_counts(path, [image.stem for image, _ in self.test.pairs], found)
+        return read_counts(path)[1]
+
+    @torch.inference_mode()
+    def seconds(self, images: int, repeats: int) -> dict[str, float]:
+        """Return the median seconds per image of the unary and of each variant, in runs that take turns."""
+        pixels = [image for image, _ in self.test.spread(images).without_transform()]
+        work = {"unary": partial(_predict, Predictor(self.trained(VARIANTS[0])), UNARY_ONLY)}
+        for variant, iterations in product(VARIANTS, ITERATIONS):
+            model = self.trained(variant)
+            predictor = Predictor(model, replace(model.inference, iterations=iterations))
+            work[f"{variant.name}-{iterations}"] = partial(_predict, predictor, UNARY_PAIRWISE)
+        taken: dict[str, list[float]] = {name: [] for name in work}
+        for image in pixels:
+            for name, predict in work.items():
+                times = []
+                for _ in range(repeats):
+                    start = perf_counter()
+                    predict(image)
+                    times.append(perf_counter() - start)
+                taken[name].append(min(times))
+        return {name: median(values) for name, values in taken.items()}
+
+
+def _predict(predictor: Predictor, system: Any, image: Tensor) -> None:
+    predictor.predict(image, [system])
+
+
+@torch.inference_mode()
+def _counts(model: ContextCRF, data: SegmentationDataset, title: str) -> dict[str, Tensor]:
+    found: dict[str, list[Tensor]] = {}
+    predictors = {count: Predictor(model, replace(model.inference, iterations=count)) for count in ITERATIONS}
+    for image, mask in track(data.without_transform(), title, total=len(data)):
+        features = predictors[1].extract_features(image[None].float())
+        marginals = {UNARY: predictors[1].mean_field(features, UNARY_ONLY)}
+        for count, predictor in predictors.items():
+            marginals[str(count)] = predictor.mean_field(features, UNARY_PAIRWISE)
+        for name, values in marginals.items():
+            labels = upsample(values.float(), mask.shape)[0].argmax(0)
+            found.setdefault(name, []).append(confusion(labels, mask, model.num_classes))
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+def rows_of(study: Study, seconds: dict[str, float], min_images: int) -> Iterator[dict[str, Any]]:
+    """Yield the gain and the cost of every variant and number of iterations."""
+    for variant in VARIANTS:
+        counts = study.counts(variant)
+        classes = classes_in(counts[UNARY], min_images) if min_images else None
+        for iterations in ITERATIONS:
+            gain = paired_bootstrap(counts[UNARY], counts[str(iterations)], classes=classes)
+            yield {
+                "stride": variant.stride,
+                "hidden": variant.hidden,
+                "neighbors": "all" if variant.grid is None else f"{variant.grid} x {variant.grid}",
+                "iterations": iterations,
+                "gain": 100 * (gain.second - gain.first),
+                "interval": [100 * gain.low, 100 * gain.high],
+                "more_time_percent": 100 * (seconds[f"{variant.name}-{iterations}"] / seconds["unary"] - 1),
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the results, such as msrc")
+    parser.add_argument("--model", required=True, help="trained network whose features are used")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--train", default="train", help="split on which the heads are trained")
+    parser.add_argument("--test", default="val", help="split that is measured")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the trained variants")
+    parser.add_argument("--min-images", type=int, default=0, help="leave out classes that occur in fewer images")
+    parser.add_argument("--train-only", action="store_true", help="train and evaluate the variants without timing")
+    options = parser.parse_args()
+    study = Study(options)
+    with show_progress():
+        for variant in VARIANTS:
+            study.counts(variant)
+    if options.train_only:
+        return
+    seconds_file = options.work / "seconds.json"
+    if not seconds_file.exists():
+        write_json(seconds_file, study.seconds(images=6, repeats=3))
+    rows = list(rows_of(study, json.loads(seconds_file.read_text(encoding="utf-8")), options.min_images))
+    header = ["graph stride", "hidden units", "neighbors", "iterations", "gain", "95% interval", "more time, %"]
+    cells = [
+        [
+            *(str(row[key]) for key in ("stride", "hidden", "neighbors", "iterations")),
+            f"{row['gain']:+.2f}",
+            "[{:+.2f}, {:+.2f}]".format(*row["interval"]),
+            f"{row['more_time_percent']:.0f}",
+        ]
+        for row in rows
+    ]
+    write_json(
+        RESULTS / f"cost-{options.name}.json",
+        {"images": len(study.test), "threads": torch.get_num_threads(), "rows": rows},
+    )
+    write_text(RESULTS / f"cost-{options.name}.md", Table(header, cells).to_markdown())
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ try:
     from contextcrf.cli.errors import describe_error
     from contextcrf.cli.help import HelpFormatter, MainParser, description, examples, summary
     from contextcrf.training.config import ADDED
+    from contextcrf.utils.memory import reuse_freed_memory
     from contextcrf.utils.progress import show_progress
 except KeyboardInterrupt as error:
     # The imports take seconds, in which a user may press Ctrl-C.
@@ -318,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the arguments without the name of the program; None takes those of the process.
     """
+    reuse_freed_memory()
     try:
         try:
             _run(sys.argv[1:] if arguments is None else arguments)

@@ -77,6 +77,19 @@ def test_five_channels_of_eight_bits_are_not_read_as_rgb(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("path", ["a.png", "a.tif"])
+def test_a_single_channel_of_eight_bits_is_read_without_a_warning(tmp_path, path):
+    array = values(1, np.uint8, 256)
+    Image.fromarray(array[..., 0]).save(tmp_path / path)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else the warning of a read-only array would come once in a process
+    try:
+        image = read_image(tmp_path / path, ImageFormat(1))
+    finally:
+        torch.set_warn_always(before)
+    assert torch.equal(image, scaled(array, 255))
+
+
 def test_deep_color_images_are_read_with_all_their_bits(tmp_path):
     array = values(3)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb")

@@ -91,7 +91,8 @@ def _values(image: ImageLike, channels: int) -> npt.NDArray[Any]:
 
 
 def _channels_first(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    # A copy in every case, since Pillow's arrays of a single channel are read-only.
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def read_image(path: Path, image_format: ImageFormat = RGB) -> Tensor:

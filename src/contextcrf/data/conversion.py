@@ -52,7 +52,7 @@ def to_rgb8(image: Image.Image, packed_depth: bool = False) -> Pixels:
             "expected. Scale its values to 0..255 and save it with 8 bits."
         )
     if packed_depth:
-        _check_packed(image)
+        check_packed(max(int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band != "A"))
     profile = image.info.get("icc_profile")
     image = _without_alpha(image)
     if profile:
@@ -66,7 +66,17 @@ def scale_16_bits(values: npt.NDArray[np.uint16]) -> Pixels:
     Raises:
         ValueError: If the largest value is so small that the image may have 8, 10, 12 or 14 bits.
     """
-    largest = int(values.max(initial=0))
+    check_16_bits(int(values.max(initial=0)))
+    # 65535 = 255 * 257, and the addition rounds to the nearest integer.
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def check_16_bits(largest: int) -> None:
+    """Check that the largest value of an image with 16 bits shows that its range is 0..65535.
+
+    Raises:
+        ValueError: If the value is so small that the image may have 8, 10, 12 or 14 bits.
+    """
     if 0 < largest < _AMBIGUOUS:
         bits = next(bits for bits in _CAMERA_BITS if largest < 1 << bits)
         raise ValueError(
@@ -75,8 +85,6 @@ def scale_16_bits(values: npt.NDArray[np.uint16]) -> Pixels:
             f"per channel. In a data set, `ranges: [[0, {(1 << bits) - 1}]]` in images.yaml gives the range, which "
             "`contextcrf init` finds."
         )
-    # 65535 = 255 * 257, and the addition rounds to the nearest integer.
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def scale_fractions(values: npt.NDArray[np.floating]) -> Pixels:
@@ -85,22 +93,37 @@ def scale_fractions(values: npt.NDArray[np.floating]) -> Pixels:
     Raises:
         ValueError: If a value is outside 0..1 or is not a number.
     """
-    smallest, largest = (values.min(), values.max()) if values.size else (0.0, 0.0)
+    check_fractions(*((values.min(), values.max()) if values.size else (0.0, 0.0)))
+    return np.rint(values * 255.0).astype(np.uint8)
+
+
+def check_fractions(smallest: float, largest: float) -> None:
+    """Check that the smallest and the largest value of an image are fractions.
+
+    Raises:
+        ValueError: If a value is outside 0..1 or is not a number.
+    """
     # Comparisons with NaN are false.
     if not (smallest >= 0 and largest <= 1):
         raise ValueError(
             f"The image has fractions (floating-point numbers) from {smallest:g} to {largest:g}, but 0 to 1 is "
             "expected. Scale its values to 0..1, or to 0..255 with 8 bits per channel."
         )
-    return np.rint(values * 255.0).astype(np.uint8)
 
 
 def _gray(values: Pixels) -> Pixels:
     return np.repeat(values[..., None], 3, axis=2)
 
 
-def _check_packed(image: Image.Image) -> None:
-    largest = max(int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band != "A")
+def check_packed(largest: int) -> None:
+    """Check that the upper 8 bits of an image with 16 bits in each of several channels show its range.
+
+    Args:
+        largest: the largest value of the upper 8 bits.
+
+    Raises:
+        ValueError: If the value is so small that the image may have 8, 10, 12 or 14 bits.
+    """
     # Zero is possible for values of 8 bits in 16 bits, whose upper 8 bits are zero.
     if largest < _AMBIGUOUS >> 8:
         raise ValueError(

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from contextcrf.crf.checks import whole_number
 from contextcrf.data.classes import Classes
+from contextcrf.data.georeference import is_georeferenced
 from contextcrf.data.images import read_image, to_picture
 from contextcrf.data.layouts import IMAGE_SUFFIXES, list_images
+from contextcrf.data.raster import check_support
 from contextcrf.data.visualization import index_png, legend_strip, overlay
 from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.rasters import RASTER_SUFFIX, label_raster
 from contextcrf.modeling.serialization import fingerprint
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
@@ -107,14 +110,17 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES,
 def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """Return the two output files of each image: the labels and the overlay.
 
+    The labels of a georeferenced TIFF file are a TIFF file, and those of other images are a PNG file.
+
     Args:
         files: the images.
         out: the folder for the output files.
 
     Raises:
-        DataError: If two images have the same output file, or if an output file would overwrite an image.
+        DataError: If two images have the same output file, or if an output file would overwrite an image. Also if an
+            image is georeferenced, but rasterio is not installed.
     """
-    planned = [(out / f"{path.stem}.png", out / f"{path.stem}_overlay.png") for path in files]
+    planned = [(out / f"{path.stem}{_labels_suffix(path)}", out / f"{path.stem}_overlay.png") for path in files]
     sources = {path.resolve() for path in files}
     owner: dict[Path, Path] = {}
     for path, outputs in zip(files, planned, strict=True):
@@ -140,8 +146,9 @@ def predict_files(
 ) -> Outcome:
     """Write `STEM.png` (the labels as a palette PNG) and `STEM_overlay.png` for every image.
 
-    Below the overlay is a legend of the classes that occur, if the image is at least 120 pixels wide. The next image is
-    read and the results of earlier images are written while the network computes.
+    Below the overlay is a legend of the classes that occur, if the image is at least 120 pixels wide. The labels of a
+    georeferenced TIFF file are written to `STEM.tif`, and its overlay is reduced, as `label_raster` describes. The next
+    image is read and the results of earlier images are written while the network computes.
 
     If an image cannot be read or labeled, it is listed in the outcome with the reason, and the other images are
     processed. An interrupted command leaves no incomplete files.
@@ -159,8 +166,8 @@ def predict_files(
         The files that were written, and the images that could not be read or labeled.
 
     Raises:
-        DataError: If two images have the same output file, or if an output file would overwrite an image. With
-            `resume`, also if the existing labels were made with another model or other settings.
+        DataError: As for `plan_outputs`. With `resume`, also if the existing labels were made with another model or
+            other settings.
         ValueError: If the opacity is not in 0..1, or if the batch size is less than 1.
 
     Example:
@@ -197,7 +204,8 @@ class _File:
     claim: ExitStack = field(default_factory=ExitStack)
 
 
-_Read = tuple[_File, Tensor]
+# A file with its image, or with None if its tiles are read one after another.
+_Read = tuple[_File, Tensor | None]
 
 
 class _Prediction:
@@ -212,9 +220,8 @@ class _Prediction:
         try:
             with Writer() as writer:
                 for batch in same_key(self._read(self._claimed(missing, resume)), self._size, batch_size):
-                    for (file, image), labels in zip(batch, self._label(batch), strict=True):
-                        if labels is not None:
-                            writer.submit(partial(self._write, file, image, labels), partial(self._written, file))
+                    for file, image, labels in self._label(batch):
+                        writer.submit(partial(self._write, file, image, labels), partial(self._written, file))
         finally:
             for file in missing:
                 file.claim.close()
@@ -229,7 +236,11 @@ class _Prediction:
 
     def _read(self, files: Iterable[_File]) -> Iterator[_Read]:
         image_format = self.predictor.model.image_format
-        for file, image in read_ahead(files, lambda file: read_image(file.path, image_format)):
+
+        def read(file: _File) -> Tensor | None:
+            return None if file.labels.suffix == RASTER_SUFFIX else read_image(file.path, image_format)
+
+        for file, image in read_ahead(files, read):
             try:
                 yield file, image.result()
             except DataError as error:
@@ -237,13 +248,14 @@ class _Prediction:
 
     def _size(self, read: _Read) -> tuple[int, ...] | None:
         image = read[1]
-        return None if self.predictor.needs_tiles(image) else tuple(image.shape)
+        return None if image is None or self.predictor.needs_tiles(*image.shape[1:]) else tuple(image.shape)
 
-    def _label(self, batch: Sequence[_Read]) -> list[Tensor | None]:
-        """Return the labels of images of one size. They are None for an image that cannot be labeled."""
+    def _label(self, batch: Sequence[_Read]) -> Iterator[tuple[_File, Tensor, Tensor]]:
+        """Yield the files, images and labels of a batch. A georeferenced file is written here."""
+        images = [image for _, image in batch if image is not None]
         if len(batch) > 1:
             try:
-                return list(self.predictor.label_batch(torch.stack([image for _, image in batch])))
+                found = self.predictor.label_batch(torch.stack(images))
             except (ValueError, RuntimeError) as error:
                 # The memory may suffice for one image. If the cause is another one, it is reported for each image.
                 logger.warning(
@@ -252,7 +264,23 @@ class _Prediction:
                     len(batch),
                     " ".join(str(error).split()),
                 )
-        return [self._label_one(*read) for read in batch]
+            else:
+                yield from zip((file for file, _ in batch), images, found, strict=True)
+                return
+        for file, image in batch:
+            if image is None:
+                self._label_raster(file)
+            elif (labels := self._label_one(file, image)) is not None:
+                yield file, image, labels
+
+    def _label_raster(self, file: _File) -> None:
+        draw = partial(_draw, path=file.overlay, classes=self.predictor.model.classes, opacity=self.opacity)
+        try:
+            label_raster(self.predictor, file.path, file.labels, draw)
+        except DataError as error:
+            self._fail(file, str(error))
+        else:
+            self._written(file)
 
     def _label_one(self, file: _File, image: Tensor) -> Tensor | None:
         try:
@@ -265,7 +293,7 @@ class _Prediction:
 
     def _write(self, file: _File, image: Tensor, labels: Tensor) -> None:
         classes = self.predictor.model.classes
-        _save(_overlay(image, labels, classes, self.opacity), file.overlay)
+        _draw(image, labels, file.overlay, classes, self.opacity)
         # The labels are written last, because their existence marks the image as done.
         _save(index_png(labels, classes.palette), file.labels)
 
@@ -280,6 +308,18 @@ class _Prediction:
     def _finish(self, file: _File) -> None:
         file.claim.close()
         self.running.advance()
+
+
+def _labels_suffix(path: Path) -> str:
+    """Return the suffix of the labels of an image."""
+    if not is_georeferenced(path):
+        return ".png"
+    check_support(path)
+    return RASTER_SUFFIX
+
+
+def _draw(image: Tensor, labels: Tensor, path: Path, classes: Classes, opacity: float) -> None:
+    _save(_overlay(image, labels, classes, opacity), path)
 
 
 def _overlay(image: Tensor, labels: Tensor, classes: Classes, opacity: float) -> Image.Image:

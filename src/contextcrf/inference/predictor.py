@@ -14,7 +14,7 @@ from contextcrf.crf.meanfield import Pair
 from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.images import ImageLike, as_pixels
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.tiling import tiles
+from contextcrf.inference.tiling import Region, tiles
 from contextcrf.inference.tta import augmented
 from contextcrf.modeling.config import UNARY, InferenceConfig
 from contextcrf.modeling.network import ContextNetwork
@@ -315,17 +315,61 @@ class Predictor:
         Raises:
             ValueError: If the model does not have a potential of the system.
         """
-        chosen = self.system(system)
-        if not self.needs_tiles(pixels):
-            return self.predict(pixels, [chosen])[0].labels.byte()
-        height, width = pixels.shape[1:]
-        labels = torch.empty(height, width, dtype=torch.uint8)
-        regions = list(tiles(height, width, self.inference.tile, self.inference.overlap))
-        for computed, kept in track(regions, "Labeling tiles", transient=True):
-            found = self.predict(pixels[:, *computed], [chosen])[0].labels
-            rows, columns = (slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
-            labels[kept] = found[rows, columns].byte()
+        labels = torch.empty(pixels.shape[1:], dtype=torch.uint8)
+        for computed, kept in self.regions(*labels.shape):
+            labels[kept] = self.label_region(pixels[:, *computed], computed, kept, system)
         return labels
+
+    def regions(self, height: int, width: int) -> Iterator[tuple[Region, Region]]:
+        """Yield the parts of an image that `label` labels one after another, and report the progress.
+
+        Args:
+            height: the height of the image in pixels.
+            width: the width of the image in pixels.
+
+        Yields:
+            The rows and columns that are computed, and the rows and columns that are kept, as `tiles` returns them. An
+                image of at most `InferenceConfig.tile_above` pixels is a single part.
+
+        Example:
+            >>> from contextcrf import load
+            >>> list(Predictor(load("camvid")).regions(2, 3))
+            [((slice(0, 2, None), slice(0, 3, None)), (slice(0, 2, None), slice(0, 3, None)))]
+        """
+        if not self.needs_tiles(height, width):
+            whole = slice(0, height), slice(0, width)
+            yield whole, whole
+            return
+        regions = list(tiles(height, width, self.inference.tile, self.inference.overlap))
+        yield from track(regions, "Labeling tiles", transient=True)
+
+    def label_region(
+        self, pixels: Tensor, computed: Region, kept: Region, system: str | System | None = None
+    ) -> Tensor:
+        """Label one of the `regions` of an image.
+
+        Args:
+            pixels: the pixels of the computed rows and columns, uint8 [C, h, w].
+            computed: the rows and columns of the image that are computed.
+            kept: the rows and columns of the image that are kept.
+            system: the system or its name. None is the system of the settings.
+
+        Returns:
+            The labels of the rows and columns that are kept, uint8.
+
+        Raises:
+            ValueError: If the model does not have a potential of the system.
+
+        Example:
+            >>> from contextcrf import load
+            >>> computed, kept = (slice(0, 64), slice(0, 96)), (slice(0, 64), slice(0, 64))
+            >>> pixels = torch.zeros(3, 64, 96, dtype=torch.uint8)
+            >>> Predictor(load("camvid")).label_region(pixels, computed, kept).shape
+            torch.Size([64, 64])
+        """
+        found = self.predict(pixels, [self.system(system)])[0].labels
+        rows, columns = (slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
+        return found[rows, columns].byte()
 
     def label_batch(self, images: Tensor, system: str | System | None = None) -> Tensor:
         """Return the labels of images of one size, uint8 [B, H, W]. They are not divided into tiles.
@@ -345,9 +389,9 @@ class Predictor:
         """The number of images that the network should process at once: 8, or 1 on the CPU, which gains nothing."""
         return 1 if self.model.device.type == "cpu" else 8
 
-    def needs_tiles(self, pixels: Tensor) -> bool:
-        """Return whether `label` divides an image [C, H, W] into tiles."""
-        return pixels.shape[1] * pixels.shape[2] > self.inference.tile_above
+    def needs_tiles(self, height: int, width: int) -> bool:
+        """Return whether `label` divides an image of this size in pixels into tiles."""
+        return height * width > self.inference.tile_above
 
     # Explanations.
 

@@ -33,11 +33,12 @@ def predict(
     resume: bool = False,
     batch_size: int | None = None,
 ) -> None:
-    """Predict the labels of images and write them as PNG files with overlays.
+    """Predict the labels of images and write them as PNG files, or as georeferenced TIFF files, with overlays.
 
     For each image, the command writes OUT/STEM.png, a palette PNG with the predicted labels, and OUT/STEM_overlay.png,
-    the image with the colors of the labels and a legend. An image that cannot be read does not stop the command, but
-    the exit status is then 1.
+    the image with the colors of the labels and a legend. The labels of a georeferenced TIFF file are OUT/STEM.tif, with
+    the same CRS and transform; this needs pip install "contextcrf[geo]". An image that cannot be read does not stop the
+    command, but the exit status is then 1.
 
     Args:
         model: Trained model: a folder, or the name of a bundled model.

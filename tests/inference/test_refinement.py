@@ -1,5 +1,6 @@
 """The refine command: maps and images in, refined labels out."""
 
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 from contextcrf.cli.main import main
 from contextcrf.crf import DenseCRF, logits_from_labels, logits_from_probabilities
+from contextcrf.data.image_format import ImageFormat
+from contextcrf.inference import refinement as refine_module
 from contextcrf.inference.refinement import MapFormat, match_maps, refine_files
 from contextcrf.utils.errors import DataError
 
@@ -185,3 +188,110 @@ def test_a_map_of_more_classes_than_a_label_file_can_hold_is_named(folders):
     assert outcome.failed == [
         (pair[0], f"{pair[0]} cannot be refined. The map has 257 classes, but a label PNG can have at most 256.")
     ]
+
+
+@pytest.fixture
+def pairs(folders):
+    """Six pairs of a map and its image."""
+    for name in "cdef":
+        shutil.copy(folders / "maps" / "a.npy", folders / "maps" / f"{name}.npy")
+        shutil.copy(folders / "images" / "a.png", folders / "images" / f"{name}.png")
+    return match_maps(sorted((folders / "maps").iterdir()), folders / "images")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".npy")}
+
+
+def refined(pairs, out, crf=None, maps=MapFormat(), **options):  # noqa: B008 - the format is frozen
+    return refine_files(pairs, crf or DenseCRF(), maps, out, **options)
+
+
+def test_a_stopped_refinement_is_resumed_where_it_stopped(folders, pairs, monkeypatch):
+    out = folders / "out"
+    whole = refined(pairs, folders / "whole", marginals=True)
+    refined(pairs, out, DenseCRF(bilateral_compat=4), marginals=True)  # labels that must not survive
+    save, saved = np.save, []
+
+    def stop(path, array):
+        saved.append(path)
+        save(path, array)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refine_module.np, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            refined(pairs, out, marginals=True)
+    # The labels mark a map as done, so they are written after its marginals.
+    assert sorted(path.name for path in out.glob("*.png")) == ["a.png", "b.png"]
+    kept = (out / "a.png").stat().st_mtime_ns
+    outcome = refined(pairs, out, marginals=True, resume=True)
+    assert outcome.written == [out / f"{name}{suffix}" for name in "cdef" for suffix in (".npy", ".png")]
+    assert (out / "a.png").stat().st_mtime_ns == kept
+    assert contents(out) == contents(folders / "whole")
+    assert sorted(path.name for path in out.iterdir()) == sorted([*contents(out), "provenance.json"])
+    # The numbers are those of the maps of this process.
+    assert (outcome.readings.total(), outcome.pixels) == (4, 4 * 20 * 24)
+    assert 0 < outcome.changed < whole.changed
+    assert refined(pairs, out, marginals=True, resume=True) == refine_module.Refinement()
+
+
+def test_labels_from_other_maps_or_with_other_settings_are_not_resumed(folders, pairs):
+    out = folders / "out"
+    refined(pairs, out)
+
+    def refused(why, *arguments, **options):
+        with pytest.raises(
+            DataError, match=rf"The labels in .*out were made with {why}\. Choose another --out, or omit"
+        ):
+            refined(*arguments, resume=True, **options)
+
+    refused(r"dense\.bilateral_compat 10\.0, not 4\.0", pairs, out, DenseCRF(bilateral_compat=4))
+    refused(r"dense\.iterations 10, not 3", pairs, out, DenseCRF(iterations=3))
+    refused(r"map_format\.kind probabilities, not logits", pairs, out, maps=MapFormat("logits"))
+    refused("marginals False, not True", pairs, out, marginals=True)
+    refused(r"image_format\.channels 3, not 1", pairs, out, image_format=ImageFormat(channels=1))
+    shutil.copytree(folders / "maps", folders / "others")
+    others = match_maps(sorted((folders / "others").iterdir()), folders / "images")
+    refused(r"maps \['.*maps'\], not \['.*others'\]", others, out)
+    # Another process with other settings may not have written its first labels.
+    for path in out.glob("*.png"):
+        path.unlink()
+    refused(r"dense\.iterations 10, not 3", pairs, out, DenseCRF(iterations=3))
+    refined(others, out)  # from the beginning
+    (out / "provenance.json").unlink()
+    refused("settings that were not recorded", others, out)
+
+
+def work(pairs, out, barrier, outcomes):
+    torch.set_num_threads(1)
+    barrier.wait()
+    outcomes.put(refine_files(pairs, DenseCRF(), MapFormat(), out, resume=True))
+
+
+def test_processes_with_one_command_share_the_maps(folders, pairs):
+    expected = refined(pairs, folders / "whole")
+    context = multiprocessing.get_context("spawn")
+    barrier, outcomes = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=work, args=(pairs, folders / "out", barrier, outcomes)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    parts = [outcomes.get(timeout=240) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(path.name for part in parts for path in part.written) == [f"{name}.png" for name in "abcdef"]
+    assert sum(part.changed for part in parts) == expected.changed
+    assert contents(folders / "out") == contents(folders / "whole")
+
+
+def test_the_command_resumes(folders, capsys):
+    refine(folders)
+    (folders / "out" / "b.png").unlink()
+    capsys.readouterr()
+    refine(folders, "--resume")
+    assert "1 map read as" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        refine(folders, "--resume", "--iterations", "3")
+    assert "were made with dense.iterations 10, not 3. Choose another --out" in capsys.readouterr().err

@@ -136,6 +136,36 @@ def plan_outputs(files: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return planned
 
 
+def prepare_labels(labels: Sequence[Path], out: Path, provenance: Provenance, resume: bool) -> None:
+    """Remove the label files of an earlier run, or check that they may be kept, and record the settings in `out`.
+
+    Args:
+        labels: the label files of this run. They are kept if `resume` is true, and removed otherwise.
+        out: the folder of the label files, which is created if necessary.
+        provenance: the settings of this run.
+        resume: whether the run continues an earlier run, or shares its work with other processes.
+
+    Raises:
+        DataError: With `resume`, if the folder has the record of a run with other settings, or label files without a
+            record.
+
+    Example:
+        >>> labels, settings = Path("labels/photo.png"), Provenance.of(flip=True)
+        >>> prepare_labels([labels], labels.parent, settings, resume=True)
+        >>> Provenance.read(labels.parent) == settings
+        True
+    """
+    if not resume:
+        # If this run is stopped and resumed, labels of an earlier run must not be mistaken for labels of this run.
+        for path in labels:
+            path.unlink(missing_ok=True)
+    # A process with other settings may have recorded them, but not have written its first labels.
+    started = Provenance.read(out) is not None or any(path.exists() for path in labels)
+    if resume and started and (mismatch := provenance.mismatch(out)):
+        raise DataError(f"The labels in {out} were made {mismatch}. Choose another --out, or omit --resume.")
+    provenance.write(out)
+
+
 def predict_files(
     predictor: Predictor,
     files: Sequence[Path],
@@ -181,14 +211,8 @@ def predict_files(
         raise ValueError(f"The opacity is {opacity}, but a value from 0 to 1 is expected.")
     batch_size = predictor.images_at_once if batch_size is None else whole_number("batch_size", batch_size, 1)
     planned = plan_outputs(files, out)
-    if not resume:
-        # If this run is stopped and resumed, labels of an earlier run must not be mistaken for labels of this model.
-        for labels, _ in planned:
-            labels.unlink(missing_ok=True)
     provenance = Provenance.of(model=fingerprint(predictor.model), inference=predictor.inference, opacity=opacity)
-    if any(labels.exists() for labels, _ in planned) and (mismatch := provenance.mismatch(out)):
-        raise DataError(f"The labels in {out} were made {mismatch}. Choose another --out, or omit --resume.")
-    provenance.write(out)
+    prepare_labels([labels for labels, _ in planned], out, provenance, resume)
     missing = [_File(path, *outputs) for path, outputs in zip(files, planned, strict=True) if not outputs[0].exists()]
     with task("Labeling images", len(missing)) as running:
         return _Prediction(predictor, opacity, running).run(missing, resume, batch_size)

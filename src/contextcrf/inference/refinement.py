@@ -1,9 +1,11 @@
 """Refinement of probability maps or label maps of any network with the dense CRF: the command `refine`."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +16,19 @@ from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import ARRAY_ERRORS, read_image
 from contextcrf.data.layouts import list_images
 from contextcrf.data.visualization import index_png
-from contextcrf.inference.files import Outcome
+from contextcrf.inference.files import Outcome, prepare_labels
 from contextcrf.inference.maps import MAP_SUFFIXES as MAP_SUFFIXES
 from contextcrf.inference.maps import MapFormat as MapFormat
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
+from contextcrf.utils.locks import claim
 from contextcrf.utils.progress import track
+from contextcrf.utils.provenance import Provenance
 
 
 @dataclass
 class Refinement(Outcome):
-    """The result of `refine_files`.
+    """The result of `refine_files`. The numbers count the maps that this process has refined.
 
     Attributes:
         written: the files that were written.
@@ -99,6 +103,7 @@ def refine_files(
     marginals: bool = False,
     device: torch.device | None = None,
     image_format: ImageFormat = RGB,
+    resume: bool = False,
 ) -> Refinement:
     """Refine maps with the dense CRF and write the labels as palette PNGs `STEM.png`.
 
@@ -113,13 +118,23 @@ def refine_files(
         marginals: also write the marginals as `STEM.npy`, float32 [K, H, W].
         device: the device of the dense CRF.
         image_format: how the images are read.
+        resume: skip maps whose refined labels exist, and maps that another process with `resume` is refining.
 
     Returns:
         The files that were written, the maps that could not be refined, and how the others were read and changed.
 
     Raises:
         DataError: If a result would overwrite an input, or if the meaning of the label maps is unclear (see
-            `MapFormat.for_labels`).
+            `MapFormat.for_labels`). With `resume`, also if the existing labels were made from other folders or with
+            other settings.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("RGB", (64, 48)).save("photo.png")
+        >>> np.save("photo.npy", np.full((2, 48, 64), 0.5, np.float32))
+        >>> outcome = refine_files([(Path("photo.npy"), Path("photo.png"))], DenseCRF(), MapFormat(), Path("refined"))
+        >>> [path.name for path in outcome.written], outcome.share
+        (['photo.png'], 0.0)
     """
     targets = [out / f"{path.stem}{suffix}" for path, _ in pairs for suffix in (".png", ".npy")]
     sources = {source.resolve() for pair in pairs for source in pair}
@@ -127,32 +142,57 @@ def refine_files(
         if target.resolve() in sources:
             raise DataError(f"The result {target} would overwrite an input. Choose another --out.")
     maps = maps.for_labels([path for path, _ in pairs])
-    out.mkdir(parents=True, exist_ok=True)
+    provenance = Provenance.of(
+        maps=_folders(path for path, _ in pairs),
+        images=_folders(image for _, image in pairs),
+        map_format=maps,
+        image_format=image_format,
+        dense=_settings(crf),
+        marginals=marginals,
+    )
+    prepare_labels([out / f"{path.stem}.png" for path, _ in pairs], out, provenance, resume)
     outcome = Refinement()
-    for path, image in track(pairs, "Refining maps"):
-        try:
-            pixels = read_image(image, image_format)
-            found = maps.read(path, (pixels.shape[1], pixels.shape[2]))
-            if found.logits.shape[1] > 256:
-                raise ValueError(f"The map has {found.logits.shape[1]} classes, but a label PNG can have at most 256.")
-            # Files are read with 8 bits, so their unit is known.
-            refined = crf(found.logits.to(device), pixels[None].to(device), image_range=(0, 255))[0].cpu()
-        except ARRAY_ERRORS as error:
-            # The message of a DataError already names the file.
-            reason = str(error) if isinstance(error, DataError) else f"{path} cannot be refined. {error}"
-            outcome.failed.append((path, reason))
-            continue
-        outcome.readings[found.reading] += 1
-        outcome.dark += [image] if almost_black(pixels) else []
-        known = found.labels >= 0
-        outcome.pixels += int(known.sum())
-        outcome.changed += int((known & (refined.argmax(0) != found.labels)).sum())
+    missing = [(path, image) for path, image in pairs if not (out / f"{path.stem}.png").exists()]
+    for path, image in track(missing, "Refining maps"):
         labels = out / f"{path.stem}.png"
-        with atomic_write(labels) as partial:
-            index_png(refined.argmax(0), maps.palette(len(refined))).save(partial, "PNG")
-        outcome.written.append(labels)
-        if marginals:
-            with atomic_write(labels.with_suffix(".npy")) as partial:
-                np.save(partial, refined.float().numpy())
-            outcome.written.append(labels.with_suffix(".npy"))
+        with claim(labels) if resume else nullcontext(True) as mine:
+            if not mine:
+                continue
+            try:
+                pixels = read_image(image, image_format)
+                found = maps.read(path, (pixels.shape[1], pixels.shape[2]))
+                if (count := found.logits.shape[1]) > 256:
+                    raise ValueError(f"The map has {count} classes, but a label PNG can have at most 256.")
+                # Files are read with 8 bits, so their unit is known.
+                refined = crf(found.logits.to(device), pixels[None].to(device), image_range=(0, 255))[0].cpu()
+            except ARRAY_ERRORS as error:
+                # The message of a DataError already names the file.
+                reason = str(error) if isinstance(error, DataError) else f"{path} cannot be refined. {error}"
+                outcome.failed.append((path, reason))
+                continue
+            outcome.readings[found.reading] += 1
+            outcome.dark += [image] if almost_black(pixels) else []
+            known = found.labels >= 0
+            outcome.pixels += int(known.sum())
+            outcome.changed += int((known & (refined.argmax(0) != found.labels)).sum())
+            if marginals:
+                with atomic_write(labels.with_suffix(".npy")) as partial:
+                    np.save(partial, refined.float().numpy())
+                outcome.written.append(labels.with_suffix(".npy"))
+            # The labels are written last, because their existence marks the map as done.
+            with atomic_write(labels) as partial:
+                index_png(refined.argmax(0), maps.palette(len(refined))).save(partial, "PNG")
+            outcome.written.append(labels)
     return outcome
+
+
+def _folders(files: Iterable[Path]) -> list[Path]:
+    """Return the folders of files. Maps of several networks often have the same names, but not the same folder."""
+    return sorted({file.parent.resolve() for file in files})
+
+
+def _settings(crf: DenseCRF) -> dict[str, Any]:
+    """Return everything that determines the result of a dense CRF, for the provenance record."""
+    kernels = ("spatial_sxy", "spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat")
+    plain = ("iterations", "normalization", "tolerance", "stop_below")
+    return {name: getattr(crf, name).tolist() for name in kernels} | {name: getattr(crf, name) for name in plain}

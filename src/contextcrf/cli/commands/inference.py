@@ -138,6 +138,7 @@ def refine(
     resize: bool = False,
     foreground: int | None = None,
     image_format: Path | None = None,
+    resume: bool = False,
 ) -> None:
     """Refine the probabilities, logits or labels of any network with the dense CRF.
 
@@ -170,6 +171,8 @@ def refine(
         resize: Resize maps to the size of the image, labels without interpolation and other maps bilinearly.
         foreground: Value of the foreground in .png maps of two classes, such as 255. The background is 0.
         image_format: File images.yaml with the channels and the range of images that are not RGB.
+        resume: Skip the maps whose refined labels exist in OUT. Several processes with the same command share the work.
+            The share of the changed pixels then covers only the maps of this process.
 
     Example:
         contextcrf refine maps --images photos --out refined
@@ -205,7 +208,7 @@ def refine(
     pairs = match_maps(find_files(maps, MAP_SUFFIXES, "maps"), images)
     device = default_device()
     read_as = RGB if image_format is None else ImageFormat.read_file(image_format)
-    outcome = refine_files(pairs, crf.to(device), formats, out, marginals, device, read_as)
+    outcome = refine_files(pairs, crf.to(device), formats, out, marginals, device, read_as, resume)
     for reading, count in outcome.readings.items():
         print(f"{count} map{'s' if count > 1 else ''} read as {reading}")
     if outcome.pixels:

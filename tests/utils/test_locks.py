@@ -1,10 +1,13 @@
 """A task that several processes share is done by one of them."""
 
+import errno
 import multiprocessing
+import os
+import sys
 
 import pytest
 
-from contextcrf.utils.locks import claim
+from contextcrf.utils.locks import acquire, claim
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -82,3 +85,26 @@ def test_a_lock_file_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
 
 def refuse(*args, **options):
     raise PermissionError(13, "in use by another process")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_an_error_with_the_way_out(tmp_path, monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    lock_file = tmp_path / ".result.lock"
+    expected = rf"result\.lock cannot be locked \({os.strerror(number)}\), .* divide the files .* and omit --resume"
+    with pytest.raises(OSError, match=expected), claim(tmp_path / "result"):
+        pytest.fail("nothing may be claimed without a lock")
+    for blocking in (False, True):
+        with pytest.raises(OSError, match=expected):
+            acquire(lock_file, blocking)
+
+
+def test_a_lock_file_that_cannot_be_opened_is_named_by_the_error(tmp_path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(OSError, match="lock") as caught:
+        acquire(tmp_path / "lock")
+    assert str(caught.value.filename) == str(tmp_path / "lock")

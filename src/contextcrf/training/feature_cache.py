@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +20,7 @@ from contextcrf.modeling.serialization import fingerprint
 from contextcrf.training.config import TrainingConfig
 from contextcrf.training.sampler import SeededSampler
 from contextcrf.utils.files import write_json
+from contextcrf.utils.locks import acquire
 from contextcrf.utils.progress import track
 from contextcrf.utils.provenance import Provenance
 from contextcrf.utils.resizing import channels_last, downsample
@@ -252,12 +252,10 @@ def _check_folder(folder: Path, record: Provenance) -> None:
 def _lock(folder: Path) -> Iterator[None]:
     """Lock a folder, after another process that has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+    lock = acquire(folder / ".lock")
+    if not lock.is_locked:
         logger.info("Waiting for another process, which computes the features in %s.", folder)
-        lock.acquire()
+        lock = acquire(folder / ".lock", blocking=True)
     try:
         yield
     finally:

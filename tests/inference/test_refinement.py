@@ -295,3 +295,41 @@ def test_the_command_resumes(folders, capsys):
     with pytest.raises(SystemExit):
         refine(folders, "--resume", "--iterations", "3")
     assert "were made with dense.iterations 10, not 3. Choose another --out" in capsys.readouterr().err
+
+
+def test_large_maps_are_refined_in_overlapping_tiles(folders, monkeypatch):
+    generator = np.random.default_rng(1)
+    image = np.where((np.arange(100) >= 50)[None, :, None], [200, 40, 40], [40, 40, 200])
+    image = np.broadcast_to(image, (70, 100, 3)) + generator.integers(0, 9, (70, 100, 3))
+    Image.fromarray(image.astype(np.uint8)).save(folders / "images" / "large.png")
+    maps = generator.dirichlet(np.ones(3), (70, 100)).transpose(2, 0, 1).astype(np.float32)
+    np.save(folders / "large.npy", maps)
+    options = ("--bilateral-sxy", "4", "--bilateral-srgb", "60", "--iterations", "2", "--marginals")
+
+    def marginals(*more):
+        refine(folders, *options, *more, maps=[folders / "large.npy"])
+        return np.load(folders / "out" / "large.npy")
+
+    whole = marginals()
+    monkeypatch.setattr(refine_module, "_TILE_ABOVE", 70 * 100 - 1)
+    sizes, original = [], DenseCRF.forward
+
+    def recorded(self, logits, *rest, **options):
+        sizes.append(tuple(logits.shape[2:]))
+        return original(self, logits, *rest, **options)
+
+    monkeypatch.setattr(DenseCRF, "forward", recorded)
+    tiled = marginals("--tile", "32")
+    assert sizes[:2] == [(64, 64), (64, 96)]  # an overlap of 32 pixels, which is at least 3 * 4
+    # The lattice of a tile has other vertices, so the marginals differ a little.
+    assert 0 < np.abs(tiled - whole).mean() < 0.02
+    assert (tiled.argmax(0) == whole.argmax(0)).mean() > 0.97
+    with Image.open(folders / "out" / "large.png") as labels:
+        assert np.array_equal(np.array(labels), tiled.argmax(0))
+    np.testing.assert_array_equal(marginals("--tile", "0"), whole)
+    assert sizes[-1] == (70, 100)
+
+
+def test_a_tile_has_at_least_32_pixels(folders):
+    with pytest.raises(SystemExit):
+        refine(folders, "--tile", "16")

@@ -1,5 +1,6 @@
 """Refinement of probability maps or label maps of any network with the dense CRF: the command `refine`."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from contextcrf.crf import DenseCRF
+from contextcrf.crf.checks import whole_number
 from contextcrf.crf.colors import almost_black
 from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import ARRAY_ERRORS, read_image
@@ -19,11 +22,15 @@ from contextcrf.data.visualization import index_png
 from contextcrf.inference.files import Outcome, prepare_labels
 from contextcrf.inference.maps import MAP_SUFFIXES as MAP_SUFFIXES
 from contextcrf.inference.maps import MapFormat as MapFormat
+from contextcrf.inference.tiling import Region, tiles
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
 from contextcrf.utils.locks import claim
 from contextcrf.utils.progress import track
 from contextcrf.utils.provenance import Provenance
+
+# The default side of a tile, and the number of pixels above which maps are divided into tiles.
+_TILE, _LEAST_TILE, _TILE_ABOVE = 1536, 32, 8_000_000
 
 
 @dataclass
@@ -104,8 +111,12 @@ def refine_files(
     device: torch.device | None = None,
     image_format: ImageFormat = RGB,
     resume: bool = False,
+    tile: int | None = None,
 ) -> Refinement:
     """Refine maps with the dense CRF and write the labels as palette PNGs `STEM.png`.
+
+    Maps of more than 8 megapixels are divided into tiles, so that the memory of the dense CRF depends on the size of a
+    tile. The tiles overlap by three standard deviations of the larger kernel.
 
     If a pair cannot be read, or if its sizes do not match, it is listed in the outcome, and the other pairs are
     processed.
@@ -119,6 +130,7 @@ def refine_files(
         device: the device of the dense CRF.
         image_format: how the images are read.
         resume: skip maps whose refined labels exist, and maps that another process with `resume` is refining.
+        tile: the side of a tile in pixels, at least 32. None is 1536, and 0 divides no map.
 
     Returns:
         The files that were written, the maps that could not be refined, and how the others were read and changed.
@@ -127,6 +139,7 @@ def refine_files(
         DataError: If a result would overwrite an input, or if the meaning of the label maps is unclear (see
             `MapFormat.for_labels`). With `resume`, also if the existing labels were made from other folders or with
             other settings.
+        ValueError: If `tile` is from 1 to 31 or negative.
 
     Example:
         >>> from PIL import Image
@@ -136,6 +149,9 @@ def refine_files(
         >>> [path.name for path in outcome.written], outcome.share
         (['photo.png'], 0.0)
     """
+    tile = _TILE if tile is None else whole_number("tile", tile, 0)
+    if 0 < tile < _LEAST_TILE:
+        raise ValueError(f"tile is {tile}, but 0 or a number of at least {_LEAST_TILE} pixels is expected.")
     targets = [out / f"{path.stem}{suffix}" for path, _ in pairs for suffix in (".png", ".npy")]
     sources = {source.resolve() for pair in pairs for source in pair}
     for target in targets:
@@ -149,6 +165,7 @@ def refine_files(
         image_format=image_format,
         dense=_settings(crf),
         marginals=marginals,
+        tile=tile,
     )
     prepare_labels([out / f"{path.stem}.png" for path, _ in pairs], out, provenance, resume)
     outcome = Refinement()
@@ -163,8 +180,7 @@ def refine_files(
                 found = maps.read(path, (pixels.shape[1], pixels.shape[2]))
                 if (count := found.logits.shape[1]) > 256:
                     raise ValueError(f"The map has {count} classes, but a label PNG can have at most 256.")
-                # Files are read with 8 bits, so their unit is known.
-                refined = crf(found.logits.to(device), pixels[None].to(device), image_range=(0, 255))[0].cpu()
+                refined, kept = _refine(crf, found.logits, pixels, device, tile, marginals)
             except ARRAY_ERRORS as error:
                 # The message of a DataError already names the file.
                 reason = str(error) if isinstance(error, DataError) else f"{path} cannot be refined. {error}"
@@ -174,16 +190,40 @@ def refine_files(
             outcome.dark += [image] if almost_black(pixels) else []
             known = found.labels >= 0
             outcome.pixels += int(known.sum())
-            outcome.changed += int((known & (refined.argmax(0) != found.labels)).sum())
-            if marginals:
+            outcome.changed += int((known & (refined != found.labels)).sum())
+            if kept is not None:
                 with atomic_write(labels.with_suffix(".npy")) as partial:
-                    np.save(partial, refined.float().numpy())
+                    np.save(partial, kept.numpy())
                 outcome.written.append(labels.with_suffix(".npy"))
             # The labels are written last, because their existence marks the map as done.
             with atomic_write(labels) as partial:
-                index_png(refined.argmax(0), maps.palette(len(refined))).save(partial, "PNG")
+                index_png(refined, maps.palette(count)).save(partial, "PNG")
             outcome.written.append(labels)
     return outcome
+
+
+def _refine(
+    crf: DenseCRF, logits: Tensor, pixels: Tensor, device: torch.device | None, side: int, marginals: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the refined labels [H, W], and the marginals [K, H, W] if they are wanted."""
+    classes, height, width = logits.shape[1:]
+    whole = (slice(0, height), slice(0, width))
+    regions: Iterable[tuple[Region, Region]] = [(whole, whole)]
+    if side and height * width > _TILE_ABOVE:
+        reach = max(float(crf.spatial_sxy.max()), float(crf.bilateral_sxy.max()))
+        regions = tiles(height, width, side, math.ceil(3 * reach))
+    labels = torch.empty(height, width, dtype=torch.int64)
+    wanted = torch.empty(classes, height, width) if marginals else None
+    for computed, kept in regions:
+        rows, columns = computed
+        # Files are read with 8 bits, so their unit is known.
+        image = pixels[None, :, rows, columns].to(device)
+        found = crf(logits[:, :, rows, columns].to(device), image, image_range=(0, 255))[0].cpu()
+        inner = tuple(slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
+        labels[kept] = found.argmax(0)[inner]
+        if wanted is not None:
+            wanted[:, *kept] = found[:, *inner]
+    return labels, wanted
 
 
 def _folders(files: Iterable[Path]) -> list[Path]:

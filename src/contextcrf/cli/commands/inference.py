@@ -139,6 +139,7 @@ def refine(
     foreground: int | None = None,
     image_format: Path | None = None,
     resume: bool = False,
+    tile: int | None = None,
 ) -> None:
     """Refine the probabilities, logits or labels of any network with the dense CRF.
 
@@ -173,6 +174,8 @@ def refine(
         image_format: File images.yaml with the channels and the range of images that are not RGB.
         resume: Skip the maps whose refined labels exist in OUT. Several processes with the same command share the work.
             The share of the changed pixels then covers only the maps of this process.
+        tile: Side in pixels of the tiles into which maps of more than 8 megapixels are divided. If null, it is 1536. 0
+            divides no map, which takes about 0.5 GB for each megapixel.
 
     Example:
         contextcrf refine maps --images photos --out refined
@@ -208,7 +211,7 @@ def refine(
     pairs = match_maps(find_files(maps, MAP_SUFFIXES, "maps"), images)
     device = default_device()
     read_as = RGB if image_format is None else ImageFormat.read_file(image_format)
-    outcome = refine_files(pairs, crf.to(device), formats, out, marginals, device, read_as, resume)
+    outcome = refine_files(pairs, crf.to(device), formats, out, marginals, device, read_as, resume, tile)
     for reading, count in outcome.readings.items():
         print(f"{count} map{'s' if count > 1 else ''} read as {reading}")
     if outcome.pixels:

@@ -25,11 +25,12 @@ import yaml
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, RangeBox, mean_field
+from contextcrf import ContextCRF, DenseCRF, ModelConfig, PairwisePotential, Predictor, RangeBox, mean_field
 from contextcrf.cli.main import COMMANDS, main, read_command
 from contextcrf.crf import CoarseGrid
 from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.image_format import ImageFormat
+from contextcrf.data.images import read_image
 from contextcrf.data.layouts import CAMVID
 from contextcrf.data.synthetic import write_scenes
 from contextcrf.modeling.model import load
@@ -61,7 +62,7 @@ RUN = {
     "docs/faq.md": (9, 2),
     "docs/mathematics.md": (16, 0),
     "docs/models.md": (3, 3),
-    "docs/prediction.md": (0, 1),
+    "docs/prediction.md": (2, 1),
     "docs/training.md": (0, 13),
     "docs/tutorials/developer.md": (7, 0),
     "docs/tutorials/few-labels.md": (1, 3),
@@ -225,12 +226,36 @@ def test_the_page_on_training(tiny_model, tmp_path):
     assert load("runs/joined").config.shared_trunk
 
 
-def test_the_page_on_prediction(tiny_model, tmp_path):
+@pytest.fixture
+def ray(tmp_path_factory, monkeypatch):
+    """Ray on this machine alone, without a dashboard, reports to its makers and files in the home folder."""
+    import ray  # it takes a second, which other tests need not wait
+
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "token").write_text("0" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+# Ray sets these options of its own, and warns of them.
+@pytest.mark.filterwarnings(
+    "ignore:`(use_push_based_shuffle|use_polars|use_arrow_tensor_v2)` is deprecated:DeprecationWarning"
+)
+def test_the_page_on_prediction(tiny_model, tmp_path, ray):
     write_data(tiny_model)
-    run("docs/prediction.md", {}, small=True)
+    names = run("docs/prediction.md", {}, small=True)
     assert {path.name for path in tmp_path.glob("labels/*.png")} == {
         f"{stem}{end}.png" for stem in ("other", "third") for end in ("", "_overlay")
     }
+    # The actors of Ray label as the predictor does in this process.
+    predictor = Predictor(load("MODEL"))
+    expected = {path: predictor.label(read_image(path)).numpy() for path in sorted((tmp_path / "folder").iterdir())}
+    labels = {Path(row["path"]): row["labels"] for row in names["labeled"].iter_rows()}
+    assert labels.keys() == expected.keys()
+    assert all((labels[path] == expected[path]).all() for path in expected)
 
 
 def test_the_page_on_the_page():

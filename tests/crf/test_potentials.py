@@ -18,6 +18,8 @@ BOXES = {
     "left": RangeBox.leftward(1.0, 0.7),
     "ring": RangeBox.ring(2.0, 0.7),
     "grid": RangeBox(0.4, 0.4, 0.4, 0.7, grid=2),
+    # The rows -1, 1, 2 and the columns -3, -1, 2 are not equally spaced.
+    "uneven grid": RangeBox(0.4, 0.7, 1.0, 0.7, grid=3),
     "two boxes": (RangeBox(0.0, 0.0, 1.0, 0.0), RangeBox(0.7, 0.7, 0.0, 0.0)),
     "far": RangeBox(0.0, 1.0, 0.0, 1.0, hole=RangeBox(0.0, 0.4, 0.0, 0.4)),
 }

@@ -301,6 +301,8 @@ def test_the_time_of_a_system_includes_the_network_and_its_own_steps_alone(monke
     found = predictor.predict(images()[0], [UNARY_ONLY, UNARY_PAIRWISE])
     # Two scales of network and mean field, and the average.
     assert [prediction.seconds for prediction in found] == [5.0, 5.0]
+    batch = predictor.predict_batch(images(2), [UNARY_ONLY])
+    assert [[prediction.seconds for prediction in found] for found in batch] == [[2.5], [2.5]]
 
 
 def test_only_the_trunks_that_the_systems_need_run():

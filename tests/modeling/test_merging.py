@@ -93,6 +93,14 @@ def test_an_average_is_the_mean_of_all_weights():
     assert not same_weights(found, models[0])
 
 
+def test_models_with_the_same_number_of_pairwise_hidden_units_are_averaged():
+    # None stands for `hidden`.
+    found = average_weights([tiny(hidden=8), tiny(hidden=8, pairwise_hidden=8)])
+    assert found.pairwise_potential("above").last.in_features == 8
+    with pytest.raises(ValueError, match=r"Model 2 has pairwise_hidden=4, but the first model has pairwise_hidden=8"):
+        average_weights([tiny(hidden=8), tiny(hidden=8, pairwise_hidden=4)])
+
+
 def test_models_that_do_not_correspond_are_not_averaged():
     for models in ([], [tiny()]):
         with pytest.raises(ValueError, match=f"The number of models is {len(models)}, but two or more"):

@@ -150,7 +150,7 @@ def prepare_labels(labels: Sequence[Path], out: Path, provenance: Provenance, re
             record.
 
     Example:
-        >>> labels, settings = Path("labels/photo.png"), Provenance.of(flip=True)
+        >>> labels, settings = Path("flipped/photo.png"), Provenance.of(flip=True)
         >>> prepare_labels([labels], labels.parent, settings, resume=True)
         >>> Provenance.read(labels.parent) == settings
         True

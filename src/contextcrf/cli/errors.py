@@ -14,7 +14,7 @@ MEMORY_ADVICE = {
         "Lower batch_size, crop or max_edges in the training or heads section of the study, or lower its copies or "
         "tune_images."
     ),
-    "predict": "Lower --tile (for images above 16 megapixels), or give fewer or smaller --scales.",
+    "predict": "Lower --tile (for images above 2.1 megapixels), or give fewer or smaller --scales.",
     "voc-submission": "Give fewer or smaller --scales.",
     "export": "Lower --height and --width.",
     "demo": "Lower --side.",

@@ -181,9 +181,9 @@ class InferenceConfig:
     dense: Mapping[str, int | float | Sequence[float]] = field(default_factory=dict)
     scales: Sequence[float] = (1.0,)
     flip: bool = False
-    tile: int = 1536
-    overlap: int = 256
-    tile_above: int = 16_000_000
+    tile: int = 768
+    overlap: int = 128
+    tile_above: int = 2_100_000
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

@@ -16,8 +16,9 @@ def reuse_freed_memory() -> bool:
 
     By default, glibc returns the memory of each large tensor to the system when the tensor is freed. The system then
     provides and clears new pages for the next tensor, which takes as long as the computation of a network on a large
-    image. The peak of the memory does not change, but the process keeps the memory of its peak until it ends. The
-    command line calls this function. A program that uses the library may call it once at its start.
+    image. The peak of the memory grows if tensors have many different sizes, because freed memory is in pieces, and
+    the process keeps it until it ends. The command line calls this function. A program that uses the library may call
+    it once at its start.
 
     Returns:
         Whether glibc has changed its settings. They are unchanged on other systems, with another C library, and if

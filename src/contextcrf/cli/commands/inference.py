@@ -50,7 +50,7 @@ def predict(
             the factors of the model are used.
         flip: Average the marginals of the image and the mirrored image (test-time augmentation).
         tile: Side in pixels of the tiles into which large images are divided. If null, the value of the model is used.
-            By default, images above 16 megapixels are large, and the overlap of the tiles is 256 pixels.
+            By default, images above 2.1 megapixels are large, and the overlap of the tiles is 128 pixels.
         resume: Skip the images whose labels exist in OUT. Several processes with the same command share the work.
         batch_size: Largest number of images that the network processes at once. Only consecutive images of one size are
             processed together. If null, it is 8 on a GPU and 1 on the CPU.

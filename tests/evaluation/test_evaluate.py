@@ -59,6 +59,17 @@ def test_labels_are_kept_of_the_systems_that_are_asked_for(predictor, data):
             assert torch.equal(result.labels[number].unpack(), predictor.segment(torch.as_tensor(image), system).labels)
 
 
+def test_images_of_one_size_are_measured_in_batches(predictor, data, monkeypatch):
+    alone = evaluate(predictor, data, [UNARY_ONLY, FULL], keep_labels=[FULL])
+    monkeypatch.setattr(Predictor, "images_at_once", 2)
+    with count_trunk_runs(predictor.model) as count:
+        together = evaluate(predictor, data, [UNARY_ONLY, FULL], keep_labels=[FULL])
+        assert count() == (len(data) + 1) // 2 < len(data)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.counts, other.counts)
+        assert [kept.unpack().tolist() for kept in one.labels] == [kept.unpack().tolist() for kept in other.labels]
+
+
 def test_seconds_are_the_mean_over_the_images(predictor, data, monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr(Predictor, "_clock", lambda self: float(next(ticks)))  # each step takes one second

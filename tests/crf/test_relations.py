@@ -78,8 +78,11 @@ def test_a_window_and_its_reverse_are_the_displacements_of_the_edges(h, w):
     expected = set(zip((q // w - p // w).tolist(), (q % w - p % w).tolist(), strict=True))
     window = graph.window()
     for sign, view in ((1, window), (-1, window.reversed())):
-        found = {(sign * view.rows[y], sign * view.columns[x]) for y, x in view.inside.nonzero().tolist()}
+        found = {(sign * view.rows[y], sign * view.columns[x]) for y, x in torch.tensor(view.inside).nonzero().tolist()}
         assert found == expected
+        outside = {(y, x) for y, places in view.outside() for x in range(places.start, places.stop)}
+        table = {(y, x) for y in range(len(view.rows)) for x in range(len(view.columns))}
+        assert {(sign * view.rows[y], sign * view.columns[x]) for y, x in table - outside} == expected
 
 
 @given(sides, sides)

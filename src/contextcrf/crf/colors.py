@@ -88,9 +88,10 @@ def _checked(image_range: Range) -> Range:
 def _mapped(images: Tensor, low: float, high: float) -> Tensor:
     values = images if images.dtype in (torch.float32, torch.float64) else images.float()
     margin = 1e-3 * (high - low)  # interpolation and half precision may overshoot
-    for index, image in enumerate(values.detach()):
-        least, most = image.min(), image.max()
-        if not bool((least >= low - margin) & (most <= high + margin)):
+    # One transfer for the whole batch, since each transfer waits for the device.
+    ranges = torch.stack(values.detach().flatten(1).aminmax(dim=1), 1).tolist()
+    for index, (least, most) in enumerate(ranges):
+        if not low - margin <= least <= most <= high + margin:
             raise ValueError(
                 f"The values of {_name(values, index)} must be in image_range=({low:g}, {high:g}), but range from "
                 f"{least:.4g} to {most:.4g}."
@@ -102,9 +103,10 @@ def _check_each(images: Tensor, fault: _Fault) -> None:
     """Raise ValueError for the first image with a fault."""
     spatial = tuple(range(2, images.ndim))
     lows, highs = images.detach().amin(spatial), images.detach().amax(spatial)
-    for index, (image, low, high) in enumerate(zip(images.detach(), lows, highs, strict=True)):
-        # An image without contrast is valid in any unit, since the kernels depend only on differences of colors.
-        reason = fault(image, low.min().item(), high.max().item(), bool((high > low).any()))
+    # An image without contrast is valid in any unit, since the kernels depend only on differences of colors.
+    found = [values.tolist() for values in (lows.amin(1), highs.amax(1), (highs > lows).any(1))]
+    for index, (image, low, high, contrast) in enumerate(zip(images.detach(), *found, strict=True)):
+        reason = fault(image, low, high, contrast)
         if reason:
             raise ValueError(f"The values of {_name(images, index)} {reason}")
 

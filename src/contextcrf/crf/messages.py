@@ -76,7 +76,7 @@ def send(
     """
     batch, height, width, hidden = senders.shape
     num_classes = marginals.shape[-1]
-    if not window.inside.any():
+    if not any(map(any, window.inside)):
         return accumulator(senders, batch, height, width, num_classes)
     top, bottom, left, right = window.rows[0], window.rows[-1], window.columns[0], window.columns[-1]
     # Positions outside the map are receivers too. They are cropped at the end, which is faster than excluding them. If
@@ -86,7 +86,7 @@ def send(
     gradients = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (senders, receivers, marginals, weight, bias)
     )
-    edges = width * window.inside.numel()
+    edges = width * len(window.rows) * len(window.columns)
     per_row = edges * (num_classes + 2 * hidden) + width * hidden * num_classes if gradients else edges * num_classes
     # All rows of a block share one window. In a taller block, a larger part of this window lies outside the map.
     step = min(BLOCK_ELEMENTS // per_row, max((bottom - top) // 2 + 1, CONTRACTED // width + 1))
@@ -230,8 +230,8 @@ def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:
     """Sum messages [h, W, rows, columns, K] at their receivers, [h + R - 1, W + S - 1, K]."""
     height, width, *_, num_classes = sent.shape
-    for i, j in (~window.inside).nonzero().tolist():
-        sent[:, :, i, j] = 0
+    for row, columns in window.outside():
+        sent[:, :, row, columns].zero_()
     span = window.columns[-1] - window.columns[0] + width
     across = accumulator(sent, height, span, len(window.rows), num_classes)
     for dx, part in zip(window.columns, sent.unbind(3), strict=True):

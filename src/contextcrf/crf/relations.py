@@ -1,8 +1,11 @@
 """Spatial relations, which determine the edges between the nodes of the CRF (Section III and Fig. 3 of the paper)."""
 
 import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -162,10 +165,12 @@ Relation = RangeBox | tuple[RangeBox, ...]
 class Window:
     """The displacements of a relation as a table of rows and columns.
 
+    The table is no tensor, because reading a tensor would make the program wait for the device.
+
     Args:
         rows: the values of dy, ascending.
         columns: the values of dx, ascending.
-        inside: bool [rows, columns]. True for each pair (dy, dx) that belongs to the relation.
+        inside: one tuple for each row. Its entry is True for each pair (dy, dx) that belongs to the relation.
 
     Example:
         >>> import torch
@@ -174,23 +179,37 @@ class Window:
         >>> window = Graph(RangeBox.surrounding(1.0), height=3, width=3, device=torch.device("cpu")).window()
         >>> window.rows, window.columns
         ((-1, 0, 1), (-1, 0, 1))
-        >>> window.inside.tolist()
-        [[True, True, True], [True, False, True], [True, True, True]]
+        >>> window.inside
+        ((True, True, True), (True, False, True), (True, True, True))
     """
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
-    inside: Tensor
+    inside: tuple[tuple[bool, ...], ...]
 
     def reversed(self) -> "Window":
         """Return the displacements p - q, that is, the same edges in the opposite direction."""
         rows, columns = (tuple(-value for value in reversed(values)) for values in (self.rows, self.columns))
-        return Window(rows, columns, self.inside.flip(0, 1))
+        return Window(rows, columns, tuple(row[::-1] for row in reversed(self.inside)))
 
     def between(self, first: int, last: int) -> "Window":
         """Return the part of the window with `first` <= dy <= `last`."""
-        kept = [i for i, dy in enumerate(self.rows) if first <= dy <= last]
-        return Window(tuple(self.rows[i] for i in kept), self.columns, self.inside[kept])
+        kept = slice(bisect_left(self.rows, first), bisect_right(self.rows, last))
+        return Window(self.rows[kept], self.columns, self.inside[kept])
+
+    def outside(self) -> Iterator[tuple[int, slice]]:
+        """Yield the places in the table that do not belong to the relation: the index of a row and some columns.
+
+        Example:
+            >>> window = Window((-1, 0), (-1, 0, 1), ((True, True, True), (True, False, False)))
+            >>> list(window.outside())
+            [(1, slice(1, 3, None))]
+        """
+        for i, row in enumerate(self.inside):
+            for inside, places in groupby(range(len(row)), row.__getitem__):
+                if not inside:
+                    first, *others = places
+                    yield i, slice(first, first + 1 + len(others))
 
 
 class Graph:
@@ -248,13 +267,7 @@ class Graph:
 
     def window(self) -> Window:
         """Return a table of the displacements q - p that occur on this map."""
-        size = torch.tensor([self.height, self.width], device=self.device)
-        offsets = self.offsets[(self.offsets.abs() < size).all(1)]
-        rows, row = offsets[:, 0].unique(return_inverse=True)
-        columns, column = offsets[:, 1].unique(return_inverse=True)
-        inside = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=self.device)
-        inside[row, column] = True
-        return Window(tuple(rows.tolist()), tuple(columns.tolist()), inside)
+        return _window(self.relation, self.height, self.width)
 
     def edges(self) -> Tensor:
         """Return all edges as node indices (p, q), int64 [2, E], ordered by p. Do not modify this cached tensor."""
@@ -272,6 +285,15 @@ def _offsets(relation: Relation, height: int, width: int, device: torch.device) 
     # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
     with torch.inference_mode(False):
         return torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device)
+
+
+@lru_cache(maxsize=64)
+def _window(relation: Relation, height: int, width: int) -> Window:
+    """Return `Graph.window`."""
+    offsets = _offsets(relation, height, width, torch.device("cpu")).tolist()
+    pairs = {(dy, dx) for dy, dx in offsets if abs(dy) < height and abs(dx) < width}
+    rows, columns = (tuple(sorted(set(values))) for values in (zip(*pairs, strict=True) if pairs else ((), ())))
+    return Window(rows, columns, tuple(tuple((dy, dx) in pairs for dx in columns) for dy in rows))
 
 
 @lru_cache(maxsize=64)

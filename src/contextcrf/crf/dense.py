@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from contextcrf.crf.blocks import block_elements
 from contextcrf.crf.checks import Array, Values, returned, whole_number
 from contextcrf.crf.colors import Range
 from contextcrf.crf.dense_inputs import dense_inputs
@@ -24,7 +25,7 @@ Compat = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 _SIGMAS = ("spatial_sxy", "bilateral_sxy", "bilateral_srgb")
 _COMPATS = ("spatial_compat", "bilateral_compat")
-# The number of elements that are sliced, summed and normalized at once (a few MiB).
+# The number of elements that are sliced, summed and normalized at once on a CPU (a few MiB).
 _PIECE_ELEMENTS = 1 << 19
 # For rows with fewer elements than a vector register, torch's softmax takes ten times as long as for columns.
 _SHORT = 16
@@ -412,9 +413,9 @@ class _Messages:
         return _Merged.apply(q, self, False)
 
     def update(self, q: Tensor, unary: Tensor) -> None:
-        """Run one mean-field iteration in place, in pieces that fit into the processor's cache."""
+        """Run one mean-field iteration in place, in pieces that fit into the cache of a CPU."""
         vertex_values = self.splatted(q, False)
-        step = max(1, _PIECE_ELEMENTS // q.shape[1])
+        step = max(1, block_elements(q.device, on_cpu=_PIECE_ELEMENTS) // q.shape[1])
         for start in range(0, len(q), step):
             rows = slice(start, start + step)
             _softmax(self.sliced(vertex_values, rows, False).add_(unary[rows]), out=q[rows])

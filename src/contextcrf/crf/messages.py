@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from contextcrf.crf.blocks import block_elements
 from contextcrf.crf.relations import Window
 
 # Hidden units that a thread computes at once: 1 MiB of float32, half the cache of a core.
@@ -27,6 +28,8 @@ BLOCK_ELEMENTS = 1 << 22
 # The smallest number of senders whose marginals are contracted together. With fewer, the matrix product is slow, and
 # with more, its result does not fit into the processor's cache.
 CONTRACTED = 32
+# The smallest number of senders in a block on an accelerator. With fewer, it is not busy.
+SENDERS = 2048
 
 
 class Workspace:
@@ -89,7 +92,9 @@ def send(
     edges = width * len(window.rows) * len(window.columns)
     per_row = edges * (num_classes + 2 * hidden) + width * hidden * num_classes if gradients else edges * num_classes
     # All rows of a block share one window. In a taller block, a larger part of this window lies outside the map.
-    step = min(BLOCK_ELEMENTS // per_row, max((bottom - top) // 2 + 1, CONTRACTED // width + 1))
+    least = CONTRACTED if senders.device.type == "cpu" else SENDERS
+    elements = block_elements(senders.device, on_cpu=BLOCK_ELEMENTS)
+    step = min(elements // per_row, max((bottom - top) // 2 + 1, least // width + 1))
     for image in range(batch):
         for rows in _parts(height, step):
             near = window.between(-(rows.stop - 1), height - 1 - rows.start)
@@ -98,7 +103,7 @@ def send(
             reach = slice(rows.start + near.rows[0] - top, rows.stop + near.rows[-1] - top)
             arguments = (senders[image, rows], receivers[image, reach], marginals[image, rows], weight, bias, near)
             if gradients:
-                total[image, reach] += checkpoint(_block, *arguments, use_reentrant=False)
+                total[image, reach] += checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 total[image, reach] += _block(*arguments, workspace)
     return F.pad(total, (0, 0, left, -right, top, -bottom))
@@ -156,13 +161,14 @@ def _tiles(
     columns: list[int],
     workspace: Workspace,
 ) -> Tensor:
-    """Compute the messages of `_tile` for all senders, in tiles that fit into the processor's cache."""
+    """Compute the messages of `_tile` for all senders, in tiles that fit into the cache of a CPU."""
     height, width, hidden = senders.shape
     num_classes = marginals.shape[-1]
     edges = len(rows) * len(columns)
     sent = workspace("sent", height, width, edges, num_classes)
     # A tile contains either several whole rows of senders or a part of one row.
-    count = max(1, TILE_ELEMENTS * torch.get_num_threads() // (edges * hidden))
+    elements = block_elements(senders.device, on_cpu=TILE_ELEMENTS * torch.get_num_threads())
+    count = max(1, elements // (edges * hidden))
     lines = max(1, count // width)
     for some in _parts(height, max(lines, -(-CONTRACTED // width))):
         flat = marginals[some].flatten(0, 1)

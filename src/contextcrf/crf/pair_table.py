@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from contextcrf.crf.blocks import block_elements
 from contextcrf.crf.potentials import PairwisePotential
 from contextcrf.crf.relations import Graph
 
-# The number of edges in a block. The temporary tensors of a block are small compared with the table.
+# The number of edges in a block on a CPU. The temporary tensors of a block are small compared with the table.
 _BLOCK = 8192
 # The largest number of elements in training (pair logits, hidden units and their gradients): 512 MiB of float32.
 TRAINING_ELEMENTS = 1 << 27
@@ -129,8 +130,9 @@ class PairTable:
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the nodes p and q and the pair logits of one block of edges after the other."""
-        for start in range(0, len(self.logits), _BLOCK):
-            rows = slice(start, start + _BLOCK)
+        step = block_elements(self.logits.device, on_cpu=_BLOCK * self.num_classes**2) // self.num_classes**2
+        for start in range(0, len(self.logits), step):
+            rows = slice(start, start + step)
             yield self.edges[0, rows], self.edges[1, rows], self.logits[rows]
 
     def _check(self, features: Tensor) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from contextcrf.crf.blocks import block_elements
 from contextcrf.crf.checks import check_labels
 from contextcrf.crf.messages import Workspace, accumulator, send
 from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
 
-# The largest number of elements in a temporary tensor of a block of edges (64 MiB of float32).
+# The largest number of elements in a temporary tensor of a block of edges on a CPU (64 MiB of float32).
 _BLOCK_ELEMENTS = 1 << 24
 
 
@@ -303,9 +304,10 @@ class PairwisePotential(nn.Module):
             weights = (class_weights[labels[p]] + class_weights[labels[q]]) / 2
         # The gradients of about a hundred edges per node are then summed in single precision.
         owner, neighbor = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
-        block = max(1, _BLOCK_ELEMENTS // (self.num_classes**2 + self.last.in_features))
+        elements = block_elements(features.device, on_cpu=_BLOCK_ELEMENTS)
+        block = max(1, elements // (self.num_classes**2 + self.last.in_features))
         losses = [
-            checkpoint(self._edge_loss, owner, neighbor, *part, use_reentrant=False)
+            checkpoint(self._edge_loss, owner, neighbor, *part, use_reentrant=False, preserve_rng_state=False)
             for part in zip(*(each.split(block) for each in (p, q, target, weights)), strict=True)
         ]
         return torch.stack(losses).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
@@ -392,7 +394,8 @@ class PairwisePotential(nn.Module):
         batch = len(owner)
         total = accumulator(owner, batch, graph.num_nodes, self.num_classes)
         per_node = max(1, len(graph.offsets)) * (self.num_classes**2 + self.last.in_features) * batch
-        for rows in _blocks(graph.num_nodes, per_node):
+        elements = block_elements(features.device, on_cpu=_BLOCK_ELEMENTS)
+        for rows in _blocks(graph.num_nodes, elements // per_node):
             table, inside = graph.neighbors(rows)
             joint = _at_least_single(self.last(F.relu(owner[:, rows, None] + neighbor[:, table]))).softmax(-1)
             joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
@@ -429,9 +432,9 @@ class PairwisePotential(nn.Module):
         return (weights * F.cross_entropy(_at_least_single(logits), target, reduction="none")).sum()
 
 
-def _blocks(num_nodes: int, elements_per_node: int) -> Iterator[slice]:
-    """Yield slices of the nodes such that the temporary tensors of a slice stay below the limit."""
-    step = max(1, _BLOCK_ELEMENTS // elements_per_node)
+def _blocks(num_nodes: int, step: int) -> Iterator[slice]:
+    """Yield slices of at most `step` nodes, or of one node if `step` is 0."""
+    step = max(1, step)
     return (slice(start, min(start + step, num_nodes)) for start in range(0, num_nodes, step))
 
 

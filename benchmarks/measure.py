@@ -57,10 +57,11 @@ class Cost(NamedTuple):
 def cost_of(function: Callable[..., object], *arguments: Any) -> Cost:
     """Measure the cost of a function in a separate process, with arguments as for `peak_memory`."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_cost_here, (function, arguments))
+        return pool.apply(cost_here, (function, *arguments))
 
 
-def _cost_here(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Cost:
+def cost_here(function: Callable[..., Any], *arguments: Any) -> Cost:
+    """Like `cost_of`, but in this process. The memory is too low if the process has kept memory that was freed."""
     work = function(*arguments)
     next(work)
     # On Linux, writing 5 resets the high-water mark to the resident memory.

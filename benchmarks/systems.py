@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -62,7 +63,7 @@ def training_step(module: TrainingModule, batch: tuple[torch.Tensor, ...], preci
 
     def step() -> None:
         optimizer.zero_grad()
-        with autocast(torch.device("cpu"), precision):
+        with autocast(batch[0].device, precision):
             losses = module.losses(batch)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -70,15 +71,35 @@ def training_step(module: TrainingModule, batch: tuple[torch.Tensor, ...], preci
     return step
 
 
-def paper_step(potential: str, scales: tuple[float, ...]) -> Iterator[None]:
-    """Run the second training step of one of the paper's networks, when the state of the optimizer exists."""
+def paper_training(
+    potential: str,
+    scales: tuple[float, ...],
+    device: torch.device,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    **changes: Any,
+) -> Callable[[], None]:
+    """Return a function that runs a training step of one of the paper's networks.
+
+    Args:
+        potential: the potential of the network.
+        scales: the scales of the image.
+        device: the device of the network.
+        size: the height and the width of the image.
+        changes: values of `ModelConfig` that replace those of the paper.
+    """
     study = open_study("voc")
-    model = random_model(replace(study.model, scales=scales))
+    model = random_model(replace(study.model, scales=scales, **changes))
     for name in model.potentials:
         if name != potential:
             del model.trunks[name]  # each network is trained separately
-    module = ModelModule(model, replace(study.training, potentials=[potential]), 10)
-    step = training_step(module, random_batch(1, HEIGHT, WIDTH, len(VOC)), study.training.precision)
+    module = ModelModule(model, replace(study.training, potentials=[potential]), 10).to(device)
+    batch = tuple(tensor.to(device) for tensor in random_batch(1, *size, len(VOC)))
+    return training_step(module, batch, study.training.precision)
+
+
+def paper_step(potential: str, scales: tuple[float, ...]) -> Iterator[None]:
+    """Run the second training step of one of the paper's networks, when the state of the optimizer exists."""
+    step = paper_training(potential, scales, torch.device("cpu"))
     step()
     yield
     step()

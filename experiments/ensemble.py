@@ -13,7 +13,7 @@ import torch
 
 from contextcrf import Predictor, load
 from contextcrf.data.layouts import open_dataset
-from contextcrf.evaluation.comparison import write_counts
+from contextcrf.evaluation.comparison import COUNTS, write_counts
 from contextcrf.evaluation.metrics import ConfusionMatrix, confusion
 from contextcrf.modeling.system import System
 from contextcrf.utils.progress import show_progress, track
@@ -34,9 +34,7 @@ def main() -> None:
         for image, mask in track(data.without_transform(), "Evaluating", total=len(data)):
             marginals = [predictor.predict(image, [system])[0].marginals for predictor in predictors]
             counts.append(confusion(torch.stack(marginals).mean(0).argmax(0), mask, len(data.classes)))
-    write_counts(
-        options.out / "images.npz", [image.stem for image, _ in data.pairs], {system.name: torch.stack(counts)}
-    )
+    write_counts(options.out / COUNTS, data.names(options.data), {system.name: torch.stack(counts)})
     print(f"mean IoU {100 * ConfusionMatrix.of(torch.stack(counts).sum(0)).mean_iou():.1f}")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contextcrf import ContextCRF, Predictor, RangeBox, load
+from contextcrf import ContextCRF, Predictor, RangeBox, System, load
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.comparison import classes_in, paired_bootstrap, read_counts, write_counts
@@ -129,7 +129,7 @@ class Study:
         return {name: median(values) for name, values in taken.items()}
 
 
-def _predict(predictor: Predictor, system: Any, image: Tensor) -> None:
+def _predict(predictor: Predictor, system: System, image: Tensor) -> None:
     predictor.predict(image, [system])
 
 

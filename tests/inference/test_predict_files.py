@@ -1,6 +1,5 @@
 """Image files in, label files out; stopped and resumed, by one process or several."""
 
-import multiprocessing
 import os
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from contextcrf.inference.files import find_files, plan_outputs, predict_files
 from contextcrf.modeling.model import load
 from contextcrf.modeling.serialization import save
 from contextcrf.utils.errors import DataError
+from processes import run_in_two
 
 
 @pytest.fixture
@@ -40,6 +40,24 @@ def with_settings(predictor, **changes):
 @pytest.fixture
 def predictor(tiny_model):
     return Predictor(tiny_model)
+
+
+@pytest.fixture
+def stop_early(monkeypatch):
+    """A function that labels files and is stopped at the third one."""
+
+    def run(predictor, pictures, out, **options):
+        def stop(path, *arguments):
+            if path == pictures[2]:
+                raise KeyboardInterrupt
+            return read_image(path, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(predict_module, "read_image", stop)
+            with pytest.raises(KeyboardInterrupt):
+                predict_files(predictor, pictures, out, **options)
+
+    return run
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, torch.OutOfMemoryError])
@@ -124,18 +142,10 @@ def test_a_full_disk_ends_the_prediction(predictor, pictures, tmp_path, monkeypa
         predict_files(predictor, pictures, tmp_path / "out")
 
 
-def test_claims_of_a_stopped_prediction_are_released(predictor, pictures, tmp_path, monkeypatch):
+def test_claims_of_a_stopped_prediction_are_released(predictor, pictures, tmp_path, stop_early):
     out = tmp_path / "out"
 
-    def stop(path, *arguments):
-        if path == pictures[2]:
-            raise KeyboardInterrupt
-        return read_image(path, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(predict_module, "read_image", stop)
-        with pytest.raises(KeyboardInterrupt):
-            predict_files(predictor, pictures, out, resume=True)
+    stop_early(predictor, pictures, out, resume=True)
     predict_files(predictor, pictures, out, resume=True)
     assert sorted(path.name for path in out.glob("[0-9].png")) == [f"{n}.png" for n in range(6)]
 
@@ -196,21 +206,13 @@ def test_results_of_another_model_or_of_other_settings_are_not_resumed(predictor
         predict_files(flipped, pictures, out, resume=True)
 
 
-def test_labels_of_an_earlier_model_do_not_survive_a_run_that_is_stopped(predictor, pictures, tmp_path, monkeypatch):
+def test_labels_of_an_earlier_model_do_not_survive_a_run_that_is_stopped(predictor, pictures, tmp_path, stop_early):
     out = tmp_path / "out"
     predict_files(predictor, pictures, out)
     with torch.no_grad():
         predictor.model.unary.last.bias += torch.arange(predictor.model.num_classes)
 
-    def stop(path, *arguments):
-        if path == pictures[2]:
-            raise KeyboardInterrupt
-        return read_image(path, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(predict_module, "read_image", stop)
-        with pytest.raises(KeyboardInterrupt):
-            predict_files(predictor, pictures, out)
+    stop_early(predictor, pictures, out)
     predict_files(predictor, pictures, out, resume=True)
     predict_files(predictor, pictures, tmp_path / "fresh")
     assert contents(out) == contents(tmp_path / "fresh")
@@ -241,24 +243,14 @@ def test_outputs_do_not_clash(pictures, tmp_path):
         plan_outputs([first, tmp_path / "0_overlay.jpg"], out)
 
 
-def work(model, pictures, out, barrier, written):
-    torch.set_num_threads(1)
+def work(model, pictures, out, barrier):
     predictor = Predictor(load(model))
     barrier.wait()
-    written.put(predict_files(predictor, pictures, out, resume=True).written)
+    return predict_files(predictor, pictures, out, resume=True).written
 
 
 def test_processes_with_one_command_share_the_images(tiny_model, pictures, tmp_path):
     save(tiny_model, tmp_path / "model")
-    context = multiprocessing.get_context("spawn")
-    barrier, written = context.Barrier(2), context.Queue()
-    arguments = (tmp_path / "model", pictures, tmp_path / "out", barrier, written)
-    processes = [context.Process(target=work, args=arguments) for _ in range(2)]
-    for process in processes:
-        process.start()
-    parts = [written.get(timeout=240) for _ in processes]
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    parts = run_in_two(work, tmp_path / "model", pictures, tmp_path / "out")
     names = sorted(os.fspath(path.name) for part in parts for path in part)
     assert names == sorted(f"{path.stem}{end}.png" for path in pictures for end in ("", "_overlay"))

@@ -1,6 +1,5 @@
 """The refine command: maps and images in, refined labels out."""
 
-import multiprocessing
 import shutil
 
 import numpy as np
@@ -14,6 +13,7 @@ from contextcrf.data.image_format import ImageFormat
 from contextcrf.inference import refinement as refine_module
 from contextcrf.inference.refinement import MapFormat, match_maps, refine_files
 from contextcrf.utils.errors import DataError
+from processes import run_in_two
 
 
 @pytest.fixture
@@ -264,23 +264,14 @@ def test_labels_from_other_maps_or_with_other_settings_are_not_resumed(folders, 
     refused("settings that were not recorded", others, out)
 
 
-def work(pairs, out, barrier, outcomes):
-    torch.set_num_threads(1)
+def work(pairs, out, barrier):
     barrier.wait()
-    outcomes.put(refine_files(pairs, DenseCRF(), MapFormat(), out, resume=True))
+    return refine_files(pairs, DenseCRF(), MapFormat(), out, resume=True)
 
 
 def test_processes_with_one_command_share_the_maps(folders, pairs):
     expected = refined(pairs, folders / "whole")
-    context = multiprocessing.get_context("spawn")
-    barrier, outcomes = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=work, args=(pairs, folders / "out", barrier, outcomes)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    parts = [outcomes.get(timeout=240) for _ in processes]
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    parts = run_in_two(work, pairs, folders / "out")
     assert sorted(path.name for part in parts for path in part.written) == [f"{name}.png" for name in "abcdef"]
     assert sum(part.changed for part in parts) == expected.changed
     assert contents(folders / "out") == contents(folders / "whole")

@@ -1,5 +1,6 @@
-"""The size of the blocks in which large results are computed, which depends on the device."""
+"""The blocks in which large results are computed, whose size depends on the device."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -30,6 +31,17 @@ def block_elements(device: torch.device, on_cpu: int) -> int:
     if device.type == "cpu":
         return on_cpu
     return max(on_cpu, _cuda_elements(device) if device.type == "cuda" else OTHER_ELEMENTS)
+
+
+def slices(length: int, step: int) -> Iterator[slice]:
+    """Yield the slices of at most `step` elements, and of at least one, that cover a dimension of the given length.
+
+    Example:
+        >>> list(slices(5, step=2))
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, step)
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from contextcrf.crf.blocks import block_elements
+from contextcrf.crf.blocks import block_elements, slices
 from contextcrf.crf.checks import Array, Values, returned, whole_number
 from contextcrf.crf.colors import Range
 from contextcrf.crf.dense_inputs import dense_inputs
@@ -415,9 +415,7 @@ class _Messages:
     def update(self, q: Tensor, unary: Tensor) -> None:
         """Run one mean-field iteration in place, in pieces that fit into the cache of a CPU."""
         vertex_values = self.splatted(q, False)
-        step = max(1, block_elements(q.device, on_cpu=_PIECE_ELEMENTS) // q.shape[1])
-        for start in range(0, len(q), step):
-            rows = slice(start, start + step)
+        for rows in slices(len(q), block_elements(q.device, on_cpu=_PIECE_ELEMENTS) // q.shape[1]):
             _softmax(self.sliced(vertex_values, rows, False).add_(unary[rows]), out=q[rows])
 
     def merged(self, values: Tensor, transpose: bool) -> Tensor:

@@ -11,6 +11,7 @@ fit into the processor's cache, because writing them to memory would take longer
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from contextcrf.crf.blocks import block_elements
+from contextcrf.crf.blocks import block_elements, slices
 from contextcrf.crf.relations import Window
 
 # Hidden units that a thread computes at once: 1 MiB of float32, half the cache of a core.
@@ -28,8 +29,9 @@ BLOCK_ELEMENTS = 1 << 22
 # The smallest number of senders whose marginals are contracted together. With fewer, the matrix product is slow, and
 # with more, its result does not fit into the processor's cache.
 CONTRACTED = 32
-# The smallest number of senders in a block on an accelerator. With fewer, it is not busy.
-SENDERS = 2048
+# The smallest number of senders in a block, on a CPU and on an accelerator. With fewer, a CPU has slow matrix products,
+# and an accelerator is not busy.
+CPU_SENDERS, SENDERS = 128, 2048
 
 
 class Workspace:
@@ -92,11 +94,11 @@ def send(
     edges = width * len(window.rows) * len(window.columns)
     per_row = edges * (num_classes + 2 * hidden) + width * hidden * num_classes if gradients else edges * num_classes
     # All rows of a block share one window. In a taller block, a larger part of this window lies outside the map.
-    least = CONTRACTED if senders.device.type == "cpu" else SENDERS
+    least = CPU_SENDERS if senders.device.type == "cpu" else SENDERS
     elements = block_elements(senders.device, on_cpu=BLOCK_ELEMENTS)
     step = min(elements // per_row, max((bottom - top) // 2 + 1, least // width + 1))
     for image in range(batch):
-        for rows in _parts(height, step):
+        for rows in slices(height, step):
             near = window.between(-(rows.stop - 1), height - 1 - rows.start)
             if not near.rows:
                 continue
@@ -107,12 +109,6 @@ def send(
             else:
                 total[image, reach] += _block(*arguments, workspace)
     return F.pad(total, (0, 0, left, -right, top, -bottom))
-
-
-def _parts(length: int, step: int) -> Iterator[slice]:
-    """Yield the slices of at most `step` elements that cover a dimension of the given length."""
-    step = max(1, step)
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 def _block(
@@ -170,13 +166,13 @@ def _tiles(
     elements = block_elements(senders.device, on_cpu=TILE_ELEMENTS * torch.get_num_threads())
     count = max(1, elements // (edges * hidden))
     lines = max(1, count // width)
-    for some in _parts(height, max(lines, -(-CONTRACTED // width))):
+    for some in slices(height, max(lines, -(-CONTRACTED // width))):
         flat = marginals[some].flatten(0, 1)
         contracted = workspace("contracted", num_classes, len(flat), hidden)
         torch.matmul(flat, weight.transpose(0, 1), out=contracted)
         contracted = contracted.unflatten(1, (-1, width))
-        for y in _parts(contracted.shape[1], lines):
-            for x in _parts(width, count if lines == 1 else width):
+        for y in slices(contracted.shape[1], lines):
+            for x in slices(width, count if lines == 1 else width):
                 tile = (windows[some][y, x], senders[some][y, x], contracted[:, y, x], rows, columns)
                 _tile(*tile, workspace, sent[some][y, x])
     return sent
@@ -229,8 +225,18 @@ def _runs(places: list[int]) -> Iterator[tuple[slice, slice]]:
 
 def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
     """Select places of an axis. Equally spaced places are a view, and others a copy."""
-    parts = [windows.movedim(axis, 0)[chosen] for _, chosen in _runs(places)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).movedim(0, axis)
+    if len(runs := list(_runs(places))) == 1:
+        return windows.movedim(axis, 0)[runs[0][1]].movedim(0, axis)
+    # The gradient of a single selection is a single tensor, whereas each slice would have one of the size of `windows`.
+    return windows.index_select(axis, _index(tuple(places), windows.device))
+
+
+@lru_cache(maxsize=64)
+def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return places as a tensor. It is cached, because the copy to a device waits for the device."""
+    # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
+    with torch.inference_mode(False):
+        return torch.tensor(places, device=device)
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

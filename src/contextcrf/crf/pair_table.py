@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from contextcrf.crf.blocks import block_elements
+from contextcrf.crf.blocks import block_elements, slices
 from contextcrf.crf.potentials import PairwisePotential
 from contextcrf.crf.relations import Graph
 
@@ -131,8 +131,7 @@ class PairTable:
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the nodes p and q and the pair logits of one block of edges after the other."""
         step = block_elements(self.logits.device, on_cpu=_BLOCK * self.num_classes**2) // self.num_classes**2
-        for start in range(0, len(self.logits), step):
-            rows = slice(start, start + step)
+        for rows in slices(len(self.logits), step):
             yield self.edges[0, rows], self.edges[1, rows], self.logits[rows]
 
     def _check(self, features: Tensor) -> None:

@@ -12,14 +12,14 @@ W1 [f_p; f_q] = A f_p + B f_q, so the features of an edge need not be concatenat
 replace one over edges. The last layer has K x K outputs per edge. Only `pair_logits` stores them for all edges.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from contextcrf.crf.blocks import block_elements
+from contextcrf.crf.blocks import block_elements, slices
 from contextcrf.crf.checks import check_labels
 from contextcrf.crf.messages import Workspace, accumulator, send
 from contextcrf.crf.relations import Graph, Relation
@@ -395,7 +395,7 @@ class PairwisePotential(nn.Module):
         total = accumulator(owner, batch, graph.num_nodes, self.num_classes)
         per_node = max(1, len(graph.offsets)) * (self.num_classes**2 + self.last.in_features) * batch
         elements = block_elements(features.device, on_cpu=_BLOCK_ELEMENTS)
-        for rows in _blocks(graph.num_nodes, elements // per_node):
+        for rows in slices(graph.num_nodes, elements // per_node):
             table, inside = graph.neighbors(rows)
             joint = _at_least_single(self.last(F.relu(owner[:, rows, None] + neighbor[:, table]))).softmax(-1)
             joint = joint.unflatten(-1, (self.num_classes, self.num_classes)) * inside[..., None, None]
@@ -430,12 +430,6 @@ class PairwisePotential(nn.Module):
         """Return the weighted sum of the losses of some edges (p, q)."""
         logits = self.last(F.relu(owner[p] + neighbor[q]))
         return (weights * F.cross_entropy(_at_least_single(logits), target, reduction="none")).sum()
-
-
-def _blocks(num_nodes: int, step: int) -> Iterator[slice]:
-    """Yield slices of at most `step` nodes, or of one node if `step` is 0."""
-    step = max(1, step)
-    return (slice(start, min(start + step, num_nodes)) for start in range(0, num_nodes, step))
 
 
 def _at_least_single(logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Evaluation of systems on a data set, at the full resolution of the images."""
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from torch import Tensor
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.evaluation.comparison import Gain
 from contextcrf.evaluation.metrics import ConfusionMatrix, confusion
-from contextcrf.inference.predictor import Predictor
+from contextcrf.inference.predictor import Prediction, Predictor
 from contextcrf.modeling.network import ContextNetwork
 from contextcrf.modeling.system import FULL, UNARY_ONLY, UNARY_PAIRWISE, System
 from contextcrf.utils.files import write_json, write_text
 from contextcrf.utils.pipeline import same_key
-from contextcrf.utils.progress import task
+from contextcrf.utils.progress import track
 from contextcrf.utils.tables import Table
 
 
@@ -221,19 +221,23 @@ def evaluate(
     counts: list[list[Tensor]] = [[] for _ in systems]
     labels: list[list[PackedLabels]] = [[] for _ in systems]
     seconds = [0.0 for _ in systems]
-    batches = same_key(data.without_transform(), lambda sample: tuple(sample[0].shape), predictor.images_at_once)
-    with task("Evaluating", len(data)) as running:
-        for batch in batches:
-            found = predictor.predict_batch(torch.stack([image for image, _ in batch]), systems)
-            for (_, mask), predictions in zip(batch, found, strict=True):
-                for number, prediction in enumerate(predictions):
-                    predicted = prediction.labels
-                    counts[number].append(confusion(predicted, mask, num_classes))
-                    if prediction.system in keep_labels:
-                        labels[number].append(PackedLabels.pack(predicted))
-                    seconds[number] += prediction.seconds / len(data)
-                running.advance()
+    for mask, predictions in track(_predictions(predictor, data, systems), "Evaluating", total=len(data)):
+        for number, prediction in enumerate(predictions):
+            found = prediction.labels
+            counts[number].append(confusion(found, mask, num_classes))
+            if prediction.system in keep_labels:
+                labels[number].append(PackedLabels.pack(found))
+            seconds[number] += prediction.seconds / len(data)
     return [
         SystemResult(system.name, torch.stack(counts[number]), seconds[number], labels[number])
         for number, system in enumerate(systems)
     ]
+
+
+def _predictions(
+    predictor: Predictor, data: SegmentationDataset, systems: Sequence[System]
+) -> Iterator[tuple[Tensor, list[Prediction]]]:
+    """Yield the mask and the predictions of each image. Images of one size are predicted together."""
+    for batch in same_key(data.without_transform(), lambda sample: sample[0].shape, predictor.images_at_once):
+        images, masks = zip(*batch, strict=True)
+        yield from zip(masks, predictor.predict_batch(torch.stack(images), systems), strict=True)

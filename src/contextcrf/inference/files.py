@@ -215,7 +215,7 @@ def predict_files(
     prepare_labels([labels for labels, _ in planned], out, provenance, resume)
     missing = [_File(path, *outputs) for path, outputs in zip(files, planned, strict=True) if not outputs[0].exists()]
     with task("Labeling images", len(missing)) as running:
-        return _Prediction(predictor, opacity, running).run(missing, resume, batch_size)
+        return _Labeling(predictor, opacity, running).run(missing, resume, batch_size)
 
 
 @dataclass(eq=False)
@@ -232,8 +232,8 @@ class _File:
 _Read = tuple[_File, Tensor | None]
 
 
-class _Prediction:
-    """The prediction of image files, in which reading and writing overlap with the computation."""
+class _Labeling:
+    """The labeling of image files, in which reading and writing overlap with the computation."""
 
     def __init__(self, predictor: Predictor, opacity: float, running: Task) -> None:
         self.predictor, self.opacity, self.running = predictor, opacity, running

@@ -14,7 +14,7 @@ from contextcrf.crf.meanfield import Pair
 from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.images import ImageLike, as_pixels
 from contextcrf.inference.segmentation import Segmentation
-from contextcrf.inference.tiling import Region, tiles
+from contextcrf.inference.tiling import Region, tiles, within
 from contextcrf.inference.tta import augmented
 from contextcrf.modeling.config import UNARY, InferenceConfig
 from contextcrf.modeling.network import ContextNetwork
@@ -368,8 +368,7 @@ class Predictor:
             torch.Size([64, 64])
         """
         found = self.predict(pixels, [self.system(system)])[0].labels
-        rows, columns = (slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
-        return found[rows, columns].byte()
+        return found[within(kept, computed)].byte()
 
     def label_batch(self, images: Tensor, system: str | System | None = None) -> Tensor:
         """Return the labels of images of one size, uint8 [B, H, W]. They are not divided into tiles.

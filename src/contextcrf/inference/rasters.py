@@ -15,7 +15,7 @@ from contextcrf.data.classes import IGNORE_INDEX, Classes
 from contextcrf.data.raster import Raster, georeference_optional, open_raster, raster_errors, window
 from contextcrf.data.visualization import IGNORED_COLOR
 from contextcrf.inference.predictor import Predictor
-from contextcrf.inference.tiling import Region
+from contextcrf.inference.tiling import Region, within
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write, write_text
 
@@ -112,9 +112,7 @@ def _write_labels(
                 pixels = raster.read(computed)
                 found = _label(predictor, path, pixels, computed, kept)
                 found[~valid] = IGNORE_INDEX
-                top, left = (k.start - c.start for k, c in zip(kept, computed, strict=True))
-                height, width = found.shape
-                preview.add(kept, pixels[:, top : top + height, left : left + width], found)
+                preview.add(kept, pixels[:, *within(kept, computed)], found)
             else:
                 found = torch.full(valid.shape, IGNORE_INDEX, dtype=torch.uint8)
             with _writing(partial):

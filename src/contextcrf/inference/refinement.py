@@ -22,7 +22,7 @@ from contextcrf.data.visualization import index_png
 from contextcrf.inference.files import Outcome, prepare_labels
 from contextcrf.inference.maps import MAP_SUFFIXES as MAP_SUFFIXES
 from contextcrf.inference.maps import MapFormat as MapFormat
-from contextcrf.inference.tiling import Region, tiles
+from contextcrf.inference.tiling import Region, tiles, within
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
 from contextcrf.utils.locks import claim
@@ -219,7 +219,7 @@ def _refine(
         # Files are read with 8 bits, so their unit is known.
         image = pixels[None, :, rows, columns].to(device)
         found = crf(logits[:, :, rows, columns].to(device), image, image_range=(0, 255))[0].cpu()
-        inner = tuple(slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
+        inner = within(kept, computed)
         labels[kept] = found.argmax(0)[inner]
         if wanted is not None:
             wanted[:, *kept] = found[:, *inner]

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from contextcrf.data.raster import Region as Region
+
 # The borders of tiles are multiples of every stride, so that the nodes have the same positions as in the whole image.
 _GRID = 32
-
-Region = tuple[slice, slice]
 
 
 def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Region, Region]]:
@@ -37,3 +37,14 @@ def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[tuple[Re
                 slice(max(0, left - overlap), min(kept[1].stop + overlap, width)),
             )
             yield computed, kept
+
+
+def within(kept: Region, computed: Region) -> Region:
+    """Return the rows and columns that are kept, counted from the first row and column that are computed.
+
+    Example:
+        >>> within((slice(64, 96), slice(0, 64)), (slice(32, 96), slice(0, 96)))
+        (slice(32, 64, None), slice(0, 64, None))
+    """
+    rows, columns = (slice(k.start - c.start, k.stop - c.start) for k, c in zip(kept, computed, strict=True))
+    return rows, columns

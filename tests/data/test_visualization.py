@@ -186,6 +186,14 @@ def test_a_legend_strip_has_the_classes_that_occur(width):
     assert PALETTE[1] not in colors
 
 
+def test_a_legend_strip_is_the_caller_s():
+    classes, labels = Classes(("sky", "sea"), PALETTE[:2]), np.array([[0, 1]])
+    first = legend_strip(90, classes, labels)
+    expected = first.copy()
+    first.paste((1, 2, 3), (0, 0, *first.size))
+    assert legend_strip(90, classes, labels) == expected
+
+
 def test_grid_legend_has_columns_where_they_fit():
     classes = Classes(("sky", "grass", "sea"), PALETTE)
     narrow, wide = (qualitative_grid([[solid((9, 9, 9), (width, 30))]], ["Image"], classes) for width in (60, 600))

@@ -134,7 +134,7 @@ def test_images_that_are_too_many_at_once_are_labeled_one_by_one(predictor, pict
 
 
 def test_a_full_disk_ends_the_prediction(predictor, pictures, tmp_path, monkeypatch):
-    def full(image, path):
+    def full(image, path, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(predict_module, "_save", full)

@@ -283,9 +283,9 @@ def test_mean_field_runs_once_for_systems_that_differ_in_the_dense_crf(monkeypat
     predictor, runs = Predictor(tiny()), []
     original = Predictor.mean_field
 
-    def counted(self, features, system, *rest):
+    def counted(self, features, system, **options):
         runs.append(system)
-        return original(self, features, system, *rest)
+        return original(self, features, system, **options)
 
     monkeypatch.setattr(Predictor, "mean_field", counted)
     found = predictor.predict(images()[0], [FULL, UNARY_PAIRWISE, UNARY_ONLY, FULL])
@@ -299,10 +299,45 @@ def test_the_time_of_a_system_includes_the_network_and_its_own_steps_alone(monke
     ticks = iter(range(100))
     monkeypatch.setattr(Predictor, "_clock", lambda self: float(next(ticks)))
     found = predictor.predict(images()[0], [UNARY_ONLY, UNARY_PAIRWISE])
-    # Two scales of network and mean field, and the average.
-    assert [prediction.seconds for prediction in found] == [5.0, 5.0]
+    # Two scales of network, unary and mean field, and the average.
+    assert [prediction.seconds for prediction in found] == [7.0, 7.0]
     batch = predictor.predict_batch(images(2), [UNARY_ONLY])
-    assert [[prediction.seconds for prediction in found] for found in batch] == [[2.5], [2.5]]
+    assert [[prediction.seconds for prediction in found] for found in batch] == [[3.5], [3.5]]
+    # Without the unary, its seconds are not included.
+    [above, _] = predictor.predict(images()[0], [ABOVE_ONLY, UNARY_ONLY])
+    assert above.seconds == 5.0
+
+
+@pytest.mark.parametrize(("systems", "runs"), [(ALL, 1), ([ABOVE_ONLY], 0)])
+def test_the_unary_runs_once_for_all_systems(systems, runs, monkeypatch):
+    predictor = Predictor(tiny())
+    calls = []
+    predictor.model.unary.register_forward_hook(lambda *_: calls.append(1))
+    predictor.predict(images()[0], systems)
+    assert len(calls) == runs
+
+
+def test_unary_logits_may_be_given_for_a_batch_and_its_tables():
+    predictor = Predictor(tiny())
+    features = features_of(predictor, images(2))
+    with torch.inference_mode():
+        unary = predictor.unary_logits(features)
+        assert torch.equal(unary, predictor.model.unary(features["unary"]))
+        for tabulate in (False, True):
+            found = predictor.mean_field(features, UNARY_PAIRWISE, tabulate, unary=unary)
+            assert torch.equal(found, predictor.mean_field(features, UNARY_PAIRWISE, tabulate))
+            other = predictor.mean_field(features, UNARY_PAIRWISE, tabulate, unary=unary.flip(0))
+            assert not torch.allclose(found, other)
+
+
+def test_freed_memory_is_released_when_the_size_changes(monkeypatch):
+    predictor, released = Predictor(tiny()), []
+    monkeypatch.setattr("contextcrf.inference.predictor.release_freed_memory", lambda: released.append(1))
+    counts = []
+    for height in (48, 48, 32, 48):
+        predictor.predict(images(1, height, 64)[0], [UNARY_ONLY])
+        counts.append(len(released))
+    assert counts == [1, 1, 2, 3]
 
 
 def test_only_the_trunks_that_the_systems_need_run():

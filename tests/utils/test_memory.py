@@ -1,4 +1,4 @@
-"""Memory that is freed and allocated again."""
+"""Memory that is freed, and is allocated again or released."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from contextcrf.utils.memory import reuse_freed_memory
+from contextcrf.utils.memory import release_freed_memory, reuse_freed_memory
 
 # Tensors of 64 MiB are freed and allocated again. The script prints the page faults of the last ten.
 SCRIPT = """
@@ -21,27 +21,57 @@ def faults():
 before = faults()
 print(faults() - before)
 """
+# The script prints the resident memory in MiB while a tensor of 256 MiB is in use, after it is freed, and after freed
+# memory is released.
+RELEASE = """
+import os, torch
+from contextcrf.utils.memory import release_freed_memory, reuse_freed_memory
+reuse_freed_memory()
+def resident():
+    print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20)
+tensor = torch.ones(1 << 26)
+kept = torch.ones(1 << 10)
+resident()
+del tensor
+resident()
+release_freed_memory()
+resident()
+"""
 on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 
 
-def run(**variables):
+def run(script, **variables):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    command = [sys.executable, "-c", SCRIPT]
-    output = subprocess.run(
-        command, env={**environment, **variables}, check=True, capture_output=True, text=True
-    ).stdout
-    changed, faults = output.split()
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env={**environment, **variables}, check=True, capture_output=True, text=True)
+    return result.stdout.split()
+
+
+def count_faults(**variables):
+    changed, faults = run(SCRIPT, **variables)
     return changed == "True", int(faults)
 
 
 @on_glibc
 def test_freed_tensors_are_allocated_again_without_page_faults():
-    changed, faults = run()
+    changed, faults = count_faults()
     assert changed
-    unchanged, default_faults = run(MALLOC_MMAP_THRESHOLD_="131072")
+    unchanged, default_faults = count_faults(MALLOC_MMAP_THRESHOLD_="131072")
     assert not unchanged
     # Even with huge pages of 2 MiB, ten tensors have 320 pages.
     assert faults < 100 < default_faults
+
+
+@on_glibc
+def test_freed_memory_is_kept_until_it_is_released():
+    used, freed, released = map(int, run(RELEASE))
+    assert used - freed < 50
+    assert used - released > 200
+
+
+def test_nothing_is_released_if_nothing_is_kept():
+    # Only the command line and programs that ask for it reuse freed memory, and tests do not.
+    assert not release_freed_memory()
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"])

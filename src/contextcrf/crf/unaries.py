@@ -62,8 +62,8 @@ def logits_from_probabilities(probabilities: Values, floor: float = 1e-5, scale:
             "they are logits, use them without conversion."
         )
     batch, batched = _classes_second(given)
-    mixed = scale * batch + (1 - scale) / batch.shape[1]
-    logits = mixed.clamp(floor, 1).log()
+    # In place, because the probabilities of a large image take half a gigabyte.
+    logits = (scale * batch).add_((1 - scale) / batch.shape[1]).clamp_(floor, 1).log_()
     return returned(logits if batched else logits[0], probabilities)
 
 

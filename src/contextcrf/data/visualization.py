@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -202,15 +203,21 @@ def legend_strip(width: int, classes: Classes, labels: Labels) -> Image.Image:
         >>> legend_strip(320, classes, torch.tensor([[0, 1, 255]])).width
         320
     """
+    found = np.unique(_indices(labels, classes.palette)).tolist()
+    present = [label for label in found if label != IGNORE_INDEX]
+    return _legend_strip(width, tuple(_entries(classes, present, IGNORE_INDEX in found))).copy()
+
+
+@lru_cache(maxsize=16)
+def _legend_strip(width: int, entries: tuple[tuple[str, Color], ...]) -> Image.Image:
+    """Draw a legend. It takes as long as the compression of an image, and many images have the same classes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = np.unique(_indices(labels, classes.palette)).tolist()
     font = int(np.clip(width / 40, 10, 48))
     figure = Figure((width / _DPI, 1), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    present = [label for label in found if label != IGNORE_INDEX]
-    height = max(1, _add_legend(figure, _entries(classes, present, IGNORE_INDEX in found), font))
+    height = max(1, _add_legend(figure, entries, font))
     figure.set_size_inches(width / _DPI, height / _DPI)
     canvas.draw()
     return Image.fromarray(np.array(canvas.buffer_rgba())[..., :3])

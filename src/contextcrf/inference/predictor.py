@@ -19,6 +19,7 @@ from contextcrf.inference.tta import augmented
 from contextcrf.modeling.config import UNARY, InferenceConfig
 from contextcrf.modeling.network import ContextNetwork
 from contextcrf.modeling.system import UNARY_PAIRWISE, System
+from contextcrf.utils.memory import release_freed_memory
 from contextcrf.utils.progress import track
 from contextcrf.utils.resizing import upsample
 from contextcrf.utils.runtime import autocast
@@ -89,6 +90,7 @@ class Predictor:
                 "them."
             )
         self.system(None)
+        self._size: torch.Size | None = None  # of the previous images
 
     def system(self, system: str | System | None) -> System:
         """Return the system for a name, and check that the model has its potentials.
@@ -120,7 +122,13 @@ class Predictor:
         with self._autocast():
             return self.model.features(images, names)
 
-    def mean_field(self, features: Mapping[str, Tensor], system: System, tabulate: bool | None = False) -> Tensor:
+    def mean_field(
+        self,
+        features: Mapping[str, Tensor],
+        system: System,
+        tabulate: bool | None = False,
+        unary: Tensor | None = None,
+    ) -> Tensor:
         """Compute the mean-field marginals of a system, without its dense CRF.
 
         For a system without the unary, mean field starts at the marginals of the edges
@@ -132,14 +140,22 @@ class Predictor:
             system: the system.
             tabulate: keep the pair logits of each image in a `PairTable`. This is faster for small feature maps, and it
                 can be traced. None uses tables if the tables of all relations are small enough (`PairTable.fits`).
+            unary: the unary logits (`unary_logits`), if they are already computed. Otherwise they are computed here.
 
         Returns:
             Marginals [B, K, h, w] on the grid of the unary, or on the grid of the graph for a system without the unary.
         """
         with self._autocast():
-            return self._mean_field(features, system.potentials(self.model.pairwise), tabulate)
+            return self._mean_field(features, system.potentials(self.model.pairwise), tabulate, unary)
 
-    def _mean_field(self, features: Mapping[str, Tensor], names: Sequence[str], tabulate: bool | None) -> Tensor:
+    def unary_logits(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Compute the unary logits [B, K, h, w] from the feature maps that `extract_features` returns."""
+        with self._autocast():
+            return self.model.unary(features[UNARY])
+
+    def _mean_field(
+        self, features: Mapping[str, Tensor], names: Sequence[str], tabulate: bool | None, unary: Tensor | None
+    ) -> Tensor:
         model, iterations = self.model, self.inference.iterations
         relations = [name for name in names if name != UNARY]
         if tabulate is None:
@@ -147,8 +163,11 @@ class Predictor:
             tabulate = bool(tables) and all(tables)
         if tabulate and len(batch := next(iter(features.values()))) > 1:
             # A table can hold only one image.
-            singles = [{name: maps[i : i + 1] for name, maps in features.items()} for i in range(len(batch))]
-            return torch.cat([self._mean_field(single, names, tabulate) for single in singles])
+            parts = [slice(i, i + 1) for i in range(len(batch))]
+            singles = [{name: maps[part] for name, maps in features.items()} for part in parts]
+            logits = [None if unary is None else unary[part] for part in parts]
+            found = zip(singles, logits, strict=True)
+            return torch.cat([self._mean_field(single, names, tabulate, one) for single, one in found])
         if UNARY not in names:
             heads = [(model.pairwise_potential(name), features[name]) for name in relations]
             start = torch.stack([head.edge_marginals(maps) for head, maps in heads]).mean(0)
@@ -158,7 +177,8 @@ class Predictor:
         pairs = [model.pair(name, features[name], tabulate) for name in relations]
         gates = model.gates(features[UNARY])
         weights = [_gated(self.message_weight(name, features[name]), gates.get(name)) for name in relations]
-        return mean_field(model.unary(features[UNARY]), pairs, iterations, weights)
+        unary = model.unary(features[UNARY]) if unary is None else unary
+        return mean_field(unary, pairs, iterations, weights)
 
     def message_weight(self, relation: str, features: Tensor) -> float | Tensor:
         """Return the factor of each message of a relation: its weight divided by the mean number of neighbors.
@@ -243,7 +263,9 @@ class Predictor:
     def predict_batch(self, images: Tensor, systems: Sequence[System]) -> list[list[Prediction]]:
         """Predict images of one size with several systems.
 
-        The network runs once for all systems, and mean field once for the systems that differ only in the dense CRF.
+        The network and its unary run once for all systems, and mean field once for the systems that differ only in the
+        dense CRF. If the size differs from that of the previous images, freed memory is released
+        (`release_freed_memory`).
 
         Args:
             images: the images, uint8 [B, C, H, W].
@@ -260,6 +282,9 @@ class Predictor:
             >>> second.marginals.shape
             torch.Size([11, 48, 64])
         """
+        if images.shape != self._size:
+            release_freed_memory()
+            self._size = images.shape
         images = images.to(self.model.device)
         passes = len(self.inference.scales) * (1 + self.inference.flip)
         sparse = {system: replace(system, dense=False) for system in systems}
@@ -270,11 +295,14 @@ class Predictor:
                 start = self._clock()
                 features = self.extract_features(scaled, systems)
                 network_seconds = self._clock() - start
+                start = self._clock()
+                unary = self.unary_logits(features) if any(system.unary for system in systems) else None
+                unary_seconds = self._clock() - start
                 for system in seconds:
                     start = self._clock()
-                    found = restore(self.mean_field(features, system).float())
+                    found = restore(self.mean_field(features, system, unary=unary).float())
                     totals[system] = totals[system] + found if system in totals else found
-                    seconds[system] += network_seconds + self._clock() - start
+                    seconds[system] += network_seconds + unary_seconds * system.unary + self._clock() - start
             predictions = []
             for system, key in sparse.items():
                 start = self._clock()

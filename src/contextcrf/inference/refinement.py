@@ -26,6 +26,7 @@ from contextcrf.inference.tiling import Region, tiles, within
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
 from contextcrf.utils.locks import claim
+from contextcrf.utils.memory import release_freed_memory
 from contextcrf.utils.progress import track
 from contextcrf.utils.provenance import Provenance
 
@@ -223,6 +224,8 @@ def _refine(
         labels[kept] = found.argmax(0)[inner]
         if wanted is not None:
             wanted[:, *kept] = found[:, *inner]
+        del found
+        release_freed_memory()
     return labels, wanted
 
 

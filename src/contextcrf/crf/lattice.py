@@ -59,27 +59,20 @@ class Lattice:
                 f"features must be a floating-point tensor [N, d] that is not empty, but is {features.dtype} of shape "
                 f"{list(features.shape)}."
             )
-        cells, rank, weights = _simplex(features)
-        self.num_points, corners = weights.shape
-        # The vertices of a simplex that many points share are computed once. int32 needs half the memory of int64.
-        first, simplex = _simplices(cells, rank)
-        keys, digits = _vertex_keys(cells[:, first], rank[:, first])
-        vertex_keys, vertices = keys.unique(return_inverse=True)
+        by_corner, self.weights, vertex_keys, digits = _vertices(features)
+        corners, self.num_points = by_corner.shape
         self.num_vertices = len(vertex_keys)
-        self.weights = weights  # they propagate the gradient to the features
-        by_corner = vertices.int()[:, simplex]
         self.vertices = by_corner.T.contiguous()
-        entries, order = by_corner.flatten().sort(stable=True)
-        self._splat_order = order.int()  # the entries (corner, point), grouped by vertex
-        counts = torch.bincount(entries, minlength=self.num_vertices)
-        self._splat_starts = (counts.cumsum(0) - counts).int()  # the first entry of each vertex
+        # The entries (corner, point) grouped by vertex, and the first entry of each vertex.
+        self._splat_order, self._splat_starts = _grouped(by_corner.flatten(), self.num_vertices)
         self._splat_points = self._splat_order.remainder(self.num_points)
         # This factor is the same as in the C++ code.
         self._factor = 1 / (1 + 2.0 ** -(corners - 1))
         # Along an axis, one coordinate falls by d and all others rise by 1. If their remainder is d, it becomes 0, and
         # their quotients rise by 1.
         rising = torch.where(vertex_keys % corners == corners - 1, sum(digits) - corners, 0).to(vertex_keys.dtype)
-        self._axes = [_blur_axis(vertex_keys, vertex_keys + (1 - digit) + rising, weights.dtype) for digit in digits]
+        dtype = self.weights.dtype
+        self._axes = [_blur_axis(vertex_keys, vertex_keys + (1 - digit) + rising, dtype) for digit in digits]
 
     @cached_property
     def _splat_weights(self) -> Tensor:
@@ -94,7 +87,8 @@ class Lattice:
     def splat_weights(self, scale: Tensor | None = None) -> Tensor:
         """Return the weights of the points at their vertices, times `scale` [N, 1], in the order of `splat`."""
         weights = self.weights.detach() if scale is None else self.weights.detach() * scale
-        return weights.T.flatten()[self._splat_order]
+        # Indexing with brackets would convert the order to int64.
+        return weights.T.flatten().index_select(0, self._splat_order)
 
     def slice_weights(self, scale: Tensor | None = None) -> Tensor:
         """Return the weights [N, d + 1] of the vertices of its simplex at each point, times `scale` [N, 1]."""
@@ -218,6 +212,30 @@ def weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor 
     return embedding_bag(rows, values, starts, mode="sum", per_sample_weights=weights.to(values.dtype))
 
 
+def _vertices(features: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Find the vertices of the simplex of each point.
+
+    Returns:
+        The vertices, int32 [d+1, N], and their barycentric weights, [N, d+1], through which the gradient reaches the
+            features. Also the keys of the distinct vertices in ascending order, [V], and the place value of the
+            quotient of each axis in the keys.
+    """
+    cells, rank, weights = _simplex(features)
+    # The vertices of a simplex that many points share are computed once. int32 needs half the memory of int64.
+    first, simplex = _simplices(cells, rank)
+    keys, digits = _vertex_keys(cells[:, first], rank[:, first])
+    del cells, rank  # They are the largest tensors.
+    vertex_keys, vertices = keys.unique(return_inverse=True)
+    return vertices.int()[:, simplex], weights, vertex_keys, digits
+
+
+def _grouped(entries: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return the order int32 [n] that groups entries, int32 [n] with values in 0..groups-1, and each group's start."""
+    ordered, order = entries.sort(stable=True)
+    numbers = torch.arange(groups, dtype=entries.dtype, device=entries.device)
+    return order.int(), torch.searchsorted(ordered, numbers, out_int32=True)
+
+
 def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find the simplex of each point (Adams et al., sections 3 and 4.1).
 
@@ -225,7 +243,7 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     floating-point operations is the same as in the C++ code.
 
     Returns:
-        cells: vertex 0 divided by d+1, int64 [d+1, N]. Each column sums to 0.
+        cells: vertex 0 divided by d+1, [d+1, N], int64 for double precision and int32 otherwise. Each column sums to 0.
         rank: the rank of each coordinate of (point - vertex 0) in descending order, int8 [d+1, N].
         weights: the barycentric weights of the vertices, [N, d+1]. They are >= 0 up to rounding, and each row sums to
             1.
@@ -250,16 +268,11 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             f"finite or exceed the precision of {features.dtype}. Use finite features and larger standard deviations."
         )
 
-    nearest = (elevated.detach() * (1 / (d + 1))).round()
+    nearest = (elevated.detach() * (1 / (d + 1))).round_()
     excess = nearest.sum(0).to(torch.int8)
-    cells = nearest.long()
-    residual = elevated.detach() - cells * (d + 1)
-    rank = cells.new_zeros(cells.shape, dtype=torch.int8)
-    for i in range(d):
-        for j in range(i + 1, d + 1):
-            below = residual[i] < residual[j]
-            rank[i] += below
-            rank[j] += ~below
+    # The bound above keeps the cells of single precision within int32, which needs half the memory of int64.
+    cells = nearest.to(torch.int64 if features.dtype == torch.float64 else torch.int32)
+    rank = _ranks(torch.sub(elevated.detach(), cells, alpha=d + 1))
     # Rounding may move a point off the hyperplane. Changing the coordinates with the largest rounding errors corrects
     # this.
     rank += excess
@@ -268,9 +281,20 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cells += wrap
 
     ascending = torch.empty_like(elevated)
-    ascending.scatter_(0, (d - rank).long(), (elevated - cells * (d + 1)) * (1 / (d + 1)))
+    ascending.scatter_(0, (d - rank).long(), torch.sub(elevated, cells, alpha=d + 1) * (1 / (d + 1)))
     weights = torch.cat([ascending[:1] + (1 - ascending[-1:]), ascending.diff(dim=0)])
     return cells, rank, weights.T.contiguous()
+
+
+def _ranks(residual: Tensor) -> Tensor:
+    """Return the rank of each coordinate of each point [d+1, N] in descending order, int8. Equal ones stay in order."""
+    rank = torch.zeros_like(residual, dtype=torch.int8)
+    for i in range(len(residual) - 1):
+        for j in range(i + 1, len(residual)):
+            below = residual[i] < residual[j]
+            rank[i] += below
+            rank[j] += ~below
+    return rank
 
 
 def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from contextcrf.utils.progress import track
 from contextcrf.utils.provenance import Provenance
 
 # The default side of a tile, and the number of pixels above which maps are divided into tiles.
-_TILE, _LEAST_TILE, _TILE_ABOVE = 1536, 32, 8_000_000
+_TILE, _LEAST_TILE, _TILE_ABOVE = 1024, 32, 8_000_000
 
 
 @dataclass
@@ -131,7 +131,7 @@ def refine_files(
         device: the device of the dense CRF.
         image_format: how the images are read.
         resume: skip maps whose refined labels exist, and maps that another process with `resume` is refining.
-        tile: the side of a tile in pixels, at least 32. None is 1536, and 0 divides no map.
+        tile: the side of a tile in pixels, at least 32. None is 1024, and 0 divides no map.
 
     Returns:
         The files that were written, the maps that could not be refined, and how the others were read and changed.

@@ -174,7 +174,7 @@ def refine(
         image_format: File images.yaml with the channels and the range of images that are not RGB.
         resume: Skip the maps whose refined labels exist in OUT. Several processes with the same command share the work.
             The share of the changed pixels then covers only the maps of this process.
-        tile: Side in pixels of the tiles into which maps of more than 8 megapixels are divided. If null, it is 1536. 0
+        tile: Side in pixels of the tiles into which maps of more than 8 megapixels are divided. If null, it is 1024. 0
             divides no map, which takes about 0.5 GB for each megapixel.
 
     Example:

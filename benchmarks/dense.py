@@ -2,12 +2,14 @@
 
 Run `python benchmarks/dense.py PART...`; without a part, all parts run. The part `random` takes smooth random logits
 and 10 iterations, set-up included. The part `real` takes a network's marginals on ten images of `--data DATA`: CamVid,
-or the data set of `--model`. The part `stop` takes them too, and ends the iterations early. The other parts are
-`batch`, `gradient` and `growth`. Figures go to results/dense/figures.json.
+or the data set of `--model`. The part `stop` takes them too, and ends the iterations early. The part `large` has an
+image of 4000 x 3000 pixels, as a whole and in the tiles of `contextcrf refine`. The other parts are `batch`, `gradient`
+and `growth`. Figures go to results/dense/figures.json.
 """
 
 import argparse
 import runpy
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,14 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from contextcrf import DenseCRF, Predictor, load
 from contextcrf.crf import logits_from_probabilities
 from contextcrf.data.layouts import open_dataset
+from contextcrf.inference.refinement import MapFormat, refine_files
 from contextcrf.modeling.system import UNARY_PAIRWISE
-from measure import interleaved, peak_memory, run_parts, store
+from contextcrf.utils.memory import reuse_freed_memory
+from measure import cost_of, interleaved, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "results" / "dense" / "figures.json"
@@ -222,6 +227,33 @@ def growth(repeats: int) -> None:
     store({"growth, K=11": rows}, FIGURES)
 
 
+def in_tiles(height: int, width: int, classes: int) -> Iterator[None]:
+    """Prepare files, yield, and refine them as the command does."""
+    reuse_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Path(folder) / "map.npy", Path(folder) / "image.png"
+        logits, images = problem(height, width, classes)
+        np.save(pair[0], logits[0].softmax(0).half().numpy())
+        Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(pair[1])
+        del logits, images
+        yield
+        outcome = refine_files([pair], DenseCRF(**DEFAULTS), MapFormat(), Path(folder) / "refined")
+        if outcome.failed:
+            raise RuntimeError(f"The map cannot be refined: {outcome.failed[0][1]}")
+
+
+def large() -> None:
+    """Measure time and memory of one large image, as a whole and with the tiles of `refine`, which reads files."""
+    size = (3000, 4000, 11)
+    costs = {name: cost_of(memory_of, run, *size) for name, run in implementations().items()}
+    costs["refine, in tiles"] = cost_of(in_tiles, *size)
+    print("| | s | peak of the process, GB |\n|---|---:|---:|")
+    rows = {name: {"seconds": cost.seconds, "GB": cost.total * 2**20 / 1e9} for name, cost in costs.items()}
+    for name, row in rows.items():
+        print(f"| {name} | {row['seconds']:.0f} | {row['GB']:.1f} |")
+    store({"large, 4000x3000, K=11": rows}, FIGURES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -234,6 +266,7 @@ def main() -> None:
         "batch": lambda options: batch(options.repeats),
         "gradient": lambda options: gradient(options.repeats),
         "growth": lambda options: growth(options.repeats),
+        "large": lambda options: large(),
     }
     run_parts(parser, parts, {"real", "stop"})
 

@@ -26,12 +26,14 @@ from contextcrf.crf.relations import Window
 TILE_ELEMENTS = 1 << 18
 # The largest number of elements that a block of sender rows stores: its messages and, with gradients, its hidden units.
 BLOCK_ELEMENTS = 1 << 22
-# The smallest number of senders whose marginals are contracted together. With fewer, the matrix product is slow, and
-# with more, its result does not fit into the processor's cache.
-CONTRACTED = 32
-# The smallest number of senders in a block, on a CPU and on an accelerator. With fewer, a CPU has slow matrix products,
-# and an accelerator is not busy.
-CPU_SENDERS, SENDERS = 128, 2048
+# The smallest number of hidden units of the senders whose marginals are contracted together. Of the paper's 512 units,
+# these are 32 senders. With fewer, the matrix product is slow, and with more, its result does not fit into the cache.
+CONTRACTED_UNITS = 1 << 14
+# The smallest number of senders in a block, and of the hidden units of their edges, on a CPU. With fewer, the matrix
+# products are slow.
+CPU_SENDERS, CPU_UNITS = 128, 1 << 20
+# The smallest number of senders in a block on an accelerator. With fewer, it is not busy.
+SENDERS = 2048
 
 
 class Workspace:
@@ -45,11 +47,14 @@ class Workspace:
         self.like = like
         self.kept: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """Return an uninitialized tensor of a shape. It reuses the memory of earlier tensors with the same name."""
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialized tensor of a shape. It reuses the memory of earlier tensors with the same name.
+
+        The dtype is that of `like` if None. A name always has the same dtype.
+        """
         size = torch.Size(shape).numel()
         if name not in self.kept or self.kept[name].numel() < size:
-            self.kept[name] = self.like.new_empty(size)
+            self.kept[name] = self.like.new_empty(size, dtype=dtype)
         return self.kept[name][:size].view(shape)
 
 
@@ -91,10 +96,12 @@ def send(
     gradients = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (senders, receivers, marginals, weight, bias)
     )
-    edges = width * len(window.rows) * len(window.columns)
+    per_node = len(window.rows) * len(window.columns)
+    edges = width * per_node
     per_row = edges * (num_classes + 2 * hidden) + width * hidden * num_classes if gradients else edges * num_classes
     # All rows of a block share one window. In a taller block, a larger part of this window lies outside the map.
-    least = CPU_SENDERS if senders.device.type == "cpu" else SENDERS
+    on_cpu = senders.device.type == "cpu"
+    least = max(CPU_SENDERS, CPU_UNITS // (per_node * hidden)) if on_cpu else SENDERS
     elements = block_elements(senders.device, on_cpu=BLOCK_ELEMENTS)
     step = min(elements // per_row, max((bottom - top) // 2 + 1, least // width + 1))
     for image in range(batch):
@@ -139,12 +146,12 @@ def _block(
     rows, columns = ([value - values[0] for value in values] for values in (window.rows, window.columns))
     windows = receivers.unfold(0, rows[-1] + 1, 1).unfold(1, columns[-1] + 1, 1).permute(0, 1, 3, 4, 2)
     marginals = marginals.to(weight.dtype)
+    biases = (marginals @ bias)[:, :, None]
     if workspace is None:
         contracted = torch.matmul(marginals.flatten(0, 1), weight.transpose(0, 1)).unflatten(1, senders.shape[:2])
-        sent = _tile(windows, senders, contracted, rows, columns)
+        sent = _tile(windows, senders, contracted, rows, columns).add_(biases)
     else:
-        sent = _tiles(windows, senders, marginals, weight, rows, columns, workspace)
-    sent.add_((marginals @ bias)[:, :, None])
+        sent = _tiles(windows, senders, marginals, weight, biases, rows, columns, workspace)
     return _overlapping_sum(sent.unflatten(2, (len(rows), len(columns))), window)
 
 
@@ -153,20 +160,22 @@ def _tiles(
     senders: Tensor,
     marginals: Tensor,
     weight: Tensor,
+    biases: Tensor,
     rows: list[int],
     columns: list[int],
     workspace: Workspace,
 ) -> Tensor:
-    """Compute the messages of `_tile` for all senders, in tiles that fit into the cache of a CPU."""
+    """Compute the messages of `_tile` plus biases for all senders, in tiles that fit into the cache of a CPU."""
     height, width, hidden = senders.shape
     num_classes = marginals.shape[-1]
     edges = len(rows) * len(columns)
-    sent = workspace("sent", height, width, edges, num_classes)
+    # In the dtype of the sums, since sums of tensors with different dtypes take longer.
+    sent = workspace("sent", height, width, edges, num_classes, dtype=_sum_dtype(senders))
     # A tile contains either several whole rows of senders or a part of one row.
     elements = block_elements(senders.device, on_cpu=TILE_ELEMENTS * torch.get_num_threads())
     count = max(1, elements // (edges * hidden))
     lines = max(1, count // width)
-    for some in slices(height, max(lines, -(-CONTRACTED // width))):
+    for some in slices(height, max(lines, -(-CONTRACTED_UNITS // (hidden * width)))):
         flat = marginals[some].flatten(0, 1)
         contracted = workspace("contracted", num_classes, len(flat), hidden)
         torch.matmul(flat, weight.transpose(0, 1), out=contracted)
@@ -174,7 +183,7 @@ def _tiles(
         for y in slices(contracted.shape[1], lines):
             for x in slices(width, count if lines == 1 else width):
                 tile = (windows[some][y, x], senders[some][y, x], contracted[:, y, x], rows, columns)
-                _tile(*tile, workspace, sent[some][y, x])
+                torch.add(_tile(*tile, workspace), biases[some][y, x], out=sent[some][y, x])
     return sent
 
 
@@ -185,7 +194,6 @@ def _tile(
     rows: list[int],
     columns: list[int],
     workspace: Workspace | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Compute the messages [h, w, edges, K] of senders [h, w, D] to the receivers [h, w, R, S, D] in their windows.
 
@@ -202,10 +210,8 @@ def _tile(
     places, edges = units.shape[:2], units.shape[2]
     units, weights = units.flatten(0, 1), contracted.flatten(1, 2).transpose(0, 1)
     # [K, D] times [D, edges] is nearly twice as fast as its transpose if K does not fill the vector registers (11, 21).
-    if workspace is None or out is None:
-        return torch.bmm(weights, units.mT).mT.unflatten(0, places)
-    sent = torch.bmm(weights, units.mT, out=workspace("transposed", len(units), weights.shape[1], edges))
-    return out.copy_(sent.mT.unflatten(0, places))
+    out = None if workspace is None else workspace("transposed", len(units), weights.shape[1], edges)
+    return torch.bmm(weights, units.mT, out=out).mT.unflatten(0, places)
 
 
 def _runs(places: list[int]) -> Iterator[tuple[slice, slice]]:
@@ -258,4 +264,8 @@ def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:
 
 def accumulator(like: Tensor, *shape: int) -> Tensor:
     """Return zeros in at least single precision, since half precision is inaccurate for sums over a hundred edges."""
-    return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))
+    return like.new_zeros(shape, dtype=_sum_dtype(like))
+
+
+def _sum_dtype(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)

@@ -2,9 +2,10 @@
 
     python experiments/default_gain.py --data DATA --work runs/default-gain
 
-DATA has the folders CamVid, MSRC21 and VOCdevkit. Each data set is used as a whole and with 60 training images. The
-relation weights are those that `fit-heads` chooses on the images that the network has left out (training.held_out).
-Finished parts are kept, so the command may be stopped and started again. The table goes to WORK/default-gain.md.
+DATA has the folders CamVid, MSRC21 and VOCdevkit. Each data set is used as a whole ("all") and with 60 training images
+("few"). The relation weights are those that `fit-heads` chooses on the images that the network has left out
+(training.held_out). Finished parts are kept, so the command may be stopped and started again. The table goes to
+WORK/default-gain.md.
 """
 
 import argparse
@@ -28,18 +29,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--work", type=Path, required=True, help="the folder of all outputs")
+    parser.add_argument("--data-sets", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--sizes", nargs="+", choices=("few", "all"), default=["few", "all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--fit", default="6m", help="the budget of `fit`")
     parser.add_argument("--fit-heads", default="3m", help="the budget of `fit-heads`")
     args = parser.parse_args()
     rows = []
     for seed in args.seeds:
-        for few in (True, False):
-            for name, folder in DATA.items():
-                data = (args.data / folder).resolve()
-                work = args.work / f"{folder}-{'few' if few else 'all'}-{seed}"
+        for size in args.sizes:
+            for name in args.data_sets:
+                data = (args.data / DATA[name]).resolve()
+                work = args.work / f"{DATA[name]}-{size}-{seed}"
                 work.mkdir(parents=True, exist_ok=True)
-                found = measure(choose_few(data, work / "data") if few else data, work, seed, args.fit, args.fit_heads)
+                data = choose_few(data, work / "data") if size == "few" else data
+                found = measure(data, work, seed, args.fit, args.fit_heads)
                 rows.append(row(name, found, seed))
                 write_text(args.work / "default-gain.md", Table(HEADER, rows).to_markdown())
     print(Table(HEADER, rows).to_markdown())

@@ -1,20 +1,25 @@
 """From a folder of images and masks to a recipe."""
 
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from contextcrf.cli import project
 from contextcrf.cli.main import main, read_command
 from contextcrf.cli.project import start
+from contextcrf.crf import RangeBox
 from contextcrf.data.classes import Classes
 from contextcrf.data.layouts import open_dataset
 from contextcrf.data.pairing import pair_files
-from contextcrf.data.statistics import mask_statistics
+from contextcrf.data.statistics import MaskStatistics, mask_statistics
 from contextcrf.data.validation import check_pairs, training_pairs
+from contextcrf.modeling.config import paper_relations
 from contextcrf.utils.errors import DataError
 
 
@@ -99,6 +104,17 @@ def test_the_recipe_fits_the_data_and_the_machine(folder, monkeypatch):
     assert "crop: [480, 512]" in text
     assert "batch_size: 8" in text
     assert "frozen" not in text
+
+
+def test_the_recipe_has_cheap_pairwise_potentials_with_the_boxes_of_the_paper():
+    names = Classes(("a", "b"), ((0, 0, 0),) * 2)
+    found = MaskStatistics([(48, 64)], Counter({0: 5, 1: 3}))
+    model = yaml.safe_load(project.recipe_for(names, 255, found, 40))["model"]
+    assert model["pairwise_hidden"] == 64
+    for name, box in paper_relations().items():
+        given = model["relations"][name]
+        hole = RangeBox(**given.pop("hole")) if "hole" in given else None
+        assert RangeBox(**given, hole=hole) == replace(box, grid=5)
 
 
 def test_masks_that_are_none_are_named(folder, tmp_path):

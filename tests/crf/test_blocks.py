@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from contextcrf.crf import DenseCRF, PairwisePotential, RangeBox, blocks, dense
-from contextcrf.crf.blocks import block_elements
+from contextcrf.crf.blocks import block_elements, slices
 from operations import Operations
 
 
@@ -21,6 +21,12 @@ def test_blocks_are_larger_on_an_accelerator(monkeypatch):
     assert block_elements(torch.device("cuda:1"), on_cpu=1 << 18) == 1 << 26
     assert block_elements(torch.device("mps"), on_cpu=1 << 18) == blocks.OTHER_ELEMENTS
     blocks._cuda_elements.cache_clear()
+
+
+def test_slices_cover_a_dimension_in_order_also_in_steps_of_less_than_one():
+    assert list(slices(5, 3)) == [slice(0, 3), slice(3, 5)]
+    assert list(slices(3, 1)) == list(slices(3, 0)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert list(slices(0, 4)) == []
 
 
 def test_an_accelerator_starts_few_kernels():

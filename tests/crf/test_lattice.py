@@ -137,6 +137,15 @@ def test_single_precision_and_the_order_of_the_points_change_nothing() -> None:
     torch.testing.assert_close(Lattice(features[order]).filter(values[order]), expected[order])
 
 
+def test_points_of_double_precision_may_be_billions_of_standard_deviations_apart() -> None:
+    lattice = Lattice(torch.tensor([[0.3], [1e10]], dtype=torch.float64))
+    assert lattice.num_vertices == 4
+    assert bool((lattice.weights >= 0).all())
+    values = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    alone = Lattice(torch.tensor([[0.3]], dtype=torch.float64)).filter(values[:1])
+    torch.testing.assert_close(lattice.filter(values)[:1], alone)
+
+
 def test_one_point_and_coinciding_points() -> None:
     assert Lattice(torch.full((1, 5), 0.3)).num_vertices == 6
     single = Lattice(torch.full((1, 2), 0.3)).filter(torch.ones(1, 1))

@@ -142,6 +142,22 @@ def test_pixels_without_data_have_no_label(predictor, tmp_path, monkeypatch):
     assert torch.equal(labels, expected)
 
 
+def test_pixels_without_data_are_black_in_the_preview(predictor, tmp_path):
+    values = np.random.default_rng(0).integers(1, 256, (3, 40, 60)).astype(np.uint8)
+    values[:, :10] = 77
+    previews = []
+    label_raster(
+        predictor,
+        write(tmp_path / "scene.tif", values=values, nodata=77),
+        tmp_path / "labels.tif",
+        lambda *preview: previews.append(preview),
+    )
+    [(image, labels)] = previews
+    assert (image[:, :10] == 0).all()
+    assert (labels[:10] == 255).all()
+    assert (image[:, 10:] > 0).any()
+
+
 def test_the_overlay_of_a_large_scene_is_reduced(predictor, tmp_path, monkeypatch):
     path = write(tmp_path / "scene.tif")
     previews = []

@@ -240,9 +240,7 @@ def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
 @lru_cache(maxsize=64)
 def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
     """Return places as a tensor. It is cached, because the copy to a device waits for the device."""
-    # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
-    with torch.inference_mode(False):
-        return torch.tensor(places, device=device)
+    return torch.tensor(places, device=device)
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from contextcrf.crf.blocks import block_elements, slices
+from contextcrf.crf.messages import accumulator
 from contextcrf.crf.potentials import PairwisePotential
 from contextcrf.crf.relations import Graph
 
@@ -118,9 +119,9 @@ class PairTable:
 
     def edge_marginals(self) -> Tensor:
         """Compute `PairwisePotential.edge_marginals` of the image, [1, K, H, W]."""
-        total = self.logits.new_zeros(self._graph.num_nodes, self.num_classes)
+        total = accumulator(self.logits, self._graph.num_nodes, self.num_classes)
         for p, q, logits in self._blocks():
-            joint = logits.flatten(1).softmax(1).view_as(logits)
+            joint = logits.flatten(1).to(total.dtype).softmax(1).view_as(logits)
             total.index_add_(0, p, joint.sum(2))
             total.index_add_(0, q, joint.sum(1))
         # Each edge adds 1 to the sum over the labels of both of its nodes.

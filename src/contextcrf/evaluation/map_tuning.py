@@ -11,6 +11,7 @@ from contextcrf.evaluation.tuning import DENSE, Trial, search_dense
 from contextcrf.inference.maps import MapFormat
 from contextcrf.modeling.config import InferenceConfig
 from contextcrf.utils.errors import DataError
+from contextcrf.utils.labels import most_probable
 
 
 @torch.inference_mode()
@@ -72,6 +73,6 @@ def tune_maps(
             logits = read(path, (mask.shape[0], mask.shape[1]))
             if not settings.dense_is_off:
                 logits = crf(logits.to(device), image[None].to(device), image_range=(0, 255)).cpu()
-            yield logits.argmax(1), mask
+            yield most_probable(logits, 1), mask
 
     return search_dense(refined, len(data.classes), len(data), InferenceConfig(), grid, rounds)

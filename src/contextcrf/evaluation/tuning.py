@@ -26,6 +26,7 @@ from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.network import ContextNetwork
 from contextcrf.modeling.serialization import fingerprint
 from contextcrf.modeling.system import UNARY_PAIRWISE, System
+from contextcrf.utils.labels import most_probable
 from contextcrf.utils.progress import Task, task, track
 from contextcrf.utils.resizing import upsample
 
@@ -258,7 +259,7 @@ def tune_dense(
         current = Predictor(model, settings)
         for image, mask, maps in cache:
             marginals = current.refine(upsample(maps, mask.shape), image[None].to(maps.device))
-            yield marginals.argmax(1).cpu(), mask
+            yield most_probable(marginals, 1).cpu(), mask
 
     return search_dense(refined, model.num_classes, len(cache), inference, grid, rounds)
 
@@ -438,7 +439,7 @@ class _CachedFeatures:
         active = tuple(name for name in predictor.weights if predictor.takes_part(name))
         system = System(relations=active)
         features = {name: self.features[name].float() for name in system.potentials(predictor.model.pairwise)}
-        return upsample(predictor.mean_field(features, system), self.mask.shape).argmax(1).cpu()
+        return most_probable(upsample(predictor.mean_field(features, system), self.mask.shape), 1).cpu()
 
 
 def _features(predictor: Predictor, image: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from contextcrf.data.masks import MaskFormat, check_palette_order, index_values
 from contextcrf.data.stored_mask import decode_mask
 from contextcrf.inference.map_layout import AXES, Arranged, Layout, arrange, excess
 from contextcrf.utils.errors import DataError
+from contextcrf.utils.labels import most_probable
 from contextcrf.utils.resizing import downsample, upsample
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")
@@ -190,7 +191,7 @@ class MapFormat:
         reading = f"{self.kind}{' of the foreground' if len(values) == 1 else ''} {axes}"
         reading += " in 0..255" if content.dtype == np.uint8 else ""
         reading += ", resized to the image" if resized else ""
-        return ReadMap(logits, logits[0].argmax(0), reading)
+        return ReadMap(logits, most_probable(logits[0]), reading)
 
     def _read_labels(self, path: Path, size: tuple[int, int]) -> ReadMap:
         masks = self.masks

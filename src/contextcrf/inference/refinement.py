@@ -25,6 +25,7 @@ from contextcrf.inference.maps import MapFormat as MapFormat
 from contextcrf.inference.tiling import Region, tiles, within
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import atomic_write
+from contextcrf.utils.labels import most_probable
 from contextcrf.utils.locks import claim
 from contextcrf.utils.memory import release_freed_memory
 from contextcrf.utils.progress import track
@@ -221,7 +222,7 @@ def _refine(
         image = pixels[None, :, rows, columns].to(device)
         found = crf(logits[:, :, rows, columns].to(device), image, image_range=(0, 255))[0].cpu()
         inner = within(kept, computed)
-        labels[kept] = found.argmax(0)[inner]
+        labels[kept] = most_probable(found)[inner]
         if wanted is not None:
             wanted[:, *kept] = found[:, *inner]
         del found

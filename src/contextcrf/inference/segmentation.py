@@ -7,6 +7,7 @@ from torch import Tensor
 
 from contextcrf.data.classes import Classes
 from contextcrf.data.images import to_picture
+from contextcrf.utils.labels import most_probable
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Segmentation:
     @property
     def labels(self) -> Tensor:
         """The most probable class of every pixel, int64 [H, W]."""
-        return self.probabilities.argmax(0)
+        return most_probable(self.probabilities)
 
     @property
     def picture(self) -> Image.Image:

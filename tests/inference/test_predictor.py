@@ -332,13 +332,13 @@ def test_unary_logits_may_be_given_for_a_batch_and_its_tables():
 
 @pytest.mark.parametrize("names", [("above",), None])
 def test_a_system_without_the_unary_computes_its_pair_logits_once(names, monkeypatch):
-    predictor, system = Predictor(tiny()), System(unary=False, relations=names)
-    expected = marginals(predictor, features_of(predictor, images()), system)
+    predictor, system, pixels = Predictor(tiny()), System(unary=False, relations=names), images()
+    expected = marginals(predictor, features_of(predictor, pixels), system)
     runs, original = [], PairwisePotential.pair_logits
     monkeypatch.setattr(PairwisePotential, "pair_logits", lambda self, *args: runs.append(1) or original(self, *args))
     # It would compute them again.
     monkeypatch.delattr(PairwisePotential, "edge_marginals")
-    [found] = predictor.predict(images()[0], [system])
+    [found] = predictor.predict(pixels[0], [system])
     assert len(runs) == len(names or ("surrounding", "above"))
     torch.testing.assert_close(found.marginals[None], upsample(expected, (48, 64)))
 

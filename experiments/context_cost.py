@@ -185,7 +185,7 @@ def main() -> None:
         return
     seconds_file = options.work / "seconds.json"
     if not seconds_file.exists():
-        write_json(seconds_file, study.seconds(images=6, repeats=3))
+        write_json(seconds_file, study.seconds(images=4, repeats=2))
     rows = list(rows_of(study, json.loads(seconds_file.read_text(encoding="utf-8")), options.min_images))
     header = ["graph stride", "hidden units", "neighbors", "iterations", "gain", "95% interval", "more time, %"]
     cells = [

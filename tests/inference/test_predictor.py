@@ -343,7 +343,7 @@ def test_a_system_without_the_unary_computes_its_pair_logits_once(names, monkeyp
     torch.testing.assert_close(found.marginals[None], upsample(expected, (48, 64)))
 
 
-def test_freed_memory_is_released_when_the_size_changes(monkeypatch):
+def test_freed_memory_is_released_when_the_size_changes_and_before_each_large_image(monkeypatch):
     predictor, released = Predictor(tiny()), []
     monkeypatch.setattr("contextcrf.inference.predictor.release_freed_memory", lambda: released.append(1))
     counts = []
@@ -351,6 +351,12 @@ def test_freed_memory_is_released_when_the_size_changes(monkeypatch):
         predictor.predict(images(1, height, 64)[0], [UNARY_ONLY])
         counts.append(len(released))
     assert counts == [1, 1, 2, 3]
+    monkeypatch.setattr("contextcrf.inference.predictor._RELEASED_ABOVE", 48 * 64)
+    predictor.predict_batch(images(1), [UNARY_ONLY])
+    assert len(released) == 3
+    for _ in range(2):
+        predictor.predict_batch(images(2), [UNARY_ONLY])
+    assert len(released) == 5
 
 
 def test_only_the_trunks_that_the_systems_need_run():

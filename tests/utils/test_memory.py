@@ -21,18 +21,18 @@ def faults():
 before = faults()
 print(faults() - before)
 """
-# The script prints the resident memory in MiB while a tensor of 256 MiB is in use, after it is freed, and after freed
-# memory is released.
+# The script prints the resident memory in MiB while four tensors of 64 MiB are in use, after they are freed, and after
+# freed memory is released.
 RELEASE = """
 import os, torch
 from contextcrf.utils.memory import release_freed_memory, reuse_freed_memory
 reuse_freed_memory()
 def resident():
     print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20)
-tensor = torch.ones(1 << 26)
+tensors = [torch.ones(1 << 24) for _ in range(4)]
 kept = torch.ones(1 << 10)
 resident()
-del tensor
+del tensors
 resident()
 release_freed_memory()
 resident()

@@ -435,7 +435,7 @@ model:
   channels: 128
   graph_stride: 16 # pixels per node of the pairwise graphs; at most the size of your objects
   message_upsampling: bilinear # from the nodes of the graphs to those of the unary
-  pairwise_hidden: 64 # hidden units; the paper's 512 take four times as long and gain about as much
+  pairwise_hidden: 64 # hidden units; the paper's 512 take five times as long and gain about as much
   relations: # boxes in fractions of the shorter side; without `grid`, every node in a box is a neighbor
     surrounding: {{top: 0.2, bottom: 0.2, left: 0.2, right: 0.2, grid: 5}}
     above: {{top: 0.3, bottom: 0, left: 0.2, right: 0.2, grid: 5, hole: {{top: 0, bottom: 0, left: 0.2, right: 0.2}}}}

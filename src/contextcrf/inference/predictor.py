@@ -25,6 +25,10 @@ from contextcrf.utils.progress import track
 from contextcrf.utils.resizing import upsample
 from contextcrf.utils.runtime import autocast
 
+# Freed memory is released before each batch of more pixels. Even images of one size would let the memory grow, and the
+# release takes little of their time.
+_RELEASED_ABOVE = 500_000
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -270,7 +274,7 @@ class Predictor:
         """Predict images of one size with several systems.
 
         The network and its unary run once for all systems, and mean field once for the systems that differ only in the
-        dense CRF. If the size differs from that of the previous images, freed memory is released
+        dense CRF. If the images are large, or differ in size from the previous ones, freed memory is released
         (`release_freed_memory`).
 
         Args:
@@ -288,7 +292,7 @@ class Predictor:
             >>> second.marginals.shape
             torch.Size([11, 48, 64])
         """
-        if images.shape != self._size:
+        if images.shape != self._size or images[:, 0].numel() > _RELEASED_ABOVE:
             release_freed_memory()
             self._size = images.shape
         images = images.to(self.model.device)

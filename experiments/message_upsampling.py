@@ -38,7 +38,7 @@ def main() -> None:
                 [found] = evaluate(predictor, data, [UNARY_PAIRWISE])
             counts.append(found.counts)
         classes = classes_in(counts[0], options.min_images) if options.min_images else None
-        gain = paired_bootstrap(*counts, classes=classes)
+        gain = paired_bootstrap(counts[0], counts[1], classes=classes)
         print(
             f"| {folder} | {100 * gain.first:.1f} | {100 * gain.second:.1f} | {100 * (gain.second - gain.first):+.2f} "
             f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}] |",

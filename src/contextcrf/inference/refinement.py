@@ -211,7 +211,8 @@ def _refine(
     classes, height, width = logits.shape[1:]
     whole = (slice(0, height), slice(0, width))
     regions: Iterable[tuple[Region, Region]] = [(whole, whole)]
-    if side and height * width > _TILE_ABOVE:
+    in_tiles = side > 0 and height * width > _TILE_ABOVE
+    if in_tiles:
         reach = max(float(crf.spatial_sxy.max()), float(crf.bilateral_sxy.max()))
         regions = tiles(height, width, side, math.ceil(3 * reach))
     labels = torch.empty(height, width, dtype=torch.int64)
@@ -225,8 +226,10 @@ def _refine(
         labels[kept] = most_probable(found)[inner]
         if wanted is not None:
             wanted[:, *kept] = found[:, *inner]
-        del found
-        release_freed_memory()
+        if in_tiles:
+            # Small maps of one size reuse the memory.
+            del found
+            release_freed_memory()
     return labels, wanted
 
 

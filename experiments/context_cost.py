@@ -3,10 +3,11 @@ r"""Measure the gain and the cost of cheaper pairwise potentials on the features
     python experiments/context_cost.py msrc --model runs/unary --data FOLDS --train fold0-train --test fold0-test \
         --work runs/cost
 
-A variant has a graph stride, a number of hidden units, and all neighbors or those of a 5 x 5 grid. The pairwise heads
-of all variants are trained on the same features of the frozen network, and measured with the default relation weights
-and 1 to 3 iterations. The command trains the variants that the work folder lacks, and may be started again. It then
-measures the seconds of all variants in one run, and writes results/context/cost-NAME.json and .md.
+A variant has a graph stride, a number of hidden units, and all neighbors or those of a 5 x 5 grid. Some variants share
+the projections of the hidden layer between both relations. The pairwise heads of all variants are trained on the same
+features of the frozen network, and measured with the default relation weights and 1 to 3 iterations. The command trains
+the variants that the work folder lacks, and may be started again. It then measures the seconds of all variants in one
+run, and writes results/context/cost-NAME.json and .md.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contextcrf import ContextCRF, Predictor, RangeBox, System, load
 from contextcrf.data.dataset import SegmentationDataset
@@ -58,10 +59,12 @@ class Variant:
     stride: int
     hidden: int
     grid: int | None
+    shared: bool = False
 
     @property
     def name(self) -> str:
-        return f"stride{self.stride}-hidden{self.hidden}-{'all' if self.grid is None else f'grid{self.grid}'}"
+        neighbors = "all" if self.grid is None else f"grid{self.grid}"
+        return f"stride{self.stride}-hidden{self.hidden}-{neighbors}{'-shared' if self.shared else ''}"
 
     def apply(self, network: ContextCRF) -> ContextCRF:
         """Return the network with new pairwise potentials, which are untrained."""
@@ -73,10 +76,31 @@ class Variant:
         model = ContextCRF(config, network.classes, False, inference, network.image_format)
         model.trunks.load_state_dict(network.trunks.state_dict())
         model.unary.load_state_dict(network.unary.state_dict())
+        if self.shared:
+            first, second = (model.pairwise_potential(name) for name in relations)
+            second.owner, second.neighbor = first.owner, first.neighbor
         return model.eval()
 
 
-VARIANTS = [Variant(*settings) for settings in product(STRIDES, HIDDEN, GRIDS)]
+VARIANTS = [
+    *(Variant(*settings) for settings in product(STRIDES, HIDDEN, GRIDS)),
+    *(Variant(16, hidden, 5, shared=True) for hidden in HIDDEN),
+]
+
+
+class _Kept(nn.Module):
+    """The last result of another module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.result: Tensor | None = None
+        module.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
+        self.result = result
+
+    def forward(self, rows: Tensor) -> Tensor | None:
+        return self.result
 
 
 class Study:
@@ -115,6 +139,9 @@ class Study:
         work = {"unary": partial(_predict, Predictor(self.trained(VARIANTS[0])), UNARY_ONLY)}
         for variant, iterations in product(VARIANTS, ITERATIONS):
             model = self.trained(variant)
+            if variant.shared:
+                first, second = (model.pairwise_potential(name) for name in model.pairwise)
+                second.owner, second.neighbor = _Kept(first.owner), _Kept(first.neighbor)
             predictor = Predictor(model, replace(model.inference, iterations=iterations))
             work[f"{variant.name}-{iterations}"] = partial(_predict, predictor, UNARY_PAIRWISE)
         taken: dict[str, list[float]] = {name: [] for name in work}
@@ -159,6 +186,7 @@ def rows_of(study: Study, seconds: dict[str, float], min_images: int) -> Iterato
                 "stride": variant.stride,
                 "hidden": variant.hidden,
                 "neighbors": "all" if variant.grid is None else f"{variant.grid} x {variant.grid}",
+                "shared": variant.shared,
                 "iterations": iterations,
                 "gain": 100 * (gain.second - gain.first),
                 "interval": [100 * gain.low, 100 * gain.high],
@@ -187,10 +215,13 @@ def main() -> None:
     if not seconds_file.exists():
         write_json(seconds_file, study.seconds(images=4, repeats=2))
     rows = list(rows_of(study, json.loads(seconds_file.read_text(encoding="utf-8")), options.min_images))
-    header = ["graph stride", "hidden units", "neighbors", "iterations", "gain", "95% interval", "more time, %"]
+    header = ["graph stride", "hidden units", "neighbors", "projections", "iterations", "gain", "95% interval"]
+    header.append("more time, %")
     cells = [
         [
-            *(str(row[key]) for key in ("stride", "hidden", "neighbors", "iterations")),
+            *(str(row[key]) for key in ("stride", "hidden", "neighbors")),
+            "shared" if row["shared"] else "own",
+            str(row["iterations"]),
             f"{row['gain']:+.2f}",
             "[{:+.2f}, {:+.2f}]".format(*row["interval"]),
             f"{row['more_time_percent']:.0f}",

@@ -6,6 +6,9 @@ DATA has the folders CamVid, MSRC21 and VOCdevkit. Each data set is used as a wh
 ("few"). The relation weights are those that `fit-heads` chooses on the images that the network has left out
 (training.held_out). Finished parts are kept, so the command may be stopped and started again. The table goes to
 WORK/default-gain.md.
+
+With `--held-out-cost`, each network is trained again for the same number of epochs on all images to the end. The table
+of what this gains goes to WORK/held-out.md.
 """
 
 import argparse
@@ -17,12 +20,14 @@ from typing import Any
 
 from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.layouts import open_dataset
+from contextcrf.evaluation.comparison import compare
 from contextcrf.utils.files import write_json, write_text
 from contextcrf.utils.tables import Table
 
 DATA = {"CamVid": "CamVid", "MSRC-21": "MSRC21", "part of VOC": "VOCdevkit"}
 FEW = 60
 HEADER = ["data", "training images", "seed", "relation weights", "unary", "unary+pairwise", "gain, 95% interval"]
+HELD_OUT_HEADER = ["data", "training images", "seed", "epochs", "with held-out images", "all images", "difference"]
 
 
 def main() -> None:
@@ -34,19 +39,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--fit", default="6m", help="the budget of `fit`")
     parser.add_argument("--fit-heads", default="3m", help="the budget of `fit-heads`")
+    parser.add_argument("--held-out-cost", action="store_true", help="also train each network on all images to the end")
     args = parser.parse_args()
-    rows = []
+    rows, costs, out = [], [], args.work.resolve()
     for seed in args.seeds:
         for size in args.sizes:
             for name in args.data_sets:
                 data = (args.data / DATA[name]).resolve()
-                work = args.work / f"{DATA[name]}-{size}-{seed}"
+                work = out / f"{DATA[name]}-{size}-{seed}"
                 work.mkdir(parents=True, exist_ok=True)
                 data = choose_few(data, work / "data") if size == "few" else data
                 found = measure(data, work, seed, args.fit, args.fit_heads)
                 rows.append(row(name, found, seed))
-                write_text(args.work / "default-gain.md", Table(HEADER, rows).to_markdown())
+                write_text(out / "default-gain.md", Table(HEADER, rows).to_markdown())
+                if args.held_out_cost:
+                    costs.append([name, str(found["images"]), str(seed), *held_out_cost(data, work)])
+                    write_text(out / "held-out.md", Table(HELD_OUT_HEADER, costs).to_markdown())
     print(Table(HEADER, rows).to_markdown())
+    if costs:
+        print(Table(HELD_OUT_HEADER, costs).to_markdown())
 
 
 def choose_few(source: Path, folder: Path) -> Path:
@@ -87,6 +98,21 @@ def measure(data: Path, work: Path, seed: int, fit: str, fit_heads: str) -> dict
             "gain": gain,
         })  # fmt: skip
     return json.loads(done.read_text())
+
+
+def held_out_cost(data: Path, work: Path) -> list[str]:
+    """Train the network of `measure` again without held-out images, and return the epochs and both mean IoUs."""
+    training = json.loads((work / "unary" / "model" / "config.json").read_text())["metadata"]["fit"]["training"]
+    if not (work / "whole-val" / "results.json").exists():
+        same = ["--training.epochs", str(training["epochs"]), "--training.seed", str(training["seed"])]
+        whole = ["--config", "recipe.yaml", "--data", str(data), "--out", "whole", "--training.held-out", "0", *same]
+        run(work, "fit", *whole)
+        unary = ["--systems", "[unary]", "--pictures", "0"]
+        run(work, "evaluate", "whole", "--data", str(data), "--split", "val", "--out", "whole-val", *unary)
+    found = compare(work / "val", work / "whole-val", "unary", "unary")
+    scores = [f"{100 * value:.1f}" for value in (found.first, found.second)]
+    difference = f"{100 * (found.second - found.first):+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    return [str(training["epochs"]), *scores, difference]
 
 
 def run(folder: Path, *command: str) -> None:

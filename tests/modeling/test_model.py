@@ -29,6 +29,19 @@ def test_a_call_is_the_predictor_s_with_the_model_s_settings():
         assert not torch.equal(model(pixels), Predictor(model, settings())(pixels))
 
 
+def test_the_network_gets_images_with_the_channels_last_in_memory():
+    model, layouts = tiny(), []
+    trunk = model.trunk("unary")
+    trunk.register_forward_hook(
+        lambda module, inputs, maps: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    pixels = images(2)
+    maps = model.features(pixels)["unary"]
+    again = model.features(pixels.contiguous(memory_format=torch.channels_last).float())["unary"]
+    assert layouts == [True, True]
+    assert torch.equal(maps, again)
+
+
 @pytest.mark.parametrize(("shared", "runs"), [(True, 1), (False, 3)])
 def test_a_shared_trunk_runs_once_and_own_trunks_run_each(shared, runs):
     model = tiny(shared_trunk=shared)

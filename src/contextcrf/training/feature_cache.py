@@ -23,7 +23,7 @@ from contextcrf.utils.files import write_json
 from contextcrf.utils.locks import acquire
 from contextcrf.utils.progress import track
 from contextcrf.utils.provenance import Provenance
-from contextcrf.utils.resizing import channels_last, downsample
+from contextcrf.utils.resizing import downsample
 from contextcrf.utils.runtime import autocast
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _compute(
     loader = DataLoader(data, config.batch_size, sampler=keys[done:], num_workers=config.workers)
     for images, masks in track(loader, "Computing features"):
         with autocast(model.device, config.precision):
-            both = model.features(channels_last(images.to(model.device)), dict.fromkeys([UNARY, name]))
+            both = model.features(images.to(model.device), dict.fromkeys([UNARY, name]))
             logits = model.pool(model.unary(both[UNARY]).float())
         maps = both[name]
         labels = masks if name == UNARY else downsample(masks, maps.shape[-2:])

@@ -16,7 +16,6 @@ from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.system import UNARY_ONLY, System
 from contextcrf.training.config import THROUGH_CRF, TrainingConfig
 from contextcrf.training.objectives import OBJECTIVES, Batch, seed_of
-from contextcrf.utils.resizing import channels_last
 
 
 class TrainingModule(L.LightningModule):
@@ -173,7 +172,7 @@ class ModelModule(TrainingModule):
         """Return the losses of a batch of images and masks by name."""
         images, masks = batch
         weights = None if self.class_weights is None else self.class_weights.to(images.device)
-        features = self.model.features(channels_last(images), self.names)
+        features = self.model.features(images, self.names)
         step = Batch(self.model, features, masks, images, class_weights=weights, seed=self.step_seed)
         return OBJECTIVES[self.config.objective](step, self.config)
 

@@ -1,4 +1,4 @@
-"""Functions that change the size or the memory layout of images, maps and masks."""
+"""Functions that change the size of images, maps and masks."""
 
 from collections.abc import Sequence
 
@@ -43,22 +43,3 @@ def downsample(masks: Tensor, size: Sequence[int]) -> Tensor:
         [[[1, 255]]]
     """
     return F.interpolate(masks[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Convert images of any dtype to float in the memory layout in which convolutions are fastest.
-
-    Args:
-        images: images, [B, C, H, W].
-
-    Returns:
-        The images as float32, [B, C, H, W], with `torch.channels_last`.
-
-    Example:
-        >>> import torch
-        >>> from contextcrf.utils.resizing import channels_last
-        >>> images = channels_last(torch.zeros(1, 3, 4, 6, dtype=torch.uint8))
-        >>> images.dtype, images.is_contiguous(memory_format=torch.channels_last)
-        (torch.float32, True)
-    """
-    return images.float().contiguous(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ run, and writes results/context/cost-NAME.json and .md.
 import argparse
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -121,6 +122,10 @@ class Study:
             if variant.stride not in self._cached:
                 self._cached[variant.stride] = cache_features(model, self.train, "above", 1, HEADS)
             fit_heads(model, self._cached[variant.stride], HEADS, self.work / "logs" / variant.name)
+            if variant.shared:
+                # Files of weights do not store shared tensors.
+                second = model.pairwise_potential("above")
+                second.owner, second.neighbor = deepcopy(second.owner), deepcopy(second.neighbor)
             save(model.eval(), folder)
         return load(folder)
 
@@ -141,7 +146,8 @@ class Study:
             model = self.trained(variant)
             if variant.shared:
                 first, second = (model.pairwise_potential(name) for name in model.pairwise)
-                second.owner, second.neighbor = _Kept(first.owner), _Kept(first.neighbor)
+                second.add_module("owner", _Kept(first.owner))
+                second.add_module("neighbor", _Kept(first.neighbor))
             predictor = Predictor(model, replace(model.inference, iterations=iterations))
             work[f"{variant.name}-{iterations}"] = partial(_predict, predictor, UNARY_PAIRWISE)
         taken: dict[str, list[float]] = {name: [] for name in work}

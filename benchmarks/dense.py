@@ -3,8 +3,9 @@
 Run `python benchmarks/dense.py PART...`; without a part, all parts run. The part `random` takes smooth random logits
 and 10 iterations, set-up included. The part `real` takes a network's marginals on ten images of `--data DATA`: CamVid,
 or the data set of `--model`. The part `stop` takes them too, and ends the iterations early. The part `large` has an
-image of 4000 x 3000 pixels, as a whole and in the tiles of `contextcrf refine`. The other parts are `batch`, `gradient`
-and `growth`. Figures go to results/dense/figures.json.
+image of 4000 x 3000 pixels, as a whole and in the tiles of `contextcrf refine`. The part `overlap` compares the labels
+of tiles with those of whole images. The other parts are `batch`, `gradient` and `growth`. Figures go to
+results/dense/figures.json.
 """
 
 import argparse
@@ -27,8 +28,10 @@ from contextcrf import DenseCRF, Predictor, load
 from contextcrf.crf import logits_from_probabilities
 from contextcrf.data.layouts import open_dataset
 from contextcrf.inference.refinement import MapFormat, refine_files
+from contextcrf.inference.tiling import tiles, within
 from contextcrf.modeling.system import UNARY_PAIRWISE
 from contextcrf.utils.memory import reuse_freed_memory
+from contextcrf.utils.resizing import upsample
 from measure import cost_of, interleaved, peak_memory, run_parts, store
 
 ROOT = Path(__file__).parent.parent
@@ -254,10 +257,39 @@ def large() -> None:
     store({"large, 4000x3000, K=11": rows}, FIGURES)
 
 
+@torch.inference_mode()
+def overlap(model: str, data: Path) -> None:
+    """Measure how many labels of enlarged images differ if tiles overlap by 1 to 3 standard deviations."""
+    height, width, side = 1440, 1920, 640
+    network = load(model)
+    predictor = Predictor(network, replace(network.inference, precision="32-true"))
+    crf = DenseCRF(**DEFAULTS)
+    deviation = DEFAULTS["bilateral_sxy"]
+    reaches = [round(deviation * factor) for factor in (1, 1.5, 2, 2.5, 3)]
+    changed, wrong = 0.0, dict.fromkeys(reaches, 0.0)
+    images = [image for image, _ in open_dataset(data, "val").spread(4).without_transform()]
+    for image in images:
+        marginals = predictor.segment(image, UNARY_PAIRWISE).probabilities[None]
+        logits = logits_from_probabilities(upsample(marginals, (height, width)))
+        large = upsample(image[None].float(), (height, width)).byte()
+        labels = crf(logits, large).argmax(1)
+        changed += 100 * (labels != logits.argmax(1)).float().mean().item() / len(images)
+        for reach in reaches:
+            for computed, kept in tiles(height, width, side, reach):
+                found = crf(logits[:, :, *computed], large[:, :, *computed], image_range=(0, 255)).argmax(1)
+                differ = found[:, *within(kept, computed)] != labels[:, *kept]
+                wrong[reach] += 100 * differ.sum().item() / (height * width * len(images))
+    print(f"The dense CRF changes {changed:.2f} % of the labels of {width} x {height} pixels.")
+    print("| overlap of the tiles, px | labels that differ from the whole image, % |\n|---:|---:|")
+    for reach, percent in wrong.items():
+        print(f"| {reach} | {percent:.2f} |")
+    store({f"overlap, {data.name}": {"changed_percent": changed, "differ_percent": wrong}}, FIGURES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", default="camvid", help="name of a bundled model, or a model folder (parts real and stop)"
+        "--model", default="camvid", help="name of a bundled model, or a model folder (parts real, stop and overlap)"
     )
     parts = {
         "random": lambda options: random(options.repeats),
@@ -267,8 +299,9 @@ def main() -> None:
         "gradient": lambda options: gradient(options.repeats),
         "growth": lambda options: growth(options.repeats),
         "large": lambda options: large(),
+        "overlap": lambda options: overlap(options.model, options.data),
     }
-    run_parts(parser, parts, {"real", "stop"})
+    run_parts(parser, parts, {"real", "stop", "overlap"})
 
 
 if __name__ == "__main__":

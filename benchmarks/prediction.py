@@ -70,7 +70,7 @@ def evaluation(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="camvid", help="name of a bundled model, or a model folder")
-    parser.add_argument("--images", type=int, default=12, help="number of images")
+    parser.add_argument("--images", type=int, default=32, help="number of images")
     reuse_freed_memory()
     run_parts(parser, {"files": files, "evaluation": evaluation}, {"files", "evaluation"})
 

@@ -174,7 +174,8 @@ def to_picture(image: Tensor) -> Image.Image:
     The first three channels are red, green and blue. With one or two channels, the first channel is drawn in gray.
     """
     colors = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return Image.fromarray(colors.permute(1, 2, 0).contiguous().numpy())
+    # NumPy has no threads of its own. Those of PyTorch would delay a network in another thread.
+    return Image.fromarray(np.ascontiguousarray(colors.numpy().transpose(1, 2, 0)))
 
 
 def upright(image: Image.Image) -> Image.Image:

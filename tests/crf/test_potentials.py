@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import exact
 from contextcrf import PairwisePotential, RangeBox, UnaryPotential
-from contextcrf.crf import messages, potentials
+from contextcrf.crf import kept_units, messages, potentials
+from contextcrf.crf.kept_units import KeptUnits
 
 BOXES = {
     "surrounding": RangeBox.surrounding(1.0),
@@ -139,8 +140,13 @@ def test_blocks_change_nothing(box, monkeypatch):
     monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(messages, "TILE_ELEMENTS", 20)
+    monkeypatch.setattr(kept_units, "CONTRACTED_UNITS", 20)
     blocks = pot.nll(maps, labels), pot.messages(maps, marginals), pot.edge_marginals(maps)
     torch.testing.assert_close(whole, blocks)
+    for limit in (0, 1 << 20):
+        monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
+        with torch.no_grad():
+            torch.testing.assert_close(pot.messages(maps, marginals), whole[1].detach())
 
 
 class LargestTensor(TorchDispatchMode):
@@ -300,15 +306,38 @@ def test_labels_that_do_not_fit_are_refused_by_name():
 
 @pytest.mark.parametrize("classes", [2, 11, 16])
 @pytest.mark.parametrize("box", [RangeBox.surrounding(0.8), RangeBox.above(0.5, 0.6), RangeBox.ring(0.9, 0.4)])
-def test_messages_without_gradients_are_those_with_them(classes, box):
-    """The sum is computed in two ways: in tiles of reused memory, or recorded for the backward pass."""
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_messages_without_gradients_are_those_with_them(classes, box, limit, monkeypatch):
+    """The sum is computed from kept hidden units, in tiles of reused memory, or recorded for the backward pass."""
+    monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
     head = PairwisePotential(6, classes, box, 8)
     torch.nn.init.normal_(head.last.interaction.weight)
     features, marginals = torch.randn(2, 6, 7, 9), torch.randn(2, classes, 7, 9).softmax(1)
     recorded = head.messages(features, marginals)
     assert recorded.requires_grad
+    assert KeptUnits.fit(head.graph(features), head.project(features)[0]) == (limit > 0)
     with torch.inference_mode():
         torch.testing.assert_close(head.messages(features, marginals), recorded.detach())
+
+
+def test_hidden_units_are_kept_only_on_small_maps(monkeypatch):
+    """The tensors of a map stay below the limit, and a map above it needs no more than its tiles."""
+    monkeypatch.setattr(messages, "TILE_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(messages, "CPU_SENDERS", 1)
+    monkeypatch.setattr(messages, "CPU_UNITS", 1)
+    monkeypatch.setattr(messages, "CONTRACTED_UNITS", 1)
+    pot, maps = PairwisePotential(4, 2, RangeBox.surrounding(1.0), 32), features(1, 4, 12, 12).float()
+    nodes, edges = 12 * 12, len(pot.graph(maps).offsets)
+    whole = 2 * nodes * edges * 32 * 4
+    largest = {}
+    for limit in (whole, whole - 1):
+        monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
+        with torch.no_grad(), LargestTensor() as used:
+            pot.messages(maps, torch.rand(1, 2, 12, 12))
+        largest[limit] = used.elements
+    assert largest[whole] == nodes * edges * 32
+    assert largest[whole - 1] < nodes * edges * 32 / 4
 
 
 def test_the_returned_edges_are_a_copy():

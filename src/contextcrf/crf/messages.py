@@ -265,5 +265,10 @@ def accumulator(like: Tensor, *shape: int) -> Tensor:
     return like.new_zeros(shape, dtype=_sum_dtype(like))
 
 
+def sum_precision(values: Tensor) -> Tensor:
+    """Convert values to the dtype of their sums, at least single precision."""
+    return values.to(_sum_dtype(values))
+
+
 def _sum_dtype(like: Tensor) -> torch.dtype:
     return torch.promote_types(like.dtype, torch.float32)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from contextcrf.crf.blocks import block_elements, slices
 from contextcrf.crf.checks import check_labels
+from contextcrf.crf.kept_units import KeptUnits
 from contextcrf.crf.messages import Workspace, accumulator, send
 from contextcrf.crf.relations import Graph, Relation
 
@@ -350,14 +351,26 @@ class PairwisePotential(nn.Module):
             A function that takes marginals [B, K, H, W] and returns messages [B, K, H, W]. It raises the same errors as
                 `messages`.
         """
-        window = self.graph(features).window()
-        owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in self.project(features))
+        graph = self.graph(features)
+        owner, neighbor = self.project(features)
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
-        # In both tuples, the sender's label is the first index of the weight and bias.
-        workspace = Workspace(owner)
-        to_neighbors = weight, bias, window, workspace
-        to_owners = weight.transpose(0, 1), bias.T, window.reversed(), workspace
+        # In both directions, the sender's label is the first index of the weight and bias.
+        to_neighbors, to_owners = (weight, bias), (weight.transpose(0, 1), bias.T)
+        if not torch.is_grad_enabled() and KeptUnits.fit(graph, owner):
+            first = KeptUnits(owner, neighbor, *to_neighbors, graph, to_owners=False)
+            second = KeptUnits(neighbor, owner, *to_owners, graph, to_owners=True)
+
+            def both(marginals: Tensor) -> Tensor:
+                rows = marginals.flatten(1, 2)
+                return (first.messages(rows) + second.messages(rows)).view(marginals.shape)
+        else:
+            window, workspace = graph.window(), Workspace(owner)
+            owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in (owner, neighbor))
+
+            def both(marginals: Tensor) -> Tensor:
+                total = send(owner, neighbor, marginals, *to_neighbors, window, workspace)
+                return total + send(neighbor, owner, marginals, *to_owners, window.reversed(), workspace)
 
         def messages(marginals: Tensor) -> Tensor:
             expected = (len(features), self.num_classes, *features.shape[-2:])
@@ -367,11 +380,8 @@ class PairwisePotential(nn.Module):
                     f"{tuple(features.shape)} and {self.num_classes} classes. Expected [B, K, H, W] = {expected}. "
                     "If the features have a coarser grid than the marginals, wrap the potential in a CoarseGrid."
                 )
-            channels_last = marginals.movedim(1, -1)
-            # First each node sends to the nodes in its box, then to the owners of all boxes that contain it.
-            total = send(owner, neighbor, channels_last, *to_neighbors)
-            total = total + send(neighbor, owner, channels_last, *to_owners)
-            return total.movedim(-1, 1)
+            # Each node sends to the nodes in its box, and to the owners of all boxes that contain it.
+            return both(marginals.movedim(1, -1)).movedim(-1, 1)
 
         return messages
 

@@ -197,7 +197,10 @@ class ContextNetwork(nn.Module):
     def pool(self, maps: Tensor) -> Tensor:
         """Average a map on the unary's grid over each node of the pairwise graphs."""
         factor = self.config.coarse_factor
-        return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
+        if factor == 1:
+            return maps
+        # Pooling is many times as fast with the channels last in memory.
+        return F.avg_pool2d(maps.contiguous(memory_format=torch.channels_last), factor, ceil_mode=True)
 
     def gates(self, features: Tensor) -> dict[str, Tensor]:
         """Compute the factor of the messages of each relation at each node (`ModelConfig.learned_gate`).

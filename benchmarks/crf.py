@@ -8,6 +8,7 @@ half and objectives are defined in `street.py` and need CamVid: `--data DATA`.
 import argparse
 import runpy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,42 @@ def training(repeats: int) -> None:
     store({"training": rows})
 
 
+def grid_problem(height: int, width: int, hidden: int, grid: int | None) -> tuple[Tensor, Pairs]:
+    """Return 21 classes and both relations, with all neighbors or with a grid over each box, in bfloat16."""
+    torch.manual_seed(0)
+    features = torch.randn(1, CHANNELS, height, width).bfloat16()
+    boxes = [replace(box, grid=grid) for box in (RangeBox.surrounding(), RangeBox.above())]
+    potentials = [PairwisePotential(CHANNELS, 21, box, hidden).bfloat16() for box in boxes]
+    return torch.randn(1, 21, height, width), [(potential, features) for potential in potentials]
+
+
+def run_backward(unary: Tensor, pairs: Pairs) -> None:
+    """Run two iterations and their backward pass."""
+    for potential, _ in pairs:
+        nn.Module.zero_grad(potential)
+    mean_field(unary, pairs, 2).square().sum().backward()
+
+
+def neighbors(repeats: int) -> None:
+    """Compare two iterations with all neighbors with those with the neighbors of a 5 x 5 grid."""
+    print("| nodes | hidden units | | edges, all | edges, 5 x 5 | all, ms | 5 x 5, ms | ratio |")
+    print("|---|---:|---|" + "---:|" * 5)
+    rows = []
+    sizes = [(23, 30, hidden, run) for run in (run_ours, run_backward) for hidden in (64, 128, 512)]
+    for height, width, hidden, run in [*sizes, (46, 60, 64, run_ours), (46, 60, 512, run_ours)]:
+        problems = {name: grid_problem(height, width, hidden, grid) for name, grid in (("all", None), ("5 x 5", 5))}
+        seconds = interleaved({name: partial(run, *problem) for name, problem in problems.items()}, repeats)
+        edges = {name: edge_count(pairs) for name, (_, pairs) in problems.items()}
+        what = "prediction" if run is run_ours else "with gradients"
+        rows.append({"map": [height, width], "hidden": hidden, "what": what, "edges": edges, "seconds": seconds})
+        print(
+            f"| {height} x {width} | {hidden} | {what} | {edges['all']} | {edges['5 x 5']} | "
+            f"{1e3 * seconds['all']:.0f} | {1e3 * seconds['5 x 5']:.0f} | {seconds['all'] / seconds['5 x 5']:.1f} |",
+            flush=True,
+        )
+    store({"neighbors": rows})
+
+
 @torch.inference_mode()
 def updates() -> None:
     """Compare the ELBO of parallel, damped and sequential updates after several numbers of rounds of messages.
@@ -294,6 +331,7 @@ def main() -> None:
         "rate": lambda options: rate(options.repeats),
         "growth": lambda options: growth(options.repeats),
         "training": lambda options: training(options.repeats),
+        "neighbors": lambda options: neighbors(options.repeats),
         "updates": lambda options: updates(),
         "picture": lambda options: street.picture(options.data, options.repeats),
         "half": lambda options: street.half(options.data),

@@ -124,7 +124,9 @@ def test_class_weights_weight_each_edge_by_the_mean_of_its_labels(box):
     assert pot.nll(maps, torch.full((1, 2, 3), 255), class_weights=weights) == 0
 
 
-def test_gradients_agree_with_finite_differences(box):
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_gradients_agree_with_finite_differences(box, limit, monkeypatch):
+    monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
     pot, unary = pairwise(box), UnaryPotential(3, 3, hidden=4).double()
     labels = torch.randint(3, (1, 2, 2))
     maps = features(1, 3, 2, 2).requires_grad_()
@@ -136,6 +138,7 @@ def test_gradients_agree_with_finite_differences(box):
 def test_blocks_change_nothing(box, monkeypatch):
     pot, maps = pairwise(box), features(2, 3, 4, 5)
     labels, marginals = torch.randint(3, (2, 4, 5)), torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    monkeypatch.setattr(kept_units, "KEPT_BYTES", 0)
     whole = pot.nll(maps, labels), pot.messages(maps, marginals), pot.edge_marginals(maps)
     monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 100)
@@ -143,10 +146,10 @@ def test_blocks_change_nothing(box, monkeypatch):
     monkeypatch.setattr(kept_units, "CONTRACTED_UNITS", 20)
     blocks = pot.nll(maps, labels), pot.messages(maps, marginals), pot.edge_marginals(maps)
     torch.testing.assert_close(whole, blocks)
-    for limit in (0, 1 << 20):
-        monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
-        with torch.no_grad():
-            torch.testing.assert_close(pot.messages(maps, marginals), whole[1].detach())
+    with torch.no_grad():
+        torch.testing.assert_close(pot.messages(maps, marginals), whole[1].detach())
+    monkeypatch.setattr(kept_units, "KEPT_BYTES", 1 << 20)
+    torch.testing.assert_close(pot.messages(maps, marginals), whole[1])
 
 
 class LargestTensor(TorchDispatchMode):
@@ -166,6 +169,7 @@ def test_the_table_of_all_edges_is_never_formed(monkeypatch):
     """The loss, the messages and their backward passes, and the edge marginals stay far below E x K x K numbers."""
     monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 1 << 14)
     monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(kept_units, "KEPT_BYTES", 0)
     num_classes = 8
     pot, maps = pairwise(RangeBox.surrounding(1.0), 4, num_classes, 4), features(1, 4, 12, 12)
     labels = torch.randint(num_classes, (1, 12, 12))
@@ -306,18 +310,21 @@ def test_labels_that_do_not_fit_are_refused_by_name():
 
 @pytest.mark.parametrize("classes", [2, 11, 16])
 @pytest.mark.parametrize("box", [RangeBox.surrounding(0.8), RangeBox.above(0.5, 0.6), RangeBox.ring(0.9, 0.4)])
-@pytest.mark.parametrize("limit", [0, 1 << 20])
-def test_messages_without_gradients_are_those_with_them(classes, box, limit, monkeypatch):
-    """The sum is computed from kept hidden units, in tiles of reused memory, or recorded for the backward pass."""
-    monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
+def test_messages_are_the_same_with_kept_units_and_without_gradients(classes, box, monkeypatch):
+    """The sum is computed from kept hidden units, in tiles of reused memory, or recorded in blocks."""
     head = PairwisePotential(6, classes, box, 8)
     torch.nn.init.normal_(head.last.interaction.weight)
     features, marginals = torch.randn(2, 6, 7, 9), torch.randn(2, classes, 7, 9).softmax(1)
-    recorded = head.messages(features, marginals)
-    assert recorded.requires_grad
-    assert KeptUnits.fit(head.graph(features), head.project(features)[0]) == (limit > 0)
-    with torch.inference_mode():
-        torch.testing.assert_close(head.messages(features, marginals), recorded.detach())
+    found = {}
+    for limit, gradients in itertools.product((0, 1 << 20), (True, False)):
+        monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
+        assert KeptUnits.fit(head.graph(features), head.project(features)[0]) == (limit > 0)
+        with torch.inference_mode(not gradients):
+            found[limit, gradients] = head.messages(features, marginals)
+        assert found[limit, gradients].requires_grad == gradients
+    first, *others = found.values()
+    for other in others:
+        torch.testing.assert_close(other.detach(), first.detach())
 
 
 def test_hidden_units_are_kept_only_on_small_maps(monkeypatch):

@@ -3,7 +3,7 @@
 `messages.send` computes the hidden units of the edges anew for each set of marginals, in tiles, because those of a
 large map do not fit into memory. On a small map, the many small operations of the tiles take most of the time. Here
 each direction of all edges takes one matrix product for the contraction and one for the messages, and all iterations of
-mean field share the hidden units.
+mean field share the hidden units. Both ways are differentiable and give the same messages.
 """
 
 from functools import lru_cache
@@ -70,11 +70,13 @@ class KeptUnits:
         """Compute the summed messages [B, N, K] from the marginals of the senders, [B, N, K]."""
         batch, nodes, num_classes = marginals.shape
         flat = marginals.flatten(0, 1).to(self.weight.dtype)
-        sent = self.units.new_empty(len(flat), num_classes, self.units.shape[1])
-        for some in slices(len(flat), CONTRACTED_UNITS // self.units.shape[2]):
-            contracted = (flat[some] @ self.weight).unflatten(1, (num_classes, -1))
-            # This product is up to 1.5 times as fast as its transpose.
-            torch.bmm(contracted, self.units[some].mT, out=sent[some])
+        # The products are up to 1.5 times as fast as their transposes.
+        sent = torch.cat(
+            [
+                torch.bmm((flat[some] @ self.weight).unflatten(1, (num_classes, -1)), self.units[some].mT)
+                for some in slices(len(flat), CONTRACTED_UNITS // self.units.shape[2])
+            ]
+        )
         biases = sum_precision(flat @ self.bias).unflatten(0, (batch, nodes))
         rows = sum_precision(sent.mT).unflatten(0, (batch, nodes)).flatten(1, 2)
         _, edges, senders, starts = self.routes

@@ -357,7 +357,7 @@ class PairwisePotential(nn.Module):
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         # In both directions, the sender's label is the first index of the weight and bias.
         to_neighbors, to_owners = (weight, bias), (weight.transpose(0, 1), bias.T)
-        if not torch.is_grad_enabled() and KeptUnits.fit(graph, owner):
+        if KeptUnits.fit(graph, owner):
             first = KeptUnits(owner, neighbor, *to_neighbors, graph, to_owners=False)
             second = KeptUnits(neighbor, owner, *to_owners, graph, to_owners=True)
 

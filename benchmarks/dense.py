@@ -68,9 +68,9 @@ def ours(logits: Tensor, images: Tensor, tolerance: float = 1e-7, **changes: flo
     return DenseCRF(**{**DEFAULTS, "tolerance": tolerance, **changes})(logits, images)
 
 
-def theirs(logits: Tensor, images: Tensor) -> np.ndarray:
+def theirs(logits: Tensor, images: Tensor, **changes: float) -> np.ndarray:
     """Return the marginals of pydensecrf2 for the first image."""
-    return REFINE(logits[0].numpy(), images[0].permute(1, 2, 0).numpy(), **DEFAULTS)
+    return REFINE(logits[0].numpy(), images[0].permute(1, 2, 0).numpy(), **{**DEFAULTS, **changes})
 
 
 def memory_of(run: Callable[[Tensor, Tensor], object], height: int, width: int, classes: int) -> Iterator[None]:
@@ -121,18 +121,32 @@ def marginals_of(model: str, data: Path) -> list[tuple[Tensor, Tensor]]:
 
 
 def stop(model: str, data: Path, repeats: int) -> None:
-    """Measure `stop_below` on the marginals of a network: iterations, time, and what it changes."""
+    """Measure `stop_below` on the marginals of a network: iterations, time, and what it changes.
+
+    The parameters are those of pydensecrf, and then those that were tuned for the model.
+    """
     pairs = marginals_of(model, data)
-    limits = (0.0, 1e-3, 1e-2, 5e-2)
+    _stop(f"stop, {data.name}", pairs, {}, repeats)
+    names = ("spatial_sxy", "spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat")
+    tuned = load(model).inference.dense_crf()
+    _stop(f"stop, {data.name}, tuned", pairs, {name: float(getattr(tuned, name)) for name in names}, repeats)
+
+
+def _stop(title: str, pairs: list[tuple[Tensor, Tensor]], parameters: dict[str, float], repeats: int) -> None:
+    limits = (0.0, 1e-3, 1e-2, 5e-2, 1e-1)
     work: dict[str, Callable[[], object]] = {
-        f"ours, stop below {limit:g}": lambda limit=limit: [ours(*pair, stop_below=limit) for pair in pairs]
+        f"ours, stop below {limit:g}": lambda limit=limit: [
+            ours(*pair, stop_below=limit, **parameters) for pair in pairs
+        ]
         for limit in limits
     }
     if INSTALLED:
-        work["pydensecrf2"] = lambda: [theirs(*pair) for pair in pairs]
+        work["pydensecrf2"] = lambda: [theirs(*pair, **parameters) for pair in pairs]
     seconds = {name: value / len(pairs) for name, value in interleaved(work, repeats).items()}
-    trajectories = [[ours(*pair, iterations=count) for count in range(DEFAULTS["iterations"] + 1)] for pair in pairs]
+    counts = range(DEFAULTS["iterations"] + 1)
+    trajectories = [[ours(*pair, **{**parameters, "iterations": count}) for count in counts] for pair in pairs]
     print(
+        f"{title}: {parameters or 'parameters of pydensecrf'}\n\n"
         "| | s per image | iterations | mean, largest change of a marginal | changed labels, % |\n|---|" + "---:|" * 4
     )
     rows = {}
@@ -157,7 +171,7 @@ def stop(model: str, data: Path, repeats: int) -> None:
     if INSTALLED:
         print(f"| pydensecrf2 | {seconds['pydensecrf2']:.3f} | | | |")
         rows["pydensecrf2"] = {"seconds": seconds["pydensecrf2"]}
-    store({f"stop, {data.name}": rows}, FIGURES)
+    store({title: rows}, FIGURES)
 
 
 def _last_iteration(trajectory: list[Tensor], limit: float) -> int:

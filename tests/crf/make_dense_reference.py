@@ -78,7 +78,8 @@ def refine(logits: np.ndarray, image: np.ndarray, normalization: str = "symmetri
     probabilities = np.exp(logits) / np.exp(logits).sum(0)
     crf = densecrf.DenseCRF2D(width, height, classes)
     crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities)))
-    crf.addPairwiseGaussian(sxy=p["spatial_sxy"], compat=compat(p["spatial_compat"]), normalization=kind)
+    if np.any(p["spatial_compat"]):  # otherwise the kernel changes nothing
+        crf.addPairwiseGaussian(sxy=p["spatial_sxy"], compat=compat(p["spatial_compat"]), normalization=kind)
     crf.addPairwiseBilateral(
         p["bilateral_sxy"],
         p["bilateral_srgb"],

@@ -161,10 +161,11 @@ def test_each_process_keeps_a_part_of_the_sharded_weights(sharded):
     assert max(kept) < 0.6 * whole
 
 
-def test_a_sharded_training_resumes_exactly(sharded, scenes, tmp_path):
+@pytest.mark.parametrize("epoch", [1, 2], ids=["before the last epoch", "after the last epoch"])
+def test_a_sharded_training_resumes_exactly(sharded, scenes, tmp_path, epoch):
     out = tmp_path / "out"
     (out / "checkpoints").mkdir(parents=True)
-    shutil.copy(sharded / "checkpoints" / "epoch=1.ckpt", out / "checkpoints")
+    shutil.copy(sharded / "checkpoints" / f"epoch={epoch}.ckpt", out / "checkpoints")
     shutil.copy(sharded / "provenance.json", out)
     launched(SHARDED, scenes, tmp_path)
     torch.testing.assert_close(weights(load(out / "model")), weights(load(sharded / "model")), rtol=0, atol=0)

@@ -55,6 +55,10 @@ class TrainingModule(L.LightningModule):
         """Return the parameter groups with their learning rates."""
         raise NotImplementedError
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the weights with those of a checkpoint, which has whole weights."""
+        self.load_state_dict(weights)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the global random generator with the number of the step."""
         self.trained = True

@@ -78,6 +78,10 @@ class ShardedModelModule(ModelModule):
         if not isinstance(self, FSDPModule):
             _shard(self, _mesh(self))
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the weights with whole weights, of which each process keeps its part."""
+        set_model_state_dict(self, dict(weights), options=StateDictOptions(full_state_dict=True))
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Use the learning rates of the config. The strategy has already restored the optimizer."""
         super().on_load_checkpoint(checkpoint)
@@ -153,13 +157,13 @@ class ShardedAveraging(EMAWeightAveraging):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
         """Restore the average and the weights. The strategy has loaded the average into the module."""
+        assert isinstance(pl_module, ModelModule)
         average = self._average()
         with torch.no_grad():
             for kept, loaded in zip(_values(average.module), _values(pl_module), strict=True):
                 kept.copy_(loaded)
         average.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(pl_module, dict(checkpoint["current_model_state"]), options=options)
+        pl_module.load_weights(checkpoint["current_model_state"])
 
     def _average(self) -> AveragedModel:
         assert self._average_model is not None

@@ -399,7 +399,7 @@ def _run(
             raise KeyboardInterrupt from end
     if module.config.ema and path and not module.trained:
         # Without a training step, Lightning does not replace the last weights by their average.
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        module.load_weights(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     module.to(device)  # Lightning moves the module to the CPU, but heads must be on the device of their trunk
 
 

@@ -200,8 +200,12 @@ def test_precision_of_the_result(dtype: torch.dtype) -> None:
     torch.testing.assert_close(marginals.double(), DenseCRF()(logits, image), rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("pieces", [1 << 19, 30])
 @pytest.mark.parametrize("learned", [False, True])
-def test_iterations_end_when_no_marginal_changes_much(learned: bool) -> None:
+def test_iterations_end_when_no_marginal_changes_much(
+    learned: bool, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contextcrf.crf.dense._PIECE_ELEMENTS", pieces)
     torch.manual_seed(0)
     logits, image = 3 * torch.randn(1, 3, 12, 16), torch.randint(256, (1, 3, 12, 16))
     results = [DenseCRF(iterations=count, learnable=learned)(logits, image).detach() for count in range(31)]

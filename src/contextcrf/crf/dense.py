@@ -318,12 +318,12 @@ class DenseCRF(nn.Module):
         """Run mean field from the marginals q [N, K], which may be overwritten, and return marginals [N, K]."""
         in_place = not (torch.is_grad_enabled() and (unary.requires_grad or messages.learned))
         for _ in range(iterations if messages.kernels else 0):
-            before = q.detach().clone() if self.stop_below else None
             if in_place:
-                messages.update(q, unary)
+                changed = messages.update(q, unary, self.stop_below)
             else:
-                q = _softmax(messages(q).add_(unary))
-            if before is not None and bool((before.sub_(q.detach()).abs_() < self.stop_below).all()):
+                before, q = q, _softmax(messages(q).add_(unary))
+                changed = not self.stop_below or _changed(before.detach(), q.detach(), self.stop_below)
+            if not changed:
                 break
         return q
 
@@ -391,6 +391,11 @@ class _Kernel:
         return values * (self.compat if self.compat.ndim == 0 else -self.compat)
 
 
+def _changed(before: Tensor, after: Tensor, limit: float) -> bool:
+    """Return whether a marginal changed by `limit` or more."""
+    return bool((after - before).abs_().amax() >= limit)
+
+
 # A function from the logits [N, K] of an image and its kernels to marginals [K, N] or their logarithms.
 _Infer = Callable[[Tensor, Sequence[_Kernel]], Tensor]
 
@@ -406,17 +411,34 @@ class _Messages:
         self.kernels = kernels
         self.learned = any(kernel.learned for kernel in kernels)
         self.weights: dict[bool, list[tuple[Tensor, Tensor]]] = {}
+        self.changed_piece = 0  # a piece of the pixels with a large change in the last iteration (see `update`)
 
     def __call__(self, q: Tensor) -> Tensor:
         if self.learned:
             return torch.stack([kernel.messages(q) for kernel in self.kernels]).sum(0)
         return _Merged.apply(q, self, False)
 
-    def update(self, q: Tensor, unary: Tensor) -> None:
-        """Run one mean-field iteration in place, in pieces that fit into the cache of a CPU."""
+    def update(self, q: Tensor, unary: Tensor, limit: float) -> bool:
+        """Run one mean-field iteration in place, in pieces that fit into the cache of a CPU.
+
+        Returns:
+            Whether a marginal changed by `limit` or more, which is True if `limit` is 0.
+        """
         vertex_values = self.splatted(q, False)
-        for rows in slices(len(q), block_elements(q.device, on_cpu=_PIECE_ELEMENTS) // q.shape[1]):
-            _softmax(self.sliced(vertex_values, rows, False).add_(unary[rows]), out=q[rows])
+        pieces = list(slices(len(q), block_elements(q.device, on_cpu=_PIECE_ELEMENTS) // q.shape[1]))
+        changed = limit == 0
+        # After the first piece with such a change, the others are not compared. The next iteration begins with it.
+        for number in (self.changed_piece, *(n for n in range(len(pieces)) if n != self.changed_piece)):
+            rows = pieces[number]
+            logits = self.sliced(vertex_values, rows, False).add_(unary[rows])
+            if changed:
+                _softmax(logits, out=q[rows])
+                continue
+            updated = _softmax(logits)
+            if _changed(q[rows], updated, limit):
+                changed, self.changed_piece = True, number
+            q[rows] = updated
+        return changed
 
     def merged(self, values: Tensor, transpose: bool) -> Tensor:
         """Apply the linear map or its transpose."""

@@ -300,7 +300,8 @@ class DenseCRF(nn.Module):
         q = _softmax(unary)
         if all(kernel.attracts for kernel in kernels):
             active = q.detach().amax(0) >= self.tolerance
-            active[q.argmax(1)] = True
+            if not active.all():
+                active[q.argmax(1)] = True
             if not active.all():
                 few = unary[:, active]
                 q = self._iterate(_softmax(few), few, _Messages(kernels), self.iterations)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from contextcrf.modeling.model import load
 from contextcrf.modeling.system import UNARY_ONLY, UNARY_PAIRWISE
 from contextcrf.training import SeededSampler, augmentation, fit, jobs, run
 from contextcrf.training.jobs import trainer_of
+from contextcrf.training.sharding import ShardedModelModule
 from contextcrf.training.trainer import make_trainer
 from trainings import MODEL, QUICK, fit_job, logged, losses, weights
 
@@ -176,6 +178,22 @@ def test_one_process_goes_on_with_a_sharded_training(sharded, scenes, tmp_path):
     checkpoint = str(sharded / "checkpoints" / "epoch=1.ckpt")
     run(fit_job(scenes, tmp_path, training=training, checkpoint=checkpoint))
     torch.testing.assert_close(weights(load(tmp_path / "model")), weights(load(sharded / "model")))
+
+
+def test_a_resumed_sharded_training_has_the_learning_rates_of_its_config(tiny_model):
+    """The strategy restores the optimizer with the rates of the checkpoint, before Lightning calls the hook."""
+    stored, wanted = (
+        ShardedModelModule(tiny_model, replace(QUICK, lr=lr), steps=10).configure_optimizers() for lr in (0.01, 0.003)
+    )
+    ([restored], [schedule]), ([fresh], _) = stored, wanted
+    module = ShardedModelModule(tiny_model, replace(QUICK, lr=0.003), steps=10)
+    module.trainer = SimpleNamespace(optimizers=[restored])
+    module.on_load_checkpoint(
+        {"optimizer_states": [restored.state_dict()], "lr_schedulers": [schedule["scheduler"].state_dict()]}
+    )
+    for found, expected in zip(restored.param_groups, fresh.param_groups, strict=True):
+        for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+            assert found[name] == pytest.approx(expected[name])
 
 
 def test_what_cannot_be_sharded_is_refused(scenes, tmp_path):

@@ -59,13 +59,12 @@ class Lattice:
                 f"features must be a floating-point tensor [N, d] that is not empty, but is {features.dtype} of shape "
                 f"{list(features.shape)}."
             )
-        by_corner, self.weights, vertex_keys, digits = _vertices(features)
-        corners, self.num_points = by_corner.shape
+        self.vertices, self.weights, vertex_keys, digits = _vertices(features)
+        self.num_points, corners = self.vertices.shape
         self.num_vertices = len(vertex_keys)
-        self.vertices = by_corner.T.contiguous()
-        # The entries (corner, point) grouped by vertex, and the first entry of each vertex.
-        self._splat_order, self._splat_starts = _grouped(by_corner.flatten(), self.num_vertices)
-        self._splat_points = self._splat_order.remainder(self.num_points)
+        # The entries (point, corner) grouped by vertex, and the first entry of each vertex.
+        self._splat_order, self._splat_starts = _grouped(self.vertices.flatten(), self.num_vertices)
+        self._splat_points = self._splat_order // corners
         # This factor is the same as in the C++ code.
         self._factor = 1 / (1 + 2.0 ** -(corners - 1))
         # Along an axis, one coordinate falls by d and all others rise by 1. If their remainder is d, it becomes 0, and
@@ -88,7 +87,7 @@ class Lattice:
         """Return the weights of the points at their vertices, times `scale` [N, 1], in the order of `splat`."""
         weights = self.weights.detach() if scale is None else self.weights.detach() * scale
         # Indexing with brackets would convert the order to int64.
-        return weights.T.flatten().index_select(0, self._splat_order)
+        return weights.flatten().index_select(0, self._splat_order)
 
     def slice_weights(self, scale: Tensor | None = None) -> Tensor:
         """Return the weights [N, d + 1] of the vertices of its simplex at each point, times `scale` [N, 1]."""
@@ -216,17 +215,18 @@ def _vertices(features: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """Find the vertices of the simplex of each point.
 
     Returns:
-        The vertices, int32 [d+1, N], and their barycentric weights, [N, d+1], through which the gradient reaches the
+        The vertices, int32 [N, d+1], and their barycentric weights, [N, d+1], through which the gradient reaches the
             features. Also the keys of the distinct vertices in ascending order, [V], and the place value of the
             quotient of each axis in the keys.
     """
     cells, rank, weights = _simplex(features)
     # The vertices of a simplex that many points share are computed once. int32 needs half the memory of int64.
     first, simplex = _simplices(cells, rank)
-    keys, digits = _vertex_keys(cells[:, first], rank[:, first])
+    # Selecting from each row alone is three times as fast as selecting columns.
+    keys, digits = _vertex_keys(*(torch.stack([row.index_select(0, first) for row in part]) for part in (cells, rank)))
     del cells, rank  # They are the largest tensors.
     vertex_keys, vertices = keys.unique(return_inverse=True)
-    return vertices.int()[:, simplex], weights, vertex_keys, digits
+    return vertices.T.int().index_select(0, simplex), weights, vertex_keys, digits
 
 
 def _grouped(entries: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -396,12 +396,12 @@ def _blur_axis(vertex_keys: Tensor, neighbors: Tensor, dtype: torch.dtype) -> tu
         dtype: the dtype of the weights.
     """
     count = len(vertex_keys)
-    vertices = torch.arange(count, device=vertex_keys.device)
-    after = torch.searchsorted(vertex_keys, neighbors).clamp_(max=count - 1)
-    exists = vertex_keys[after] == neighbors
+    vertices = torch.arange(count, dtype=torch.int32, device=vertex_keys.device)
+    after = torch.searchsorted(vertex_keys, neighbors, out_int32=True).clamp_(max=count - 1)
+    exists = vertex_keys.index_select(0, after) == neighbors
     # Each vertex is the neighbor, on the opposite side, of its own neighbor. The entry `count` is a dummy for vertices
     # without a neighbor.
-    before = vertices.new_full((count + 1,), -1).scatter_(0, torch.where(exists, after, count), vertices)[:count]
-    rows = torch.stack([vertices, after, before.clamp(min=0)], 1).int()
-    weights = torch.stack([torch.ones_like(exists, dtype=dtype), 0.5 * exists, 0.5 * (before >= 0)], 1)
-    return rows, weights.to(dtype)
+    before = vertices.new_full((count + 1,), -1).scatter_(0, torch.where(exists, after, count).long(), vertices)[:count]
+    rows = torch.stack([vertices, after, before.clamp(min=0)], 1)
+    halves = torch.stack([exists, before >= 0], 1).to(dtype).mul_(0.5)
+    return rows, torch.cat([torch.ones_like(halves[:, :1]), halves], 1)

@@ -133,6 +133,7 @@ def stop(model: str, data: Path, repeats: int) -> None:
 
 
 def _stop(title: str, pairs: list[tuple[Tensor, Tensor]], parameters: dict[str, float], repeats: int) -> None:
+    """Measure `stop_below` with these parameters, and store the figures under a title."""
     limits = (0.0, 1e-3, 1e-2, 5e-2, 1e-1)
     work: dict[str, Callable[[], object]] = {
         f"ours, stop below {limit:g}": lambda limit=limit: [

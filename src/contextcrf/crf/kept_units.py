@@ -95,12 +95,9 @@ def _routes(relation: Relation, height: int, width: int, to_owners: bool, device
     # The first call may run in inference mode, but later uses of the cached tensors may need gradients.
     with torch.inference_mode(False):
         graph = Graph(relation, height, width, torch.device("cpu"))
-        offsets = -graph.offsets if to_owners else graph.offsets
-        nodes = torch.arange(graph.num_nodes)
-        y, x = (nodes // width)[:, None] + offsets[:, 0], (nodes % width)[:, None] + offsets[:, 1]
-        inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).flatten()
-        receivers = (y * width + x).flatten() * inside
+        table, mask = graph.neighbors(slice(0, graph.num_nodes), reverse=to_owners)
+        receivers, inside = table.flatten(), mask.flatten()
         order = torch.where(inside, receivers, graph.num_nodes).argsort(stable=True)[: int(inside.sum())]
         counts = receivers[inside].bincount(minlength=graph.num_nodes)
-        found = receivers, order, order // len(offsets), counts.cumsum(0) - counts
+        found = receivers, order, order // table.shape[1], counts.cumsum(0) - counts
         return _Routes(*(indices.to(device) for indices in found))

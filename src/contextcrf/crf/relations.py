@@ -249,19 +249,21 @@ class Graph:
         """The number of nodes N = height * width."""
         return self.height * self.width
 
-    def neighbors(self, rows: slice) -> tuple[Tensor, Tensor]:
+    def neighbors(self, rows: slice, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return the nodes in the boxes of a block of n nodes.
 
         Args:
             rows: the slice of the node indices of the block.
+            reverse: return the nodes whose boxes contain the nodes of the block instead.
 
         Returns:
             A table and a mask. The table contains node indices, int64 [n, T]. The mask is bool [n, T] and False if an
                 offset leads outside the map. The node index is then 0.
         """
         nodes = torch.arange(rows.start, rows.stop, device=self.device)
-        y = (nodes // self.width)[:, None] + self.offsets[:, 0]
-        x = (nodes % self.width)[:, None] + self.offsets[:, 1]
+        offsets = -self.offsets if reverse else self.offsets
+        y = (nodes // self.width)[:, None] + offsets[:, 0]
+        x = (nodes % self.width)[:, None] + offsets[:, 1]
         inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width)
         return torch.where(inside, y * self.width + x, 0), inside
 

@@ -54,8 +54,15 @@ def test_weights_and_vertices_give_back_the_point(d: int) -> None:
     assert (vertices % (d + 1) == torch.arange(d + 1)[None, :, None]).all()
 
 
-# Far points need keys of 64 bits; still farther ones have none for simplices, only for vertices.
-@pytest.mark.parametrize(("d", "far"), [(1, 0), (2, 0), (3, 0), (5, 0), (2, 50_000), (3, 3_000), (5, 100), (5, 1_000)])
+# Keys have 32 bits in the first two rows, where the second row needs the negative ones too, and 64 bits in the third.
+@pytest.mark.parametrize(
+    ("d", "far"),
+    [
+        *((1, 0), (2, 0), (3, 0), (5, 0)),
+        *((2, 15_000), (3, 450), (5, 24)),
+        *((2, 50_000), (3, 3_000), (5, 100), (5, 1_000)),
+    ],
+)
 def test_filter_equals_a_dictionary_of_vertices(d: int, far: int) -> None:
     # A box in the coordinates that the keys are packed from, full to its corners: neighbors on its faces would be
     # confused with vertices on the opposite ones if a digit of a key could overflow.
@@ -135,6 +142,18 @@ def test_single_precision_and_the_order_of_the_points_change_nothing() -> None:
     torch.testing.assert_close(Lattice(features.float()).filter(values), expected, rtol=1e-4, atol=1e-5)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(Lattice(features[order]).filter(values[order]), expected[order])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_lattice_in_pieces_is_the_whole_lattice(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    features = points(100, 3).to(dtype)
+    values = torch.rand(100, 2, generator=torch.Generator().manual_seed(6), dtype=dtype)
+    whole = Lattice(features)
+    monkeypatch.setattr("contextcrf.crf.lattice._PIECE_ELEMENTS", 4 * 7)
+    pieces = Lattice(features)
+    assert pieces.num_vertices == whole.num_vertices
+    assert torch.equal(pieces.vertices, whole.vertices)
+    assert torch.equal(pieces.filter(values), whole.filter(values))
 
 
 def test_points_of_double_precision_may_be_billions_of_standard_deviations_apart() -> None:

@@ -277,43 +277,54 @@ class DenseCRF(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
             size = logits.shape[2:]
-            guides = images.to(dtype).flatten(2).mT / self.bilateral_srgb.to(dtype)
+            # A feature of all pixels is a row here, because the lattice reads one feature after the other.
+            guides = images.to(dtype).flatten(2) / self.bilateral_srgb.to(dtype).view(-1, 1)
             if extra is not None:
-                guides = torch.cat([guides, extra.to(dtype).flatten(2).mT], 2)
+                guides = torch.cat([guides, extra.to(dtype).flatten(2)], 1)
             axes = [torch.arange(n, dtype=dtype, device=logits.device) for n in size]
             # Features have x first, which is the last axis of the image.
-            place = torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))], 1)
+            place = torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))])
 
-            spatial = self._kernels(self.spatial_compat, place / self.spatial_sxy.to(dtype))
-            near = place / self.bilateral_sxy.to(dtype)
+            spatial = self._kernels(self.spatial_compat, place / self.spatial_sxy.to(dtype).view(-1, 1))
+            near = place / self.bilateral_sxy.to(dtype).view(-1, 1)
             found = []
             for image, guide in zip(logits.flatten(2), guides, strict=True):
                 # The bilateral kernel is built first, because blurring its many vertices needs twice their memory.
-                bilateral = self._kernels(self.bilateral_compat, torch.cat([near, guide], 1))
-                # The lattice filters one row of values per pixel, [N, K].
-                unary = bounded(image.to(dtype)).T.contiguous()
-                found.append(infer(unary, [*bilateral, *spatial]))
+                bilateral = self._kernels(self.bilateral_compat, torch.cat([near, guide]))
+                found.append(infer(image.to(dtype), [*bilateral, *spatial]))
             return torch.stack(found).view(logits.shape) if len(found) > 1 else found[0].view(logits.shape)
 
-    def _mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
-        """Compute the marginals [K, N] of one image from logits [N, K]."""
-        q = _softmax(unary)
-        if all(kernel.attracts for kernel in kernels):
-            active = q.detach().amax(0) >= self.tolerance
-            if not active.all():
-                active[q.argmax(1)] = True
-            if not active.all():
-                few = unary[:, active]
-                q = self._iterate(_softmax(few), few, _Messages(kernels), self.iterations)
-                return unary.new_zeros(unary.shape[::-1]).index_copy(0, active.nonzero().flatten(), q.T)
-        return self._iterate(q, unary, _Messages(kernels), self.iterations).T.contiguous()
+    def _mean_field(self, logits: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Compute the marginals [K, N] of one image from logits [K, N]."""
+        shape, logits = logits.shape, bounded(logits)
+        q = logits.softmax(0)
+        active = self._active(q, kernels)
+        if len(active) < len(q):
+            logits = logits[active]
+            q = logits.softmax(0)
+        # The lattice filters one row of values per pixel, [N, K].
+        q, unary = _transposed(q), _transposed(logits)
+        del logits
+        q = _transposed(self._iterate(q, unary, _Messages(kernels), self.iterations))
+        return q if len(active) == shape[0] else q.new_zeros(shape).index_copy(0, active, q)
 
-    def _log_mean_field(self, unary: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
-        """Compute the logarithms of the marginals [K, N] of one image from logits [N, K]."""
+    def _active(self, start: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Return the numbers of the labels that take part in mean field from the marginals `start` [K, N]."""
+        if not all(kernel.attracts for kernel in kernels):
+            return torch.arange(len(start), device=start.device)
+        active = start.detach().amax(1) >= self.tolerance
+        if not active.all():
+            active[start.argmax(0)] = True
+        return active.nonzero().flatten()
+
+    def _log_mean_field(self, logits: Tensor, kernels: Sequence["_Kernel"]) -> Tensor:
+        """Compute the logarithms of the marginals [K, N] of one image from logits [K, N]."""
+        logits = bounded(logits)
         if kernels and self.iterations:
             messages = _Messages(kernels)
-            unary = unary + messages(self._iterate(_softmax(unary), unary, messages, self.iterations - 1))
-        return unary.log_softmax(1).T.contiguous()
+            q = self._iterate(_transposed(logits.softmax(0)), _transposed(logits), messages, self.iterations - 1)
+            logits = logits + _transposed(messages(q))
+        return logits.log_softmax(0)
 
     def _iterate(self, q: Tensor, unary: Tensor, messages: "_Messages", iterations: int) -> Tensor:
         """Run mean field from the marginals q [N, K], which may be overwritten, and return marginals [N, K]."""
@@ -359,10 +370,10 @@ class DenseCRF(nn.Module):
 
 
 class _Kernel:
-    """The normalized Gaussian kernel matrix of ``features`` [N, d] with the compatibility of labels."""
+    """The normalized Gaussian kernel matrix of ``features`` [d, N] with the compatibility of labels."""
 
     def __init__(self, features: Tensor, compat: Tensor, normalization: Normalization) -> None:
-        self.lattice = Lattice(features)
+        self.lattice = Lattice(features.T)
         self.compat = compat
         # True if a label at one pixel raises the probability of no other label at other pixels.
         self.attracts = compat.ndim == 0 and bool(compat >= 0)
@@ -370,7 +381,7 @@ class _Kernel:
         self.before: Tensor | None = None
         self.after: Tensor | None = None
         if normalization != "none":
-            ones = features.new_ones(len(features), 1)
+            ones = features.new_ones(features.shape[1], 1)
             sums = self.lattice.filter(ones) if features.requires_grad else self.lattice.sums()
             self.before = {"symmetric": sums.rsqrt(), "before": 1 / sums}.get(normalization)
             self.after = {"symmetric": sums.rsqrt(), "after": 1 / sums}.get(normalization)
@@ -397,7 +408,7 @@ def _changed(before: Tensor, after: Tensor, limit: float) -> bool:
     return bool((after - before).abs_().amax() >= limit)
 
 
-# A function from the logits [N, K] of an image and its kernels to marginals [K, N] or their logarithms.
+# A function from the logits [K, N] of an image and its kernels to marginals [K, N] or their logarithms.
 _Infer = Callable[[Tensor, Sequence[_Kernel]], Tensor]
 
 
@@ -481,6 +492,13 @@ def _softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
     if logits.shape[1] >= _SHORT:
         return torch.softmax(logits, 1, out=out)
     return torch.softmax(logits.T, 0, out=None if out is None else out.T).T.contiguous()
+
+
+def _transposed(values: Tensor) -> Tensor:
+    """Transpose a matrix of labels and pixels, and store it row by row, in pieces that fit into the cache of a CPU."""
+    pixels = int(values.shape[1] > values.shape[0])
+    step = block_elements(values.device, on_cpu=_PIECE_ELEMENTS // 4) // values.shape[1 - pixels]
+    return torch.cat([piece.T for piece in values.split(max(1, step), pixels)], 1 - pixels)
 
 
 def _own(value: Sigma | Compat) -> Tensor:

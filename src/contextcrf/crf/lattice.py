@@ -24,6 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from contextcrf.crf.blocks import block_elements
+
+# The number of elements of a temporary tensor during the construction of a lattice on a CPU (1 MiB).
+_PIECE_ELEMENTS = 1 << 18
+
 
 class Lattice:
     """A lattice that approximates products with the kernel matrix exp(-|f_p - f_q|^2 / 2) of N fixed points f.
@@ -59,19 +64,18 @@ class Lattice:
                 f"features must be a floating-point tensor [N, d] that is not empty, but is {features.dtype} of shape "
                 f"{list(features.shape)}."
             )
-        self.vertices, self.weights, vertex_keys, digits = _vertices(features)
-        self.num_points, corners = self.vertices.shape
+        keys, self.weights, digits = _vertex_keys(features)
+        self.num_points, corners = keys.shape
+        vertex_keys, self.vertices, self._splat_order, self._splat_starts = _numbered(keys)
         self.num_vertices = len(vertex_keys)
-        # The entries (point, corner) grouped by vertex, and the first entry of each vertex.
-        self._splat_order, self._splat_starts = _grouped(self.vertices.flatten(), self.num_vertices)
         self._splat_points = self._splat_order // corners
         # This factor is the same as in the C++ code.
         self._factor = 1 / (1 + 2.0 ** -(corners - 1))
         # Along an axis, one coordinate falls by d and all others rise by 1. If their remainder is d, it becomes 0, and
         # their quotients rise by 1.
-        rising = torch.where(vertex_keys % corners == corners - 1, sum(digits) - corners, 0).to(vertex_keys.dtype)
+        steps = torch.where(vertex_keys % corners == corners - 1, sum(digits) + 1 - corners, 1).to(vertex_keys.dtype)
         dtype = self.weights.dtype
-        self._axes = [_blur_axis(vertex_keys, vertex_keys + (1 - digit) + rising, dtype) for digit in digits]
+        self._axes = [_blur_axis(vertex_keys, vertex_keys + (steps - digit), dtype) for digit in digits]
 
     @cached_property
     def _splat_weights(self) -> Tensor:
@@ -211,29 +215,84 @@ def weighted_sums(values: Tensor, rows: Tensor, weights: Tensor, starts: Tensor 
     return embedding_bag(rows, values, starts, mode="sum", per_sample_weights=weights.to(values.dtype))
 
 
-def _vertices(features: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Find the vertices of the simplex of each point.
+def _vertex_keys(features: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Compute an integer key for each vertex r = 0..d of the simplex of each point.
+
+    All coordinates of vertex r have the remainder r when divided by d+1. A vertex is therefore defined by r, which is
+    the last digit of its key, and by the quotients. The first d quotients are enough, since the coordinates sum to 0.
 
     Returns:
-        The vertices, int32 [N, d+1], and their barycentric weights, [N, d+1], through which the gradient reaches the
-            features. Also the keys of the distinct vertices in ascending order, [V], and the place value of the
-            quotient of each axis in the keys.
+        The keys, [N, d+1], and the barycentric weights of the vertices, [N, d+1], through which the gradient reaches
+            the features. Also the place value of the quotient of each axis in the keys.
     """
-    cells, rank, weights = _simplex(features)
-    # The vertices of a simplex that many points share are computed once. int32 needs half the memory of int64.
-    first, simplex = _simplices(cells, rank)
-    # Selecting from each row alone is three times as fast as selecting columns.
-    keys, digits = _vertex_keys(*(torch.stack([row.index_select(0, first) for row in part]) for part in (cells, rank)))
-    del cells, rank  # They are the largest tensors.
-    vertex_keys, vertices = keys.unique(return_inverse=True)
-    return vertices.T.int().index_select(0, simplex), weights, vertex_keys, digits
+    num_points, d = features.shape
+    # The temporary tensors of a piece of the points fit into the cache of a CPU.
+    step = max(1, block_elements(features.device, on_cpu=_PIECE_ELEMENTS) // (d + 1))
+    cells, ranks, weights = zip(*(_simplex(points) for points in features.split(step)), strict=True)
+    low = torch.stack([piece[:d].amin(1) for piece in cells]).amin(0).tolist()
+    high = torch.stack([piece[:d].amax(1) for piece in cells]).amax(0).tolist()
+    digits, origin, dtype = _place_values([lowest - 2 for lowest in low], [highest + 1 for highest in high])
+    places = torch.tensor(digits, dtype=dtype, device=features.device)[:, None]
+    keys = torch.empty(num_points, d + 1, dtype=dtype, device=features.device)
+    for rows, piece, rank in zip(keys.split(step), cells, ranks, strict=True):
+        of_vertex = torch.empty(piece.shape, dtype=dtype, device=features.device)
+        of_vertex[0] = origin
+        for cell, lowest, digit in zip(piece[:d], low, digits[:d], strict=True):
+            of_vertex[0].add_((cell - (lowest - 2)).to(dtype), alpha=digit)
+        # From each vertex to the next, one coordinate falls by d and its quotient by 1, and all others rise by 1.
+        # Each coordinate falls once, in descending order of rank.
+        falling = torch.empty_like(of_vertex).scatter_(0, (d - rank).long(), (places - 1).expand_as(of_vertex))
+        for r in range(d):
+            torch.sub(of_vertex[r], falling[r], out=of_vertex[r + 1])
+        rows.copy_(of_vertex.T)
+    del cells, ranks  # They are as large as the weights.
+    return keys, torch.cat(weights), digits
 
 
-def _grouped(entries: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Return the order int32 [n] that groups entries, int32 [n] with values in 0..groups-1, and each group's start."""
-    ordered, order = entries.sort(stable=True)
-    numbers = torch.arange(groups, dtype=entries.dtype, device=entries.device)
-    return order.int(), torch.searchsorted(ordered, numbers, out_int32=True)
+def _place_values(low: list[int], high: list[int]) -> tuple[list[int], int, torch.dtype]:
+    """Define integers for the vertices whose first d quotients are in the ranges low..high.
+
+    Args:
+        low: the lowest value of each of the d quotients.
+        high: the highest value of each quotient.
+
+    Returns:
+        The place value of the quotient of each of the d+1 axes, which is 0 for the last axis. Also the integer of the
+            vertex with the lowest quotients and the remainder 0, which is a multiple of d+1, and the dtype of the
+            integers: int32 if possible, because it is sorted in half the time of int64.
+
+    Raises:
+        ValueError: if the integers do not fit into 64 bits.
+    """
+    corners = len(low) + 1
+    sizes = [last - first + 1 for first, last in zip(low, high, strict=True)]
+    span = math.prod(sizes) * corners
+    if span >= 2**63:
+        raise ValueError(
+            f"features span too many standard deviations in {len(sizes)} dimensions, because {span:.1e} possible "
+            "vertices of the lattice do not fit into 64-bit keys. Use larger standard deviations."
+        )
+    digits = [corners * math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    half = 2**31 // corners * corners
+    fits = span <= 2 * half
+    return [*digits, 0], -half if fits else 0, torch.int32 if fits else torch.int64
+
+
+def _numbered(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Number the distinct keys in ascending order.
+
+    Args:
+        keys: the keys of the entries, [N, n].
+
+    Returns:
+        The distinct keys, [V], and the number of each entry, int32 [N, n]. Also the entries in the order of their
+            numbers, int32 [N n], and the first position of each number in this order, int32 [V].
+    """
+    ordered, order = keys.flatten().sort(stable=True)
+    first = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    numbers = first.cumsum(0, dtype=torch.int32).sub_(1)
+    numbers = torch.empty_like(numbers).scatter_(0, order, numbers).view(keys.shape)
+    return ordered[first], numbers, order.int(), first.nonzero().flatten().int()
 
 
 def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,101 +347,15 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _ranks(residual: Tensor) -> Tensor:
     """Return the rank of each coordinate of each point [d+1, N] in descending order, int8. Equal ones stay in order."""
-    rank = torch.zeros_like(residual, dtype=torch.int8)
+    places = torch.arange(len(residual), dtype=torch.int8, device=residual.device)
+    # Without any difference, coordinate i has the rank i.
+    rank = places[:, None].repeat(1, residual.shape[1])
     for i in range(len(residual) - 1):
         for j in range(i + 1, len(residual)):
-            below = residual[i] < residual[j]
+            below = (residual[i] < residual[j]).view(torch.int8)
             rank[i] += below
-            rank[j] += ~below
+            rank[j] -= below
     return rank
-
-
-def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the distinct keys.
-
-    Returns:
-        The index of the first occurrence of each distinct key, ascending by key, [S], and the rank of each of the N
-        keys among the distinct keys, [N].
-    """
-    ordered, order = keys.sort()
-    new = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
-    number = torch.empty_like(order)
-    number[order] = new.cumsum(0) - 1
-    return order[new], number
-
-
-def _simplices(cells: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the distinct simplices. A simplex is defined by its vertex 0 and the order of the coordinates.
-
-    Returns:
-        The index of the first point in each distinct simplex, [S], and the number of the simplex of each point, [N].
-    """
-    d = len(cells) - 1
-    orders = (d + 1) ** d
-    if math.prod(_sizes(cells[:d], 0)[1]) * orders >= 2**63:
-        # The keys would overflow. If the simplices of all points are treated as distinct, the result is the same, but
-        # the computation takes longer.
-        each = torch.arange(cells.shape[1], device=cells.device)
-        return each, each
-    keys, _ = _packed(cells[:d], 0, orders)
-    for i in range(d):
-        keys.add_(rank[i], alpha=(d + 1) ** i)
-    return _distinct(keys)
-
-
-def _vertex_keys(cells: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
-    """Compute an integer key for each vertex r = 0..d of the simplices, [d+1, N].
-
-    All coordinates of vertex r have the remainder r when divided by d+1. A vertex is therefore defined by r, which is
-    the last digit of its key, and by the quotients. The first d quotients are enough, since the coordinates sum to 0.
-
-    Returns:
-        The keys, and the place value of the quotient of each axis in the keys.
-    """
-    d = len(cells) - 1
-    # A vertex lies up to 1 below the first vertex of its simplex, and its neighbors lie 1 to either side.
-    first, digits = _packed(cells[:d], 2, d + 1)
-    digits = [*digits, 0]
-    # From each vertex to the next, one coordinate falls by d and its quotient by 1, and all others rise by 1.
-    # Each coordinate falls once, in descending order of rank.
-    places = torch.tensor(digits, dtype=first.dtype, device=first.device)[:, None] - 1
-    falling = first.new_empty(cells.shape).scatter_(0, (d - rank).long(), places.expand_as(cells))
-    keys = first.new_empty(cells.shape)
-    keys[0] = first
-    for r in range(d):
-        torch.sub(keys[r], falling[r], out=keys[r + 1])
-    return keys, digits
-
-
-def _sizes(cells: Tensor, spare: int) -> tuple[list[int], list[int]]:
-    """Return the lowest value of each row of cells and the length of its range, extended by `spare` at both ends."""
-    low, high = (cells.amin(1) - spare).tolist(), (cells.amax(1) + spare).tolist()
-    return low, [last - lowest + 1 for lowest, last in zip(low, high, strict=True)]
-
-
-def _packed(cells: Tensor, spare: int, room: int) -> tuple[Tensor, list[int]]:
-    """Encode each column of cells [d, N] as one integer.
-
-    The integers are distinct also for cells up to `spare` beyond the ends of their range. They are multiples of `room`.
-
-    Returns:
-        The integers, [N], int32 if possible and int64 otherwise, and the place value of each row in the integers.
-
-    Raises:
-        ValueError: if the integers do not fit into 64 bits.
-    """
-    low, sizes = _sizes(cells, spare)
-    span = math.prod(sizes) * room
-    if span >= 2**63:
-        raise ValueError(
-            f"features span too many standard deviations in {len(cells)} dimensions, because {span:.1e} possible "
-            "vertices of the lattice do not fit into 64-bit keys. Use larger standard deviations."
-        )
-    digits = [room * math.prod(sizes[i + 1 :]) for i in range(len(cells))]
-    keys = cells.new_zeros(cells.shape[1], dtype=torch.int32 if span < 2**31 else torch.int64)
-    for row, lowest, digit in zip(cells, low, digits, strict=True):
-        keys.add_((row - lowest).to(keys.dtype), alpha=digit)
-    return keys, digits
 
 
 def _blur_axis(vertex_keys: Tensor, neighbors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -403,5 +376,7 @@ def _blur_axis(vertex_keys: Tensor, neighbors: Tensor, dtype: torch.dtype) -> tu
     # without a neighbor.
     before = vertices.new_full((count + 1,), -1).scatter_(0, torch.where(exists, after, count).long(), vertices)[:count]
     rows = torch.stack([vertices, after, before.clamp(min=0)], 1)
-    halves = torch.stack([exists, before >= 0], 1).to(dtype).mul_(0.5)
-    return rows, torch.cat([torch.ones_like(halves[:, :1]), halves], 1)
+    shares = torch.ones(rows.shape, dtype=dtype, device=rows.device)
+    torch.mul(exists, 0.5, out=shares[:, 1])
+    torch.mul(before >= 0, 0.5, out=shares[:, 2])
+    return rows, shares

@@ -59,6 +59,17 @@ def test_pair_logits_are_two_fully_connected_layers_on_concatenated_features(box
         torch.testing.assert_close(logits[1, e], expected)
 
 
+def test_pair_logits_in_blocks_are_those_with_gradients(box, monkeypatch):
+    pot, maps = pairwise(box), features()
+    edges, logits = pot.pair_logits(maps)
+    # Seven edges of both images in a block.
+    monkeypatch.setattr("contextcrf.crf.potentials._CACHED_UNITS", 14 * pot.last.in_features)
+    with torch.no_grad():
+        found = pot.pair_logits(maps)
+    assert torch.equal(found[0], edges)
+    torch.testing.assert_close(found[1], logits)
+
+
 def test_main_effects_and_interaction_are_one_linear_layer():
     pot = pairwise(BOXES["above"])
     last, hidden = pot.last, torch.rand(5, dtype=torch.float64)

@@ -29,6 +29,8 @@ IGNORE_INDEX = 255
 
 # The largest number of elements in a temporary tensor of a block of edges on a CPU (64 MiB of float32).
 _BLOCK_ELEMENTS = 1 << 24
+# The number of hidden units that are computed at once without gradients on a CPU, in whose cache they fit.
+_CACHED_UNITS = 1 << 19
 
 
 class UnaryPotential(nn.Module):
@@ -251,7 +253,16 @@ class PairwisePotential(nn.Module):
         """
         edges = self.graph(features).edges().clone()  # all maps of this size share the cached tensor
         owner, neighbor = self.project(features)
-        logits = self.last(F.relu(owner[:, edges[0]] + neighbor[:, edges[1]]))
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+            logits = self.last(F.relu(owner[:, edges[0]] + neighbor[:, edges[1]]))
+        else:
+            weight, bias = self.last.weight.to(owner.dtype), self.last.bias.to(owner.dtype)
+            logits = owner.new_empty(len(owner), edges.shape[1], len(weight))
+            elements = block_elements(owner.device, on_cpu=_CACHED_UNITS)
+            for some in slices(edges.shape[1], elements // (len(owner) * owner.shape[-1])):
+                p, q = edges[:, some]
+                units = owner.index_select(1, p).add_(neighbor.index_select(1, q)).relu_()
+                logits[:, some] = F.linear(units, weight, bias)
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
 
     def nll(

@@ -279,8 +279,16 @@ def test_a_batch_has_the_marginals_of_its_images():
     assert torch.equal(predictor.label_batch(batch, "unary"), labels)
 
 
-def test_mean_field_runs_once_for_systems_that_differ_in_the_dense_crf(monkeypatch):
-    predictor, runs = Predictor(tiny()), []
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        ({}, [("surrounding", "above"), ()]),
+        ({"surrounding": 0.0}, [("above",), ()]),
+        ({"surrounding": 0.0, "above": 0.0}, [()]),
+    ],
+)
+def test_mean_field_runs_once_for_systems_with_the_same_messages(weights, wanted, monkeypatch):
+    predictor, runs = Predictor(tiny(), settings(relation_weights=weights)), []
     original = Predictor.mean_field
 
     def counted(self, features, system, **options):
@@ -290,7 +298,7 @@ def test_mean_field_runs_once_for_systems_that_differ_in_the_dense_crf(monkeypat
     monkeypatch.setattr(Predictor, "mean_field", counted)
     found = predictor.predict(images()[0], [FULL, UNARY_PAIRWISE, UNARY_ONLY, FULL])
     assert [prediction.system for prediction in found] == [FULL, UNARY_PAIRWISE, UNARY_ONLY, FULL]
-    assert runs == [UNARY_PAIRWISE, UNARY_ONLY]
+    assert [system.relations for system in runs] == wanted
 
 
 def test_the_time_of_a_system_includes_the_network_and_its_own_steps_alone(monkeypatch):

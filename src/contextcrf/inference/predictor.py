@@ -273,9 +273,9 @@ class Predictor:
     def predict_batch(self, images: Tensor, systems: Sequence[System]) -> list[list[Prediction]]:
         """Predict images of one size with several systems.
 
-        The network and its unary run once for all systems, and mean field once for the systems that differ only in the
-        dense CRF. If the images are large, or differ in size from the previous ones, freed memory is released
-        (`release_freed_memory`).
+        The network and its unary run once for all systems. Mean field runs once for the systems that differ only in the
+        dense CRF, or in relations whose messages are not needed (`takes_part`). If the images are large, or differ in
+        size from the previous ones, freed memory is released (`release_freed_memory`).
 
         Args:
             images: the images, uint8 [B, C, H, W].
@@ -297,7 +297,7 @@ class Predictor:
             self._size = images.shape
         images = images.to(self.model.device)
         passes = len(self.inference.scales) * (1 + self.inference.flip)
-        sparse = {system: replace(system, dense=False) for system in systems}
+        sparse = {system: self._before_dense(system) for system in systems}
         totals: dict[System, Tensor] = {}
         seconds = dict.fromkeys(sparse.values(), 0.0)
         with self._evaluation_mode():
@@ -316,13 +316,19 @@ class Predictor:
             predictions = []
             for system, key in sparse.items():
                 start = self._clock()
-                marginals = totals[key] / passes
+                marginals = totals[key] if passes == 1 else totals[key] / passes
                 if system.dense:
                     marginals = self.refine(marginals, images)
                 elapsed = (seconds[key] + self._clock() - start) / len(images)
                 predictions.append([Prediction(system, values, elapsed) for values in marginals.cpu()])
         by_image = [dict(zip(sparse, found, strict=True)) for found in zip(*predictions, strict=True)]
         return [[found[system] for system in systems] for found in by_image]
+
+    def _before_dense(self, system: System) -> System:
+        """Return the system with the same mean field that has no dense CRF and no relations without messages."""
+        names = [name for name in system.potentials(self.model.pairwise) if name != UNARY]
+        needed = [name for name in names if not system.unary or self.takes_part(name)]
+        return replace(system, relations=tuple(needed), dense=False)
 
     def _marginals(self, features: Mapping[str, Tensor], system: System, unary: Tensor | None) -> Tensor:
         """Return the mean-field marginals in the fastest way."""

@@ -19,7 +19,7 @@ from contextcrf.crf.relations import Graph, Relation
 
 # The largest size of the hidden units that are kept for both directions, in bytes. With more, reading them takes longer
 # than computing them.
-KEPT_BYTES = 1 << 25
+KEPT_BYTES = 1 << 26
 # The number of hidden units of the senders whose marginals are contracted together. With more, the result does not fit
 # into the cache.
 CONTRACTED_UNITS = 1 << 16

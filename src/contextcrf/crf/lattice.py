@@ -231,7 +231,7 @@ def _vertex_keys(features: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     cells, ranks, weights = zip(*(_simplex(points) for points in features.split(step)), strict=True)
     low = torch.stack([piece[:d].amin(1) for piece in cells]).amin(0).tolist()
     high = torch.stack([piece[:d].amax(1) for piece in cells]).amax(0).tolist()
-    digits, origin, dtype = _place_values([lowest - 2 for lowest in low], [highest + 1 for highest in high])
+    digits, origin, dtype = _place_values(low, high)
     places = torch.tensor(digits, dtype=dtype, device=features.device)[:, None]
     keys = torch.empty(num_points, d + 1, dtype=dtype, device=features.device)
     for rows, piece, rank in zip(keys.split(step), cells, ranks, strict=True):
@@ -250,29 +250,35 @@ def _vertex_keys(features: Tensor) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def _place_values(low: list[int], high: list[int]) -> tuple[list[int], int, torch.dtype]:
-    """Define integers for the vertices whose first d quotients are in the ranges low..high.
+    """Define integers for the vertices of simplices whose first vertices have quotients in the ranges low..high.
+
+    A digit of an integer is a quotient minus (low - 2). The quotients of a vertex lie up to 1 below those of the first
+    vertex of its simplex, and its neighbors lie 1 to either side. The digits of a vertex are therefore in 1..n-1 for
+    n = high - low + 3, and those of a neighbor in 0..n. If digits of a neighbor are n, they carry over, and the lowest
+    of them becomes 0. No vertex has a 0, so the neighbor is not confused with a vertex.
 
     Args:
-        low: the lowest value of each of the d quotients.
+        low: the lowest value of each of the first d quotients.
         high: the highest value of each quotient.
 
     Returns:
-        The place value of the quotient of each of the d+1 axes, which is 0 for the last axis. Also the integer of the
-            vertex with the lowest quotients and the remainder 0, which is a multiple of d+1, and the dtype of the
-            integers: int32 if possible, because it is sorted in half the time of int64.
+        The place value of the quotient of each of the d+1 axes, which is 0 for the last axis. Also the integer whose
+            digits are all 0, which is a multiple of d+1, and the dtype of the integers: int32 if possible, because it
+            is sorted in half the time of int64.
 
     Raises:
         ValueError: if the integers do not fit into 64 bits.
     """
     corners = len(low) + 1
-    sizes = [last - first + 1 for first, last in zip(low, high, strict=True)]
-    span = math.prod(sizes) * corners
+    sizes = [last - first + 3 for first, last in zip(low, high, strict=True)]
+    digits = [corners * math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    # The first digit of a neighbor may be n, and the others may carry over into it.
+    span = (sizes[0] + 2) * digits[0]
     if span >= 2**63:
         raise ValueError(
             f"features span too many standard deviations in {len(sizes)} dimensions, because {span:.1e} possible "
             "vertices of the lattice do not fit into 64-bit keys. Use larger standard deviations."
         )
-    digits = [corners * math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
     half = 2**31 // corners * corners
     fits = span <= 2 * half
     return [*digits, 0], -half if fits else 0, torch.int32 if fits else torch.int64

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contextcrf.crf.lattice import Lattice, _simplex
+from contextcrf.crf.lattice import Lattice, _place_values, _simplex
 
 # Extents, in standard deviations, of a box where a few hundred random points are dense enough to be smoothed.
 EXTENT = {1: 20.0, 2: 8.0, 3: 4.0, 5: 2.5}
@@ -86,6 +86,16 @@ def test_filter_equals_a_dictionary_of_vertices(d: int, far: int) -> None:
     lattice = Lattice(features)
     assert lattice.num_vertices == len(grid)
     torch.testing.assert_close(lattice.filter(values[:, None])[:, 0], expected)
+
+
+@pytest.mark.parametrize(("spread", "dtype"), [(2**31 - 5, torch.int32), (2**31 - 4, torch.int64)])
+def test_keys_have_32_bits_as_long_as_all_of_them_fit(spread: int, dtype: torch.dtype) -> None:
+    digits, origin, found = _place_values([-7], [spread - 7])
+    assert digits == [2, 0]
+    assert found == dtype
+    # The quotients of neighbors are up to 2 below the lowest one and 1 above the highest one.
+    assert origin >= torch.iinfo(dtype).min
+    assert origin + 2 * (spread + 3) + 1 <= torch.iinfo(dtype).max
 
 
 # Bounds on relative errors in the 2-norm; what was measured is 1/2 to 9/10 of them. The errors are the method's: its

@@ -31,7 +31,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainings import QUICK, fit_job
-from contextcrf.training import ModelModule, run
+from contextcrf.cli.commands.training import fit
+from contextcrf.training import ModelModule
 from contextcrf.training.jobs import trainer_of
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -50,7 +51,7 @@ logger = logging.getLogger("contextcrf")
 logger.setLevel(logging.INFO)
 out.mkdir(exist_ok=True)
 logger.addHandler(logging.FileHandler(out / f"messages-{trainer_of(job).global_rank}"))
-run(job)
+fit(job)
 """
 
 
@@ -112,7 +113,13 @@ def launched(script: str, data: Path, folder: Path) -> Path:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "printed").write_text(done.stdout)
     return folder / "out"
+
+
+def test_one_of_two_processes_prints_the_folder_of_the_model(two_processes):
+    printed = (two_processes.parent / "printed").read_text()
+    assert printed == f"model written to {two_processes / 'model'}\n"
 
 
 def test_two_processes_train_to_the_losses_of_one(two_processes, scenes, tmp_path):

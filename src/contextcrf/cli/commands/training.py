@@ -24,9 +24,13 @@ def fit(job: FitJob) -> None:
         contextcrf fit --data data --out runs/large --model.backbone resnet50 --training.epochs 50
         contextcrf fit --init runs/mine --data data --out runs/fine --training.loss-at pixels
     """
+    from torch import distributed
+
     from contextcrf.training.jobs import run
 
-    print(f"model written to {run(job)}")
+    folder = run(job)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        print(f"model written to {folder}")
 
 
 def fit_heads(job: FitHeadsJob) -> None:

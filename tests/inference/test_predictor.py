@@ -301,6 +301,13 @@ def test_mean_field_runs_once_for_systems_with_the_same_messages(weights, wanted
     assert [system.relations for system in runs] == wanted
 
 
+def test_a_relation_of_weight_0_is_used_by_a_system_without_the_unary():
+    model, [image] = tiny(), images(1)
+    weightless, usual = (Predictor(model, settings(relation_weights=weights)) for weights in ({"above": 0.0}, {}))
+    [found], [expected] = (predictor.predict(image, [ABOVE_ONLY]) for predictor in (weightless, usual))
+    assert torch.equal(found.marginals, expected.marginals)
+
+
 def test_the_time_of_a_system_includes_the_network_and_its_own_steps_alone(monkeypatch):
     # A clock that counts the calls: each step takes one second.
     predictor = Predictor(tiny(), settings(scales=(1.0, 0.5)))

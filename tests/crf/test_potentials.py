@@ -161,6 +161,13 @@ def test_blocks_change_nothing(box, monkeypatch):
         torch.testing.assert_close(pot.messages(maps, marginals), whole[1].detach())
     monkeypatch.setattr(kept_units, "KEPT_BYTES", 1 << 20)
     torch.testing.assert_close(pot.messages(maps, marginals), whole[1])
+    with torch.no_grad():
+        send = pot.prepare(maps)
+        # Both calls use the same memory.
+        first, second = send(marginals), send(marginals.flip(0))
+    torch.testing.assert_close(first, whole[1].detach())
+    with torch.no_grad():
+        torch.testing.assert_close(second, pot.messages(maps, marginals.flip(0)))
 
 
 class LargestTensor(TorchDispatchMode):

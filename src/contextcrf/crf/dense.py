@@ -303,7 +303,8 @@ class DenseCRF(nn.Module):
             logits = logits[active]
             q = logits.softmax(0)
         # The lattice filters one row of values per pixel, [N, K].
-        q, unary = _transposed(q), _transposed(logits)
+        q = _transposed(q)
+        unary = _transposed(logits)
         del logits
         q = _transposed(self._iterate(q, unary, _Messages(kernels), self.iterations))
         return q if len(active) == shape[0] else q.new_zeros(shape).index_copy(0, active, q)

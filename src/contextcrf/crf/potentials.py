@@ -368,15 +368,16 @@ class PairwisePotential(nn.Module):
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         # In both directions, the sender's label is the first index of the weight and bias.
         to_neighbors, to_owners = (weight, bias), (weight.transpose(0, 1), bias.T)
+        workspace = Workspace(owner)
         if KeptUnits.fit(graph, owner):
-            first = KeptUnits(owner, neighbor, *to_neighbors, graph, to_owners=False)
-            second = KeptUnits(neighbor, owner, *to_owners, graph, to_owners=True)
+            first = KeptUnits(owner, neighbor, *to_neighbors, graph, to_owners=False, workspace=workspace)
+            second = KeptUnits(neighbor, owner, *to_owners, graph, to_owners=True, workspace=workspace)
 
             def both(marginals: Tensor) -> Tensor:
                 rows = marginals.flatten(1, 2)
                 return (first.messages(rows) + second.messages(rows)).view(marginals.shape)
         else:
-            window, workspace = graph.window(), Workspace(owner)
+            window = graph.window()
             owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in (owner, neighbor))
 
             def both(marginals: Tensor) -> Tensor:

@@ -316,6 +316,8 @@ def main() -> None:
         "large": lambda options: large(),
         "overlap": lambda options: overlap(options.model, options.data),
     }
+    # As in the commands. Otherwise, the time depends on how much freed memory the process happens to keep.
+    reuse_freed_memory()
     run_parts(parser, parts, {"real", "stop", "overlap"})
 
 

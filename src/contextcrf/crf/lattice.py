@@ -358,7 +358,7 @@ def _ranks(residual: Tensor) -> Tensor:
     rank = places[:, None].repeat(1, residual.shape[1])
     for i in range(len(residual) - 1):
         for j in range(i + 1, len(residual)):
-            below = (residual[i] < residual[j]).view(torch.int8)
+            below = (residual[i] < residual[j]).to(torch.int8)
             rank[i] += below
             rank[j] -= below
     return rank

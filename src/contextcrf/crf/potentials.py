@@ -253,6 +253,7 @@ class PairwisePotential(nn.Module):
         """
         edges = self.graph(features).edges().clone()  # all maps of this size share the cached tensor
         owner, neighbor = self.project(features)
+        # With gradients, blocks would save no memory. In an exported graph, each block would have its own operations.
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
             logits = self.last(F.relu(owner[:, edges[0]] + neighbor[:, edges[1]]))
         else:

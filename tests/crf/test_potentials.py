@@ -154,7 +154,7 @@ def test_blocks_change_nothing(box, monkeypatch):
     monkeypatch.setattr(potentials, "_BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(messages, "TILE_ELEMENTS", 20)
-    monkeypatch.setattr(kept_units, "CONTRACTED_UNITS", 20)
+    monkeypatch.setattr(kept_units, "BLOCK_BYTES", 100)
     blocks = pot.nll(maps, labels), pot.messages(maps, marginals), pot.edge_marginals(maps)
     torch.testing.assert_close(whole, blocks)
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_hidden_units_are_kept_only_on_small_maps(monkeypatch):
     monkeypatch.setattr(messages, "CONTRACTED_UNITS", 1)
     pot, maps = PairwisePotential(4, 2, RangeBox.surrounding(1.0), 32), features(1, 4, 12, 12).float()
     nodes, edges = 12 * 12, len(pot.graph(maps).offsets)
-    whole = 2 * nodes * edges * 32 * 4
+    whole = nodes * edges * 32 * 4
     largest = {}
     for limit in (whole, whole - 1):
         monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)

@@ -1,9 +1,14 @@
 """Mean-field messages on small maps, where the hidden units of all edges are computed once and kept.
 
 `messages.send` computes the hidden units of the edges anew for each set of marginals, in tiles, because those of a
-large map do not fit into memory. On a small map, the many small operations of the tiles take most of the time. Here
-each direction of all edges takes one matrix product for the contraction and one for the messages, and all iterations of
-mean field share the hidden units. Both ways are differentiable and give the same messages.
+large map do not fit into memory. On a small map, the many small operations of the tiles take most of the time. Here all
+iterations of mean field share the hidden units, and so do both directions of an edge (p, q). They are stored at the
+node p. The last layer is a matrix W [K, K * D] with the label of p as its first index, and Q are the marginals.
+
+    From p to q:  p contracts Q_p W, [K, D]. Its products with the hidden units of the edges of p are summed at each q.
+    From q to p:  p sums the outer products of Q_q and the hidden units, [K, D]. The sum is multiplied by W^T.
+
+Both ways of computing the messages are differentiable and give the same messages.
 """
 
 from functools import lru_cache
@@ -17,106 +22,113 @@ from contextcrf.crf.blocks import slices
 from contextcrf.crf.messages import Workspace, sum_precision
 from contextcrf.crf.relations import Graph, Relation
 
-# The largest size of the hidden units that are kept for both directions, in bytes. Twice this limit made no messages
-# faster.
+# The largest size of the hidden units that are kept, in bytes. With twice this limit, messages in bfloat16 would take
+# down to 0.6 times as long, and those in single precision longer.
 KEPT_BYTES = 1 << 26
-# The number of hidden units of the senders whose marginals are contracted together. With more, the result does not fit
-# into the cache.
-CONTRACTED_UNITS = 1 << 16
+# The largest size of the hidden layer of the nodes that are computed together, in bytes. The [K, D] matrices of more
+# nodes do not fit into the cache.
+BLOCK_BYTES = 1 << 18
 
 
 class _Routes(NamedTuple):
-    """The edges of all nodes in one direction.
+    """The edges (p, q) of a batch of B maps, whose nodes are numbered consecutively.
 
     Attributes:
-        receivers: the receiver of each of the T edges of each sender, int64 [N * T]. It is 0 if there is no receiver.
-        edges: the edges that exist, as indices into `receivers`, ordered by their receivers.
-        senders: the senders of these edges.
-        starts: the first of the edges of each receiver, [N].
+        neighbors: the node q of each of the T edges of each node p, int64 [B * N, T]. It is B * N if there is none.
+        edges: the edges that exist, as indices into the flattened `neighbors`, ordered by q.
+        owners: the nodes p of these edges.
+        starts: the first of the edges of each node q, [B * N].
     """
 
-    receivers: Tensor
+    neighbors: Tensor
     edges: Tensor
-    senders: Tensor
+    owners: Tensor
     starts: Tensor
 
 
 class KeptUnits:
-    """The messages from all nodes in one direction of a relation, with kept hidden units.
+    """The messages of a relation in both directions, with kept hidden units.
 
     Args:
-        senders: the part of the hidden layer of each sender, [B, N, D].
-        receivers: the part of the hidden layer of each receiver, [B, N, D].
-        weight: the weight of the last layer, [K, K, D]. The sender's label is the first index.
-        bias: the bias of the last layer, [K, K]. The sender's label is the first index.
+        owner: the part of the hidden layer of each node as p, [B, N, D].
+        neighbor: the part of the hidden layer of each node as q, [B, N, D].
+        weight: the weight of the last layer, [K, K, D]. The label of p is the first index.
+        bias: the bias of the last layer, [K, K]. The label of p is the first index.
         graph: the edges (p, q).
-        to_owners: each sender is the node q of its edges. False if it is the node p.
         workspace: memory that is used if no gradients are needed.
     """
 
     def __init__(
-        self,
-        senders: Tensor,
-        receivers: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        graph: Graph,
-        to_owners: bool,
-        workspace: Workspace,
+        self, owner: Tensor, neighbor: Tensor, weight: Tensor, bias: Tensor, graph: Graph, workspace: Workspace
     ) -> None:
-        self.routes = _routes(graph.relation, graph.height, graph.width, to_owners, senders.device)
-        units = receivers.index_select(1, self.routes.receivers).unflatten(1, (senders.shape[1], -1))
-        self.units = units.add_(senders[:, :, None]).relu_().flatten(0, 1)
+        self.routes = _routes(graph.relation, graph.height, graph.width, len(owner), owner.device)
+        units = _with_absent(neighbor.flatten(0, 1)).index_select(0, self.routes.neighbors.flatten())
+        units = units.unflatten(0, self.routes.neighbors.shape)
+        self.units = units.add_(owner.flatten(0, 1)[:, None]).relu_()
         self.weight, self.bias = weight.flatten(1), bias
         self.workspace = workspace
 
     @staticmethod
-    def fit(graph: Graph, senders: Tensor) -> bool:
-        """Return whether the hidden units of both directions are few enough to be kept, for senders [B, N, D]."""
-        return 0 < 2 * len(graph.offsets) * senders.numel() * senders.element_size() <= KEPT_BYTES
+    def fit(graph: Graph, owner: Tensor) -> bool:
+        """Return whether the hidden units of all edges are few enough to be kept, for nodes [B, N, D]."""
+        return 0 < len(graph.offsets) * owner.numel() * owner.element_size() <= KEPT_BYTES
 
     def messages(self, marginals: Tensor) -> Tensor:
-        """Compute the summed messages [B, N, K] from the marginals of the senders, [B, N, K]."""
-        batch, nodes, num_classes = marginals.shape
-        flat = marginals.flatten(0, 1).to(self.weight.dtype)
-        sent = self._sent(flat, num_classes)
-        biases = sum_precision(flat @ self.bias).unflatten(0, (batch, nodes))
-        rows = sum_precision(sent.mT).unflatten(0, (batch, nodes)).flatten(1, 2)
-        _, edges, senders, starts = self.routes
-        return torch.stack(
-            [
-                F.embedding_bag(edges, rows[image], starts, mode="sum")
-                + F.embedding_bag(senders, biases[image], starts, mode="sum")
-                for image in range(batch)
-            ]
+        """Compute the summed messages [B, N, K] from the marginals of all nodes, [B, N, K]."""
+        nodes = marginals.flatten(0, 1).to(self.weight.dtype)
+        to_neighbors, to_owners = self._products(nodes)
+        neighbors, edges, owners, starts = self.routes
+        total = (
+            to_owners
+            + F.embedding_bag(edges, to_neighbors, starts, mode="sum")
+            + F.embedding_bag(owners, sum_precision(nodes @ self.bias), starts, mode="sum")
+            + F.embedding_bag(neighbors, _with_absent(sum_precision(nodes @ self.bias.T)), mode="sum")
         )
+        return total.view(marginals.shape)
 
-    def _sent(self, marginals: Tensor, num_classes: int) -> Tensor:
-        """Compute the messages without their biases, [B * N, K, T], from marginals [B * N, K]."""
-        hidden = self.units.shape[2]
-        gradients = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (marginals, self.units, self.weight)
-        )
-        sent = []
-        for some in slices(len(marginals), CONTRACTED_UNITS // hidden):
-            part = marginals[some]
-            # New memory for each block would take longer than the product.
-            out = None if gradients else self.workspace("contracted", len(part), num_classes * hidden)
+    def _products(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the messages without the bias from marginals [B * N, K].
+
+        Returns:
+            The messages of all edges to their nodes q, [B * N * T, K], and the summed messages to the nodes p,
+                [B * N, K].
+        """
+        num_classes, hidden = nodes.shape[1], self.units.shape[2]
+        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (nodes, self.units, self.weight))
+        rows = _with_absent(nodes)
+        to_neighbors, to_owners = [], []
+        # All blocks have about the same size, because a small last one would be slow.
+        blocks = -(-len(nodes) * hidden * nodes.element_size() // BLOCK_BYTES)
+        for some in slices(len(nodes), -(-len(nodes) // blocks)):
+            part, units, neighbors = nodes[some], self.units[some], self.routes.neighbors[some]
+            # New memory for each block would take longer than the products.
+            out = None if gradients else self.workspace("matrices", len(part), num_classes * hidden)
             contracted = torch.matmul(part, self.weight, out=out).unflatten(1, (num_classes, hidden))
-            # These products are up to 1.5 times as fast as their transposes.
-            sent.append(torch.bmm(contracted, self.units[some].mT))
-        return torch.cat(sent)
+            # In single precision, these products are up to 1.5 times as fast as their transposes.
+            to_neighbors.append(sum_precision(torch.bmm(contracted, units.mT).mT.flatten(0, 1)))
+            received = rows.index_select(0, neighbors.flatten()).unflatten(0, neighbors.shape)
+            out = None if gradients else contracted
+            summed = torch.bmm(received.mT, units, out=out)
+            to_owners.append(sum_precision(F.linear(summed.flatten(1), self.weight)))
+        return torch.cat(to_neighbors), torch.cat(to_owners)
+
+
+def _with_absent(rows: Tensor) -> Tensor:
+    """Append a row of zeros for the neighbors that do not exist."""
+    return F.pad(rows, (0, 0, 0, 1))
 
 
 @lru_cache(maxsize=64)
-def _routes(relation: Relation, height: int, width: int, to_owners: bool, device: torch.device) -> _Routes:
-    """Return the edges of a relation on a map in one direction."""
+def _routes(relation: Relation, height: int, width: int, batch: int, device: torch.device) -> _Routes:
+    """Return the edges of a relation on a batch of maps."""
     # The first call may run in inference mode, but later uses of the cached tensors may need gradients.
     with torch.inference_mode(False):
         graph = Graph(relation, height, width, torch.device("cpu"))
-        table, mask = graph.neighbors(slice(0, graph.num_nodes), reverse=to_owners)
-        receivers, inside = table.flatten(), mask.flatten()
-        order = torch.where(inside, receivers, graph.num_nodes).argsort(stable=True)[: int(inside.sum())]
-        counts = receivers[inside].bincount(minlength=graph.num_nodes)
-        found = receivers, order, order // table.shape[1], counts.cumsum(0) - counts
+        table, inside = graph.neighbors(slice(0, graph.num_nodes))
+        nodes = batch * graph.num_nodes
+        first = torch.arange(0, nodes, graph.num_nodes)[:, None, None]
+        neighbors = torch.where(inside, first + table, nodes).flatten(0, 1)
+        edges = neighbors.flatten().argsort(stable=True)[: batch * int(inside.sum())]
+        counts = neighbors.flatten().bincount(minlength=nodes)[:nodes]
+        found = neighbors, edges, edges // table.shape[1], counts.cumsum(0) - counts
         return _Routes(*(indices.to(device) for indices in found))

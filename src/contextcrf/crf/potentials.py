@@ -367,23 +367,21 @@ class PairwisePotential(nn.Module):
         owner, neighbor = self.project(features)
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
-        # In both directions, the sender's label is the first index of the weight and bias.
-        to_neighbors, to_owners = (weight, bias), (weight.transpose(0, 1), bias.T)
         workspace = Workspace(owner)
         if KeptUnits.fit(graph, owner):
-            first = KeptUnits(owner, neighbor, *to_neighbors, graph, to_owners=False, workspace=workspace)
-            second = KeptUnits(neighbor, owner, *to_owners, graph, to_owners=True, workspace=workspace)
+            kept = KeptUnits(owner, neighbor, weight, bias, graph, workspace)
 
             def both(marginals: Tensor) -> Tensor:
-                rows = marginals.flatten(1, 2)
-                return (first.messages(rows) + second.messages(rows)).view(marginals.shape)
+                return kept.messages(marginals.flatten(1, 2)).view(marginals.shape)
         else:
             window = graph.window()
             owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in (owner, neighbor))
 
             def both(marginals: Tensor) -> Tensor:
-                total = send(owner, neighbor, marginals, *to_neighbors, window, workspace)
-                return total + send(neighbor, owner, marginals, *to_owners, window.reversed(), workspace)
+                # In both directions, the sender's label is the first index of the weight and of the bias.
+                total = send(owner, neighbor, marginals, weight, bias, window, workspace)
+                reverse = weight.transpose(0, 1), bias.T
+                return total + send(neighbor, owner, marginals, *reverse, window.reversed(), workspace)
 
         def messages(marginals: Tensor) -> Tensor:
             expected = (len(features), self.num_classes, *features.shape[-2:])

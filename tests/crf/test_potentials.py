@@ -146,6 +146,14 @@ def test_gradients_agree_with_finite_differences(box, limit, monkeypatch):
     torch.autograd.gradcheck(lambda f: pot.messages(f, unary(f).softmax(1)), maps)
 
 
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_the_marginals_have_a_gradient_if_the_potential_has_none(box, limit, monkeypatch):
+    monkeypatch.setattr(kept_units, "KEPT_BYTES", limit)
+    pot, maps = pairwise(box).requires_grad_(False), features(1, 3, 2, 3)
+    marginals = torch.rand(1, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda q: pot.messages(maps, q), marginals)
+
+
 def test_blocks_change_nothing(box, monkeypatch):
     pot, maps = pairwise(box), features(2, 3, 4, 5)
     labels, marginals = torch.randint(3, (2, 4, 5)), torch.rand(2, 3, 4, 5, dtype=torch.float64)

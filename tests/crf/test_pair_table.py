@@ -18,14 +18,17 @@ def box(request):
     return request.param
 
 
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("block", [1, 7, 8192])
-def test_a_table_gives_the_messages_and_marginals_of_its_potential(box, block, monkeypatch):
+def test_a_table_gives_the_messages_and_marginals_of_its_potential(box, block, gradients, monkeypatch):
     monkeypatch.setattr(pair_table, "_BLOCK", block)
     head, features = potential(box), torch.randn(1, 3, 4, 5, dtype=torch.float64)
     marginals = torch.randn(3, 4, 4, 5, dtype=torch.float64).softmax(1)
-    held = PairTable(head, features)
-    torch.testing.assert_close(held.messages(marginals), head.messages(features.expand(3, -1, -1, -1), marginals))
-    torch.testing.assert_close(held.edge_marginals(), head.edge_marginals(features))
+    with torch.inference_mode(not gradients):
+        held = PairTable(head, features)
+        assert held.messages(marginals).requires_grad == gradients
+        torch.testing.assert_close(held.messages(marginals), head.messages(features.expand(3, -1, -1, -1), marginals))
+        torch.testing.assert_close(held.edge_marginals(), head.edge_marginals(features))
 
 
 @pytest.mark.parametrize("factor", [1, 2])
@@ -46,12 +49,13 @@ def test_a_node_without_edges_has_uniform_marginals_and_no_messages():
     assert not held.messages(torch.ones(1, 4, 1, 1, dtype=torch.float64)).any()
 
 
-def test_a_table_in_mixed_precision():
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_table_in_mixed_precision(gradients):
     """Autocast computes all products in half precision, while messages are summed in single precision."""
     potential, features = PairwisePotential(3, 4, RangeBox.surrounding(), hidden=5), torch.randn(1, 3, 5, 6)
     marginals = torch.randn(1, 4, 5, 6).softmax(1)
     expected = potential.messages(features, marginals)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(not gradients):
         found = PairTable(potential, features).messages(marginals)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)

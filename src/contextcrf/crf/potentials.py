@@ -13,6 +13,7 @@ replace one over edges. The last layer has K x K outputs per edge. Only `pair_lo
 """
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -259,11 +260,14 @@ class PairwisePotential(nn.Module):
         else:
             weight, bias = self.last.weight.to(owner.dtype), self.last.bias.to(owner.dtype)
             logits = owner.new_empty(len(owner), edges.shape[1], len(weight))
+            workspace, hidden = Workspace(owner), owner.shape[-1]
             elements = block_elements(owner.device, on_cpu=_CACHED_UNITS)
-            for some in slices(edges.shape[1], elements // (len(owner) * owner.shape[-1])):
+            for image, some in product(range(len(owner)), slices(edges.shape[1], elements // hidden)):
                 p, q = edges[:, some]
-                units = owner.index_select(1, p).add_(neighbor.index_select(1, q)).relu_()
-                logits[:, some] = F.linear(units, weight, bias)
+                units, others = (workspace(name, len(p), hidden) for name in ("units", "others"))
+                torch.index_select(owner[image], 0, p, out=units)
+                units.add_(torch.index_select(neighbor[image], 0, q, out=others)).relu_()
+                torch.addmm(bias, units, weight.T, out=logits[image, some])
         return edges, logits.unflatten(-1, (self.num_classes, self.num_classes))
 
     def nll(

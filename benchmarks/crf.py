@@ -22,6 +22,7 @@ from contextcrf import PairwisePotential, RangeBox, mean_field
 from contextcrf.crf import elbo, mean_field_nll, pseudo_likelihood_nll
 from contextcrf.crf.meanfield import pairwise_logits
 from contextcrf.evaluation.figures import save_figure
+from contextcrf.utils.memory import reuse_freed_memory
 from explicit import ExplicitTable, Pairs, naive_nll
 from measure import FIGURES, bfloat16_products, exponent, interleaved, matmul_rate, peak_memory, run_parts, store
 
@@ -337,6 +338,7 @@ def main() -> None:
         "half": lambda options: street.half(options.data),
         "objectives": lambda options: street.objectives(options.data, options.minutes),
     }
+    reuse_freed_memory()
     run_parts(parser, parts, {"picture", "half", "objectives"})
 
 

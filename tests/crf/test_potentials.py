@@ -357,7 +357,7 @@ def test_hidden_units_are_kept_only_on_small_maps(monkeypatch):
     """The tensors of a map stay below the limit, and a map above it needs no more than its tiles."""
     monkeypatch.setattr(messages, "TILE_ELEMENTS", 1 << 12)
     monkeypatch.setattr(messages, "BLOCK_ELEMENTS", 1 << 12)
-    monkeypatch.setattr(messages, "CPU_SENDERS", 1)
+    monkeypatch.setattr(messages, "CPU_NODES", 1)
     monkeypatch.setattr(messages, "CPU_UNITS", 1)
     monkeypatch.setattr(messages, "CONTRACTED_UNITS", 1)
     pot, maps = PairwisePotential(4, 2, RangeBox.surrounding(1.0), 32), features(1, 4, 12, 12).float()

@@ -382,10 +382,7 @@ class PairwisePotential(nn.Module):
             owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in (owner, neighbor))
 
             def both(marginals: Tensor) -> Tensor:
-                # In both directions, the sender's label is the first index of the weight and of the bias.
-                total = send(owner, neighbor, marginals, weight, bias, window, workspace)
-                reverse = weight.transpose(0, 1), bias.T
-                return total + send(neighbor, owner, marginals, *reverse, window.reversed(), workspace)
+                return send(owner, neighbor, marginals, weight, bias, window, workspace)
 
         def messages(marginals: Tensor) -> Tensor:
             expected = (len(features), self.num_classes, *features.shape[-2:])

@@ -249,7 +249,9 @@ def gains(systems: Mapping[str, Tensor], tuned: bool = False) -> list[Gain]:
             difference = paired_bootstrap(systems[first], systems[second])
         except ValueError:
             continue  # a single image has no interval
-        if difference.low > 0:
+        if torch.equal(systems[first], systems[second]):
+            verdict = f"Both systems have the same counts for every image, as with weights of 0 of the {part}."
+        elif difference.low > 0:
             verdict = f"The {part} raise{verb} the mean IoU."
         elif difference.high < 0:
             verdict = f"The {part} lower{verb} the mean IoU. {advice}."

@@ -165,8 +165,11 @@ def test_blocks_change_nothing(box, monkeypatch):
     monkeypatch.setattr(kept_units, "BLOCK_BYTES", 100)
     blocks = pot.nll(maps, labels), pot.messages(maps, marginals), pot.edge_marginals(maps)
     torch.testing.assert_close(whole, blocks)
-    with torch.no_grad():
-        torch.testing.assert_close(pot.messages(maps, marginals), whole[1].detach())
+    monkeypatch.setattr(messages, "CONTRACTED_UNITS", 1)
+    for elements in (100, 1 << 22):  # blocks of one row, and of several rows in several tiles
+        monkeypatch.setattr(messages, "BLOCK_ELEMENTS", elements)
+        with torch.no_grad():
+            torch.testing.assert_close(pot.messages(maps, marginals), whole[1].detach())
     monkeypatch.setattr(kept_units, "KEPT_BYTES", 1 << 20)
     torch.testing.assert_close(pot.messages(maps, marginals), whole[1])
     with torch.no_grad():

@@ -22,7 +22,7 @@ from contextcrf.crf.blocks import slices
 from contextcrf.crf.messages import Workspace, sum_precision
 from contextcrf.crf.relations import Graph, Relation
 
-# The largest size of the hidden units that are kept, in bytes. With twice this limit, the messages would hardly be faster
+# The largest size of the hidden units that are kept, in bytes. With twice this limit, messages would hardly be faster
 # in bfloat16, and slower in single precision.
 KEPT_BYTES = 1 << 26
 # The largest size of the hidden layer of the nodes that are computed together, in bytes. The [K, D] matrices of more

@@ -18,8 +18,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from contextcrf.crf.block_sum import block_sum
 from contextcrf.crf.blocks import block_elements, slices
 from contextcrf.crf.checks import check_labels
 from contextcrf.crf.kept_units import KeptUnits
@@ -28,8 +28,8 @@ from contextcrf.crf.relations import Graph, Relation
 
 IGNORE_INDEX = 255
 
-# The largest number of elements in a temporary tensor of a block of edges on a CPU (64 MiB of float32).
-_BLOCK_ELEMENTS = 1 << 24
+# The largest number of elements in a temporary tensor of a block of edges on a CPU (16 MiB of float32).
+_BLOCK_ELEMENTS = 1 << 22
 # The number of hidden units that are computed at once without gradients on a CPU, in whose cache they fit.
 _CACHED_UNITS = 1 << 19
 
@@ -281,8 +281,8 @@ class PairwisePotential(nn.Module):
     ) -> Tensor:
         """Compute the piecewise negative log-likelihood, eq. (11)-(12), as the mean over the labeled edges.
 
-        An edge is labeled if both of its nodes are. The backward pass recomputes blocks of edges, so that memory does
-        not grow with E x K x K.
+        An edge is labeled if both of its nodes are. The loss and its gradients are computed in blocks of edges, so that
+        memory does not grow with E x K x K. Second derivatives are not available.
 
         Args:
             features: the feature map, [B, C, H, W].
@@ -323,11 +323,9 @@ class PairwisePotential(nn.Module):
         owner, neighbor = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
         elements = block_elements(features.device, on_cpu=_BLOCK_ELEMENTS)
         block = max(1, elements // (self.num_classes**2 + self.last.in_features))
-        losses = [
-            checkpoint(self._edge_loss, owner, neighbor, *part, use_reentrant=False, preserve_rng_state=False)
-            for part in zip(*(each.split(block) for each in (p, q, target, weights)), strict=True)
-        ]
-        return torch.stack(losses).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+        blocks = list(zip(*(each.split(block) for each in (p, q, target, weights)), strict=True))
+        total = block_sum(_edge_losses, blocks, (owner, neighbor, self.last.weight, self.last.bias))
+        return total / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
         """Compute the expected pair logits of each node, summed over the edges that touch the node.
@@ -446,12 +444,14 @@ class PairwisePotential(nn.Module):
         image, edge = labeled.nonzero(as_tuple=True)
         return image, edges[0, edge], edges[1, edge]
 
-    def _edge_loss(
-        self, owner: Tensor, neighbor: Tensor, p: Tensor, q: Tensor, target: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Return the weighted sum of the losses of some edges (p, q)."""
-        logits = self.last(F.relu(owner[p] + neighbor[q]))
-        return (weights * F.cross_entropy(_at_least_single(logits), target, reduction="none")).sum()
+
+def _edge_losses(
+    owner: Tensor, neighbor: Tensor, weight: Tensor, bias: Tensor, p: Tensor, q: Tensor, target: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the weighted sum of the losses of some edges (p, q)."""
+    units = F.relu(owner.index_select(0, p) + neighbor.index_select(0, q))
+    losses = F.cross_entropy(_at_least_single(F.linear(units, weight, bias)), target, reduction="none")
+    return (weights * losses).sum()
 
 
 def _at_least_single(logits: Tensor) -> Tensor:

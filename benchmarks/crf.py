@@ -229,7 +229,7 @@ def step_problem(classes: int) -> tuple[Tensor, Pairs, Tensor]:
 
 def memory_of_step(objective: str, classes: int) -> Iterator[None]:
     """Prepare, yield, and run the measured work, as `peak_memory` requires."""
-    # As in the commands. Otherwise, mean field in the loop with 150 classes leaves a gigabyte in pieces.
+    # As in the commands: freed memory that no later tensor fits into is part of the peak.
     reuse_freed_memory()
     unary, pairs, labels = step_problem(classes)
     pairs[0][0].graph(pairs[0][1]).edges()

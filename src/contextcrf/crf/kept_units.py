@@ -74,8 +74,8 @@ class KeptUnits:
         return 0 < len(graph.offsets) * owner.numel() * owner.element_size() <= KEPT_BYTES
 
     def messages(self, marginals: Tensor) -> Tensor:
-        """Compute the summed messages [B, N, K] from the marginals of all nodes, [B, N, K]."""
-        nodes = marginals.flatten(0, 1).to(self.weight.dtype)
+        """Compute the summed messages [B, H, W, K] from the marginals of all nodes, [B, H, W, K]."""
+        nodes = marginals.flatten(0, 2).to(self.weight.dtype)
         to_neighbors, to_owners = self._products(nodes)
         neighbors, edges, owners, starts = self.routes
         total = (

@@ -163,9 +163,15 @@ def _block(
     for row, places in window.outside():
         received[:, :, row, places] = 0
     received = received.flatten(2, 3)
-    biases = (marginals @ bias)[:, :, None]
-    operands = _windows(neighbor, rows, columns), owner, marginals, received, weight.flatten(1), biases, rows, columns
-    sent, to_owners = _whole(*operands) if workspace is None else _tiles(*operands, workspace)
+    weight, biases = weight.flatten(1), (marginals @ bias)[:, :, None]
+    windows = _windows(neighbor, rows, columns)
+    if workspace is None:
+        contracted = (marginals.flatten(0, 1) @ weight).unflatten(1, (len(bias), -1))
+        sent, summed = _tile(windows, owner, contracted, received.flatten(0, 1), rows, columns)
+        sent = sum_precision(sent).unflatten(0, owner.shape[:2]) + biases
+        to_owners = sum_precision(F.linear(summed.flatten(1), weight)).unflatten(0, owner.shape[:2])
+    else:
+        sent, to_owners = _tiles(windows, owner, marginals, received, weight, biases, rows, columns, workspace)
     to_neighbors = _overlapping_sum(sent.unflatten(2, (len(rows), len(columns))), window)
     return to_neighbors, to_owners + received.sum(2, dtype=to_owners.dtype) @ bias.T.to(to_owners.dtype)
 
@@ -173,39 +179,6 @@ def _block(
 def _windows(values: Tensor, rows: list[int], columns: list[int]) -> Tensor:
     """Return the windows of R x S positions, [h, W, R, S, D], in a map [h + R - 1, W + S - 1, D]."""
     return values.unfold(0, rows[-1] + 1, 1).unfold(1, columns[-1] + 1, 1).permute(0, 1, 3, 4, 2)
-
-
-def _whole(
-    windows: Tensor,
-    owner: Tensor,
-    marginals: Tensor,
-    received: Tensor,
-    weight: Tensor,
-    biases: Tensor,
-    rows: list[int],
-    columns: list[int],
-) -> tuple[Tensor, Tensor]:
-    """Compute the messages of a block at once, with gradients.
-
-    Args:
-        windows: the part g of the hidden layer at the positions of each window, [h, W, R, S, D].
-        owner: the part f of the hidden layer of the nodes p, [h, W, D].
-        marginals: the marginals of the nodes p, [h, W, K].
-        received: the marginals of the neighbors of each node p, [h, W, edges, K].
-        weight: the weight of the last layer, [K, K * D].
-        biases: the biases of the messages from each node p, [h, W, 1, K].
-        rows: the rows of the neighbors in the window.
-        columns: the columns of the neighbors in the window.
-
-    Returns:
-        The messages to the neighbors, [h, W, edges, K], and the summed messages without biases to the nodes p,
-            [h, W, K].
-    """
-    num_classes, size = marginals.shape[2], owner.shape[:2]
-    contracted = (marginals.flatten(0, 1) @ weight).unflatten(1, (num_classes, -1))
-    sent, summed = _tile(windows, owner, contracted, received.flatten(0, 1), rows, columns)
-    to_owners = sum_precision(F.linear(summed.flatten(1), weight))
-    return sum_precision(sent).unflatten(0, size) + biases, to_owners.unflatten(0, size)
 
 
 def _tiles(
@@ -219,7 +192,23 @@ def _tiles(
     columns: list[int],
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the messages of `_whole` in tiles that fit into the cache of a CPU, without gradients."""
+    """Compute the messages of a block in tiles that fit into the cache of a CPU, without gradients.
+
+    Args:
+        windows: the part g of the hidden layer at the positions of each window, [h, W, R, S, D].
+        owner: the part f of the hidden layer of the nodes p, [h, W, D].
+        marginals: the marginals of the nodes p, [h, W, K].
+        received: the marginals of the neighbors of each node p, [h, W, edges, K].
+        weight: the weight of the last layer, [K, K * D].
+        biases: the biases of the messages from each node p, [h, W, 1, K].
+        rows: the rows of the neighbors in the window.
+        columns: the columns of the neighbors in the window.
+        workspace: reusable memory.
+
+    Returns:
+        The messages to the neighbors, [h, W, edges, K], and the summed messages without biases to the nodes p,
+            [h, W, K].
+    """
     height, width, hidden = owner.shape
     num_classes, edges = marginals.shape[2], received.shape[2]
     # In the dtype of the sums, since sums of tensors with different dtypes take longer.
@@ -265,12 +254,12 @@ def _tile(
     """Compute the hidden units of the edges of n = h * w nodes p, and their products in both directions.
 
     Args:
-        windows: as for `_whole`, [h, w, R, S, D].
-        owner: as for `_whole`, [h, w, D].
+        windows: as for `_tiles`, [h, w, R, S, D].
+        owner: as for `_tiles`, [h, w, D].
         contracted: the last layer, contracted with the marginals of the nodes p, [n, K, D].
         received: the marginals of the neighbors, [n, edges, K].
-        rows: as for `_whole`.
-        columns: as for `_whole`.
+        rows: as for `_tiles`.
+        columns: as for `_tiles`.
         workspace: reusable memory.
         summed: memory for the second result.
 

@@ -13,6 +13,7 @@ replace one over edges. The last layer has K x K outputs per edge. Only `pair_lo
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import torch
@@ -370,17 +371,12 @@ class PairwisePotential(nn.Module):
         weight = self.last.weight.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         bias = self.last.bias.to(owner.dtype).unflatten(0, (self.num_classes, self.num_classes))
         workspace = Workspace(owner)
+        both: Callable[[Tensor], Tensor]
         if KeptUnits.fit(graph, owner):
-            kept = KeptUnits(owner, neighbor, weight, bias, graph, workspace)
-
-            def both(marginals: Tensor) -> Tensor:
-                return kept.messages(marginals.flatten(1, 2)).view(marginals.shape)
+            both = KeptUnits(owner, neighbor, weight, bias, graph, workspace).messages
         else:
-            window = graph.window()
             owner, neighbor = (part.unflatten(1, features.shape[-2:]) for part in (owner, neighbor))
-
-            def both(marginals: Tensor) -> Tensor:
-                return send(owner, neighbor, marginals, weight, bias, window, workspace)
+            both = partial(send, owner, neighbor, weight=weight, bias=bias, window=graph.window(), workspace=workspace)
 
         def messages(marginals: Tensor) -> Tensor:
             expected = (len(features), self.num_classes, *features.shape[-2:])

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from contextcrf.crf.blocks import records_gradients
+
 # A function from shared tensors and the tensors of one block to a scalar.
 Term = Callable[..., Tensor]
 
@@ -37,7 +39,7 @@ def block_sum(term: Term, blocks: Sequence[Sequence[Tensor]], shared: Sequence[T
         >>> total.item(), x.grad.tolist()
         (14.0, [2.0, 4.0, 6.0])
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in shared):
+    if records_gradients(*shared):
         return _BlockSum.apply(term, blocks, *shared)
     return torch.stack([term(*shared, *block) for block in blocks]).sum()
 

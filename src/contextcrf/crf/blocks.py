@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 # On a CUDA device, a block has at most this number of elements (512 MiB of float32), for which it computes so long that
 # the time to start a kernel does not matter. It has at most this part of the device's memory, in bytes of float32.
@@ -42,6 +43,17 @@ def slices(length: int, step: int) -> Iterator[slice]:
     """
     step = max(1, step)
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def records_gradients(*tensors: Tensor) -> bool:
+    """Return whether PyTorch records an operation on these tensors for a backward pass.
+
+    Example:
+        >>> import torch
+        >>> records_gradients(torch.ones(2)), records_gradients(torch.ones(2, requires_grad=True))
+        (False, True)
+    """
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @lru_cache(maxsize=64)

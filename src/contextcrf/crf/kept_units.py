@@ -5,8 +5,8 @@ large map do not fit into memory. On a small map, the many small operations of t
 iterations of mean field share the hidden units, and so do both directions of an edge (p, q). They are stored at the
 node p. The last layer is a matrix W [K, K * D] with the label of p as its first index, and Q are the marginals.
 
-    From p to q:  p contracts Q_p W, [K, D]. Its products with the hidden units of the edges of p are summed at each q.
-    From q to p:  p sums the outer products of Q_q and the hidden units, [K, D]. The sum is multiplied by W^T.
+    From p to q:  Q_p W [K, D] is computed once for all edges of p. Its products with the hidden units are summed at q.
+    From q to p:  The outer products [K, D] of Q_q and the hidden units are summed over q and multiplied by W^T.
 
 Both ways of computing the messages are differentiable and give the same messages.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextcrf.crf.blocks import slices
+from contextcrf.crf.blocks import records_gradients, slices
 from contextcrf.crf.messages import Workspace, sum_precision
 from contextcrf.crf.relations import Graph, Relation
 
@@ -94,7 +94,7 @@ class KeptUnits:
                 [B * N, K].
         """
         num_classes, hidden = nodes.shape[1], self.units.shape[2]
-        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (nodes, self.units, self.weight))
+        gradients = records_gradients(nodes, self.units, self.weight)
         rows = _with_absent(nodes)
         to_neighbors, to_owners = [], []
         # All blocks have about the same size, because a small last one would be slow.

@@ -4,8 +4,8 @@ Mean field spends most of its time on these sums. An edge (p, q) joins a node p,
 inside it, and has the hidden units h_pq = relu(f_p + g_q). W_kj [D] is the part of the last layer for the label k of p
 and the label j of q, and Q are the marginals. The messages of all edges are
 
-    from p to q:  sum_k Q_p(k) W_kj h_pq + bias,      p contracts its marginals with the layer once for all its edges.
-    from q to p:  sum_j W_kj Q_q(j) h_pq + bias,      p sums Q_q(j) h_pq over its edges before it applies the layer.
+    from p to q:  sum_k Q_p(k) W_kj h_pq + bias,      Q_p is contracted with the layer once for all edges of p.
+    from q to p:  sum_j W_kj Q_q(j) h_pq + bias,      Q_q(j) h_pq is summed over all edges of p before the layer.
 
 Every edge then costs K x D products in each direction, whereas the table of pair logits would cost K^2 x D. Both
 directions use the same hidden units. They are computed in tiles that fit into the processor's cache, because writing
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from contextcrf.crf.blocks import block_elements, slices
+from contextcrf.crf.blocks import block_elements, records_gradients, slices
 from contextcrf.crf.relations import Window
 
 # The number of hidden units that a thread computes at once: 2 MiB of float32.
@@ -99,9 +99,7 @@ def send(
     # that are no neighbors.
     neighbor, around = (F.pad(values, (0, 0, -left, right, -top, bottom)) for values in (neighbor, marginals))
     to_neighbors = accumulator(owner, *neighbor.shape[:3], num_classes)
-    gradients = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (owner, neighbor, marginals, weight, bias)
-    )
+    gradients = records_gradients(owner, neighbor, marginals, weight, bias)
     per_node = len(window.rows) * len(window.columns)
     edges = width * per_node
     per_row = 2 * edges * num_classes

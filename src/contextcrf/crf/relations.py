@@ -187,11 +187,6 @@ class Window:
     columns: tuple[int, ...]
     inside: tuple[tuple[bool, ...], ...]
 
-    def reversed(self) -> "Window":
-        """Return the displacements p - q, that is, the same edges in the opposite direction."""
-        rows, columns = (tuple(-value for value in reversed(values)) for values in (self.rows, self.columns))
-        return Window(rows, columns, tuple(row[::-1] for row in reversed(self.inside)))
-
     def between(self, first: int, last: int) -> "Window":
         """Return the part of the window with `first` <= dy <= `last`."""
         kept = slice(bisect_left(self.rows, first), bisect_right(self.rows, last))
@@ -249,21 +244,19 @@ class Graph:
         """The number of nodes N = height * width."""
         return self.height * self.width
 
-    def neighbors(self, rows: slice, reverse: bool = False) -> tuple[Tensor, Tensor]:
+    def neighbors(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Return the nodes in the boxes of a block of n nodes.
 
         Args:
             rows: the slice of the node indices of the block.
-            reverse: return the nodes whose boxes contain the nodes of the block instead.
 
         Returns:
             A table and a mask. The table contains node indices, int64 [n, T]. The mask is bool [n, T] and False if an
                 offset leads outside the map. The node index is then 0.
         """
         nodes = torch.arange(rows.start, rows.stop, device=self.device)
-        offsets = -self.offsets if reverse else self.offsets
-        y = (nodes // self.width)[:, None] + offsets[:, 0]
-        x = (nodes % self.width)[:, None] + offsets[:, 1]
+        y = (nodes // self.width)[:, None] + self.offsets[:, 0]
+        x = (nodes % self.width)[:, None] + self.offsets[:, 1]
         inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width)
         return torch.where(inside, y * self.width + x, 0), inside
 

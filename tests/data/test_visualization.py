@@ -158,14 +158,22 @@ def test_grid_legend_shows_every_class():
         assert (below == color).all(axis=-1).sum() >= 50
 
 
-def test_grid_names_unlabeled_pixels_and_has_a_caption():
+def test_grid_legend_has_the_classes_that_occur_in_labels():
+    classes = Classes(("sky", "grass", "sea"), PALETTE)
+
+    def colors(labels):
+        grid = qualitative_grid([[Image.new("RGB", (300, 40))]], ["Image"], classes, labels)
+        return {color for _, color in grid.getcolors(1 << 16)} & {*PALETTE, IGNORED_COLOR}
+
+    assert colors(None) == {*PALETTE}
+    assert colors([np.array([[0, 2]])]) == {PALETTE[0], PALETTE[2]}
+    assert colors(iter([torch.tensor([[1]]), torch.tensor([[2, 255]])])) == {*PALETTE[1:], IGNORED_COLOR}
+
+
+def test_grid_caption_is_below_the_legend():
     classes = Classes(("sky", "sea"), PALETTE[:2])
     rows = [[Image.new("RGB", (300, 40))]]
     plain = qualitative_grid(rows, ["Image"], classes)
-    assert IGNORED_COLOR not in {color for _, color in plain.getcolors(1 << 16)}
-    assert IGNORED_COLOR in {
-        color for _, color in qualitative_grid(rows, ["Image"], classes, unlabeled=True).getcolors(1 << 16)
-    }
     short, long = (
         qualitative_grid(rows, ["Image"], classes, caption=text) for text in ("one line", "many words " * 20)
     )

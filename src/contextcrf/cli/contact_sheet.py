@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from contextcrf.data.classes import IGNORE_INDEX, Classes
+from contextcrf.data.classes import Classes
 from contextcrf.data.dataset import Pair, SegmentationDataset
 from contextcrf.data.image_format import RGB, ImageFormat
 from contextcrf.data.images import to_picture
 from contextcrf.data.masks import MaskFormat
-from contextcrf.data.visualization import overlay, qualitative_grid
+from contextcrf.data.visualization import Labels, overlay, qualitative_grid
 from contextcrf.utils.files import atomic_write
 
 # The number of images, the examples in a row, and the largest side of an image in pixels.
@@ -34,17 +34,17 @@ def write_contact_sheet(
     """
     data = SegmentationDataset(pairs, classes, mask_format=masks, image_format=image_format).spread(IMAGES)
     cells: list[Image.Image] = []
-    unlabeled = False
+    drawn: list[Labels] = []
     for image, mask in data.without_transform():
-        unlabeled |= bool((mask == IGNORE_INDEX).any())
         picture = to_picture(torch.as_tensor(image))
         picture.thumbnail((SIDE, SIDE))
         labels = Image.fromarray(np.asarray(mask).astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
+        drawn.append(np.asarray(labels))
         cells += [picture, overlay(picture, np.asarray(labels), classes.palette)]
     width = 2 * min(COLUMNS, len(data))
     cells += [Image.new("RGB", cells[0].size, "white")] * (-len(cells) % width)
     rows = [cells[start : start + width] for start in range(0, len(cells), width)]
-    sheet = qualitative_grid(rows, ["image", "labels"] * (width // 2), classes, unlabeled)
+    sheet = qualitative_grid(rows, ["image", "labels"] * (width // 2), classes, drawn)
     information = PngImagePlugin.PngInfo()
     information.add_text("Software", _SOFTWARE)
     with atomic_write(path) as partial:

@@ -113,7 +113,7 @@ def qualitative_grid(
     rows: Sequence[Sequence[Image.Image]],
     titles: Sequence[str],
     classes: Classes | None = None,
-    unlabeled: bool = False,
+    labels: Iterable[Labels] | None = None,
     caption: str = "",
 ) -> Image.Image:
     """Arrange examples in a grid with one row for each example, as in Figures 6 and 7 of the paper.
@@ -123,8 +123,9 @@ def qualitative_grid(
     Args:
         rows: the pictures of each row, one for each title. They are centered in their cells and not resized.
         titles: the column titles. Long titles have a smaller font.
-        classes: the classes of a legend below the pictures. None adds no legend.
-        unlabeled: whether the legend has an entry for pixels without a label.
+        classes: the names and colors of a legend below the pictures. None adds no legend.
+        labels: the class indices [H, W] of all pictures. The legend has the classes that occur in them, and an entry
+            for unlabeled pixels if there are any. None means a legend with all classes.
         caption: a text below the legend.
 
     Returns:
@@ -137,7 +138,8 @@ def qualitative_grid(
     Example:
         >>> image, labels = Image.new("RGB", (96, 64)), torch.zeros(64, 96, dtype=torch.int64)
         >>> classes = Classes(("sky", "sea"), ((0, 0, 255), (0, 128, 128)))
-        >>> grid = qualitative_grid([[image, colorize(labels, classes.palette)]], ["image", "labels"], classes)
+        >>> rows = [[image, colorize(labels, classes.palette)]]
+        >>> grid = qualitative_grid(rows, ["image", "labels"], classes, [labels])
         >>> grid.width, grid.mode
         (210, 'RGB')
     """
@@ -165,7 +167,7 @@ def qualitative_grid(
     canvas = FigureCanvasAgg(figure)
     lower = _add_caption(figure, caption, font) if caption else 0
     if classes is not None:
-        lower += _add_legend(figure, _entries(classes, range(len(classes)), unlabeled), font, lower)
+        lower += _add_legend(figure, _entries(classes, labels), font, lower)
     height += lower
     figure.set_size_inches(width / _DPI, height / _DPI)
     left = _GAP
@@ -201,9 +203,7 @@ def legend_strip(width: int, classes: Classes, labels: Labels) -> Image.Image:
         >>> legend_strip(320, classes, torch.tensor([[0, 1, 255]])).width
         320
     """
-    found = np.flatnonzero(np.bincount(_indices(labels, classes.palette).ravel())).tolist()
-    present = [label for label in found if label != IGNORE_INDEX]
-    entries = _entries(classes, present, IGNORE_INDEX in found)
+    entries = _entries(classes, [labels])
     # Pillow draws it in a millisecond, and matplotlib in 25.
     side = int(np.clip(width / 40, 10, 48))
     font, gap, line = _font(side), side // 2, side + side // 2
@@ -248,10 +248,15 @@ def _add_caption(figure: Figure, caption: str, font: int) -> int:
     return math.ceil(text.get_window_extent().height) + _GAP
 
 
-def _entries(classes: Classes, present: Iterable[int], unlabeled: bool) -> list[tuple[str, Color]]:
-    """Return the names and colors of a legend."""
-    entries = [(classes.names[label], classes.palette[label]) for label in present]
-    return [*entries, ("unlabeled", IGNORED_COLOR)] if unlabeled else entries
+def _entries(classes: Classes, labels: Iterable[Labels] | None) -> list[tuple[str, Color]]:
+    """Return the names and colors of a legend of all classes, or of the classes that occur in `labels`."""
+    if labels is None:
+        return list(zip(classes.names, classes.palette, strict=True))
+    occurs = np.zeros(IGNORE_INDEX + 1, bool)
+    for found in labels:
+        occurs |= np.bincount(_indices(found, classes.palette).ravel(), minlength=len(occurs)) > 0
+    entries = [(classes.names[label], classes.palette[label]) for label in np.flatnonzero(occurs[: len(classes)])]
+    return [*entries, ("unlabeled", IGNORED_COLOR)] if occurs[IGNORE_INDEX] else entries
 
 
 def _add_legend(figure: Figure, entries: Sequence[tuple[str, Color]], font: int, lower: int = 0) -> int:

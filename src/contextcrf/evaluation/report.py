@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from contextcrf.crf import Explanation
-from contextcrf.data.classes import IGNORE_INDEX
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.images import to_picture
 from contextcrf.data.visualization import colorize, qualitative_grid
@@ -88,14 +87,15 @@ def _draw_examples(
     data: SegmentationDataset, shown: Sequence[SystemResult], numbers: Sequence[int], path: Path
 ) -> None:
     """Draw a grid of images with their ground truth and the labels of the systems."""
-    palette, rows, unlabeled = data.classes.palette, [], False
+    rows: list[list[Image.Image]] = []
+    drawn: list[torch.Tensor] = []
     for number in track(list(dict.fromkeys(numbers)), "Drawing examples"):
         image, mask = data.sample(number)
-        unlabeled |= bool((mask == IGNORE_INDEX).any())
-        drawn = [to_picture(image), colorize(mask, palette)]
-        rows.append(drawn + [colorize(system.labels[number].unpack(), palette) for system in shown])
+        labels = [mask, *(system.labels[number].unpack() for system in shown)]
+        rows.append([to_picture(image), *(colorize(found, data.classes.palette) for found in labels)])
+        drawn += labels
     titles = ["image", "ground truth", *(system.name for system in shown)]
-    grid = qualitative_grid(rows, titles, data.classes, unlabeled)
+    grid = qualitative_grid(rows, titles, data.classes, drawn)
     with atomic_write(path) as partial:
         grid.save(partial)
 
@@ -155,5 +155,6 @@ def draw_messages(
         [[segmentation.overlay(), *drawn]],
         titles,
         segmentation.classes,
+        [segmentation.labels],
         caption=_CAPTION.format(names[label], names[rival]),
     )

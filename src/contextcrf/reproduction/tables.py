@@ -4,7 +4,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from contextcrf.data.classes import IGNORE_INDEX
+from PIL import Image
+from torch import Tensor
+
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.images import to_picture
 from contextcrf.data.layouts import open_dataset
@@ -190,17 +192,15 @@ _Drawn = tuple[str, Predictor, System]
 
 def _draw(drawn: Sequence[_Drawn], val: SegmentationDataset, numbers: Sequence[int], path: Path) -> None:
     """Draw a grid of images with their ground truth and the labels of rows."""
-    palette = val.classes.palette
-    pictures, unlabeled = [], False
+    pictures: list[list[Image.Image]] = []
+    seen: list[Tensor] = []
     for number in track(numbers, f"Drawing {path.name}"):
         image, mask = val.sample(number)
-        unlabeled |= bool((mask == IGNORE_INDEX).any())
-        row = [to_picture(image), colorize(mask, palette)]
-        for _, predictor, system in drawn:
-            row.append(colorize(predictor.predict(image, [system])[0].labels, palette))
-        pictures.append(row)
+        labels = [mask, *(predictor.predict(image, [system])[0].labels for _, predictor, system in drawn)]
+        pictures.append([to_picture(image), *(colorize(found, val.classes.palette) for found in labels)])
+        seen += labels
     if pictures:
         titles = ["image", "ground truth", *(name for name, _, _ in drawn)]
-        grid = qualitative_grid(pictures, titles, val.classes, unlabeled)
+        grid = qualitative_grid(pictures, titles, val.classes, seen)
         with atomic_write(path) as partial:
             grid.save(partial)

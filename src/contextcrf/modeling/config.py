@@ -35,7 +35,7 @@ class ModelConfig:
         backbone: Name of the backbone: a timm model, a model of transformers such as "hf:facebook/dinov2-small",
             "vgg16-fc6" (the paper's VGG-16, stride 32, 16 or 8) or "plain" (a small network with random initial weights
             and a receptive field of 15 pixels; "plain-31" has 31 pixels, and so on in steps of 16).
-        stride: Number of pixels per node of the feature map: 4, 8, 16 or 32.
+        stride: Width of a node of the feature map: 4, 8, 16 or 32 pixels of the image at the largest of `scales`.
         output_stride: Number of pixels per node of the last feature map of the backbone; null means `stride`. If it is
             larger than `stride`, the feature maps whose strides are from `stride` to `output_stride` are upsampled to
             `stride` and summed. The backbone reaches `output_stride` by dilated convolutions. A backbone that does not
@@ -57,9 +57,8 @@ class ModelConfig:
         pairwise_hidden: Number of hidden units of each pairwise potential; null means `hidden`. The time of mean field
             grows in proportion to it.
         relations: Pairwise potentials by name, each with one box or with several boxes.
-        graph_stride: Number of pixels per node of the pairwise graphs, a multiple of `stride`; null means `stride`.
-        shared_trunk: Use one feature network (Network Part-1) for all potentials; false uses one network for each
-            potential, as in the paper.
+        graph_stride: Width of a node of the pairwise graphs, a multiple of `stride`; null means `stride`.
+        shared_trunk: Use one trunk for all potentials; false uses one network for each potential, as in the paper.
         learned_dense: Make the dense CRF a part of the network. Its standard deviations and K x K compatibilities start
             at the values of `InferenceConfig.dense`. The objective "crf-rnn" trains them (Zheng et al., "Conditional
             Random Fields as Recurrent Neural Networks", ICCV 2015).

@@ -138,8 +138,7 @@ def compare(
     Example:
         contextcrf compare runs/heads/val runs/heads/val --first-system unary --second-system unary+pairwise
         contextcrf compare runs/a/val runs/b/val --first-system unary --second-system unary --block 30 --min-images 5
-        contextcrf compare '[runs/fold0, runs/fold1]' '[runs/fold0, runs/fold1]' --first-system unary \
-            --second-system unary+pairwise
+        contextcrf compare '[runs/a, runs/b]' '[runs/a, runs/b]' --first-system unary --second-system unary+pairwise
     """
     from contextcrf.evaluation.comparison import compare as run
 

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def fit(job: FitJob) -> None:
-    """Train a model end to end and write it to OUT/model.
+    """Train a model and write it to OUT/model.
 
     `contextcrf init` writes a config to start with. Pass it with --config. After an interruption, run the same command
     again to continue. The training resumes exactly after the last completed epoch. If OUT contains a training run with

@@ -1,5 +1,8 @@
 """Images with other channels and ranges than RGB of 8 bits."""
 
+import struct
+import zlib
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from contextcrf.data.image_format import RGB, ImageFormat, check_same_images
 from contextcrf.data.image_recognition import recognize_images
 from contextcrf.data.images import as_pixels, read_image, to_picture
 from contextcrf.utils.errors import DataError
+from sources import write_planes
 
 SIZE = (12, 20)
 NEAR_INFRARED = ImageFormat(4, ((0, 4095),))
@@ -208,3 +212,87 @@ def test_an_alpha_channel_is_mentioned(tmp_path):
     found, [finding] = recognize_images([tmp_path / "a.png"])
     assert found == RGB
     assert "channels: 4" in finding
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (values(4, np.float32, high=3000), "fractions .* but 0 to 1 is expected"),
+        (values(4, high=2890), r"may be 0\.\.4095 \(12 bits\) or 0\.\.65535"),
+    ],
+)
+def test_an_unclear_range_of_other_channels_than_rgb_is_refused(tmp_path, array, match):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(DataError, match=match):
+        read_image(tmp_path / "a.npy", ImageFormat(4))
+    assert read_image(tmp_path / "a.npy", ImageFormat(4, ((0, 4095),))).shape == (4, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "expected"),
+    [
+        ((1, 100, 3), 3, (3, 1, 100)),
+        ((2, 100, 3), 3, (3, 2, 100)),
+        ((3, 2, 100), 3, (3, 2, 100)),
+        ((1, 90, 100), 3, (3, 90, 100)),
+        ((60, 50, 100), 60, (60, 50, 100)),
+        ((50, 100, 60), 60, (60, 50, 100)),
+    ],
+)
+def test_the_axis_of_an_array_with_the_expected_number_of_channels_has_the_channels(
+    tmp_path, shape, channels, expected
+):
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    assert read_image(tmp_path / "a.npy", ImageFormat(channels)).shape == expected
+
+
+def test_an_array_whose_axis_of_channels_is_unclear_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((50, 100, 60), np.uint8))
+    with pytest.raises(ValueError, match="unclear which axis has the channels"):
+        read_header(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.zeros((13, 100, 60), np.uint8))
+    assert read_header(tmp_path / "a.npy").bands == 13
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_png_files_are_turned_by_their_exif_orientation(tmp_path, orientation):
+    array = values(3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray((array >> 4).astype(np.uint8)).save(tmp_path / "plain.png", exif=exif)
+    chunk = exif.tobytes().removeprefix(b"Exif\0\0")
+    png = imagecodecs.png_encode(array)
+    at = png.index(b"IDAT") - 4
+    content = struct.pack(">I", len(chunk)) + b"eXIf" + chunk + struct.pack(">I", zlib.crc32(b"eXIf" + chunk))
+    (tmp_path / "deep.png").write_bytes(png[:at] + content + png[at:])
+    # Both have the same values, up to the rounding of the scale.
+    found = read_image(tmp_path / "deep.png", ImageFormat(3, ((0, 4095),))).int()
+    plain = read_image(tmp_path / "plain.png").int()
+    assert found.shape == plain.shape
+    assert (found - plain).abs().max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_an_incomplete_tiff_file_is_named(tmp_path, compression):
+    Image.fromarray(values(3, np.uint8, high=256)).save(tmp_path / "a.tif", compression=compression)
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"a\.tif cannot be read as an image"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_damaged_values_of_a_tiff_file_are_named(tmp_path):
+    options = {"photometric": "minisblack", "planarconfig": "contig", "compression": "deflate"}
+    tifffile.imwrite(tmp_path / "a.tif", values(5), **options)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 300] = b"\xff" * 300
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.tif cannot be read as an image: The file cannot be decoded"):
+        read_image(tmp_path / "a.tif", ImageFormat(5))
+
+
+def test_a_single_channel_of_16_bits_that_gdal_wrote_in_planes(tmp_path):
+    array = values(1, high=65536)
+    write_planes(tmp_path / "a.tif", array[..., 0])
+    np.save(tmp_path / "a.npy", array)
+    assert torch.equal(read_image(tmp_path / "a.tif"), read_image(tmp_path / "a.npy"))

@@ -29,6 +29,13 @@ def camvid(tmp_path):
     return tmp_path
 
 
+def test_a_list_of_camvid_that_repeats_an_image_is_refused(camvid):
+    path = camvid / "train.txt"
+    path.write_text(path.read_text() + "/SegNet/CamVid/train/1.png /SegNet/CamVid/trainannot/1.png\n")
+    with pytest.raises(DataError, match="would count twice"):
+        open_dataset(camvid, "train")
+
+
 @pytest.fixture
 def folder(tmp_path):
     write_png(tmp_path / "masks" / "a.png", [[0, 1, 9]] * 2)

@@ -1,20 +1,20 @@
 """Masks of every form that tools write, read as class indices."""
 
 import pickle
-import struct
-import zlib
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageFilter
 
-from contextcrf.data.classes import Classes
+from contextcrf.data.classes import Classes, voc_palette
 from contextcrf.data.classes_file import ClassesFile
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.masks import COLOR_TOLERANCE, MaskFormat, check_palettes
 from contextcrf.data.validation import check_pairs, training_pairs
 from contextcrf.utils.errors import DataError
+from sources import gray_png, write_planes
 
 COLORS = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 LABELS = np.repeat(np.repeat(np.array([[0, 1, 2], [2, 1, 0]], np.uint8), 16, 0), 16, 1)
@@ -29,24 +29,6 @@ def paletted(labels=LABELS, colors=COLORS):
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette([part for color in colors for part in color])
     return image
-
-
-def gray_png(path, labels, bits):
-    """A gray PNG of 1, 2, 4, 8 or 16 bits, written without Pillow."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    height, width = labels.shape
-    rows = b""
-    for row in labels:
-        text = "".join(format(int(value), f"0{bits}b") for value in row)
-        text += "0" * (-len(text) % 8)
-        rows += b"\0" + int(text, 2).to_bytes(len(text) // 8, "big")
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
@@ -91,6 +73,33 @@ def test_gray_gifs_keep_their_values(tmp_path):
     """GIF has no gray images: Pillow writes a palette of the gray values that occur."""
     Image.fromarray(LABELS // 2 * 2).save(tmp_path / "mask.gif")
     assert np.array_equal(MaskFormat.indices(3).read(tmp_path / "mask.gif"), LABELS // 2 * 2)
+
+
+def test_a_gif_with_only_the_gray_colors_of_a_palette_has_indices(tmp_path):
+    """Class 7 of VOC is gray, so the palette decides and not the colors that occur."""
+    palette = voc_palette(21)
+    for name, labels in (("a", LABELS // 2 * 7), ("b", LABELS // 2 * 4 + LABELS // 2 * 3)):
+        paletted(labels, palette).save(tmp_path / f"{name}.gif", optimize=False)
+        assert np.array_equal(MaskFormat.indices(21).read(tmp_path / f"{name}.gif"), LABELS // 2 * 7)
+
+
+@pytest.mark.parametrize("channels", [4, 5, 6])
+def test_tiff_masks_with_more_channels_than_colors_are_refused(tmp_path, channels):
+    tifffile.imwrite(
+        tmp_path / "mask.tif",
+        np.zeros((8, 9, channels), np.uint8),
+        photometric="rgb",
+        extrasamples=["unspecified"] * (channels - 3),
+    )
+    with pytest.raises(DataError, match=rf"mask\.tif has {channels} channels, but a mask with one channel"):
+        MaskFormat.indices(2).read(tmp_path / "mask.tif")
+
+
+def test_tiff_masks_that_pillow_cannot_decode_are_refused_with_a_way_out(tmp_path):
+    """GDAL writes PlanarConfiguration 2 for a single channel too, with INTERLEAVE=BAND."""
+    write_planes(tmp_path / "mask.tif", np.ones((8, 9), np.uint16))
+    with pytest.raises(DataError, match="INTERLEAVE=PIXEL"):
+        MaskFormat.indices(2).read(tmp_path / "mask.tif")
 
 
 def test_indices_in_equal_channels(tmp_path):
@@ -189,6 +198,9 @@ def test_pixels_without_a_class_color_are_counted(tmp_path, caplog):
         ("{masks: colour, classes: [{name: a}, {name: b}]}", "'colour' under the key 'masks'"),
         ("{masks: color, classes: [{name: a}, {name: b}]}", "Entry 0 .* has no color"),
         ("{classes: [{name: a, value: 1}, {name: b}]}", "Entry 1 .* has no value, but other classes"),
+        ("{classes: [{name: a, value: null}, {name: b, value: 1}]}", "Entry 0 .* has no value, but other classes"),
+        ("{classes: [{name: a, value: 1, value: 2}, {name: b, value: 3}]}", "the key 'value' twice"),
+        ("classes: [{name: a}, {name: b}]\nclasses: [{name: c}, {name: d}]", "the key 'classes' twice"),
         ("{classes: [{name: a, value: 1}, {name: b, value: 1}]}", "value 1 occurs more than once"),
         ("{classes: [{name: a, value: x}, {name: b, value: 1}]}", "Entry 0 .* as its value"),
         ("{ignore_colors: [], classes: [{name: a}, {name: b}]}", "only for color masks"),

@@ -1,5 +1,7 @@
 """Which image and which mask belong together."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,3 +109,22 @@ def test_split_lists_of_windows(folder, content):
     (folder / "splits").mkdir()
     (folder / "splits" / "train.txt").write_bytes(content)
     assert open_dataset(folder, "train").pairs == pair_files(folder / "images", folder / "masks")[1:3]
+
+
+def test_names_that_differ_only_in_the_form_of_accents_are_refused(folder):
+    for form in ("NFC", "NFD"):
+        write(folder, unicodedata.normalize(form, "caf\u00e9"))
+    with pytest.raises(DataError, match="more than one file with the same stem"):
+        pair_files(folder / "images", folder / "masks")
+
+
+@pytest.mark.parametrize(
+    ("lines", "match"),
+    [("p0\np1\np0\n", "the line 'p0' twice"), ("a/p0.jpg\nb/p0.jpg\n", "the lines 'a/p0.jpg' and 'b/p0.jpg'")],
+)
+def test_a_split_that_lists_an_image_twice_is_refused(folder, lines, match):
+    (folder / "classes.yaml").write_text("classes: [{name: a}, {name: b}]")
+    (folder / "splits").mkdir()
+    (folder / "splits" / "val.txt").write_text(lines)
+    with pytest.raises(DataError, match=match):
+        open_dataset(folder, "val")

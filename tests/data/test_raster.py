@@ -210,7 +210,7 @@ def test_nodata_values_masks_and_alpha_mark_pixels_without_data(tmp_path):
     alpha = np.concatenate([values, alpha]).astype(np.uint16)
     kinds = [ColorInterp.gray, *[ColorInterp.undefined] * 5, ColorInterp.alpha]
     path = write(tmp_path / "six.tif", alpha, kinds=kinds)
-    assert torch.equal(valid(path, ImageFormat(6)), expected)
+    assert torch.equal(valid(path, ImageFormat(6, ((0, 255),))), expected)
     assert torch.equal(read_parts(path, ImageFormat(6, ((0, 255),))), torch.from_numpy(alpha[:6].astype(np.uint8)))
 
 

@@ -313,3 +313,17 @@ def test_the_way_out_for_maps_that_are_no_probabilities(tmp_path, array, message
     np.save(tmp_path / "p.npy", array)
     with pytest.raises(ValueError, match=message):
         MapFormat().read(tmp_path / "p.npy", (8, 12))
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 255), (0, 20, 255), (0, 149), (3, 7)])
+def test_a_uint8_array_of_labels_is_not_taken_for_probabilities(refined, capsys, labels):
+    content = np.array(labels, np.uint8)[GENERATOR.integers(0, len(labels), SIZE)]
+    assert "which may be labels or probabilities" in refusal(refined, capsys, content)
+    marginals, text, _ = refined(content, "--layout", "hw")
+    assert "probabilities of the foreground [H, W] in 0..255" in text
+    assert marginals.shape == (2, *SIZE)
+
+
+def test_a_uint8_array_that_is_black_and_white_has_a_clear_meaning(refined):
+    _, text, _ = refined(np.where(SIDE, 255, 0).astype(np.uint8)[None].repeat(20, 0))
+    assert "probabilities of the foreground" in text

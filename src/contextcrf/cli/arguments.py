@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from contextcrf.cli.words import alternatives, is_list, is_mapping, type_in_words, value_in_words
+from contextcrf.utils.yaml_files import parse_yaml
 
 # Options of the parser itself.
 _PARSER_OPTIONS = {"config", "print_config", "help"}
@@ -187,7 +188,7 @@ class Arguments:
 def _read(path: Path) -> Any:
     """The content of a YAML file; None if it is empty."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a YAML file: {error}") from error
 

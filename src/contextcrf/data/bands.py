@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from contextcrf.data.conversion import has_packed_depth
 from contextcrf.data.decoding import DECODING_ERRORS, open_image, raw_mode
+
+T = TypeVar("T")
 
 _TIFF = (".tif", ".tiff")
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
@@ -44,15 +47,17 @@ class Header:
     pages: int = 1
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, channels: int | None = None) -> Header:
     """Read the header of an image file.
 
     Args:
-        path: an image, or an array [H, W] or [H, W, C] in the format of NumPy (.npy).
+        path: an image, or an array [H, W], [H, W, C] or [C, H, W] in the format of NumPy (.npy).
+        channels: the expected number of channels, if it is known. It decides which axis of an array has the channels.
 
     Raises:
         OSError: If the file cannot be read. Other `ARRAY_ERRORS` are possible for damaged files.
-        ValueError: If the file has no or several axes of channels, or a package is missing.
+        ValueError: If the file has no or several axes of channels, if it is unclear which axis of an array has them, or
+            if a package is missing.
     """
     if path.suffix.lower() == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -61,7 +66,7 @@ def read_header(path: Path) -> Header:
                 f"The array has values of type {array.dtype}, but integers or real numbers are expected. For values of "
                 "0 and 1, save 255 times the values as uint8"
             )
-        return Header(_channels_last(array).shape[2], array.dtype, by_pillow=False)
+        return Header(_channels_last(array, channels).shape[2], array.dtype, by_pillow=False)
     try:
         with open_image(path) as image:
             alpha = "A" in image.getbands() or "a" in image.getbands()
@@ -92,7 +97,7 @@ def read_bands(path: Path, channels: int) -> npt.NDArray[Any]:
         ValueError: As for `read_header`, or if the file has another number of channels.
     """
     if path.suffix.lower() == ".npy":
-        return _channels_last(np.load(path, allow_pickle=False))
+        return _channels_last(np.load(path, allow_pickle=False), channels)
     header = read_header(path)
     if not header.complete:
         return _without_alpha(_read_deep(path), header.alpha, channels)
@@ -148,9 +153,9 @@ def _pillow_tiff_header(image: TiffImageFile, dtype: np.dtype[Any], alpha: bool)
         pages = max(pages, 1)
     image.seek(0)
     bands = 3 if image.mode in ("CMYK", "P") else int(tags.get(_SAMPLES, 1)) - sum(kind in _ALPHA for kind in extra)
-    complete = pages == 1 and dtype != np.int8 and (bands == 1 or (bands <= 3 and dtype == np.uint8))
-    # Pillow mixes up channels of 16 bits that are stored one after the other.
+    # Pillow mixes up channels of 16 bits that are stored one after the other, and refuses a single one.
     by_pillow = pages == 1 and dtype != np.int8 and (not planar or dtype == np.uint8)
+    complete = by_pillow and (bands == 1 or (bands <= 3 and dtype == np.uint8))
     return Header(bands * pages, dtype, alpha, complete, by_pillow, pages)
 
 
@@ -162,20 +167,32 @@ def _dtype(image: Image.Image) -> np.dtype[Any]:
     return np.dtype(np.float32) if image.mode == "F" else np.dtype(np.uint8)
 
 
-def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array of a file as [H, W, C]."""
+def _channels_last(array: npt.NDArray[Any], channels: int | None = None) -> npt.NDArray[Any]:
+    """Return an array of a file as [H, W, C].
+
+    The axis with the expected number of channels has the channels. If none or both have it, [H, W, C] is assumed,
+    unless only the first axis is as short as those of channels are.
+    """
     if array.ndim == 2:
         return array[..., None]
     if array.ndim != 3:
         raise ValueError(f"The array has the shape {array.shape}, but [H, W] or [H, W, C] is expected.")
-    if array.shape[0] < array.shape[2] and array.shape[0] < array.shape[1]:
-        return np.moveaxis(array, 0, 2)
-    return array
+    first, middle, last = array.shape
+    if channels is not None and channels in (first, last):
+        return array if last == channels else np.moveaxis(array, 0, 2)
+    if last in (1, 3, 4) or (last <= first and last <= middle):
+        return array
+    if 2 * first > min(middle, last):
+        raise ValueError(
+            f"The array has the shape {array.shape}, so it is unclear which axis has the channels. Save it as "
+            f"[H, W, C], and give the number of channels in images.yaml, such as `channels: {last}`"
+        )
+    return np.moveaxis(array, 0, 2)
 
 
 def _tiff_header(path: Path) -> Header:
     with _tifffile().TiffFile(path) as file:
-        series = file.series[0]
+        series = _series(file)
         _, others = _axes(series.shape, series.axes)
         bands = series.shape[series.axes.index(others)] if others else 1
         return Header(bands, series.dtype, complete=False, by_pillow=False)
@@ -191,16 +208,51 @@ def _read_deep(path: Path) -> npt.NDArray[Any]:
                     f"The TIFF file has the orientation {int(orientation.value)}, but 1 (upright) is expected. Save "
                     "the image upright."
                 )
-            series = file.series[0]
+            series = _series(file)
             kept, others = _axes(series.shape, series.axes)
-            values = series.asarray().squeeze(tuple(i for i, axis in enumerate(series.axes) if axis not in kept))
+            values = _decoded(series.asarray).squeeze(
+                tuple(i for i, axis in enumerate(series.axes) if axis not in kept)
+            )
             values = values.transpose([kept.index(axis) for axis in f"YX{others}"])
             return values if others else values[..., None]
     try:
         import imagecodecs
     except ModuleNotFoundError as error:
         raise _missing() from error
-    return np.asarray(imagecodecs.imread(path))
+    values = np.asarray(_decoded(partial(imagecodecs.imread, path)))
+    with open_image(path) as image:
+        return turned(values, image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def turned(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turn an array [H, W, ...] as the EXIF orientation of its file says.
+
+    Example:
+        >>> turned(np.array([[1, 2]]), orientation=6).tolist()
+        [[1], [2]]
+    """
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+
+
+def _series(file: Any) -> Any:
+    """Return the first image of an opened TIFF file."""
+    if not file.series:
+        raise ValueError("The TIFF file has no complete image, as after an interrupted copy")
+    return file.series[0]
+
+
+def _decoded(decode: Callable[[], T]) -> T:
+    """Decode an image. The codecs of imagecodecs raise errors of their own."""
+    try:
+        return decode()
+    except RuntimeError as error:
+        raise ValueError(
+            f"The file cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
 
 
 def _axes(shape: Sequence[int], axes: str) -> tuple[str, str]:

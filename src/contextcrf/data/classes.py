@@ -11,6 +11,7 @@ import yaml
 
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import read_text, write_text
+from contextcrf.utils.yaml_files import parse_yaml
 
 #: The label of unlabeled pixels, which losses and metrics ignore. Masks that store another value are mapped to it.
 IGNORE_INDEX = 255
@@ -237,7 +238,7 @@ def classes_of(content: Mapping[str, Any], path: Path) -> Classes:
 
 def _load(path: Path) -> Any:
     try:
-        return yaml.safe_load(read_text(path))
+        return parse_yaml(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a YAML file in UTF-8: {error}") from error
 

@@ -141,7 +141,11 @@ def _index_format(content: Mapping[str, Any], path: Path) -> MaskFormat:
             raise DataError(f"{where} has {stored!r} as its value in the masks, but an integer is expected.")
         values.append(tuple(stored))
     if 0 < given < len(values):
-        index = next(i for i, entry in enumerate(content["classes"]) if not {"value", "values"} & {*entry})
+        index = next(
+            i
+            for i, entry in enumerate(content["classes"])
+            if entry.get("values") is None and entry.get("value") is None
+        )
         raise DataError(
             f"{entry_name(index, path)} has no value, but other classes have one. Give every class its value, or none."
         )

@@ -1,5 +1,6 @@
 """The errors of image decoders, and their reasons in words."""
 
+import io
 import struct
 import zipfile
 import zlib
@@ -40,12 +41,20 @@ def naming_image(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image file with Pillow.
 
     TIFF files are opened as a stream. Pillow would map others into memory and read gray ones with an orientation from 5
     to 8 with a wrong row length.
+
+    Args:
+        path: the file.
+        content: the content of the file, if it is in memory. The path is then not used.
     """
+    if content is not None:
+        with Image.open(io.BytesIO(content)) as image:
+            yield image
+        return
     if path.suffix.lower() not in (".tif", ".tiff"):
         with Image.open(path) as image:
             yield image

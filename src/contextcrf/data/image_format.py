@@ -13,8 +13,10 @@ import numpy.typing as npt
 import yaml
 
 from contextcrf.data.classes import yaml_text
+from contextcrf.data.conversion import check_16_bits, check_fractions
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import read_text
+from contextcrf.utils.yaml_files import parse_yaml
 
 IMAGES_FILE = "images.yaml"
 # More channels than this are rather a wrong axis of an array.
@@ -92,9 +94,25 @@ class ImageFormat:
 
         Raises:
             ValueError: If the number of channels is different, if a value is not a finite number, or if the range of
-                the values is not known.
+                the values is not known: without `ranges`, 16 bits with only values below 16384, fractions outside 0..1,
+                or values of another type.
         """
         values = self.check(values)
+        if not self.ranges and values.dtype == np.uint16:
+            check_16_bits(int(values.max(initial=0)))
+        elif not self.ranges and values.dtype.kind == "f" and values.size:
+            check_fractions(values.min(), values.max())
+        return self.rescale(values)
+
+    def rescale(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Convert values whose range has been checked, as `scale` does, such as those of a part of an image.
+
+        Args:
+            values: the result of `check`.
+
+        Raises:
+            ValueError: If the range of the values is not known.
+        """
         ranges = self.ranges or _known_range(values.dtype)
         if ranges is None:
             return values
@@ -171,7 +189,7 @@ class ImageFormat:
             DataError: If the content is not valid. The message names the file, the key and the expected value.
         """
         try:
-            content = yaml.safe_load(read_text(path))
+            content = parse_yaml(read_text(path))
             if not isinstance(content, dict):
                 raise ValueError("Keys such as `channels: 4` are expected")
             return cls.from_dict(content)

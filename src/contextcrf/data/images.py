@@ -122,7 +122,7 @@ def read_image(path: Path, image_format: ImageFormat = RGB) -> Tensor:
         if not image_format.is_rgb:
             return _channels_first(image_format.scale(read_bands(path, image_format.channels)))
         if may_have_bands(path):
-            header = read_header(path)
+            header = read_header(path, image_format.channels)
             if header.bands not in (1, 3):
                 pages = f"{header.pages} pages with together " if header.pages > 1 else ""
                 raise ValueError(

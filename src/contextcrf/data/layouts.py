@@ -13,7 +13,14 @@ from contextcrf.data.dataset import SegmentationDataset, Transform
 from contextcrf.data.image_format import ImageFormat
 from contextcrf.data.labelmap import LABELMAP, read_labelmap
 from contextcrf.data.masks import MaskFormat, used_palette
-from contextcrf.data.pairing import DATA_SUFFIXES, MASK_SUFFIXES, files_by_stem, pair_stems, split_stem
+from contextcrf.data.pairing import (
+    DATA_SUFFIXES,
+    MASK_SUFFIXES,
+    check_listed_once,
+    files_by_stem,
+    pair_stems,
+    split_stem,
+)
 from contextcrf.data.pairing import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from contextcrf.data.pairing import list_images as list_images
 from contextcrf.data.stored_mask import decode_mask
@@ -235,8 +242,8 @@ def _open_folder(layout: Layout, split: str, transform: Transform | None) -> Seg
 
 
 def _open_camvid(layout: Layout, split: str, transform: Transform | None) -> SegmentationDataset:
-    root, pairs = layout.folder, []
-    for line in _read_lines(root, split):
+    root, pairs, lines = layout.folder, [], _read_lines(layout.folder, split)
+    for line in lines:
         fields = _TWO_PATHS.fullmatch(line)
         if fields is None:
             raise DataError(
@@ -244,6 +251,7 @@ def _open_camvid(layout: Layout, split: str, transform: Transform | None) -> Seg
                 "expected, such as 'train/a.png trainannot/a.png'."
             )
         pairs.append((_locate(root, fields["image"]), _locate(root, fields["mask"])))
+    check_listed_once([str(image) for image, _ in pairs], lines, root)
     if layout.classes is None:
         return SegmentationDataset(pairs, CAMVID, CAMVID_IGNORE_INDEX, transform)
     file = ClassesFile.read(layout.classes)

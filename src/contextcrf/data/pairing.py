@@ -51,16 +51,17 @@ def files_by_stem(folder: Path, what: str, suffixes: Sequence[str] = IMAGE_SUFFI
             else ""
         )
         raise DataError(f"{folder} contains no {what}. Expected files with the suffixes {', '.join(suffixes)}.{hint}")
-    if repeated := [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]:
-        names = ", ".join(path.name for path in paths if path.stem == repeated[0])
+    # Names with accents may be composed, or decomposed as on macOS.
+    stems = {path: unicodedata.normalize("NFC", path.stem) for path in paths}
+    if repeated := [stem for stem, times in Counter(stems.values()).items() if times > 1]:
+        names = ", ".join(path.name for path in paths if stems[path] == repeated[0])
         raise DataError(
             f"{folder} contains more than one file with the same stem: {', '.join(repeated[:_LISTED])} ({names}). Keep "
             "one file for each stem."
         )
     for path in paths:
         _check_name(path)
-    # Names with accents may be composed, or decomposed as on macOS.
-    return {unicodedata.normalize("NFC", path.stem): path for path in paths}
+    return {stem: path for path, stem in stems.items()}
 
 
 def _check_name(path: Path) -> None:
@@ -143,13 +144,39 @@ def pair_stems(
         folders: both folders. A file that does not exist gets a path in its folder, so that the validation before the
             training lists all missing files.
         suffix: the text after the image's stem in the stems of the masks.
+
+    Raises:
+        DataError: If two lines name the same image, which would then count twice.
     """
+    stems = [split_stem(name, images) for name in names]
+    check_listed_once(stems, names, folders[0])
     pairs = []
-    for name in names:
-        stem = split_stem(name, images)
+    for stem in stems:
         image = images.get(stem, folders[0] / f"{stem}.png")
         pairs.append((image, masks.get(f"{stem}{suffix}", folders[1] / f"{stem}{suffix}.png")))
     return pairs
+
+
+def check_listed_once(images: Sequence[str], lines: Sequence[str], folder: Path) -> None:
+    """Check that a split lists no image twice, which would then count twice.
+
+    Args:
+        images: the image that each line names.
+        lines: the lines of the split.
+        folder: the folder of the images, for the message.
+
+    Raises:
+        DataError: If two lines name the same image.
+    """
+    first: dict[str, str] = {}
+    for image, line in zip(images, lines, strict=True):
+        if image in first:
+            same = f"the line {line!r} twice" if first[image] == line else f"the lines {first[image]!r} and {line!r}"
+            raise DataError(
+                f"A split of the images in {folder} has {same}, so that the image {image!r} would count twice. Remove "
+                "one of the lines. If they are images of two folders, give the files different names."
+            )
+        first[image] = line
 
 
 def split_stem(name: str, images: Mapping[str, Path]) -> str:

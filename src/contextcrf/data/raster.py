@@ -131,7 +131,7 @@ class Raster:
             DataError: If the file cannot be decoded, or if the range of its values is unclear.
         """
         floating = self._dtype.kind == "f"
-        if self._palette is not None or not (floating or (self._format.is_rgb and self._dtype == np.uint16)):
+        if self._palette is not None or not (floating or (not self._format.ranges and self._dtype == np.uint16)):
             return
         with _naming(self._path):
             if (extremes := self._extremes()) is None:
@@ -142,11 +142,11 @@ class Raster:
                     "The image has values that are not finite numbers, but are not marked as nodata. Set the nodata "
                     "value of the file, or replace these values"
                 )
-            if floating and self._format.is_rgb:
+            if floating and not self._format.ranges:
                 check_fractions(smallest, largest)
             elif self._packed:
                 check_packed(int(largest) >> 8)
-            elif self._dtype == np.uint16:
+            elif self._dtype == np.uint16 and not self._format.ranges:
                 check_16_bits(int(largest))
 
     def _extremes(self) -> tuple[Any, Any] | None:
@@ -195,7 +195,7 @@ class Raster:
         if self._format.is_rgb and values.dtype.kind == "f":
             values = scale_fractions(values)
         # Unlike `as_pixels`, this does not look at the values, whose range was checked for the whole file.
-        return self._format.scale(values)
+        return self._format.rescale(self._format.check(values))
 
     def _to_rgb8(self, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Convert 8 bits to RGB, with the transparency and the color profile that Pillow would find in the file."""

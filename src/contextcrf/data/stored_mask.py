@@ -1,5 +1,7 @@
 """The decoding of mask files: stored values, or stored colors, without any meaning."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +23,8 @@ LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP")
 _GRAY_SCALES = {"L;2": 85, "L;4": 17}
 _SINGLE = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F")
 _ALPHA = ("LA", "PA", "RGBA")
-# Tags of TIFF files, and the two values of the first one for JPEG.
-_COMPRESSION, _PHOTOMETRIC, _JPEG = 259, 262, (6, 7)
+# Tags of TIFF files, and the two values of Compression for JPEG.
+_COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _JPEG = 259, 262, 277, 284, (6, 7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class StoredMask:
         colors: one color code (65536 red + 256 green + blue) per pixel, int64 [H, W], for files with several channels.
         lossy: whether the format of the file changes the colors of pixels.
         transparent: whether the file has transparent pixels.
+        channels: the number of channels of the file without alpha, 1 or 3. Files with 3 channels can have `values` too.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class StoredMask:
     colors: Codes | None = None
     lossy: bool = False
     transparent: bool = False
+    channels: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,36 +88,86 @@ def code_color(code: int) -> Color:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def decode_mask(path: Path) -> StoredMask:
+@dataclass(frozen=True, eq=False)
+class MaskPicture:
+    """A decoded mask file as Pillow shows it.
+
+    Attributes:
+        image: the upright image. Bilevel and gray images have the values of the file, whatever it shows as black.
+        raw_mode: Pillow's raw mode of the file, which gives the number of bits (see `decoding.raw_mode`).
+        lossy: whether the format of the file changes the colors of pixels.
+    """
+
+    image: Image.Image
+    raw_mode: str
+    lossy: bool
+
+
+def open_mask(path: Path, content: bytes | None = None) -> MaskPicture:
+    """Open a mask file.
+
+    Args:
+        path: the file.
+        content: the content of the file, if it is in memory. The path is then only used in messages.
+
+    Raises:
+        DataError: If the file cannot be decoded, if it has several pages, or if Pillow does not decode all its channels
+            and bits. The message begins with the path.
+    """
+    with _naming_mask(path), open_image(path, content) as file:
+        raw, lossy = raw_mode(file), file.format in LOSSY_FORMATS or _is_lossy_tiff(file)
+        if has_packed_depth(file):
+            raise DataError(
+                f"{path} has several channels with 16 bits, but a mask with one channel, or with 8 bits per channel, "
+                "is expected. Save one channel with the class of each pixel."
+            )
+        if isinstance(file, TiffImageFile) and (channels := file.tag_v2.get(_SAMPLES, 1)) > len(file.getbands()):
+            raise DataError(
+                f"{path} has {channels} channels, but a mask with one channel of classes, or with 3 channels of "
+                "colors, is expected. Save one channel with the class of each pixel."
+            )
+        if isinstance(file, TiffImageFile) and file.mode.startswith("I;16") and file.tag_v2.get(_PLANAR) == 2:
+            raise DataError(
+                f"{path} has 16 bits and PlanarConfiguration 2, which Pillow cannot decode. Save the mask with "
+                "PlanarConfiguration 1 (in GDAL, INTERLEAVE=PIXEL)."
+            )
+        if (pages := getattr(file, "n_frames", 1)) > 1:
+            raise DataError(
+                f"{path} has {pages} pages or frames, but a mask with one is expected. Save the mask of each image in "
+                "its own file."
+            )
+        inverted = _is_white_zero(file) and file.mode in ("1", "L")
+        upright = ImageOps.exif_transpose(file)
+        upright.format = file.format
+        return MaskPicture(ImageChops.invert(upright) if inverted else upright, raw, lossy)
+
+
+def decode_mask(path: Path, content: bytes | None = None) -> StoredMask:
     """Decode a mask file.
 
     Gray images have one value per pixel, as stored in 1, 2, 4, 8, 16 or 32 bits. Palette images also have a palette.
     Images with several channels have colors. If all their colors are gray, they also have values.
 
+    Args:
+        path: as for `open_mask`.
+        content: as for `open_mask`.
+
     Raises:
-        DataError: If the file cannot be decoded, if it has several pages, or if its channels have no clear meaning.
-            The message begins with the path.
+        DataError: As for `open_mask`, or if the channels have no clear meaning.
     """
+    picture = open_mask(path, content)
+    with _naming_mask(path):
+        found = _stored(path, picture)
+    image = picture.image
+    transparent = image.mode in _ALPHA and bool((np.asarray(image.getchannel("A")) < 255).any())
+    return replace(found, transparent=True) if transparent else found
+
+
+@contextmanager
+def _naming_mask(path: Path) -> Iterator[None]:
+    """Add the path of a mask file to the `DECODING_ERRORS` of the block."""
     try:
-        with open_image(path) as file:
-            raw, lossy = raw_mode(file), file.format in LOSSY_FORMATS or _is_lossy_tiff(file)
-            if has_packed_depth(file):
-                raise DataError(
-                    f"{path} has several channels with 16 bits, but a mask with one channel, or with 8 bits per "
-                    "channel, is expected. Save one channel with the class of each pixel."
-                )
-            if (pages := getattr(file, "n_frames", 1)) > 1:
-                raise DataError(
-                    f"{path} has {pages} pages or frames, but a mask with one is expected. Save the mask of each image "
-                    "in its own file."
-                )
-            # The values of a mask are those in the file, whatever the file shows as black.
-            inverted = _is_white_zero(file) and file.mode in ("1", "L")
-            upright = ImageOps.exif_transpose(file)
-            upright.format = file.format
-            found = _stored(path, ImageChops.invert(upright) if inverted else upright, raw, lossy)
-            transparent = upright.mode in _ALPHA and bool((np.asarray(upright.getchannel("A")) < 255).any())
-            return replace(found, transparent=True) if transparent else found
+        yield
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -133,26 +187,25 @@ def _is_white_zero(file: Image.Image) -> bool:
     return isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == 0
 
 
-def _stored(path: Path, file: Image.Image, raw: str, lossy: bool) -> StoredMask:
-    if file.mode in _SINGLE:
-        return _single_channel(path, file, raw, lossy)
+def _stored(path: Path, picture: MaskPicture) -> StoredMask:
+    file, lossy = picture.image, picture.lossy
     if file.mode in _ALPHA:
         file = _without_alpha(path, file)
-        if file.mode in _SINGLE:
-            return _single_channel(path, file, raw, lossy)
+    if file.mode in _SINGLE:
+        return _single_channel(path, file, picture)
     pixels = np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     if np.array_equal(red, green) and np.array_equal(green, blue):
-        return StoredMask(path, red, lossy=lossy)
+        return StoredMask(path, red, lossy=lossy, channels=3)
     codes = red.astype(np.int64)
     for channel in (green, blue):
         codes <<= 8
         codes |= channel
-    return StoredMask(path, None, None, codes, lossy)
+    return StoredMask(path, None, None, codes, lossy, channels=3)
 
 
-def _single_channel(path: Path, file: Image.Image, raw: str, lossy: bool) -> StoredMask:
-    values = np.asarray(file)
+def _single_channel(path: Path, file: Image.Image, picture: MaskPicture) -> StoredMask:
+    values, lossy = np.asarray(file), picture.lossy
     if values.dtype == bool:
         values = (values.view(np.uint8) > 0).view(np.uint8)  # Pillow stores True as 255.
     elif values.dtype.kind == "f":
@@ -162,15 +215,15 @@ def _single_channel(path: Path, file: Image.Image, raw: str, lossy: bool) -> Sto
                 "per pixel is expected. Save the class indices as integers."
             )
         values = values.astype(np.int64)
-    elif scale := next((scale for mode, scale in _GRAY_SCALES.items() if raw.startswith(mode)), 0):
+    elif scale := next((scale for mode, scale in _GRAY_SCALES.items() if picture.raw_mode.startswith(mode)), 0):
         values = values // scale
     if file.mode != "P":
         return StoredMask(path, values, lossy=lossy)
     flat = file.getpalette("RGB") or []
     palette = tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3))
-    # GIF has no gray images. Software stores them as palette images with a gray palette in any order.
-    used = [palette[value] for value in np.unique(values) if value < len(palette)] if file.format == "GIF" else []
-    if used and all(len({*color}) == 1 for color in used):
+    # GIF has no gray images. Software stores them as palette images with a gray palette in any order. The unused colors
+    # count too: a single mask may use only the gray colors of a palette of classes.
+    if picture.image.format == "GIF" and palette and all(len({*color}) == 1 for color in palette):
         table = np.arange(256, dtype=np.uint8)
         table[: len(palette)] = [red for red, _, _ in palette]
         return StoredMask(path, table[values], lossy=lossy)

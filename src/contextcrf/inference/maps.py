@@ -20,8 +20,9 @@ from contextcrf.utils.labels import most_probable
 from contextcrf.utils.resizing import downsample, upsample
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")
-# A uint8 array [H, W] with a maximum below this one may contain labels.
-_LABELS_LIMIT = 64
+# A uint8 array [H, W] may contain labels if all its values are below this one, apart from 255, the usual value of
+# unlabeled pixels. Probabilities that come near 255 have values between them.
+_LABELS_LIMIT = 200
 # The largest difference of a sum of probabilities from 1.
 _EXCESS = 0.02
 
@@ -155,12 +156,8 @@ class MapFormat:
         quantized = content.dtype == np.uint8
         total = None if self.kind == "logits" else 255 if quantized else 1
         found = arrange(content, size, self.count, total, self.layout, self.resize)
-        if quantized and len(found.values) == 1 and self.layout is None and 0 < content.max() < _LABELS_LIMIT:
-            raise ValueError(
-                f"The map is a uint8 array [H, W] with values up to {content.max()}, which may be labels or "
-                "probabilities of a foreground in 0..255. Give --layout hw for probabilities, or save labels as a .png "
-                "file."
-            )
+        if quantized and len(found.values) == 1 and self.layout is None:
+            _check_not_labels(content)
         if self.kind == "probabilities":
             _check_probabilities(found, quantized)
         return self._logits(content, found, size)
@@ -224,6 +221,17 @@ class MapFormat:
             reading = "labels by color"
         labels = labels[0].masked_fill(labels[0] == IGNORE_INDEX, -1)
         return ReadMap(logits, labels, reading + (", resized to the image" if resized else ""))
+
+
+def _check_not_labels(content: npt.NDArray[np.uint8]) -> None:
+    """Raise ValueError if a uint8 array [H, W] may contain labels instead of probabilities of the foreground."""
+    largest = int(content[content < IGNORE_INDEX].max(initial=0))
+    if 0 < largest < _LABELS_LIMIT:
+        also = f", and {IGNORE_INDEX}" if content.max() == IGNORE_INDEX else ""
+        raise ValueError(
+            f"The map is a uint8 array [H, W] with values up to {largest}{also}, which may be labels or probabilities "
+            "of a foreground in 0..255. Give --layout hw for probabilities, or save labels as a .png file."
+        )
 
 
 def _check_probabilities(found: Arranged, quantized: bool) -> None:

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.nets.baselines import BASELINES
 from contextcrf.training.config import TrainingConfig
+from contextcrf.utils.yaml_files import parse_yaml
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -71,7 +72,7 @@ def open_study(name: str) -> Study:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=Study)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
         _check_groups(content)
         return parser.instantiate(parser.parse_object({"study": content})).study
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:

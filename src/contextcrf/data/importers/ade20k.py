@@ -25,7 +25,7 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
     table = {0: UNLABELED} | {index + 1: index for index in range(len(names))}
     records = []
     for folder in folders:
-        images, masks = by_stem(root / folder.name), by_stem(folder)
+        images, masks = by_stem(root / folder.name, findings), by_stem(folder, findings)
         for stem in sorted(images.keys() | masks.keys()):
             if stem not in masks:
                 findings.drop("images without a mask", f"{folder.name}/{stem}")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from contextcrf.data.classes import Color
 from contextcrf.data.importers.files import images_below, split_name
-from contextcrf.data.importers.label_maps import color_table, from_values, read_colors
+from contextcrf.data.importers.label_maps import color_table, colors_of, from_values
 from contextcrf.data.importers.options import Options
 from contextcrf.data.importers.records import UNLABELED, Findings, Labels, Record, Source
+from contextcrf.data.stored_mask import decode_mask
 from contextcrf.utils.errors import DataError
 
 _LISTS = ("label_colors.txt", "class_dict.csv")
@@ -84,4 +85,4 @@ def _records(source: Path, options: Options, table: dict[int, int], findings: Fi
 
 
 def _labels(path: Path, table: dict[int, int], findings: Findings) -> Labels:
-    return from_values(read_colors(path), table, path.name, findings, colors=True)
+    return from_values(colors_of(decode_mask(path)), table, path.name, findings, colors=True)

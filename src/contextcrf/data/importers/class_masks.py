@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from contextcrf.data.importers.files import by_stem
-from contextcrf.data.importers.label_maps import open_mask
 from contextcrf.data.importers.options import Options
 from contextcrf.data.importers.records import Findings, Record, Source
 from contextcrf.data.importers.shapes import Bounds, Mask, Shape
 from contextcrf.data.layouts import list_images
+from contextcrf.data.stored_mask import open_mask
 from contextcrf.utils.errors import DataError
 
 # The number of an instance at the end of a name, such as in "cell_003" and "cell (3)".
 _NUMBER = re.compile(r"[\s_\-.(]*\d+\)?$")
-# JPEG changes values, so that its black pixels are not exactly 0.
-_JPEG_THRESHOLD = 127
+# Lossy compression changes values, so that black pixels are not exactly 0.
+_LOSSY_THRESHOLD = 127
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The pixels of a mask file that are not 0 (above 127 in a JPEG file). Transparent pixels count as 0.
+    """The pixels of a mask file that are not 0 (above 127 in files with lossy compression). Transparent pixels are 0.
 
     Args:
         path: the file.
@@ -44,13 +44,13 @@ class MaskFile:
             raise DataError(
                 f"{self.path.name} has {self.size[0]} x {self.size[1]} pixels, but {width} x {height} are expected"
             )
-        image = open_mask(self.path)
-        threshold = _JPEG_THRESHOLD if self.path.suffix.lower() in (".jpg", ".jpeg") else 0
+        opened = open_mask(self.path)
+        image, threshold = opened.image, _LOSSY_THRESHOLD if opened.lossy else 0
         if image.mode == "P" or image.mode.endswith(("A", "a")):
             values = np.array(image.convert("RGBA"))
-            if not values[..., :3].any():
-                return values[..., 3] > 0  # only the alpha channel has the mask
-            return np.any(values[..., :3] > 0, axis=2) & (values[..., 3] > 0)
+            if not (values[..., :3] > threshold).any():
+                return values[..., 3] > threshold  # only the alpha channel has the mask
+            return np.any(values[..., :3] > threshold, axis=2) & (values[..., 3] > 0)
         values = np.array(image)
         members: Mask = values > threshold
         return np.any(members, axis=2) if members.ndim == 3 else members
@@ -61,12 +61,12 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
     root, masks = options.images or source / "images", source / "masks"
     if not masks.is_dir():
         raise DataError(f"The folder {masks} does not exist, but {source} must contain images/ and masks/.")
-    images = by_stem(root)
+    images = by_stem(root, findings)
     if not images:
         raise DataError(f"{root} contains no images. Give their folder with --images FOLDER.")
     folders = [path for path in sorted(masks.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     by_image = [folder for folder in folders if folder.name in images]
-    by_class = [folder for folder in folders if by_stem(folder).keys() & images.keys()]
+    by_class = [folder for folder in folders if {path.stem for path in list_images(folder)} & images.keys()]
     if bool(by_image) == bool(by_class):
         both = "both the folders and the files in them" if by_image else "neither the folders nor the files in them"
         raise DataError(
@@ -135,7 +135,7 @@ def _record(image: Path, files: list[tuple[str, Path]], findings: Findings) -> R
     shapes, sizes = [], set()
     for name, path in files:
         try:
-            size = open_mask(path).size
+            size = open_mask(path).image.size
         except DataError as error:
             findings.drop("mask files that cannot be read", str(error))
             continue

@@ -70,16 +70,11 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
     finder = ImageFinder([options.images] if options.images else folders)
     names: list[str] = []
     records: list[Record] = []
-    listed: set[Path] = set()
     for path in paths:
         for name, size, shapes in _read_file(path, names, options, findings):
             image = finder.find(name, findings, path.parent)
             if image is None:
                 continue
-            if image in listed:
-                findings.drop("images that are listed twice; their first entry is kept", f"{path.name}: {name}")
-                continue
-            listed.add(image)
             # The folder distinguishes images of the same name in several splits.
             place = name if "/" in name else f"{image.parent.name}/{name}"
             records.append(Record(image, place, size, shapes, _splits(path, len(paths))))
@@ -139,10 +134,17 @@ def _read_file(
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a COCO file: an object with the key 'images' is expected.")
-    categories = {}
+    categories: dict[int, str] = {}
     for item in field(content, "categories", list, str(path)):
         where = f"A category of {path}"
-        categories[field(item, "id", int, where)] = str(field(item, "name", (str, int), where)).strip()
+        number, name = field(item, "id", int, where), str(field(item, "name", (str, int), where)).strip()
+        if not name:
+            raise DataError(f"{path} has no name for the category {number}. Give it a name.")
+        if categories.setdefault(number, name) != name:
+            raise DataError(
+                f"{path} has the id {number} for the two categories {categories[number]!r} and {name!r}, so the class "
+                "of their shapes is unclear. Give each category its own id."
+            )
     for number in sorted(categories):
         if categories[number] not in names:
             names.append(categories[number])
@@ -155,6 +157,8 @@ def _read_file(
         images[number] = item
     file_names = {number: field(item, "file_name", str, f"Image {number} of {path}") for number, item in images.items()}
     for item in field(content, "annotations", list, str(path)):
+        if not isinstance(item, dict):
+            raise DataError(f"{path} has the annotation {item!r}, but an object is expected.")
         number = str(field(item, "image_id", (int, str), f"Annotation {item.get('id')!r} of {path}"))
         if number not in images:
             findings.drop("annotations of an image that is not listed", f"{path.name}: image_id {number}")
@@ -162,12 +166,17 @@ def _read_file(
         shape = _shape(item, categories, options, file_names[number], findings)
         if shape is not None:
             shapes.setdefault(number, []).append(shape)
-    return [(file_names[number], _size(images[number]), shapes.get(number, [])) for number in images]
+    return [
+        (file_names[number], _size(images[number], f"Image {number} of {path}"), shapes.get(number, []))
+        for number in images
+    ]
 
 
-def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    width, height = image.get("width"), image.get("height")
-    return (int(width), int(height)) if width and height else None
+def _size(image: dict[str, Any], where: str) -> tuple[int, int] | None:
+    if not image.get("width") or not image.get("height"):
+        return None
+    width, height = (field(image, key, (int, float), where) for key in ("width", "height"))
+    return int(width), int(height)
 
 
 def _shape(
@@ -179,7 +188,9 @@ def _shape(
             f"The annotations of {name} are panoptic, but annotations with a segmentation are expected. Give the file "
             "of the instances."
         )
-    crowd = bool(item.get("iscrowd", 0)) and options.crowd != "class"
+    if (stated := item.get("iscrowd", 0)) not in (0, 1, "0", "1"):
+        raise DataError(f"An annotation of {name} has {stated!r} under the key 'iscrowd', but 0 or 1 is expected.")
+    crowd = bool(int(stated)) and options.crowd != "class"
     category = item.get("category_id")
     if isinstance(category, str) and category.isdecimal():
         category = int(category)
@@ -190,6 +201,8 @@ def _shape(
     if segmentation is None:
         findings.drop("annotations without a valid segmentation (boxes, key points, fewer than 3 points)", name)
         return None
+    if isinstance(segmentation, list) and len(segmentation) < len(_rings(item["segmentation"])):
+        findings.drop("parts of polygons that are not valid (fewer than 3 points)", name)
     if crowd:
         findings.note("crowd regions (iscrowd) got the ignore_index", name)
     return Shape(None if crowd else categories[category], CocoRegion(segmentation))
@@ -204,10 +217,13 @@ def _segmentation(found: Any) -> list[list[float]] | dict[str, Any] | None:
         return found if pair and (runs or (isinstance(counts, str) and counts)) else None
     if not isinstance(found, list):
         return None
-    # Some tools write one polygon without the outer list.
-    rings = [found] if found and isinstance(found[0], int | float) else found
-    valid = [ring for ring in rings if _is_ring(ring)]
+    valid = [ring for ring in _rings(found) if _is_ring(ring)]
     return [[float(value) for value in ring] for ring in valid] or None
+
+
+def _rings(found: list[Any]) -> list[Any]:
+    """Return the polygons of a segmentation. Some tools write one polygon without the outer list."""
+    return [found] if found and isinstance(found[0], int | float) else found
 
 
 def _is_ring(ring: Any) -> bool:

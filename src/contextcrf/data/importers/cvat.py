@@ -87,7 +87,10 @@ def _shape(element: Element, name: str, findings: Findings) -> Shape | None:
     if region is None:
         findings.drop(f"annotations of the unknown type {element.tag!r}", name)
         return None
-    return Shape((element.get("label") or "").strip(), region, order)
+    if not (label := (element.get("label") or "").strip()):
+        findings.drop("shapes without a class", name)
+        return None
+    return Shape(label, region, order)
 
 
 def _region(element: Element) -> Region | None:

@@ -164,6 +164,8 @@ class ImageFinder:
             )
             return None
         if named:
+            if len(wanted.parts) > 1 and named[0].parent not in self.folders:
+                findings.note("images were found in another folder than in the annotations", f"{name}: {named[0]}")
             return named[0]
         others = self._stems.get(wanted.stem.casefold(), [])
         if len(others) == 1:
@@ -173,6 +175,18 @@ class ImageFinder:
         return None
 
 
-def by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder, without its subfolders, by their names without the suffix."""
-    return {path.stem: path for path in reversed(list_images(folder))} if folder.is_dir() else {}
+def by_stem(folder: Path, findings: Findings) -> dict[str, Path]:
+    """Return the images of a folder, without its subfolders, by their names without the suffix.
+
+    Of several files that differ only in the suffix, the first is returned, and the others are dropped.
+    """
+    found: dict[str, Path] = {}
+    for path in list_images(folder) if folder.is_dir() else ():
+        add_file(found, path.stem, path, findings)
+    return found
+
+
+def add_file(files: dict[str, Path], stem: str, path: Path, findings: Findings) -> None:
+    """Add a file to the files by their names without the suffix, or drop it if there is a file of this name."""
+    if files.setdefault(stem, path) is not path:
+        findings.drop("files of the same name with another suffix", f"{path.name}: {files[stem].name} is used")

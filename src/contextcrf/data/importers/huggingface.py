@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from contextcrf.data.images import DECODING_ERRORS, describe_error
 from contextcrf.data.importers.files import split_name
-from contextcrf.data.importers.label_maps import from_values, one_channel
+from contextcrf.data.importers.label_maps import from_values, one_channel, read_values
 from contextcrf.data.importers.options import Options
 from contextcrf.data.importers.records import IGNORED, Findings, Labels, Record, Source
 from contextcrf.utils.errors import DataError
@@ -59,7 +59,7 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
                 )
     ignore_index = 255 if options.ignore_index is None else options.ignore_index
     names = options.classes
-    masks = {key: data.select_columns(label_column) for key, data in splits.items()}
+    masks = {key: _stored(data, label_column) for key, data in splits.items()}
     values = _label_values(masks, label_column, str(source))
     if values == {0, 255} and options.ignore_index is None and len(names or "  ") == 2:
         findings.note("the masks have only the values 0 and 255, so 255 is taken as a class", str(source))
@@ -112,7 +112,20 @@ def _label_values(splits: Mapping[str, Any], column: str, where: str) -> set[int
     return found
 
 
+def _stored(data: "Dataset", column: str) -> "Dataset":
+    """Return a column, in which images are the content of their files."""
+    import datasets
+
+    chosen = data.select_columns(column)
+    images = isinstance(chosen.features[column], datasets.Image)
+    return chosen.cast_column(column, datasets.Image(decode=False)) if images else chosen
+
+
 def _values(data: "Dataset", row: int, column: str, where: str) -> npt.NDArray[np.int64]:
+    import datasets
+
+    if isinstance(data.features[column], datasets.Image):
+        return read_values(Path(where), _content(data, column, row))
     try:
         values = np.asarray(data[row][column])
     except DECODING_ERRORS as error:
@@ -129,7 +142,7 @@ def _records(name: str, data: "Dataset", image_column: str, label_column: str, t
     import datasets
 
     stored = data.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
-    masks = data.select_columns(label_column)
+    masks = _stored(data, label_column)
     records = []
     for row in range(len(data)):
         path = _path(stored, image_column, row)
@@ -151,7 +164,10 @@ def _content(stored: "Dataset", column: str, row: int) -> bytes:
     if found and found.get("bytes"):
         return bytes(found["bytes"])
     if found and found.get("path"):
-        return Path(found["path"]).read_bytes()
+        try:
+            return Path(found["path"]).read_bytes()
+        except OSError as error:
+            raise DataError(f"{found['path']} cannot be read: {describe_error(error)}.") from error
     raise DataError(f"Row {row} has no image in the column {column!r}.")
 
 

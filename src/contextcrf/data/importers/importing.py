@@ -12,7 +12,15 @@ import numpy.typing as npt
 from contextcrf.data.classes import IGNORE_INDEX, Classes, Color, voc_palette
 from contextcrf.data.importers.drawing import draw, make_upright
 from contextcrf.data.importers.options import CityscapesIds, Crowd, FormatName, Options, Order, Unlabeled
-from contextcrf.data.importers.records import IGNORED, UNLABELED, Findings, Labels, Record, Source
+from contextcrf.data.importers.records import (
+    IGNORED,
+    UNLABELED,
+    Findings,
+    Labels,
+    Record,
+    Source,
+    without_shared_files,
+)
 from contextcrf.data.importers.registry import FORMATS, Format
 from contextcrf.data.importers.report import ImportReport
 from contextcrf.data.importers.writing import Picture, Stems, open_picture
@@ -115,7 +123,7 @@ def import_dataset(
     _check(format, chosen, options, source, out)
     findings = Findings()
     found = chosen.read(source, options, findings)
-    names, position = _class_names(found, options, chosen)
+    names, position = _class_names(found, options, chosen, findings)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
         complete = Path(partial, out.name)
@@ -168,7 +176,15 @@ def _check(format: str, chosen: Format, options: Options, source: Path, out: Pat
             raise ValueError(f"{out} is inside {folder}, which is not changed. Choose a folder outside of it.")
 
 
-def _class_names(found: Source, options: Options, chosen: Format) -> tuple[tuple[str, ...], dict[int, int]]:
+def _dropped(findings: Findings) -> str:
+    """Return a sentence with what has been dropped, for an error."""
+    reasons = [f"{reason} ({len(items)}, such as {items[0]})" for reason, items in findings.dropped.items()]
+    return f" Dropped: {'; '.join(reasons)}." if reasons else ""
+
+
+def _class_names(
+    found: Source, options: Options, chosen: Format, findings: Findings
+) -> tuple[tuple[str, ...], dict[int, int]]:
     """Return the names of the new classes, and the new index of each index in the source and of unlabeled pixels."""
     names = found.names
     if options.classes is not None and "order" in chosen.options:
@@ -194,7 +210,7 @@ def _class_names(found: Source, options: Options, chosen: Format) -> tuple[tuple
     if not found.names:
         raise DataError(
             "The source has no classes. Check that it has annotations of objects or areas, and not captions or key "
-            "points."
+            f"points.{_dropped(findings)}"
         )
     if len(names) < 2:
         raise DataError(
@@ -254,8 +270,7 @@ class _Writer:
         """Write all images that can be imported."""
         for folder in ("images", "masks"):
             (self.out / folder).mkdir(parents=True)
-        total = len(source.records) if isinstance(source.records, Sequence) else None
-        for record in track(source.records, "Importing", total):
+        for record in track(without_shared_files(source.records, self.findings), "Importing"):
             try:
                 picture = open_picture(record)
             except DataError as error:
@@ -343,8 +358,7 @@ def _check_result(writer: _Writer, names: Sequence[str], source: Path, findings:
     labeled = sum(writer.pixels[index] for index, name in enumerate(names) if name.casefold() not in _BACKGROUNDS)
     if labeled:
         return
-    reasons = [f"{reason} ({len(items)}, such as {items[0]})" for reason, items in findings.dropped.items()]
-    why = f" Dropped: {'; '.join(reasons)}." if reasons else " Check that the source has annotations."
+    why = _dropped(findings) or " Check that the source has annotations."
     raise DataError(f"The import of {source} has no labeled pixels of a class, so nothing was written.{why}")
 
 

@@ -5,38 +5,43 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from contextcrf.data.classes import Color
-from contextcrf.data.images import DECODING_ERRORS, describe_error
 from contextcrf.data.importers.records import IGNORED, Findings, Labels
+from contextcrf.data.stored_mask import StoredMask, code_color, color_code, decode_mask
 from contextcrf.utils.errors import DataError
 
 UNKNOWN_VALUES = "masks have pixels with an unknown value, which got the ignore_index"
+_COLORS = (
+    "several channels with different values, but a mask with one value per pixel is expected. If it has colors, "
+    "convert them to class indices. For a data set of Hugging Face, --label-column chooses another column."
+)
 UNKNOWN_COLORS = "masks have pixels with an unknown color, which got the ignore_index"
 
 
-def open_mask(path: Path) -> Image.Image:
-    """Read a mask file.
+def read_values(path: Path, content: bytes | None = None) -> npt.NDArray[np.int64]:
+    """Read the stored values [H, W] of a mask.
+
+    Args:
+        path: the file, or a name for the messages if `content` is given.
+        content: the content of a file in memory.
 
     Raises:
-        DataError: If the file cannot be decoded.
+        DataError: If the file cannot be decoded, has lossy compression, or has colors.
     """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            return file
-    except DECODING_ERRORS as error:
-        raise DataError(f"{path} cannot be read as a mask: {describe_error(error)}.") from error
+    return values_of(decode_mask(path, content))
 
 
-def read_values(path: Path) -> npt.NDArray[np.int64]:
-    """Read the values [H, W] of a mask with one channel.
+def values_of(mask: StoredMask) -> npt.NDArray[np.int64]:
+    """Return the stored values [H, W] of a mask.
 
     Raises:
-        DataError: If the file cannot be decoded, or if it has several channels.
+        DataError: If the file has lossy compression, or if it has colors.
     """
-    return one_channel(np.array(open_mask(path)), str(path))
+    _check_lossless(mask)
+    if mask.values is None:
+        raise DataError(f"{mask.path} has {_COLORS}")
+    return mask.values.astype(np.int64)
 
 
 def one_channel(values: npt.NDArray[np.generic], where: str) -> npt.NDArray[np.int64]:
@@ -48,10 +53,7 @@ def one_channel(values: npt.NDArray[np.generic], where: str) -> npt.NDArray[np.i
     if values.ndim == 3 and values.shape[2] in (3, 4) and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]
     if values.ndim != 2:
-        raise DataError(
-            f"{where} has the shape {values.shape}, but a mask with one value per pixel is expected. If it has colors, "
-            "convert them to class indices. For a data set of Hugging Face, --label-column chooses another column."
-        )
+        raise DataError(f"{where} has the shape {values.shape}. It has {_COLORS}")
     return values.astype(np.int64)
 
 
@@ -65,13 +67,13 @@ def from_values(
         table: the label of each known value.
         where: the name of the mask, for the note.
         findings: what the note is added to.
-        colors: whether the values are colors of `pack`.
+        colors: whether the values are colors of `color_code`.
     """
     found, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     unknown = [i for i, value in enumerate(found.tolist()) if value not in table]
     if unknown:
         unknown.sort(key=lambda i: -counts[i])
-        shown = ", ".join(str(unpack(found[i]) if colors else int(found[i])) for i in unknown[:5])
+        shown = ", ".join(str(code_color(int(found[i])) if colors else int(found[i])) for i in unknown[:5])
         more = ", ..." if len(unknown) > 5 else ""
         pixels = int(counts[unknown].sum())
         findings.note(
@@ -82,40 +84,33 @@ def from_values(
     return labels[inverse].reshape(values.shape)
 
 
-def read_colors(path: Path) -> npt.NDArray[np.int64]:
-    """Read the colors [H, W] of a mask as integers of `pack`.
+def colors_of(mask: StoredMask) -> npt.NDArray[np.int64]:
+    """Return the colors [H, W] of a mask as integers of `color_code`.
 
     Raises:
-        DataError: If the file cannot be decoded.
+        DataError: If the file has lossy compression, or if it has gray values above 255.
     """
-    return packed(open_mask(path))
+    _check_lossless(mask)
+    return mask.color_codes().astype(np.int64)
 
 
-def packed(mask: Image.Image) -> npt.NDArray[np.int64]:
-    """Return the colors [H, W] of an image as integers of `pack`."""
-    red, green, blue = np.moveaxis(np.array(mask.convert("RGB")).astype(np.int64), 2, 0)
-    return red << 16 | green << 8 | blue
-
-
-def pack(color: Color) -> int:
-    """Return a color as one integer."""
-    return color[0] << 16 | color[1] << 8 | color[2]
-
-
-def unpack(color: int) -> Color:
-    """Return the color of an integer of `pack`."""
-    return int(color) >> 16, int(color) >> 8 & 255, int(color) & 255
+def _check_lossless(mask: StoredMask) -> None:
+    if mask.lossy:
+        raise DataError(
+            f"{mask.path} has lossy compression, which changes labels. Export the masks as PNG files, or use the "
+            "original masks."
+        )
 
 
 def color_table(colors: Sequence[tuple[Color, int]], where: str) -> dict[int, int]:
-    """Return the label of each color of `pack`.
+    """Return the label of each color of `color_code`.
 
     Raises:
         DataError: If two entries have the same color.
     """
     table: dict[int, int] = {}
     for color, label in colors:
-        if pack(color) in table:
+        if color_code(color) in table:
             raise DataError(f"{where} gives the color {list(color)} to two classes. Give each class its own color.")
-        table[pack(color)] = label
+        table[color_code(color)] = label
     return table

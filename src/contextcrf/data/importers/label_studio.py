@@ -129,8 +129,14 @@ def _record(task: dict[str, Any], where: str, finder: ImageFinder, findings: Fin
     if image is None:
         return None
     items = [item for item in annotation.get("result") or [] if isinstance(item, dict)]
+    if len({item["to_name"] for item in items if _names(item) and item.get("to_name")}) > 1:
+        findings.drop("tasks with shapes on several images, of which nothing shows which is which", name)
+        return None
     sizes = {
-        (item["original_width"], item["original_height"])
+        (
+            field(item, "original_width", (int, float), f"A shape of {name}"),
+            field(item, "original_height", (int, float), f"A shape of {name}"),
+        )
         for item in items
         if item.get("original_width") and item.get("original_height")
     }
@@ -216,7 +222,7 @@ def _names(item: dict[str, Any]) -> list[str]:
     """Return the classes of an item, such as its value under "brushlabels"."""
     value, kind = item.get("value"), item.get("type")
     found = value.get(kind) if isinstance(value, dict) and str(kind).endswith("labels") else None
-    return [str(name).strip() for name in found] if isinstance(found, list) else []
+    return [text for name in found if (text := str(name).strip())] if isinstance(found, list) else []
 
 
 def _region(item: dict[str, Any], size: tuple[int, int]) -> Region | None:
@@ -232,7 +238,7 @@ def _region(item: dict[str, Any], size: tuple[int, int]) -> Region | None:
         return None
     numbers = (float(field(value, key, (int, float), "A shape")) for key in ("x", "y"))
     x, y = (number * scale for number, scale in zip(numbers, (scale_x, scale_y), strict=True))
-    rotation = float(value.get("rotation") or 0)
+    rotation = float(field(value, "rotation", (int, float), "A shape")) if value.get("rotation") else 0.0
     if "radiusX" in value:
         radii = (
             field(value, "radiusX", (int, float), "An ellipse"),

@@ -91,6 +91,9 @@ def _shape(item: Any, where: str, findings: Findings) -> Shape | None:
     if region is None:
         findings.drop(f"shapes of the type {kind!r}, which cannot be drawn as an area", where)
         return None
+    if not label:
+        findings.drop("shapes without a class", where)
+        return None
     return Shape(None if label == IGNORE else label, region)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,43 @@ class Source:
     names: tuple[str, ...]
     records: Iterable[Record]
     colors: Mapping[str, Color] = field(default_factory=dict)
+
+
+def without_shared_files(records: Iterable[Record], findings: Findings) -> list[Record]:
+    """Return the records without those whose image file belongs to another record.
+
+    A file belongs to the first record that gives its path. If no record gives its path, and records with different
+    names fit it, nothing shows which of them it belongs to, so none is returned.
+    """
+    records = list(records)
+    sharing: dict[Path, list[Record]] = {}
+    for record in records:
+        if isinstance(record.image, Path):
+            sharing.setdefault(record.image.resolve(), []).append(record)
+    left_out: set[int] = set()
+    for file, those in sharing.items():
+        if len(those) == 1:
+            continue
+        exact = [record for record in those if _ends_with(file, record.name)]
+        kept = exact[0] if exact else those[0] if len({record.name for record in those}) == 1 else None
+        for record in those:
+            if record is kept:
+                continue
+            left_out.add(id(record))
+            if kept is None:
+                reason = "images of which several fit the same file, so that it is unclear which one the file is"
+            elif record.name == kept.name or record in exact:
+                reason = "images that are listed twice; their first entry is kept"
+            else:
+                reason = "missing images, whose name fits only the file of another image"
+            findings.drop(reason, f"{record.name}: {file.name}")
+    return [record for record in records if id(record) not in left_out]
+
+
+def _ends_with(file: Path, name: str) -> bool:
+    """Return whether a name in annotations is the end of the path of a file."""
+    parts = tuple(part.casefold() for part in PurePosixPath(name.replace("\\", "/")).parts)
+    return tuple(part.casefold() for part in file.parts[-len(parts) :]) == parts
 
 
 def shape_names(records: Iterable[Record]) -> tuple[str, ...]:

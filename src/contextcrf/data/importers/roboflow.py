@@ -56,7 +56,7 @@ def _read_table(path: Path) -> dict[int, str]:
 
 
 def _read_folder(folder: Path, splits: tuple[str, ...], table: dict[int, int], findings: Findings) -> list[Record]:
-    files = by_stem(folder)
+    files = by_stem(folder, findings)
     records = []
     for stem, path in sorted(files.items()):
         if stem.endswith(_SUFFIX) and stem.removesuffix(_SUFFIX) in files:

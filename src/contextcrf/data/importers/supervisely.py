@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from contextcrf.data.images import DECODING_ERRORS
-from contextcrf.data.importers.files import by_stem, color_of, field, points_of, read_json, split_name
+from contextcrf.data.importers.files import color_of, field, points_of, read_json, split_name
 from contextcrf.data.importers.options import Options
 from contextcrf.data.importers.records import Findings, Record, Source, shape_names
 from contextcrf.data.importers.shapes import Bitmap, Mask, PixelPolygon, Polygon, Region, Shape
+from contextcrf.data.layouts import list_images
 from contextcrf.utils.errors import DataError
 
 # A damaged bitmap must not fill the memory.
@@ -48,13 +49,20 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
 
 def _read_folder(folder: Path, splits: tuple[str, ...], options: Options, findings: Findings) -> list[Record]:
     images = options.images or folder / "img"
-    stems = by_stem(images)
+    stems: dict[str, list[Path]] = {}
+    for found in list_images(images) if images.is_dir() else ():
+        stems.setdefault(found.stem, []).append(found)
     records, used = [], set()
     for path in sorted((folder / "ann").glob("*.json")):
         # The name of the annotation is image.jpg.json, or image.json in old projects.
         image = images / path.stem
         if not image.is_file():
-            image = stems.get(path.stem, image)
+            same = stems.get(path.stem, [])
+            if len(same) > 1:
+                names = ", ".join(found.name for found in same)
+                findings.drop("annotations that fit several images of the same name", f"{path.name}: {names}")
+                continue
+            image = same[0] if same else image
         if not image.is_file():
             findings.drop("missing images", f"{folder.name}/{path.stem}")
             continue
@@ -70,7 +78,7 @@ def _read_folder(folder: Path, splits: tuple[str, ...], options: Options, findin
         name = f"{folder.name}/{image.name}"
         shapes = [shape for item in objects if (shape := _shape(item, name, findings)) is not None]
         records.append(Record(image, name, (width, height), shapes, splits))
-    for image in sorted(set(stems.values()) - used):
+    for image in sorted({path for same in stems.values() for path in same} - used):
         findings.drop("images without an annotation", f"{folder.name}/{image.name}")
     return records
 

@@ -8,18 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from contextcrf.data.classes import Color, voc_palette
-from contextcrf.data.importers.files import images_below
-from contextcrf.data.importers.label_maps import (
-    color_table,
-    from_values,
-    open_mask,
-    pack,
-    packed,
-    read_values,
-    unpack,
-)
+from contextcrf.data.importers.files import add_file, images_below
+from contextcrf.data.importers.label_maps import color_table, colors_of, from_values, values_of
 from contextcrf.data.importers.options import Options
 from contextcrf.data.importers.records import IGNORED, Findings, Labels, Record, Source
+from contextcrf.data.stored_mask import code_color, color_code, decode_mask
 from contextcrf.data.visualization import IGNORED_COLOR
 from contextcrf.utils.errors import DataError
 
@@ -51,7 +44,7 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
     # By the position in the label map, and by color.
     values = {label: index_of.get(name, IGNORED) for label, (name, _) in enumerate(entries)}
     colors = color_table([(color, index_of.get(name, IGNORED)) for name, color in entries], str(path))
-    colors.setdefault(pack(IGNORED_COLOR), IGNORED)
+    colors.setdefault(color_code(IGNORED_COLOR), IGNORED)
     values.setdefault(255 if options.ignore_index is None else options.ignore_index, IGNORED)
     records = _records(kit, options, values, colors, findings)
     return Source(tuple(name for name, _ in classes), records, dict(classes))
@@ -98,12 +91,12 @@ def _records(
     kit: Path, options: Options, values: Mapping[int, int], colors: Mapping[int, int], findings: Findings
 ) -> list[Record]:
     root, masks = options.images or kit / "JPEGImages", kit / "SegmentationClass"
-    images = {path.relative_to(root).with_suffix("").as_posix(): path for path in images_below(root)}
+    images = _by_place(root, findings)
     if not images:
         raise DataError(
             f"{root} contains no images. Export the task with its images, or give their folder with --images FOLDER."
         )
-    found = {path.relative_to(masks).with_suffix("").as_posix(): path for path in images_below(masks)}
+    found = _by_place(masks, findings)
     splits = _splits(kit)
     listed = {stem for stems in splits.values() for stem in stems}
     for stem in sorted(listed - found.keys()):
@@ -122,6 +115,14 @@ def _records(
             Record(images[stem], f"{stem}{images[stem].suffix}", None, partial(_labels, mask, values, colors), names)
         )
     return records
+
+
+def _by_place(folder: Path, findings: Findings) -> dict[str, Path]:
+    """Return the images in a folder and its subfolders by their paths without the suffix."""
+    found: dict[str, Path] = {}
+    for path in images_below(folder):
+        add_file(found, path.relative_to(folder).with_suffix("").as_posix(), path, findings)
+    return found
 
 
 def _splits(kit: Path) -> dict[str, set[str]]:
@@ -145,16 +146,17 @@ def _labels(path: Path, values: Mapping[int, int], colors: Mapping[int, int], fi
     Raises:
         DataError: If both ways are possible and give different labels.
     """
-    mask = open_mask(path)
-    if mask.mode in ("1", "I", "I;16"):
-        return from_values(read_values(path), values, path.name, findings)
-    shown = packed(mask)
+    mask = decode_mask(path)
+    gray = mask.values is not None and mask.channels == 1 and mask.palette is None
+    if gray and values_of(mask).max(initial=0) > 255:
+        return from_values(values_of(mask), values, path.name, findings)
+    shown = colors_of(mask)
     by_color, color_findings = _attempt(shown, colors, path.name, True)
-    if mask.mode not in ("L", "P"):
+    if mask.channels > 1:
         return _keep(by_color, color_findings, findings)
-    by_value, value_findings = _attempt(read_values(path), values, path.name, False)
+    by_value, value_findings = _attempt(values_of(mask), values, path.name, False)
     colored, valued = not color_findings.notes, not value_findings.notes
-    if mask.mode == "P":
+    if not gray:
         known = np.isin(shown, list(colors))
         agree = np.array_equal(by_color[known], by_value[known])
         use_values = (valued and agree and not colored) or not known.any()
@@ -184,4 +186,4 @@ def _keep(labels: Labels, attempt: Findings, findings: Findings) -> Labels:
 
 def _all_gray(colors: Mapping[int, int]) -> bool:
     """Return whether the label map has gray colors alone, apart from VOC's color of excluded pixels."""
-    return all(len(set(unpack(color))) == 1 for color in colors if color != pack(IGNORED_COLOR))
+    return all(len(set(code_color(color))) == 1 for color in colors if color != color_code(IGNORED_COLOR))

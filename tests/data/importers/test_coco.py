@@ -145,3 +145,41 @@ def test_files_of_another_kind_are_refused(tmp_path):
         import_dataset("coco", write_json(tmp_path / "p.json", panoptic), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert json.loads((tmp_path / "a.json").read_text()) == {"images": []}
+
+
+def test_a_ring_that_is_not_valid_is_reported(tmp_path):
+    write_image(tmp_path / "coco" / "a.png")
+    annotations = [{"category_id": 3, "segmentation": [box(4, 0, 6, 4), [0, 0, 1, 1]]}]
+    report = imported("coco", write_json(tmp_path / "coco" / "c.json", content(annotations)), tmp_path / "out")
+    assert report.dropped == {"parts of polygons that are not valid (fewer than 3 points)": ["a.png"]}
+    assert mask_of(tmp_path / "out", "a") == ["000011"] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            {"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]},
+            "id 1 for the two categories 'cat' and 'dog'",
+        ),
+        ({"categories": [{"id": 1, "name": " "}]}, "no name for the category 1"),
+        ({"annotations": [None]}, "has the annotation None"),
+        ({"annotations": [{"image_id": 1, "category_id": 3, "iscrowd": "no"}]}, "'no' under the key 'iscrowd'"),
+        ({"images": [{"id": 1, "file_name": "a.png", "width": "abc", "height": 4}]}, "'abc' under the key 'width'"),
+    ],
+)
+def test_damaged_entries_are_named(tmp_path, change, match):
+    write_image(tmp_path / "coco" / "a.png")
+    path = write_json(tmp_path / "coco" / "c.json", {**content([]), **change})
+    with pytest.raises(DataError, match=match):
+        import_dataset("coco", path, tmp_path / "out")
+
+
+def test_crowds_may_be_given_as_text(tmp_path):
+    write_image(tmp_path / "coco" / "a.png")
+    annotations = [
+        {"category_id": 3, "iscrowd": "0", "segmentation": [box(4, 0, 6, 4)]},
+        {"category_id": 3, "iscrowd": "1", "segmentation": [box(0, 0, 2, 4)]},
+    ]
+    imported("coco", write_json(tmp_path / "coco" / "c.json", content(annotations)), tmp_path / "out")
+    assert mask_of(tmp_path / "out", "a") == ["..0011"] * 4

@@ -66,14 +66,8 @@ def test_uploads_of_the_same_name_do_not_share_a_file(tmp_path):
         "original_height": 4,
         "value": {"x": 0, "y": 0, "width": 50, "height": 100, "rectanglelabels": ["cat"]},
     }
-    tasks = [
-        {
-            "id": i,
-            "data": {"image": f"/data/upload/1/{i}{i}{i}{i}{i}{i}{i}{i}-photo.png"},
-            "annotations": [{"result": [item]}],
-        }
-        for i in (1, 2)
-    ]
+    images = [f"/data/upload/1/{8 * digit}-photo.png" for digit in "12"]
+    tasks = [{"id": 1, "data": {"image": image}, "annotations": [{"result": [item]}]} for image in images]
     with pytest.raises(DataError, match="unclear which one the file is"):
         import_dataset("label-studio", write_json(tmp_path / "ls" / "export.json", tasks), tmp_path / "out")
 
@@ -160,8 +154,6 @@ def test_mask_files_of_classes_have_the_values_of_the_file(tmp_path):
     Image.fromarray(~disk).convert("1").save(root / "masks" / "white" / "a.tif", tiffinfo={262: 0})
     Image.fromarray(disk.astype(np.uint8) * 255).convert("RGB").save(root / "masks" / "lossy" / "a.webp", quality=60)
     report = imported("class-masks", root, tmp_path / "out", classes=["white"])
-    with Image.open(root / "masks" / "white" / "a.tif") as file:
-        assert file.tag_v2[262] == 0
-    assert report.pixels["white"] in (disk.sum(), (~disk).sum())
+    assert report.pixels["white"] == disk.sum()
     report = imported("class-masks", root, tmp_path / "other", classes=["lossy"])
     assert abs(report.pixels["lossy"] - disk.sum()) < 20

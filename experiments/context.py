@@ -33,7 +33,7 @@ from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.cross_validation import make_folds
 from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation.comparison import classes_in, paired_bootstrap, read_counts, write_counts
-from contextcrf.evaluation.metrics import confusion, intersection_over_union
+from contextcrf.evaluation.metrics import confusion, intersection_over_union, mean_iou
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.serialization import weights_digest
 from contextcrf.modeling.system import UNARY_ONLY
@@ -447,8 +447,8 @@ def _by_row(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def mean_iou_by_seed(counts: Tensor, classes: Sequence[int] | None = None) -> Tensor:
     """Return the mean IoU of each seed from confusion matrices [seeds, images, K, K], over the given classes or all."""
-    iou = intersection_over_union(counts.sum(1))
-    return (iou if classes is None else iou[:, list(classes)]).nanmean(-1)
+    pooled = counts.sum(1)
+    return mean_iou(pooled) if classes is None else intersection_over_union(pooled)[:, list(classes)].nanmean(-1)
 
 
 def write_tables(

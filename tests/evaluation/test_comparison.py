@@ -16,6 +16,7 @@ from contextcrf.evaluation.comparison import (
     write_counts,
 )
 from contextcrf.evaluation.evaluate import default_systems, evaluate
+from contextcrf.evaluation.metrics import mean_iou
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.serialization import save
 from contextcrf.utils.errors import DataError
@@ -76,12 +77,30 @@ def test_the_interval_is_that_of_the_mean_where_there_is_a_formula():
     )
     counts = [part.view(-1, 2, 2) for part in (first, second)]
     found = paired_bootstrap(*counts, samples=20_000)
-    # The other class is predicted and never true: an IoU of 0, so that the mean IoU is half of the first.
-    paired = (shares[1] - shares[0]).double() / 100 / 2
+    # The other class is predicted and never true, so that the mean IoU is the IoU of the first.
+    paired = (shares[1] - shares[0]).double() / 100
     error = 1.96 * float(paired.std()) / 20
     assert found.second - found.first == pytest.approx(float(paired.mean()), abs=1e-12)
     assert found.low == pytest.approx(float(paired.mean()) - error, abs=0.1 * error)
     assert found.high == pytest.approx(float(paired.mean()) + error, abs=0.1 * error)
+
+
+def test_a_class_without_ground_truth_does_not_change_which_classes_are_averaged():
+    """A stray pixel of such a class once halved the mean IoU of one of the two systems."""
+    stray = torch.tensor([[[6000, 400, 0], [400, 3199, 1], [0, 0, 0]]]).repeat(8, 1, 1)
+    right = torch.tensor([[[6000, 400, 0], [400, 3200, 0], [0, 0, 0]]]).repeat(8, 1, 1)
+    found = paired_bootstrap(stray, right, samples=100)
+    assert 0 < found.second - found.first < 2e-4
+    assert (found.first, found.second) == pytest.approx((mean_iou(stray.sum(0)).item(), mean_iou(right.sum(0)).item()))
+
+
+def test_draws_without_a_class_average_the_same_classes_for_both_systems():
+    """Half of the images have class 2, and only the first system predicts it in the others."""
+    rare = torch.tensor([[90, 10, 0], [10, 90, 0], [0, 0, 50]])
+    common = torch.tensor([[[90, 10, 0], [10, 89, 1], [0, 0, 0]], [[90, 10, 0], [10, 90, 0], [0, 0, 0]]])
+    counts = [torch.stack([rare, *[matrix] * 3]) for matrix in common]
+    found = paired_bootstrap(*counts, samples=2000)
+    assert found.high < 0.05
 
 
 def test_pairs_give_a_narrower_interval_than_two_samples():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from contextcrf.evaluation.metrics import ConfusionMatrix, confusion, image_scores, intersection_over_union
+from contextcrf.evaluation.metrics import ConfusionMatrix, confusion, image_scores, intersection_over_union, mean_iou
 
 
 def test_iou_is_intersection_over_union_of_sets_of_pixels():
@@ -28,6 +28,14 @@ def test_iou_is_intersection_over_union_of_sets_of_pixels():
 def test_rows_are_the_truth_and_columns_the_prediction():
     truth, prediction = torch.tensor([[0, 0, 1, 255]]), torch.tensor([[0, 1, 2, 2]])
     assert confusion(prediction, truth, 3).tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_the_mean_is_over_the_classes_of_the_ground_truth():
+    counts = torch.tensor([[[3, 0, 1], [0, 2, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0], [1, 0, 3]]])
+    assert mean_iou(counts).tolist() == [(3 / 4 + 1) / 2, 3 / 4]
+    assert ConfusionMatrix.of(counts[0]).mean_iou() == (3 / 4 + 1) / 2
+    assert ConfusionMatrix.of(counts[0]).iou().tolist() == [3 / 4, 1, 0]
+    assert mean_iou(torch.zeros(3, 3)).isnan()
 
 
 def test_a_matrix_of_counts_has_their_scores():

@@ -63,7 +63,8 @@ def paired_bootstrap(
         samples: number of bootstrap samples.
         block: number of neighboring images that are drawn together (block bootstrap, Carlstein 1986). Use more than 1
             for video frames: similar frames that are drawn one by one make the interval too narrow.
-        classes: classes whose IoU is averaged; None averages all classes.
+        classes: classes whose IoU is averaged; None averages all classes. Classes that do not occur in the ground truth
+            of the drawn images are left out.
 
     Returns:
         The mean IoU of both systems and the interval of their difference.
@@ -111,10 +112,11 @@ def paired_bootstrap(
     times = torch.zeros_like(ones).scatter_add_(1, drawn, ones)
 
     def mean_iou(counts: Tensor, times: Tensor) -> Tensor:
-        """Return the mean IoU over the classes that occur, with the images weighted by `times` [..., images]."""
+        """Return the mean IoU (`metrics.mean_iou`) with the images weighted by `times` [..., images]."""
         counts = counts[known].double()
-        hits = counts.diagonal(dim1=1, dim2=2)
-        return (times @ hits / (times @ (counts.sum(1) + counts.sum(2) - hits)))[..., scored].nanmean(-1)
+        hits, labeled = counts.diagonal(dim1=1, dim2=2), counts.sum(2)
+        iou = times @ hits / (times @ (counts.sum(1) + labeled - hits))
+        return iou.where(times @ labeled > 0, float("nan"))[..., scored].nanmean(-1)
 
     def averaged(times: Tensor) -> list[Tensor]:
         return [torch.stack([mean_iou(counts, times) for counts in part]).mean(0) for part in trainings]

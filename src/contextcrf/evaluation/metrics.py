@@ -24,8 +24,6 @@ def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
 def intersection_over_union(counts: Tensor) -> Tensor:
     """Compute the intersection over union (IoU) of each class, as in Everingham et al. (2010).
 
-    The mean IoU is `.nanmean(-1)` of the result.
-
     Args:
         counts: confusion matrices [..., K, K].
 
@@ -40,6 +38,27 @@ def intersection_over_union(counts: Tensor) -> Tensor:
     """
     hits = counts.diagonal(dim1=-2, dim2=-1).double()
     return hits / (counts.sum(-2) + counts.sum(-1) - hits)
+
+
+def mean_iou(counts: Tensor) -> Tensor:
+    """Compute the mean IoU over the classes that occur in the ground truth.
+
+    Predictions of other classes count as errors of the classes that do occur. If their IoU of 0 were averaged too, two
+    systems could be averaged over different classes, and a single pixel could change the mean by many points.
+
+    Args:
+        counts: confusion matrices [..., K, K].
+
+    Returns:
+        Fractions, float64 [...]; NaN without labeled pixels.
+
+    Example:
+        >>> import torch
+        >>> mean_iou(torch.tensor([[3, 0, 1], [0, 2, 0], [0, 0, 0]])).item()
+        0.875
+    """
+    occurs = counts.sum(-1) > 0
+    return intersection_over_union(counts).where(occurs, float("nan")).nanmean(-1)
 
 
 class ConfusionMatrix(MulticlassConfusionMatrix):
@@ -77,12 +96,12 @@ class ConfusionMatrix(MulticlassConfusionMatrix):
         return self.confmat
 
     def iou(self) -> Tensor:
-        """Return the IoU of each class as fractions, [K]; NaN for a class that does not occur."""
+        """Return the IoU of each class as fractions, [K]; NaN for a class that neither occurs nor is predicted."""
         return intersection_over_union(self.counts)
 
     def mean_iou(self) -> float:
-        """Return the mean IoU over the classes that occur, a fraction; NaN without labeled pixels."""
-        return self.iou().nanmean().item()
+        """Return the mean IoU (`metrics.mean_iou`), a fraction; NaN without labeled pixels."""
+        return mean_iou(self.counts).item()
 
     def pixel_accuracy(self) -> float:
         """Return the fraction of labeled pixels whose predicted label is right; NaN without labeled pixels."""
@@ -98,4 +117,4 @@ def image_scores(counts: Tensor) -> Tensor:
     Returns:
         Fractions [images]; NaN for an image without labeled pixels.
     """
-    return intersection_over_union(counts).nanmean(-1)
+    return mean_iou(counts)

@@ -116,7 +116,7 @@ def tables(rows: Sequence[TableRow], results: EvaluationResults) -> tuple[Table,
     data = results.metadata["data"]
     measured = dict(zip((row.name for row in rows), results.systems, strict=True))
     iou = {name: result.matrix.iou() for name, result in measured.items()}
-    mean = {name: values.nanmean().item() for name, values in iou.items()}
+    mean = {name: result.matrix.mean_iou() for name, result in measured.items()}
     first = [[row.name, _percent(mean[row.name]), _cited(row.val), f"{measured[row.name].seconds:.2f}"] for row in rows]
     first += [[name, "", f"{value:.1f}", ""] for name, value in CITED_VAL.items()]
     table1 = Table(

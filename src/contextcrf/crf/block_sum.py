@@ -20,14 +20,15 @@ def block_sum(term: Term, blocks: Sequence[Sequence[Tensor]], shared: Sequence[T
     of one block, as with `torch.utils.checkpoint`, but no term is computed a second time for the backward pass.
 
     Args:
-        term: a function that returns a scalar.
-        blocks: the tensors of each block, which get no gradients. There must be at least one block.
+        term: a function that returns a scalar, which depends on all shared tensors that require gradients.
+        blocks: the tensors of each block. There must be at least one block.
         shared: the tensors that all blocks share. They get gradients if they require them.
 
     Returns:
         A scalar.
 
     Raises:
+        ValueError: if a tensor of a block requires gradients, because it would get none.
         RuntimeError: in the backward pass with `create_graph=True`, because second derivatives are not available.
 
     Example:
@@ -39,6 +40,8 @@ def block_sum(term: Term, blocks: Sequence[Sequence[Tensor]], shared: Sequence[T
         >>> total.item(), x.grad.tolist()
         (14.0, [2.0, 4.0, 6.0])
     """
+    if any(tensor.requires_grad for block in blocks for tensor in block):
+        raise ValueError("The tensors of the blocks must not require gradients. Pass them as shared tensors.")
     if records_gradients(*shared):
         return _BlockSum.apply(term, blocks, *shared)
     return torch.stack([term(*shared, *block) for block in blocks]).sum()

@@ -60,7 +60,8 @@ class DenseCRF(nn.Module):
         bilateral_compat: the weight w2 of the bilateral kernel, in the same form as ``spatial_compat``.
         iterations: the number of mean-field iterations, >= 0.
         normalization: the normalization of a kernel matrix M with row sums D. "symmetric" is D^-1/2 M D^-1/2, "before"
-            is M D^-1, "after" is D^-1 M, and "none" is M.
+            is M D^-1, "after" is D^-1 M, and "none" is M. The lattice multiplies M by a constant below 1, which cancels
+            in all but "none" (`Lattice.filter`).
         learnable: turn the compatibilities and the logarithms of the standard deviations into parameters of the module.
         tolerance: the probability below which a label is skipped to save time, in [0, 1). A label is skipped in an
             image if its probability is below ``tolerance`` at every pixel and it is not the most probable label of any
@@ -375,7 +376,8 @@ class _Kernel:
 
     def __init__(self, features: Tensor, compat: Tensor, normalization: Normalization) -> None:
         self.lattice = Lattice(features.T)
-        self.compat = compat
+        # A fixed value is copied, since the backward pass needs it as it is now.
+        self.compat = compat if compat.requires_grad else compat.clone()
         # True if a label at one pixel raises the probability of no other label at other pixels.
         self.attracts = compat.ndim == 0 and bool(compat >= 0)
         self.learned = compat.requires_grad or features.requires_grad
@@ -485,7 +487,8 @@ class _Merged(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Merged.apply(grad, ctx.messages, not ctx.transpose), None, None
+        with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
+            return _Merged.apply(grad, ctx.messages, not ctx.transpose), None, None
 
 
 def _softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:

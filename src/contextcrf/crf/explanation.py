@@ -106,7 +106,7 @@ def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, n
             f"0..{width - 1}."
         )
     owner, neighbor = (part[0] for part in potential.project(features))
-    by_node = marginals[0].flatten(1).T
+    by_node = marginals[0].flatten(1).T.to(owner.dtype)
     offsets = potential.graph(features).offsets
     here = torch.tensor([y, x], device=features.device)
     size = torch.tensor([height, width], device=features.device)
@@ -116,7 +116,7 @@ def explain(potential: PairwisePotential, features: Tensor, marginals: Tensor, n
         places = places[((places >= 0) & (places < size)).all(1)]
         others = places[:, 0] * width + places[:, 1]
         p, q = (y * width + x, others) if sign == 1 else (others, y * width + x)
-        logits = potential.last(F.relu(owner[p] + neighbor[q]))
+        logits = potential.last(F.relu(owner[p] + neighbor[q])).to(owner.dtype)
         table = logits.unflatten(-1, (potential.num_classes, potential.num_classes))
         messages.append(torch.einsum("mkj,mj->mk" if sign == 1 else "mkj,mk->mj", table, by_node[others]))
         found.append(places)

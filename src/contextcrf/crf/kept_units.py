@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextcrf.crf.blocks import records_gradients, slices
+from contextcrf.crf.blocks import records_gradients
 from contextcrf.crf.messages import Workspace, sum_precision
-from contextcrf.crf.relations import Graph, Relation
+from contextcrf.crf.relations import Graph, Relation, check_plain
 
 # The largest size of the hidden units that are kept, in bytes. With twice this limit, messages would hardly be faster
 # in bfloat16, and slower in single precision.
@@ -30,7 +30,7 @@ KEPT_BYTES = 1 << 26
 BLOCK_BYTES = 1 << 18
 
 
-class _Routes(NamedTuple):
+class _EdgeLists(NamedTuple):
     """The edges (p, q) of a batch of B maps, whose nodes are numbered consecutively.
 
     Attributes:
@@ -61,10 +61,15 @@ class KeptUnits:
     def __init__(
         self, owner: Tensor, neighbor: Tensor, weight: Tensor, bias: Tensor, graph: Graph, workspace: Workspace
     ) -> None:
-        self.routes = _routes(graph.relation, graph.height, graph.width, len(owner), owner.device)
-        units = _with_absent(neighbor.flatten(0, 1)).index_select(0, self.routes.neighbors.flatten())
-        units = units.unflatten(0, self.routes.neighbors.shape)
-        self.units = units.add_(owner.flatten(0, 1)[:, None]).relu_()
+        self.lists = _edge_lists(graph.relation, graph.height, graph.width, len(owner), owner.device)
+        units = _with_absent(neighbor.flatten(0, 1)).index_select(0, self.lists.neighbors.flatten())
+        units = units.unflatten(0, self.lists.neighbors.shape)
+        units = units.add_(owner.flatten(0, 1)[:, None]).relu_()
+        # All blocks have about the same size, because a small last one would be slow.
+        nodes, hidden = units.shape[0], units.shape[2]
+        blocks = -(-nodes * hidden * units.element_size() // BLOCK_BYTES)
+        # The gradient of one division is one tensor. That of each slice would be a tensor of the size of all units.
+        self.blocks = units.split(-(-nodes // blocks))
         self.weight, self.bias = weight.flatten(1), bias
         self.workspace = workspace
 
@@ -77,7 +82,7 @@ class KeptUnits:
         """Compute the summed messages [B, H, W, K] from the marginals of all nodes, [B, H, W, K]."""
         nodes = marginals.flatten(0, 2).to(self.weight.dtype)
         to_neighbors, to_owners = self._products(nodes)
-        neighbors, edges, owners, starts = self.routes
+        neighbors, edges, owners, starts = self.lists
         total = (
             to_owners
             + F.embedding_bag(edges, to_neighbors, starts, mode="sum")
@@ -93,14 +98,12 @@ class KeptUnits:
             The messages of all edges to their nodes q, [B * N * T, K], and the summed messages to the nodes p,
                 [B * N, K].
         """
-        num_classes, hidden = nodes.shape[1], self.units.shape[2]
-        gradients = records_gradients(nodes, self.units, self.weight)
+        num_classes, hidden = nodes.shape[1], self.blocks[0].shape[2]
+        gradients = records_gradients(nodes, self.blocks[0], self.weight)
         rows = _with_absent(nodes)
         to_neighbors, to_owners = [], []
-        # All blocks have about the same size, because a small last one would be slow.
-        blocks = -(-len(nodes) * hidden * nodes.element_size() // BLOCK_BYTES)
-        for some in slices(len(nodes), -(-len(nodes) // blocks)):
-            part, units, neighbors = nodes[some], self.units[some], self.routes.neighbors[some]
+        parts, lists = (each.split(len(self.blocks[0])) for each in (nodes, self.lists.neighbors))
+        for units, part, neighbors in zip(self.blocks, parts, lists, strict=True):
             # New memory for each block would take longer than the products.
             out = None if gradients else self.workspace("matrices", len(part), num_classes * hidden)
             contracted = torch.matmul(part, self.weight, out=out).unflatten(1, (num_classes, hidden))
@@ -119,16 +122,16 @@ def _with_absent(rows: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _routes(relation: Relation, height: int, width: int, batch: int, device: torch.device) -> _Routes:
+def _edge_lists(relation: Relation, height: int, width: int, batch: int, device: torch.device) -> _EdgeLists:
     """Return the edges of a relation on a batch of maps."""
     # The first call may run in inference mode, but later uses of the cached tensors may need gradients.
     with torch.inference_mode(False):
         graph = Graph(relation, height, width, torch.device("cpu"))
         table, inside = graph.neighbors(slice(0, graph.num_nodes))
         nodes = batch * graph.num_nodes
-        first = torch.arange(0, nodes, graph.num_nodes)[:, None, None]
+        first = torch.arange(0, nodes, graph.num_nodes, device="cpu")[:, None, None]
         neighbors = torch.where(inside, first + table, nodes).flatten(0, 1)
         edges = neighbors.flatten().argsort(stable=True)[: batch * int(inside.sum())]
         counts = neighbors.flatten().bincount(minlength=nodes)[:nodes]
         found = neighbors, edges, edges // table.shape[1], counts.cumsum(0) - counts
-        return _Routes(*(indices.to(device) for indices in found))
+        return _EdgeLists(*(check_plain(indices.to(device)) for indices in found))

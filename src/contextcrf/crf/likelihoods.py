@@ -59,9 +59,10 @@ def mean_field_nll(
     """Compute the negative log-likelihood per labeled node with the mean-field lower bound in place of log Z.
 
     This is eq. (8) with inference inside the training loop, which the paper calls computationally unviable. The
-    gradient is propagated through all iterations. At a fixed point, the gradient is E_Q[grad score] - grad score(y),
-    where score(y) = -E(y, x) is the negative energy of the labeling y. Since the bound is at most log Z, the loss is at
-    most the exact loss. In the score of the labeling y, the marginals of an ignored node replace its unknown label.
+    gradient is propagated through all iterations. If all nodes are labeled, the gradient at a fixed point is
+    E_Q[grad score] - grad score(y), where score(y) = -E(y, x) is the negative energy of the labeling y. The loss is
+    then at most the exact loss, since the bound is at most log Z. With ignored nodes, both statements do not hold: in
+    the score of the labeling y, the marginals of an ignored node replace its unknown label.
 
     Args:
         unary_logits: as for `mean_field`.

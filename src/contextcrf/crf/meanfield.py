@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from contextcrf.crf.checks import whole_number
+from contextcrf.crf.checks import check_labels, whole_number
 from contextcrf.crf.potentials import IGNORE_INDEX
 from contextcrf.crf.relations import Graph
 from contextcrf.crf.unaries import bounded
@@ -68,7 +68,8 @@ def mean_field(
     """Approximate the marginals of the CRF by parallel mean-field updates (Section IV of the paper).
 
     An update sets Q_p(k) proportional to exp( u_p(k) + weighted sum of expected pair logits ) for all nodes in
-    parallel. Its fixed points are the stationary points of KL(Q || P) over fully factorized distributions Q.
+    parallel. Its fixed points are the stationary points of KL(Q || P) over fully factorized distributions Q. The result
+    is differentiable once. Second derivatives are not available on small maps.
 
     Args:
         unary_logits: the unary logits u, [B, K, H, W]. Infinite logits are replaced by large finite ones.
@@ -77,11 +78,12 @@ def mean_field(
         iterations: the number of updates, >= 0. The paper uses 2.
         weights: the factor of the messages of each potential: a number, one number for each class, [K], or one number
             for each node, [B, 1, H, W] or [B, K, H, W]. Unlike a relation weight, it is used as given and not divided
-            by the mean number of neighbors. With None, all factors are 1.0, which is the plain sum.
+            by the mean number of neighbors. With None, all factors are 1.0, which is the plain sum. Factors of classes
+            or nodes make the two directions of an edge unequal, so the updates then optimize no ELBO.
         damping: the fraction of the old marginals that is kept in every update, in [0, 1).
         start: the initial marginals, [B, K, H, W]. None starts from softmax(unary_logits).
         trace: a list to which the ELBO [B] of the initial marginals and of every update is appended. This costs one
-            more computation of the messages.
+            more computation of the messages. With damping and factors that are numbers, it rises.
 
     Returns:
         Marginals [B, K, H, W].
@@ -176,6 +178,11 @@ def elbo(unary_logits: Tensor, pairwise: Sequence[Pair], marginals: Tensor, weig
         >>> torch.allclose(elbo(logits, [], logits.softmax(1)), log_z)
         True
     """
+    if marginals.shape != unary_logits.shape:
+        raise ValueError(
+            f"The marginals have the shape {tuple(marginals.shape)}, but must have the shape of the unary logits, "
+            f"{tuple(unary_logits.shape)}."
+        )
     return _bound(finite(unary_logits), pairwise_logits(pairwise, marginals, weights), marginals)
 
 
@@ -185,14 +192,14 @@ def energy(unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, weigh
     Args:
         unary_logits: as for `mean_field`.
         pairwise: as for `mean_field`.
-        labels: the labeling y, int64 [B, H, W].
-        weights: as for `mean_field`.
+        labels: the labeling y, int64 [B, H, W], without ignored nodes.
+        weights: as for `mean_field`, but only numbers.
 
     Returns:
         The energy of each image, [B].
 
     Raises:
-        ValueError: if the sizes of the arguments do not match, or a logit is NaN.
+        ValueError: if the sizes of the arguments do not match, a label is not in 0..K-1, or a logit is NaN.
 
     Example:
         >>> import torch
@@ -201,7 +208,11 @@ def energy(unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, weigh
         >>> energy(logits, [], torch.tensor([[[1]]]))
         tensor([-3.])
     """
-    return -elbo(unary_logits, pairwise, one_hot(labels, unary_logits), weights)
+    # Every node needs a label: the ignore_index -1 is no class.
+    check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index=-1)
+    if (labels < 0).any():
+        raise ValueError(f"The labels contain -1, but every node must have a label in 0..{unary_logits.shape[1] - 1}.")
+    return -elbo(unary_logits, pairwise, one_hot(labels, unary_logits, ignore_index=-1), weights)
 
 
 def one_hot(labels: Tensor, like: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -253,6 +264,12 @@ def _message_sum(pairwise: Sequence[Pair], weights: Weights | None) -> Callable[
         raise ValueError(
             f"weights must have one factor for each pairwise potential, but has {len(factors)} for {len(pairwise)}."
         )
+    for factor in factors:
+        if isinstance(factor, Tensor) and factor.ndim not in (0, 1, 4):
+            raise ValueError(
+                f"A weight has the shape {tuple(factor.shape)}, but a number, one number for each class [K], or one "
+                "number for each node [B, 1, H, W] or [B, K, H, W] is expected."
+            )
     terms = [
         (
             factor.view(1, -1, 1, 1) if isinstance(factor, Tensor) and factor.ndim == 1 else factor,

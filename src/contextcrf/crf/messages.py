@@ -15,6 +15,7 @@ them to memory would take longer than the products.
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from contextcrf.crf.blocks import block_elements, records_gradients, slices
-from contextcrf.crf.relations import Window
+from contextcrf.crf.relations import Window, check_plain
 
 # The number of hidden units that a thread computes at once: 2 MiB of float32.
 TILE_ELEMENTS = 1 << 19
@@ -43,13 +44,15 @@ NODES = 2048
 class Workspace:
     """Memory that is reused by name, because allocating it again takes longer than the computations that use it.
 
+    Each thread has memory of its own. So has inference mode, whose tensors cannot be written outside of it.
+
     Args:
         like: a tensor with the dtype and device of the memory.
     """
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[tuple[str, int, bool], Tensor] = {}
 
     def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialized tensor of a shape. It reuses the memory of earlier tensors with the same name.
@@ -57,9 +60,10 @@ class Workspace:
         The dtype is that of `like` if None. A name always has the same dtype.
         """
         size = torch.Size(shape).numel()
-        if name not in self.kept or self.kept[name].numel() < size:
-            self.kept[name] = self.like.new_empty(size, dtype=dtype)
-        return self.kept[name][:size].view(shape)
+        key = name, get_ident(), torch.is_inference_mode_enabled()
+        if key not in self.kept or self.kept[key].numel() < size:
+            self.kept[key] = self.like.new_empty(size, dtype=dtype)
+        return self.kept[key][:size].view(shape)
 
 
 def send(
@@ -304,7 +308,9 @@ def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
 @lru_cache(maxsize=64)
 def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
     """Return places as a tensor. It is cached, because the copy to a device waits for the device."""
-    return torch.tensor(places, device=device)
+    # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
+    with torch.inference_mode(False):
+        return check_plain(torch.tensor(places, device=device))
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

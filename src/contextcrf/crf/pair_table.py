@@ -23,8 +23,9 @@ class PairTable:
 
     `PairwisePotential` computes the pair logits again in every mean-field iteration and never stores all of them. This
     needs little memory, and for a single prediction it is at least as fast. A table stores E x K x K numbers, and twice
-    as many for messages without gradients. On small maps it makes training through mean field faster, because all
-    iterations share the pair logits. It can also be traced for export.
+    as many for messages without gradients. With few classes and many hidden units it makes training through mean field
+    faster, because all iterations share the pair logits. It can also be traced for export, after one computation with a
+    table of a map of the same size.
 
     Pass a table to `mean_field` in place of a potential: `mean_field(logits, [table.pair])`.
 
@@ -36,7 +37,8 @@ class PairTable:
         features: as given.
         num_classes: the number of classes K.
         edges: the edges as node indices (p, q), int64 [2, E].
-        logits: the pair logits, [E, K, K]. The entry (k, j) is the logit of y_p = k and y_q = j.
+        logits: the pair logits, [E, K, K]. The entry (k, j) is the logit of y_p = k and y_q = j. Do not change them:
+            a transposed copy is kept.
 
     Raises:
         ValueError: if the features belong to more than one image.
@@ -114,6 +116,7 @@ class PairTable:
             )
         by_node = marginals.flatten(2).permute(2, 1, 0).contiguous()
         total = torch.zeros_like(by_node)
+        by_node = by_node.to(self.logits.dtype)
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
             for p, q, logits in self._blocks():
                 total.index_add_(0, p, (logits @ by_node[q]).to(total.dtype))
@@ -121,7 +124,7 @@ class PairTable:
                 total.index_add_(0, q, (by_node[p].mT @ logits).mT.to(total.dtype))
         else:
             p, q = self.edges
-            for sums, nodes in zip(total.unbind(2), by_node.to(self.logits.dtype).unbind(2), strict=True):
+            for sums, nodes in zip(total.unbind(2), by_node.unbind(2), strict=True):
                 sums.index_add_(0, p, _weighted_sums(self._transposed, nodes[q]).to(total.dtype))
                 sums.index_add_(0, q, _weighted_sums(self.logits, nodes[p]).to(total.dtype))
         return total.permute(2, 1, 0).unflatten(2, marginals.shape[-2:])

@@ -12,7 +12,8 @@ W1 [f_p; f_q] = A f_p + B f_q, so the features of an edge need not be concatenat
 replace one over edges. The last layer has K x K outputs per edge. Only `pair_logits` stores them for all edges.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from contextcrf.crf.block_sum import block_sum
 from contextcrf.crf.blocks import block_elements, slices
-from contextcrf.crf.checks import check_labels
+from contextcrf.crf.checks import check_labels, whole_number
 from contextcrf.crf.kept_units import KeptUnits
 from contextcrf.crf.messages import Workspace, accumulator, send
 from contextcrf.crf.relations import Graph, Relation
@@ -283,7 +284,9 @@ class PairwisePotential(nn.Module):
         """Compute the piecewise negative log-likelihood, eq. (11)-(12), as the mean over the labeled edges.
 
         An edge is labeled if both of its nodes are. The loss and its gradients are computed in blocks of edges, so that
-        memory does not grow with E x K x K. Second derivatives are not available.
+        memory does not grow with E x K x K. Second derivatives, forward mode and `torch.func` are not available. Under
+        autocast with float16, the pair logits are computed in single precision, because the sum of the gradients of
+        a block exceeds the range of float16.
 
         Args:
             features: the feature map, [B, C, H, W].
@@ -292,14 +295,16 @@ class PairwisePotential(nn.Module):
             max_edges: the largest number of edges in the mean. If the batch has more labeled edges, this number of
                 edges is drawn uniformly without replacement, which gives an unbiased estimate. None uses all edges.
             class_weights: the weights of the classes [K]. The weight of an edge in the mean is the mean weight of its
-                two labels. None weights all edges equally.
+                two labels, and the mean divides by the sum of these weights. They get no gradients. None weights all
+                edges equally.
             generator: the generator that draws the edges. None is the global generator of PyTorch.
 
         Returns:
             A scalar. It is 0 if no edge is labeled.
 
         Raises:
-            ValueError: if the labels have a wrong shape or dtype, or a label is not in 0..K-1.
+            ValueError: if the labels have a wrong shape or dtype, a label is not in 0..K-1, `max_edges` is less than 1,
+                or `class_weights` requires gradients.
 
         Example:
             >>> import torch
@@ -309,6 +314,10 @@ class PairwisePotential(nn.Module):
             >>> above.nll(features, labels, max_edges=100).backward()
         """
         check_labels(labels, features, self.num_classes, ignore_index)
+        if max_edges is not None:
+            max_edges = whole_number("max_edges", max_edges, least=1)
+        if class_weights is not None and class_weights.requires_grad:
+            raise ValueError("class_weights must not require gradients, because nll does not compute them.")
         image, p, q = self._labeled_edges(features, labels.flatten(1), ignore_index)
         if max_edges is not None and len(p) > max_edges:
             drawn = torch.randperm(len(p), device=p.device, generator=generator)[:max_edges]
@@ -322,10 +331,12 @@ class PairwisePotential(nn.Module):
             weights = (class_weights[labels[p]] + class_weights[labels[q]]) / 2
         # The gradients of about a hundred edges per node are then summed in single precision.
         owner, neighbor = (_at_least_single(part).flatten(0, 1) for part in self.project(features))
+        weight, bias = _at_least_single(self.last.weight), _at_least_single(self.last.bias)
         elements = block_elements(features.device, on_cpu=_BLOCK_ELEMENTS)
         block = max(1, elements // (self.num_classes**2 + self.last.in_features))
         blocks = list(zip(*(each.split(block) for each in (p, q, target, weights)), strict=True))
-        total = block_sum(_edge_losses, blocks, (owner, neighbor, self.last.weight, self.last.bias))
+        with _without_float16(features.device.type):
+            total = block_sum(_edge_losses, blocks, (owner, neighbor, weight, bias))
         return total / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def messages(self, features: Tensor, marginals: Tensor) -> Tensor:
@@ -448,6 +459,16 @@ def _edge_losses(
     units = F.relu(owner.index_select(0, p) + neighbor.index_select(0, q))
     losses = F.cross_entropy(_at_least_single(F.linear(units, weight, bias)), target, reduction="none")
     return (weights * losses).sum()
+
+
+@contextmanager
+def _without_float16(device: str) -> Iterator[None]:
+    """Switch autocast off in the block if its dtype is float16."""
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+        with torch.autocast(device, enabled=False):
+            yield
+    else:
+        yield
 
 
 def _at_least_single(logits: Tensor) -> Tensor:

@@ -273,13 +273,27 @@ class Graph:
         return _mean_degree(self.relation, self.height, self.width)
 
 
+def check_plain(indices: Tensor) -> Tensor:
+    """Return indices that a cache will keep, if they are real ones and not the placeholders of a traced graph.
+
+    Raises:
+        RuntimeError: if they are placeholders, which would remain in the cache after the tracing.
+    """
+    if type(indices) is not Tensor:
+        raise RuntimeError(
+            "The edges of a relation cannot be computed while a graph is traced. Before the tracing, run the same "
+            "computation once with a feature map of the same size."
+        )
+    return indices
+
+
 @lru_cache(maxsize=64)
 def _offsets(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
     """Return the distinct displacements of all boxes of a relation."""
     boxes = (relation,) if isinstance(relation, RangeBox) else relation
     # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
     with torch.inference_mode(False):
-        return torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device)
+        return check_plain(torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device))
 
 
 @lru_cache(maxsize=64)
@@ -305,4 +319,4 @@ def _edges(relation: Relation, height: int, width: int, device: torch.device) ->
     with torch.inference_mode(False):
         table, inside = Graph(relation, height, width, device).neighbors(slice(0, height * width))
         p, t = inside.nonzero(as_tuple=True)
-        return torch.stack([p, table[p, t]])
+        return check_plain(torch.stack([p, table[p, t]]))

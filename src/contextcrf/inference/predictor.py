@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contextcrf.crf import DenseCRF, Explanation, explain, logits_from_probabilities, mean_field
 from contextcrf.crf.coarse_grid import shrink
+from contextcrf.crf.colors import FRACTION_LIMIT
 from contextcrf.crf.meanfield import Pair
 from contextcrf.crf.pair_table import PairTable
 from contextcrf.data.images import ImageLike, as_pixels
@@ -245,7 +246,11 @@ class Predictor:
 
         Returns:
             Marginals [B, K, H, W].
+
+        Raises:
+            ValueError: If floating-point images are in 0..1, or are normalized.
         """
+        _check_unit(images)
         marginals = self.mean_field(self.extract_features(images), UNARY_PAIRWISE)
         return upsample(marginals, images.shape[-2:])
 
@@ -543,4 +548,18 @@ def _check_pixel(pixel: tuple[int, int], size: tuple[int, int]) -> None:
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(
             f"The pixel {pixel} is outside the image. Expected a row in 0..{height - 1} and a column in 0..{width - 1}."
+        )
+
+
+def _check_unit(images: Tensor) -> None:
+    """Raise ValueError if the values of floating-point images with contrast show another unit than 0..255."""
+    # A traced graph cannot branch on values.
+    if not images.is_floating_point() or images.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (value.item() for value in images.detach().aminmax())
+    if low < high <= 1 or (low < 0 and high <= FRACTION_LIMIT):
+        way_out = "Multiply them by 255" if low >= 0 else "Undo the normalization (images * std + mean)"
+        raise ValueError(
+            f"The images have values from {low:.4g} to {high:.4g}, but values in 0..255 are expected, which the model "
+            f"normalizes. {way_out}. If they are really almost black, pass them as uint8."
         )

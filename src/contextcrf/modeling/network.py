@@ -187,7 +187,8 @@ class ContextNetwork(nn.Module):
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(f"The images have the shape {tuple(images.shape)}, but [B, {channels}, H, W] is expected.")
         # Convolutions on the CPU take a third less time in this memory layout.
-        normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        normalized = (images.to(self.mean.dtype) - self.mean) / self.std
+        normalized = normalized.contiguous(memory_format=torch.channels_last)
         names = self.select(potentials)
         trunks = {name: self.trunk(name) for name in names}
         fine = {trunk: trunk(normalized) for trunk in dict.fromkeys(trunks.values())}

@@ -18,13 +18,14 @@ from PIL import Image
 
 import contextcrf
 from contextcrf import RangeBox
-from contextcrf.cli import quickstart
+from contextcrf.cli import project, quickstart
 from contextcrf.cli.errors import MEMORY_ADVICE
 from contextcrf.cli.main import COMMANDS, GROUPS, Command, build_parser, main, option_names, read_command
 from contextcrf.data.layouts import open_dataset
 from contextcrf.evaluation import tuning
 from contextcrf.evaluation.evaluate import default_systems
 from contextcrf.modeling.model import load
+from contextcrf.modeling.model_card import measured, model_card
 from contextcrf.modeling.serialization import save
 from contextcrf.training import trainer
 from models import tiny
@@ -930,3 +931,81 @@ def test_the_settings_of_later_stages_are_options(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--data", "d", "--out", "o", "--heads", "some.yaml"])
     assert "--heads is 'some.yaml', but a mapping of settings or null is expected." in capsys.readouterr().err
+
+
+def test_results_on_images_that_a_model_was_trained_or_tuned_on_have_a_caveat(tiny_model, scenes, tmp_path, capsys):
+    for name, metadata, words in (
+        ("trained", {"fit": {"data": scenes.name, "split": "val"}}, "was trained on the split val"),
+        ("tuned", {"tune-dense": {"data": scenes.name, "split": "val"}}, "was tuned on the split val"),
+        ("other", {"fit": {"data": scenes.name, "split": "train"}, "tune": {"data": "another", "split": "val"}}, None),
+    ):
+        save(tiny_model, tmp_path / name, metadata)
+        out = tmp_path / f"{name}-val"
+        main(["evaluate", str(tmp_path / name), "--data", str(scenes), "--out", str(out), "--pictures", "0"])
+        error = "".join(capsys.readouterr())
+        results = json.loads((out / "results.json").read_text())["metadata"]
+        if words is None:
+            assert "too good" not in error
+            assert "caveat" not in results
+            continue
+        assert words in error
+        assert words in results["caveat"]
+        assert words in (out / "results.md").read_text()
+        assert words in (out / "report.html").read_text()
+        model = load(tmp_path / name)
+        model.metadata["measured"] = [measured(model, out)]
+        assert words in str(model_card(model))
+
+
+def test_a_dense_crf_that_was_not_tuned_is_a_warning(tiny_model, tmp_path, capsys):
+    save(tiny_model, tmp_path / "model", {})
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+    main(["predict", str(tmp_path / "model"), str(tmp_path / "photo.png"), "--out", str(tmp_path / "out"), "--dense"])
+    assert "has not been tuned, so it has the default parameters of pydensecrf" in capsys.readouterr().out
+
+
+def test_potentials_that_are_not_trained_cannot_be_tuned(tiny_model, scenes, tmp_path, capsys):
+    for potential in tiny_model.pairwise.values():
+        potential.last.zero_()
+    save(tiny_model, tmp_path / "model", {})
+    with pytest.raises(SystemExit):
+        main(["tune", str(tmp_path / "model"), "--data", str(scenes), "--split", "val"])
+    assert "contextcrf fit-heads" in capsys.readouterr().err
+
+
+def test_a_config_for_another_command_is_refused(scenes, tmp_path, capsys):
+    project.start(scenes, tmp_path / "recipe.yaml")
+    for arguments, message in (
+        (["fit", "--config", "recipe-heads.yaml"], "copies is 2, but it is a setting of the stage heads"),
+        (["fit-heads", "model", "--config", "recipe.yaml"], "The file is for another command, such as fit"),
+    ):
+        command = [str(tmp_path / part) if part.endswith(".yaml") else part for part in arguments]
+        with pytest.raises(SystemExit):
+            main([*command, "--data", str(scenes), "--out", str(tmp_path / "out")])
+        assert message in capsys.readouterr().err
+
+
+def test_an_argument_that_is_no_known_format_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["import", "yolo", str(tmp_path), str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert "FORMAT has a value that is not valid" in error
+    assert "coco" in error
+
+
+def test_corrected_masks_are_another_data_set(trained, data, capsys):
+    """The names of the files are the same, but the weights would be others."""
+    path = next((data / "masks").iterdir())
+    with Image.open(path) as mask:
+        changed = mask.copy()
+    changed.putpixel((0, 0), 1 - min(1, changed.getpixel((0, 0))))
+    changed.save(path)
+    (data / "splits" / "train.txt").write_text(path.stem)
+    fresh = data.parent / "out"
+    main(["fit", "--data", str(data), "--out", str(fresh), *FIT, "--val-split", "null"])
+    changed.putpixel((1, 1), 1 - min(1, changed.getpixel((1, 1))))
+    changed.save(path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(data), "--out", str(fresh), *FIT, "--val-split", "null"])
+    assert "was trained with masks with the digest" in capsys.readouterr().err

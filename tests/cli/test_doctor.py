@@ -170,3 +170,19 @@ def test_the_checks_of_fit_are_made(scenes, tmp_path):
     assert "7 at 16 pixels" in found[0]
     assert "has 5 x 4 pixels, but its image" in found[1]
     assert found[2] == "1 of the 1 images are also in train, such as d.png"
+
+
+def test_a_class_that_the_training_images_lack_is_named(tmp_path):
+    for part in ("images", "masks", "splits"):
+        (tmp_path / part).mkdir()
+    for name, label in (("a", 0), ("b", 1)):
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(np.full((9, 9), label, np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "classes.yaml").write_text("classes: [{name: sky}, {name: sea}]")
+    (tmp_path / "splits" / "train.txt").write_text("a")
+    (tmp_path / "splits" / "val.txt").write_text("b")
+    (tmp_path / "images" / "c.heic").write_bytes(b"")
+    found = [finding.text for finding in doctor.examine(tmp_path)]
+    assert any("the class sea has pixels in val, but none in train" in text for text in found)
+    assert any("such as c.heic" in text for text in found)
+    assert wrong(tmp_path) == []

@@ -384,3 +384,35 @@ def test_lists_that_hold_paths_are_kept(folder, tmp_path):
     (folder / "splits" / "val.txt").write_text(f"{folder}/images/p3.jpg\n")
     assert start(folder, tmp_path / "r.yaml", 9).images == {"train": 3, "val": 1}
     assert (folder / "splits" / "train.txt").read_text().startswith("images/p0.jpg")
+
+
+def test_images_that_are_not_used_are_reported(folder, tmp_path):
+    (folder / "images" / "a.heic").write_bytes(b"")
+    (folder / "images" / "phone").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "images" / "phone" / "b.jpg")
+    found = start(folder, tmp_path / "recipe.yaml", ignore_index=9).findings
+    assert any("1 file in" in text and "such as a.heic. Convert it to PNG" in text for text in found)
+    assert any("1 image in subfolders of" in text and "phone/b.jpg" in text.replace("\\", "/") for text in found)
+
+
+def test_a_division_that_moves_training_images_is_reported(folder, tmp_path):
+    """Otherwise an earlier model would be evaluated on images that it was trained on."""
+    first = start(folder, tmp_path / "recipe.yaml", ignore_index=9)
+    assert not any("divided anew" in text for text in first.findings)
+    assert not any("divided anew" in text for text in start(folder, tmp_path / "recipe.yaml", ignore_index=9).findings)
+    write(folder, "a", np.eye(64, 96))
+    before = {*(folder / "splits" / "train.txt").read_text().split()}
+    [text] = [text for text in start(folder, tmp_path / "recipe.yaml").findings if "divided anew" in text]
+    moved = before - {*(folder / "splits" / "train.txt").read_text().split()}
+    assert moved
+    assert f"{len(moved)} images that were in train are now in other splits" in text
+
+
+def test_a_class_that_only_the_validation_images_have_is_reported(tmp_path):
+    for number in range(4):
+        write(tmp_path / "mine", f"p{number}", np.full((8, 8), number == 2, int) + np.eye(8, dtype=int) * 2)
+    (tmp_path / "mine" / "splits").mkdir()
+    (tmp_path / "mine" / "splits" / "train.txt").write_text("p0\np1\np3\n")
+    (tmp_path / "mine" / "splits" / "val.txt").write_text("p2\n")
+    [text] = [text for text in start(tmp_path / "mine", tmp_path / "recipe.yaml").findings if "none in train" in text]
+    assert "the classes class 1, class 3 have pixels in val" in text

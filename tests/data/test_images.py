@@ -120,3 +120,14 @@ def test_masks_with_colors_are_refused(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"mask\.png has several channels with colors, but a mask with one channel"):
         read_mask(tmp_path / "mask.png", 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_an_opened_image_is_applied_as_for_its_file(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    with Image.open(tmp_path / "phone.png") as image:
+        assert torch.equal(as_pixels(image), read_image(tmp_path / "phone.png"))
+        assert image.size == (6, 4)  # the image of the caller is unchanged

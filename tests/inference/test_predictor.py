@@ -492,3 +492,23 @@ def test_a_model_under_another_configuration_predicts_with_it():
     coarser = with_config(model, replace(model.config, graph_stride=16))
     assert torch.equal(coarser.segment(pixels, "unary").probabilities, model.segment(pixels, "unary").probabilities)
     assert not torch.equal(coarser.segment(pixels).probabilities, model.segment(pixels).probabilities)
+
+
+@pytest.mark.parametrize(
+    ("change", "way_out"),
+    [
+        (lambda values: values / 255, "Multiply them by 255"),
+        (lambda values: (values / 255 - 0.45) / 0.225, "Undo the normalization"),
+        (lambda values: values * 0 + 0.5, None),
+        (lambda values: (values / 100).byte(), None),
+        (lambda values: values.double(), None),
+        (lambda values: values - 20, None),
+    ],
+)
+def test_images_in_another_unit_are_refused(tiny_model, change, way_out):
+    values = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
+    if way_out is None:
+        assert tiny_model(change(values)).shape[2:] == (64, 96)
+        return
+    with pytest.raises(ValueError, match=way_out):
+        tiny_model(change(values))

@@ -327,3 +327,9 @@ def test_a_uint8_array_of_labels_is_not_taken_for_probabilities(refined, capsys,
 def test_a_uint8_array_that_is_black_and_white_has_a_clear_meaning(refined):
     _, text, _ = refined(np.where(SIDE, 255, 0).astype(np.uint8)[None].repeat(20, 0))
     assert "probabilities of the foreground" in text
+
+
+def test_probabilities_are_not_taken_for_logits(refined, capsys):
+    assert "they are probabilities" in refusal(refined, capsys, MAPS, "--kind", "logits")
+    _, text, _ = refined(np.log(MAPS + 1e-3), "--kind", "logits")
+    assert "logits" in text

@@ -66,10 +66,13 @@ def test_the_last_stage_has_the_folder_of_the_job(scenes, tmp_path):
     assert [stage.out for stage in without.values()] == [tmp_path / "piecewise", tmp_path]
     assert isinstance(without["heads"], FitHeadsJob)
     assert without["piecewise"].model == job.model  # there is no later stage that could add the learned parts
-    two = stages_of(replace(job, heads=None))
+    two = stages_of(replace(job, heads=None, copies=None))
     assert two["end-to-end"].init == str(tmp_path / "piecewise")
     assert [stage.budget for stage in stages_of(replace(job, budget="10m")).values()] == ["300s", "120s", "180s"]
-    assert [stage.budget for stage in stages_of(replace(job, heads=None, budget="8m")).values()] == ["300s", "180s"]
+    assert [stage.budget for stage in stages_of(replace(job, heads=None, copies=None, budget="8m")).values()] == [
+        "300s",
+        "180s",
+    ]
     resumed = stages_of(replace(job, checkpoint="last"))
     assert [stage.checkpoint for stage in resumed.values()] == [None, None, "last"]
 
@@ -78,6 +81,7 @@ def test_the_last_stage_has_the_folder_of_the_job(scenes, tmp_path):
     ("change", "message"),
     [
         ({"end_to_end": QUICK}, "end_to_end.objective is 'piecewise', but this stage needs one of crf-rnn, end-to-end"),
+        ({"heads": None}, "copies is 1, but it is a setting of the stage heads"),
         ({"heads": WHOLE}, "heads.objective is 'end-to-end', but the heads are trained on cached features"),
         ({"end_to_end": replace(WHOLE, patience=1)}, "end_to_end.patience is 1, but there is no validation split"),
     ],

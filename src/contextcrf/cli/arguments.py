@@ -172,8 +172,13 @@ class Arguments:
         # Keys of a mapping may be set one by one, as in --model.relations.above.top.
         setting = next((name for name in reversed(self.given) if f"{name}.".startswith(f"{option}.")), None)
         if setting is None:
-            return f"{_typed(option)} has a value of the wrong type, but {expected} is expected.{advice}"
+            return f"{self._name(option)} has a value that is not valid, but {expected} is expected.{advice}"
         given = self.given[setting]
+        if option in self.positional and isinstance(given.value, dict) and given.path is not None:
+            return (
+                f"{given.path} has a group of options under {setting}, which is an argument of {self.command}. The "
+                f"file is for another command, such as fit. Use a config for {self.command}."
+            )
         place = _typed(setting) if given.path is None else f"{given.path}: {setting}"
         reason = _box_problem(message)
         if reason:

@@ -15,6 +15,8 @@ from torch.utils.collect_env import get_env_info
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import known_splits, open_dataset
+from contextcrf.data.pairing import unused_images
+from contextcrf.data.statistics import classes_only_in
 from contextcrf.data.validation import check_dataset, shared_images
 from contextcrf.modeling.serialization import bundled_models
 from contextcrf.nets.weights import PACKAGES, hub_reachable
@@ -141,7 +143,12 @@ def _data(data: Path) -> Iterator[Finding]:
         count = f"{len(found)} image" if len(found) == 1 else f"{len(found)} images"
         yield Finding(f"data, {split}", f"{count}, {len(found.classes)} classes")
     trained, measured = ([split for split in names if split in opened] for names in (TRAINING, MEASURED))
+    if opened:
+        for text in unused_images(next(iter(opened.values())).pairs[0][0].parent):
+            yield Finding("data", text)
     for split, other in product(trained, measured):
+        for text in classes_only_in(opened[other], opened[split], (other, split)):
+            yield Finding(f"data, {other}", text)
         if both := shared_images(opened[split], opened[other]):
             text = f"{len(both)} of the {len(opened[other])} images are also in {split}, such as {both[0].name}"
             yield Finding(f"data, {other}", text, wrong=True)

@@ -17,9 +17,16 @@ from contextcrf.data.image_recognition import recognize_images
 from contextcrf.data.images import hidden_turns
 from contextcrf.data.layouts import Layout, find_layout, known_splits, open_dataset, read_list
 from contextcrf.data.masks import MaskFormat
-from contextcrf.data.pairing import DATA_SUFFIXES, MASK_SUFFIXES, common_suffix, files_by_stem, pair_files
+from contextcrf.data.pairing import (
+    DATA_SUFFIXES,
+    MASK_SUFFIXES,
+    common_suffix,
+    files_by_stem,
+    pair_files,
+    unused_images,
+)
 from contextcrf.data.recognition import Recognized, recognize_masks
-from contextcrf.data.statistics import MaskStatistics, mask_statistics
+from contextcrf.data.statistics import MaskStatistics, classes_only_in, mask_statistics
 from contextcrf.data.validation import check_pairs, shared_images
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.files import read_text, write_text
@@ -155,7 +162,9 @@ def start(
             if not image_format.is_rgb:
                 write(own, mark(image_format.text()))
         check_pairs(pairs, len(classes), None, masks, image_format)
-        for name, text in _new_splits(splits, [image.stem for image, _ in pairs], val, tune).items():
+        made = _new_splits(splits, [image.stem for image, _ in pairs], val, tune)
+        divided = _moved_images(splits, made)
+        for name, text in made.items():
             write(splits / f"{name}.txt", text)
         images = {split: _count_images(data, split) for split in _used_splits(data, layout)}
         if not images.get("train"):
@@ -172,7 +181,10 @@ def start(
         undo.callback(sheet.unlink, missing_ok=True)
         write_contact_sheet(sheet, pairs, classes, masks, image_format)
         undo.pop_all()
-    findings = [*found.findings, *seen, *_shared_images(data, images), *_turned([image for image, _ in pairs])]
+    findings = [*found.findings, *seen, *unused_images(pairs[0][0].parent), *divided]
+    findings += [*_shared_images(data, images), *_turned([image for image, _ in pairs])]
+    if {"train", "val"} <= {*images}:
+        findings += classes_only_in(open_dataset(data, "val"), open_dataset(data, "train"), ("val", "train"))
     ignored = next(iter(masks.ignore_values), None)
     return Start(classes, ignored, statistics, images, [*written, sheet], text, masks, findings)
 
@@ -340,6 +352,21 @@ def _new_splits(folder: Path, stems: Sequence[str], val: float, tune: float) -> 
     if not tune and "tune" in lists:
         (folder / "tune.txt").unlink()  # of an earlier division, whose images are now in other splits
     return made
+
+
+def _moved_images(folder: Path, made: Mapping[str, str]) -> list[str]:
+    """Return a sentence if a new division assigns images of an earlier split train to other splits."""
+    if not made or not (folder / "train.txt").is_file():
+        return []
+    trained = {*read_list(folder / "train.txt").split("\n")} - {""}
+    moved = sorted(trained - {*made["train"].split("\n")})
+    if not moved:
+        return []
+    return [
+        f"Warning: the images were divided anew, because the images or the fractions changed. {len(moved)} images that "
+        f"were in train are now in other splits, such as {moved[0]}. Earlier models were trained on them, so train "
+        "again before you evaluate."
+    ]
 
 
 def _divide(stems: Sequence[str], val: int, tune: int) -> dict[str, str]:

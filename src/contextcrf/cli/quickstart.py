@@ -16,13 +16,12 @@ from contextcrf.data.layouts import open_dataset
 from contextcrf.data.synthetic import write_scenes
 from contextcrf.evaluation.evaluate import EvaluationResults, default_systems, evaluate
 from contextcrf.evaluation.report import write_report
-from contextcrf.evaluation.tuning import best_of, tune_relation_weights
+from contextcrf.evaluation.tuning import TUNED, best_of, tune_relation_weights
 from contextcrf.inference.predictor import Predictor
 from contextcrf.modeling.config import InferenceConfig, ModelConfig
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.serialization import save
 from contextcrf.training.config import TrainingConfig
-from contextcrf.training.inputs import TUNED
 from contextcrf.training.trainer import augmentation, fit
 from contextcrf.utils.provenance import Provenance
 from contextcrf.utils.runtime import default_device

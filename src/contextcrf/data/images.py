@@ -32,8 +32,8 @@ def as_pixels(image: ImageLike, image_format: ImageFormat = RGB) -> Tensor:
     """Convert a PIL image, an array or a tensor to a uint8 tensor [C, H, W] on the CPU, by default RGB.
 
     Values of 16 bits are scaled by 255/65535. A PIL image may also be gray, CMYK or a palette image, or have
-    floating-point values from 0 to 1. Its colors are converted to sRGB if it has an ICC profile. Transparent pixels are
-    composited over black.
+    floating-point values from 0 to 1. Its EXIF orientation is applied, as for files, so that the photograph of a phone
+    is upright. Its colors are converted to sRGB if it has an ICC profile. Transparent pixels are composited over black.
 
     Args:
         image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype uint8
@@ -52,6 +52,10 @@ def as_pixels(image: ImageLike, image_format: ImageFormat = RGB) -> Tensor:
         >>> as_pixels(np.zeros((4, 6), np.uint8)).shape
         torch.Size([3, 4, 6])
     """
+    if isinstance(image, Image.Image):
+        opened = image
+        image = upright(opened)
+        image.format = opened.format  # A turned copy has no format, which shows the meaning of mode I.
     if not image_format.is_rgb and not (isinstance(image, Tensor) and image.dtype == torch.uint8):
         return _channels_first(image_format.scale(_values(image, image_format.channels)))
     if isinstance(image, Image.Image):

@@ -12,6 +12,22 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 # The images of a data set may also be arrays.
 DATA_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+# Formats of images that folders may contain, but that are not read.
+OTHER_SUFFIXES = (
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".tga",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".jxl",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+)
 
 _LISTED = 10
 
@@ -26,6 +42,38 @@ def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
+
+
+def unused_images(folder: Path) -> list[str]:
+    """Return a sentence on images in the subfolders of a folder, and one on images in formats that are not read.
+
+    Example:
+        >>> Path("photos").mkdir()
+        >>> Path("photos/a.heic").touch()
+        >>> unused_images(Path("photos"))
+        ['1 file in photos is not used, because its format is not supported, such as a.heic. Convert it to PNG.']
+    """
+    sentences = []
+    if others := list_images(folder, OTHER_SUFFIXES):
+        files, its, it = ("files", "their", "them") if len(others) > 1 else ("file", "its", "it")
+        sentences.append(
+            f"{len(others)} {files} in {folder} {'are' if len(others) > 1 else 'is'} not used, because {its} format is "
+            f"not supported, such as {others[0].name}. Convert {it} to PNG."
+        )
+    inner = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.parent != folder
+        and path.suffix.lower() in DATA_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if inner:
+        images, it = ("images", "them") if len(inner) > 1 else ("image", "it")
+        sentences.append(
+            f"{len(inner)} {images} in subfolders of {folder} {'are' if len(inner) > 1 else 'is'} not used, such as "
+            f"{inner[0].relative_to(folder)}. Move {it} into {folder}."
+        )
+    return sentences
 
 
 def files_by_stem(folder: Path, what: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:

@@ -145,7 +145,8 @@ def draw_messages(
     if scale == 0:
         raise ValueError(
             f"No neighbor changes the label of pixel {pixel}: the relations are untrained, or their weights are 0 (the "
-            f"relation weights are {dict(weights)}). Set other relation weights to see the messages."
+            f"relation weights are {dict(weights)}). Set other relation weights to see the messages, as in "
+            f"--relation-weights '{{\"{next(iter(pushes), 'above')}\": 1}}'."
         )
     names = segmentation.classes.names
     titles = [f"{names[label]} (second: {names[rival]})"]

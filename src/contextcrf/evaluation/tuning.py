@@ -33,6 +33,8 @@ from contextcrf.utils.resizing import upsample
 logger = logging.getLogger(__name__)
 
 RELATION_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# The metadata keys of tuned relation weights, and of the tuned parameters of the dense CRF.
+TUNED, TUNED_DENSE = "tune", "tune-dense"
 # The label of the trial with the initial settings.
 CURRENT = "current settings"
 FACTORS = (0.0, 0.5, 2.0)
@@ -345,6 +347,22 @@ def warn_about_split(model: ContextNetwork, data: str, split: str, folder: Path 
             data,
         )
     return trained
+
+
+def earlier_use(model: ContextNetwork, data: str, split: str) -> str | None:
+    """Return a sentence if a model was trained or tuned on the images that measure it, so that results are too good.
+
+    The metadata of the model names the splits of its training and its tuning.
+
+    Args:
+        model: the model.
+        data: name of the folder of the data set.
+        split: the split that is evaluated.
+    """
+    for names, done in ((("fit", "fit-heads", "end-to-end"), "trained"), ((TUNED, TUNED_DENSE), "tuned")):
+        if any(entry.get("split") == split and entry.get("data") == data for entry in _entries(model.metadata, names)):
+            return f"The model was {done} on the split {split} of {data}, so these results are too good."
+    return None
 
 
 def _entries(metadata: Mapping[str, Any], names: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -17,6 +17,7 @@ from contextcrf.data.classes import Classes
 from contextcrf.data.georeference import is_georeferenced
 from contextcrf.data.images import read_image, to_picture
 from contextcrf.data.layouts import IMAGE_SUFFIXES, list_images
+from contextcrf.data.pairing import OTHER_SUFFIXES
 from contextcrf.data.raster import check_support
 from contextcrf.data.visualization import index_png, legend_strip, overlay
 from contextcrf.inference.predictor import Predictor
@@ -35,23 +36,6 @@ _STRIPE = 1024
 _LEGEND_WIDTH = 120
 
 logger = logging.getLogger(__name__)
-
-# Formats of images that folders may contain.
-_OTHER_IMAGES = (
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".tga",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jp2",
-    ".jxl",
-    ".dng",
-    ".cr2",
-    ".nef",
-    ".arw",
-)
 
 
 @dataclass
@@ -89,7 +73,7 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES,
     for path in inputs:
         if path.is_dir():
             found = list_images(path, suffixes)
-            others = list_images(path, [suffix for suffix in _OTHER_IMAGES if suffix not in suffixes])
+            others = list_images(path, [suffix for suffix in OTHER_SUFFIXES if suffix not in suffixes])
             if others and kind == "images":
                 logger.warning(
                     "%d files in %s are not labeled, because their format is not supported, such as %s. Convert them "

@@ -160,6 +160,11 @@ class MapFormat:
             _check_not_labels(content)
         if self.kind == "probabilities":
             _check_probabilities(found, quantized)
+        elif len(found.values) > 1 and _are_probabilities(found.values):
+            raise ValueError(
+                "The values are in 0..1 and sum to 1 over the classes, so they are probabilities, but --kind is "
+                "logits. Give --kind probabilities."
+            )
         return self._logits(content, found, size)
 
     def _check_dtype(self, content: npt.NDArray[Any]) -> None:
@@ -221,6 +226,11 @@ class MapFormat:
             reading = "labels by color"
         labels = labels[0].masked_fill(labels[0] == IGNORE_INDEX, -1)
         return ReadMap(logits, labels, reading + (", resized to the image" if resized else ""))
+
+
+def _are_probabilities(values: npt.NDArray[Any]) -> bool:
+    """Return whether the values [K, H, W] are in 0..1 and sum to 1 over the classes."""
+    return bool(values.min() >= 0) and excess(values, 1) <= 1e-3
 
 
 def _check_not_labels(content: npt.NDArray[np.uint8]) -> None:

@@ -75,7 +75,8 @@ class ContextCRF(ContextNetwork, ModelHubMixin):
 
         Args:
             image: a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors have the dtype
-                uint8 or uint16 (see `as_pixels`). Pass the values as an image file stores them.
+                uint8 or uint16 (see `as_pixels`). Pass the values as an image file stores them. The labels have the
+                size of the upright image: the EXIF orientation of a PIL image is applied.
             system: "unary", "unary+pairwise", "unary+pairwise+dense", or another system (see `System`). None uses the
                 system of the inference settings.
 

@@ -104,7 +104,8 @@ def measured(model: ContextNetwork, folder: Path) -> dict[str, Any]:
                 f"{path} was measured with the {name} {then}, but the model has the {name} {now}. Evaluate the "
                 "model with its own settings."
             )
-    return {"data": data, "systems": systems}
+    caveat = {"caveat": metadata["caveat"]} if "caveat" in metadata else {}
+    return {"data": data, "systems": systems, **caveat}
 
 
 def _stages(metadata: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,4 +154,5 @@ def _table(measured: dict[str, Any]) -> str:
         for system in measured["systems"]
     ]
     header = ["system", "mean IoU in %", "pixel accuracy in %"]
-    return Table(header, rows, f"On {measured['data']}:").to_markdown()
+    table = Table(header, rows, f"On {measured['data']}:").to_markdown()
+    return f"{table}\n{measured['caveat']}\n" if "caveat" in measured else table

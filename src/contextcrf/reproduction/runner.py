@@ -7,14 +7,13 @@ from pathlib import Path
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import open_dataset
-from contextcrf.evaluation.tuning import best_of, tune_dense, tune_relation_weights
+from contextcrf.evaluation.tuning import TUNED, best_of, tune_dense, tune_relation_weights
 from contextcrf.modeling.config import UNARY, InferenceConfig, ModelConfig
 from contextcrf.modeling.merging import merge_potentials, with_config
 from contextcrf.modeling.model import ContextCRF, load
 from contextcrf.modeling.serialization import CONFIG, fingerprint, save
 from contextcrf.reproduction.study import Study, baseline_config, crf_rnn_config, end_to_end_config, with_learned_crf
 from contextcrf.training.config import FitHeadsJob, FitJob, Job, TrainingConfig
-from contextcrf.training.inputs import TUNED
 from contextcrf.training.jobs import run
 from contextcrf.utils.provenance import Provenance
 from contextcrf.utils.runtime import default_device

@@ -205,7 +205,8 @@ class FitJob:
         end_to_end: Config of a last stage, which trains the whole system through mean field and the learned dense CRF.
             The parts `learned_dense`, `learned_weights` and `learned_gate` of `model` are added for this stage. It has
             the settings of the group training, as in --end-to-end.epochs 5; null leaves the stage out.
-        copies: Number of augmented copies of each image whose features are kept in memory in the stage `heads`.
+        copies: Number of augmented copies of each image whose features are kept in memory in the stage `heads`. Null
+            means 2.
 
     Example:
         >>> job = FitJob(Path("camvid"), Path("runs/unary"), training=TrainingConfig(potentials=["unary"]))
@@ -229,7 +230,7 @@ class FitJob:
     budget: str | None = None
     heads: TrainingConfig | None = None
     end_to_end: TrainingConfig | None = None
-    copies: int = 2
+    copies: int | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in get_args(Strategy):

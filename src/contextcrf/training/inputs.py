@@ -6,6 +6,7 @@ import torch
 
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import known_splits, open_dataset
+from contextcrf.evaluation.tuning import TUNED
 from contextcrf.modeling.config import ModelConfig
 from contextcrf.modeling.merging import with_config
 from contextcrf.modeling.model import ContextCRF, load
@@ -13,9 +14,6 @@ from contextcrf.training.config import ADDED, FitHeadsJob, FitJob, Job
 from contextcrf.training.trainer import augmentation
 from contextcrf.utils.errors import DataError
 from contextcrf.utils.runtime import default_device
-
-# The metadata key of tuned relation weights.
-TUNED = "tune"
 
 
 def open_training_images(job: Job) -> SegmentationDataset:

@@ -26,7 +26,7 @@ from contextcrf.training.inputs import (
     open_training_images,
     open_validation_images,
 )
-from contextcrf.training.stages import has_stages, stages_of
+from contextcrf.training.stages import check_stages, has_stages, stages_of
 from contextcrf.training.trainer import fit, fit_heads, make_trainer
 from contextcrf.utils.locks import claim
 from contextcrf.utils.provenance import Provenance
@@ -72,6 +72,7 @@ def run(job: Job) -> Path:
         'train'
     """
     if isinstance(job, FitJob):
+        check_stages(job)
         open_validation_images(job)  # an error comes before any work
         if has_stages(job):
             model = job.out / "model"
@@ -140,13 +141,13 @@ def _check_provenance(out: Path, wanted: Provenance, done: str) -> None:
 def provenance_of(job: Job) -> Provenance:
     """Return the record of everything that determines the weights that a job trains.
 
-    An initial model is recorded by the digest of its weights. A data set is recorded by the names of its folder,
-    classes and images. The number of workers and the epochs between validations do not change the weights and are
-    recorded as constants.
+    An initial model is recorded by the digest of its weights. A data set is recorded by the names of its folder and
+    images, its classes, and the content of its masks. The number of workers and the epochs between validations do not
+    change the weights and are recorded as constants.
     """
     common = Provenance.of(
         data=job.data.name,
-        images=_images_digest(job.data, job.train_split),
+        **_digests(job.data, job.train_split),
         train_split=job.train_split,
         training=replace(job.training, workers=0, val_every=1),
     )
@@ -204,9 +205,17 @@ def _train(job: Job, checkpoint: str | None, trainer: Trainer) -> None:
             draw_curve(curve, job.out / CURVE)
 
 
-def _images_digest(data: Path, split: str) -> str:
-    """Return the number of images in a split, and a digest of the names of its classes and images."""
+def _digests(data: Path, split: str) -> dict[str, str]:
+    """Return the classes of a split, and the number of its images with digests of their names and of their masks."""
     images = open_dataset(data, split)
     kind = [] if images.image_format.is_rgb else [images.image_format.describe()]
-    listed = "\n".join([*images.classes.names, *kind, *(image.name for image, _ in images.pairs)])
-    return f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+    listed = "\n".join([*kind, *(image.name for image, _ in images.pairs)])
+    masks = hashlib.sha256()
+    for _, mask in images.pairs:
+        # A missing mask is reported by the validation.
+        masks.update(mask.read_bytes() if mask.is_file() else b"")
+    return {
+        "classes": ", ".join(images.classes.names),
+        "images": f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}",
+        "masks": f"with the digest {masks.hexdigest()[:16]}",
+    }

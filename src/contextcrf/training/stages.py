@@ -34,14 +34,14 @@ def stages_of(job: FitJob) -> dict[str, Job]:
         >>> {name: str(stage.out) for name, stage in stages_of(job).items()}
         {'piecewise': 'runs/all/piecewise', 'heads': 'runs/all/heads', 'end-to-end': 'runs/all'}
     """
-    _check(job)
+    check_stages(job)
     names = ["piecewise", *(["heads"] if job.heads else []), *(["end-to-end"] if job.end_to_end else [])]
     folders = {name: job.out if name == names[-1] else job.out / name for name in names}
     budgets = _budgets(job, names)
     # The learned parts of the CRF belong to the last stage. Before it, they would be saved untrained.
     left_out: dict[str, Any] = dict.fromkeys(LEARNED, False) if job.end_to_end else {}
     plain = replace(job.model, **left_out)
-    single = replace(job, heads=None, end_to_end=None)
+    single = replace(job, heads=None, end_to_end=None, copies=None)
     jobs: dict[str, Job] = {
         "piecewise": replace(single, out=folders["piecewise"], model=plain, budget=budgets["piecewise"])
     }
@@ -53,7 +53,7 @@ def stages_of(job: FitJob) -> dict[str, Job]:
             out=folders["heads"],
             training=job.heads,
             train_split=job.train_split,
-            copies=job.copies,
+            copies=FitHeadsJob.copies if job.copies is None else job.copies,
             checkpoint=job.checkpoint,
             budget=budgets["heads"],
         )
@@ -67,8 +67,13 @@ def stages_of(job: FitJob) -> dict[str, Job]:
     return jobs
 
 
-def _check(job: FitJob) -> None:
+def check_stages(job: FitJob) -> None:
     """Raise a ValueError if the settings of the stages contradict each other, before the first stage is trained."""
+    if job.heads is None and job.copies is not None:
+        raise ValueError(
+            f"copies is {job.copies}, but it is a setting of the stage heads, which the job does not have. If the "
+            "config is for `contextcrf fit-heads`, use that command."
+        )
     if job.heads is not None and job.heads.objective in THROUGH_CRF:
         raise ValueError(
             f"heads.objective is {job.heads.objective!r}, but the heads are trained on cached features without images. "

@@ -125,3 +125,11 @@ def test_the_small_export_is_refused(tmp_path):
     path = write_json(tmp_path / "ls.json", [{"image": "a.png", "label": []}])
     with pytest.raises(DataError, match="not 'JSON-MIN'"):
         import_dataset("label-studio", path, tmp_path / "out")
+
+
+def test_the_name_of_an_upload_has_underscores_for_spaces(tmp_path):
+    write_image(tmp_path / "my photo 1.png", 10, 4)
+    result = [item("rectanglelabels", {"x": 0, "y": 0, "width": 50, "height": 100, "rectanglelabels": ["cat"]})]
+    path = write_json(tmp_path / "export.json", [task(result, "/data/upload/1/0123abcd-my_photo_1.png")])
+    imported("label-studio", path, tmp_path / "out")
+    assert mask_of(tmp_path / "out", "0123abcd-my_photo_1") == ["1111100000"] * 4

@@ -76,3 +76,20 @@ def test_folders_of_splits_and_files_of_others(tmp_path):
         "JSON files that labelme has not written": 1,
         "missing images": 1,
     }
+
+
+def test_images_without_a_json_file_are_reported(tmp_path):
+    for name in ("a.png", "more/b.png"):
+        write_image(tmp_path / "tool" / name)
+    write_json(tmp_path / "tool" / "a.json", content([shape("box", "rectangle", [[0, 0], [3, 4]])]))
+    report = imported("labelme", tmp_path / "tool", tmp_path / "out")
+    assert report.dropped == {"images without a JSON file": ["more/b.png"]}
+
+
+def test_a_shape_without_a_name_is_reported(tmp_path):
+    write_image(tmp_path / "tool" / "a.png")
+    shapes = [shape(" ", "rectangle", [[0, 0], [6, 4]]), shape("box", "rectangle", [[0, 0], [3, 4]])]
+    write_json(tmp_path / "tool" / "a.json", content(shapes))
+    report = imported("labelme", tmp_path / "tool", tmp_path / "out")
+    assert report.dropped == {"shapes without a class": ["a.json"]}
+    assert list(report.pixels) == ["background", "box"]

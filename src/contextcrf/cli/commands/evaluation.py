@@ -61,10 +61,10 @@ def evaluate(
     from contextcrf.evaluation.evaluate import EvaluationResults, default_systems
     from contextcrf.evaluation.evaluate import evaluate as run
     from contextcrf.evaluation.report import write_report
+    from contextcrf.evaluation.tuning import TUNED, earlier_use
     from contextcrf.inference.predictor import Predictor
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import fingerprint
-    from contextcrf.training.inputs import TUNED
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     if pictures < 0:
@@ -100,6 +100,9 @@ def evaluate(
         "inference": replace(inference, precision="auto").changes(),
         "precision": resolved,
     }
+    if caveat := earlier_use(network, data.name, split):
+        logger.warning("%s Evaluate the model on other images.", caveat)
+        metadata["caveat"] = caveat
     counts = {system.name: system.counts for system in measured}
     results = EvaluationResults(dataset.classes.names, measured, metadata, gains(counts, TUNED in network.metadata))
     results.write(out)

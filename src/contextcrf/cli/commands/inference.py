@@ -43,7 +43,7 @@ def predict(
     Args:
         model: Trained model: a folder, or the name of a bundled model.
         images: Images, and folders of images. The subfolders of a folder are not searched.
-        out: Folder for the results. It must not be one of the folders in IMAGES, and it must not lie inside one.
+        out: Folder for the results. It must not be one of the folders in IMAGES.
         opacity: Opacity of the colors in the overlays, from 0 to 1.
         dense: Refine the labels with the dense CRF and the parameters that `tune --dense` wrote to the model.
         scales: Factors of the image size in test-time augmentation. The marginals of all sizes are averaged. If null,
@@ -442,6 +442,12 @@ def _predictor(model: str, dense: bool, scales: list[float] | None, flip: bool, 
             model,
         )
         system = replace(system, dense=False)
+    elif system.dense and network.dense is None and not own.dense:
+        logger.warning(
+            "The dense CRF of %s has not been tuned, so it has the default parameters of pydensecrf. They often lower "
+            "the accuracy. Choose parameters with `contextcrf tune --dense`.",
+            model,
+        )
     settings = replace(
         own,
         system=system.name,

@@ -47,8 +47,8 @@ def fit_heads(job: FitHeadsJob) -> None:
         contextcrf fit-heads runs/mine --data data --out runs/heads
         contextcrf fit-heads runs/mine --data data --out runs/heads --training.epochs 20 --copies 4
     """
+    from contextcrf.evaluation.tuning import TUNED
     from contextcrf.modeling.serialization import read_model
-    from contextcrf.training.inputs import TUNED
     from contextcrf.training.jobs import run
 
     folder = run(job)
@@ -144,10 +144,16 @@ def tune(
     from contextcrf.data.image_format import check_same_images
     from contextcrf.data.layouts import open_dataset
     from contextcrf.data.validation import check_dataset, check_same_classes
-    from contextcrf.evaluation.tuning import reliable_trial, tune_dense, tune_relation_weights, warn_about_split
+    from contextcrf.evaluation.tuning import (
+        TUNED,
+        TUNED_DENSE,
+        reliable_trial,
+        tune_dense,
+        tune_relation_weights,
+        warn_about_split,
+    )
     from contextcrf.modeling.model import load
     from contextcrf.modeling.serialization import find_model, save
-    from contextcrf.training.inputs import TUNED
     from contextcrf.utils.runtime import default_device, resolve_precision
 
     if limit < 2:
@@ -172,6 +178,11 @@ def tune(
             f"{model} has no pairwise potentials, so it has no relation weights to tune. Use a model with "
             "relations, or tune the dense CRF with --dense."
         )
+    if not dense and all(network.pairwise_potential(name).last.is_zero for name in network.pairwise):
+        raise ValueError(
+            f"The pairwise potentials of {model} are not trained, so they have no weights to tune. Train them with "
+            "`contextcrf fit-heads`, or tune the dense CRF with --dense."
+        )
     warn_about_split(network, data.name, split, find_model(model))
     chosen = open_dataset(data, split).spread(limit)
     if len(chosen) < 2:
@@ -193,5 +204,5 @@ def tune(
     entry = {"data": data.name, "split": split, "images": len(chosen), "mean_iou": best.mean_iou}
     entry |= {"without": difference.first, "interval": [difference.low, difference.high]}
     tuned = replace(best.inference, precision=network.inference.precision)
-    save(network, folder, {**network.metadata, "tune-dense" if dense else TUNED: entry}, inference=tuned)
+    save(network, folder, {**network.metadata, TUNED_DENSE if dense else TUNED: entry}, inference=tuned)
     print(f"model written to {folder}")

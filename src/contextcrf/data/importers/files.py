@@ -1,6 +1,7 @@
 """Files of a source: JSON and XML that are read safely, and images that are found by the names in annotations."""
 
 import json
+import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -173,6 +174,16 @@ class ImageFinder:
             return others[0]
         findings.drop("missing images", name)
         return None
+
+    def find_uploaded(self, name: str) -> Path | None:
+        """Return the only image whose name becomes `name` if its spaces are replaced by underscores, as in uploads."""
+        found = [
+            path
+            for paths in self._index.values()
+            for path in paths
+            if unicodedata.normalize("NFC", path.name).replace(" ", "_") == unicodedata.normalize("NFC", name)
+        ]
+        return found[0] if len(found) == 1 else None
 
 
 def by_stem(folder: Path, findings: Findings) -> dict[str, Path]:

@@ -171,7 +171,7 @@ def _find(name: str, finder: ImageFinder, findings: Findings) -> Path | None:
     found = finder.find(name, attempt)
     short = _UPLOADED.sub("", Path(name).name)
     if found is None and short != Path(name).name:
-        found = finder.find(short, Findings())
+        found = finder.find(short, Findings()) or finder.find_uploaded(short)
     if found is None:
         for reason, items in attempt.dropped.items():
             for item in items:

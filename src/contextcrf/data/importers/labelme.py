@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from contextcrf.data.images import DECODING_ERRORS
-from contextcrf.data.importers.files import ImageFinder, field, points_of, read_json, split_of
+from contextcrf.data.importers.files import ImageFinder, field, images_below, points_of, read_json, split_of
 from contextcrf.data.importers.options import Options
 from contextcrf.data.importers.records import Findings, Record, Source, shape_names
 from contextcrf.data.importers.shapes import Bitmap, Ellipse, Polygon, Region, Shape
@@ -31,6 +31,11 @@ def read(source: Path, options: Options, findings: Findings) -> Source:
         record = _read_file(path, root, options, findings)
         if record is not None:
             records.append(record)
+    used = {record.image.resolve() for record in records if isinstance(record.image, Path)}
+    for image in images_below(options.images or root) if source.is_dir() else ():
+        # An image may also be embedded in the JSON file beside it.
+        if image.resolve() not in used and not image.with_suffix(".json").is_file():
+            findings.drop("images without a JSON file", image.relative_to(options.images or root).as_posix())
     return Source(shape_names(records), records)
 
 

@@ -128,3 +128,13 @@ def test_a_split_that_lists_an_image_twice_is_refused(folder, lines, match):
     (folder / "splits" / "val.txt").write_text(lines)
     with pytest.raises(DataError, match=match):
         open_dataset(folder, "val")
+
+
+def test_the_suffix_of_most_masks_is_found_although_some_have_no_partner(folder):
+    """The error then names the files without a partner, and not all files."""
+    for path in (folder / "masks").iterdir():
+        if path.stem != "p1":
+            path.rename(path.with_name(f"{path.stem}_mask.png"))
+    Image.new("L", (6, 4)).save(folder / "masks" / "x_mask.png")
+    with pytest.raises(DataError, match=r"no partner: p1 \(no mask\), x \(no image\)\."):
+        pair_files(folder / "images", folder / "masks")

@@ -4,10 +4,12 @@ import logging
 import shutil
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from contextcrf.modeling.merging import merge_potentials
 from contextcrf.training import SeededSampler, cache_features, feature_cache, fit_heads
@@ -118,6 +120,20 @@ def test_other_features_and_a_full_disk_are_refused(tiny_model, train, tmp_path,
     monkeypatch.setattr(feature_cache.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(ValueError, match=r"of memory are free\. Keep them on disk with --cache FOLDER"):
         cache_features(tiny_model, train, "above", 1, QUICK)
+
+
+def test_features_with_the_labels_of_other_masks_are_refused(tiny_model, train, tmp_path):
+    """A correction keeps the names of the masks."""
+    cache_features(tiny_model, train, "above", 1, QUICK, tmp_path / "cache")
+    (tmp_path / "masks").mkdir()
+    pairs = [(image, Path(shutil.copy(mask, tmp_path / "masks"))) for image, mask in train.pairs]
+    same = train.with_pairs(pairs)
+    assert len(cache_features(tiny_model, same, "above", 1, QUICK, tmp_path / "cache")) == len(pairs)
+    with Image.open(pairs[0][1]) as mask:
+        flipped = mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    flipped.save(pairs[0][1])
+    with pytest.raises(ValueError, match="were computed with masks with the digest"):
+        cache_features(tiny_model, same, "above", 1, QUICK, tmp_path / "cache")
 
 
 def test_heads_that_are_trained_apart_are_those_that_are_trained_together(tiny_model, train, tmp_path):

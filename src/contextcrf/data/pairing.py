@@ -1,5 +1,6 @@
 """Pairs of an image file and a mask file: the one place that decides which files belong together."""
 
+import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,8 @@ OTHER_SUFFIXES = (
 )
 
 _LISTED = 10
+# The number of masks whose names are compared with those of all images to find their common suffix.
+_TRIED = 20
 
 
 def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -160,24 +163,33 @@ def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> lis
 
 
 def common_suffix(images: Iterable[str], masks: Iterable[str]) -> str:
-    """Return the text that all stems of masks have after the stem of their image; "" if there is no such text.
+    """Return the text that most stems of masks have after the stem of their image; "" if there is no such text.
 
     Example:
         >>> common_suffix(["a", "b"], ["a_mask", "b_mask"])
         '_mask'
     """
     stems, masks = {*images}, list(masks)
-    if not masks or not stems.isdisjoint(masks):
-        return ""
-    # The stems of images may be prefixes of each other, such as x and x_1, so the candidates of one mask are tried.
-    shortest = min(masks, key=len)
-    candidates = [shortest[len(stem) :] for stem in stems if shortest.startswith(stem)]
+    # The stems of images may be prefixes of each other, such as x and x_1. A mask may have no image, so some are tried.
+    tried = sorted(masks, key=len)[:_TRIED]
+    candidates = {mask[len(stem) :] for stem in stems for mask in tried if mask.startswith(stem)}
 
     def paired(suffix: str) -> int:
         return sum(mask.endswith(suffix) and mask.removesuffix(suffix) in stems for mask in masks)
 
     best = max(sorted(candidates), key=paired, default="")
     return best if paired(best) * 2 > len(masks) else ""
+
+
+def masks_digest(pairs: Sequence[Pair]) -> str:
+    """Return a digest of the content of all masks, which differs after a correction under the same names.
+
+    Missing masks, which the validation reports, do not count.
+    """
+    digest = hashlib.sha256()
+    for _, mask in pairs:
+        digest.update(mask.read_bytes() if mask.is_file() else b"")
+    return digest.hexdigest()[:16]
 
 
 def pair_stems(

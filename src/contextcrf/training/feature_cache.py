@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.pairing import masks_digest
 from contextcrf.modeling.config import UNARY
 from contextcrf.modeling.model import ContextCRF
 from contextcrf.modeling.serialization import fingerprint
@@ -199,11 +200,12 @@ def _compute(
 def _provenance(
     model: ContextCRF, data: SegmentationDataset, name: str, copies: int, config: TrainingConfig
 ) -> Provenance:
-    """Return the record of everything that determines the features."""
+    """Return the record of everything that determines the features and the labels."""
     used = ("crop", "scale", "color", "flip", "precision", "seed")
     return Provenance.of(
         model=fingerprint(model),
         images=[image.name for image, _ in data.pairs],
+        masks=f"with the digest {masks_digest(data.pairs)}",
         potential=name if name == UNARY or not model.config.shared_trunk else "pairwise",
         copies=copies,
         training={setting: getattr(config, setting) for setting in used},

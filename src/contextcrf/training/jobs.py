@@ -11,6 +11,7 @@ from lightning import Trainer
 
 from contextcrf.data.image_format import check_same_images
 from contextcrf.data.layouts import open_dataset
+from contextcrf.data.pairing import masks_digest
 from contextcrf.data.validation import check_same_classes, log_skipped, training_pairs
 from contextcrf.modeling.serialization import CONFIG, save, weights_digest
 from contextcrf.training.budget import plan_within_budget
@@ -210,12 +211,8 @@ def _digests(data: Path, split: str) -> dict[str, str]:
     images = open_dataset(data, split)
     kind = [] if images.image_format.is_rgb else [images.image_format.describe()]
     listed = "\n".join([*kind, *(image.name for image, _ in images.pairs)])
-    masks = hashlib.sha256()
-    for _, mask in images.pairs:
-        # A missing mask is reported by the validation.
-        masks.update(mask.read_bytes() if mask.is_file() else b"")
     return {
         "classes": ", ".join(images.classes.names),
         "images": f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}",
-        "masks": f"with the digest {masks.hexdigest()[:16]}",
+        "masks": f"with the digest {masks_digest(images.pairs)}",
     }

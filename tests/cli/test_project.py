@@ -416,3 +416,31 @@ def test_a_class_that_only_the_validation_images_have_is_reported(tmp_path):
     (tmp_path / "mine" / "splits" / "val.txt").write_text("p2\n")
     [text] = [text for text in start(tmp_path / "mine", tmp_path / "recipe.yaml").findings if "none in train" in text]
     assert "the classes class 1, class 3 have pixels in val" in text
+
+
+def test_images_without_a_mask_can_be_left_out(folder, tmp_path, capsys):
+    Image.new("RGB", (96, 64)).save(folder / "images" / "extra.jpg")
+    command = ["init", str(folder), "--out", str(tmp_path / "recipe.yaml"), "--ignore-index", "9"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "extra (no mask)" in (error := capsys.readouterr().err)
+    assert "--skip-unlabeled" in error
+    main([*command, "--skip-unlabeled"])
+    printed = capsys.readouterr().out
+    assert "1 image has no mask and is left out, such as extra.jpg." in printed
+    assert "8 images in train, 2 images in val" in printed
+    assert len(open_dataset(folder, "train")) == 8
+    # Masks without an image remain an error.
+    Image.new("L", (96, 64)).save(folder / "masks" / "other.png")
+    with pytest.raises(SystemExit):
+        main([*command, "--skip-unlabeled"])
+    assert "other (no image)" in capsys.readouterr().err
+
+
+def test_lists_of_other_layouts_name_the_labeled_images(tmp_path, capsys):
+    (tmp_path / "camvid" / "train").mkdir(parents=True)
+    (tmp_path / "camvid" / "trainannot").mkdir()
+    (tmp_path / "camvid" / "train.txt").write_text("train/a.png trainannot/a.png\n")
+    with pytest.raises(SystemExit):
+        main(["init", str(tmp_path / "camvid"), "--out", str(tmp_path / "recipe.yaml"), "--skip-unlabeled"])
+    assert "Remove --skip-unlabeled" in capsys.readouterr().err

@@ -254,3 +254,10 @@ def test_processes_with_one_command_share_the_images(tiny_model, pictures, tmp_p
     parts = run_in_two(work, tmp_path / "model", pictures, tmp_path / "out")
     names = sorted(os.fspath(path.name) for part in parts for path in part)
     assert names == sorted(f"{path.stem}{end}.png" for path in pictures for end in ("", "_overlay"))
+
+
+def test_a_folder_with_images_in_subfolders_only_names_one(tmp_path):
+    (tmp_path / "photos" / "day 1").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / "day 1" / "a.JPG")
+    with pytest.raises(DataError, match=r"Subfolders are not searched\. Give them too, such as .*day 1"):
+        find_files([tmp_path / "photos"])

@@ -81,6 +81,7 @@ def start(
     val: float = 0.2,
     tune: float = 0.0,
     folders: tuple[str | None, str | None] = (None, None),
+    skip_unlabeled: bool = False,
 ) -> Start:
     """Turn a folder with images and masks into a data set, and write configs for its training.
 
@@ -105,6 +106,7 @@ def start(
         tune: fraction of the images that are assigned to the split "tune". The others are the split "train".
         folders: names of the folders of the images and of the masks in `data`. None is the name in `classes.yaml`, or
             "images" and "masks" if this file does not exist.
+        skip_unlabeled: leave out images without a mask. Otherwise, they are an error.
 
     Returns:
         The findings and the files that were written.
@@ -135,6 +137,11 @@ def start(
     if sheet.exists() and not is_contact_sheet(sheet):
         raise FileExistsError(f"{sheet} exists. Move the file, or choose another folder with --out.")
     layout = _other_layout(data, folders)
+    if layout is not None and skip_unlabeled:
+        raise ValueError(
+            f"{data} has the layout of {_LAYOUT_NAMES[layout.name]}, whose lists name the images with a mask. Remove "
+            "--skip-unlabeled."
+        )
     with ExitStack() as undo:
         written: list[Path] = []
 
@@ -144,7 +151,7 @@ def start(
             written.append(path)
 
         if layout is None:
-            found, pairs = _examine_folder(data, ignore_index, folders)
+            found, pairs = _examine_folder(data, ignore_index, folders, skip_unlabeled)
             if not (names := data / "classes.yaml").exists() or is_unchanged(names):
                 write(names, mark(found.file.text()))
             splits = data / "splits"
@@ -264,7 +271,7 @@ def _require_classes(data: Path, classes: Classes, masks: MaskFormat, found: Mas
 
 
 def _examine_folder(
-    data: Path, ignore_index: int | None, chosen: tuple[str | None, str | None]
+    data: Path, ignore_index: int | None, chosen: tuple[str | None, str | None], skip_unlabeled: bool
 ) -> tuple[Recognized, list[Pair]]:
     """Return the classes and the pairs of a folder with images and masks."""
     if (data / "classes.yml").exists() and not (data / "classes.yaml").exists():
@@ -281,20 +288,25 @@ def _examine_folder(
             "--images and --masks, or change image_folder and mask_folder in the file."
         )
     images, masks = (data / name for name in folders)
-    suffix = common_suffix(files_by_stem(images, "images", DATA_SUFFIXES), files_by_stem(masks, "masks", MASK_SUFFIXES))
-    pairs = pair_files(images, masks, suffix)
-    named = f"The names of the masks end with {suffix}." if suffix else ""
+    image_of = files_by_stem(images, "images", DATA_SUFFIXES)
+    suffix = common_suffix(image_of, files_by_stem(masks, "masks", MASK_SUFFIXES))
+    pairs = pair_files(images, masks, suffix, skip_unlabeled)
+    named = [f"The names of the masks end with {suffix}."] if suffix else []
+    if unlabeled := sorted({*image_of.values()} - {image for image, _ in pairs}):
+        count = "1 image has" if len(unlabeled) == 1 else f"{len(unlabeled)} images have"
+        are = "is" if len(unlabeled) == 1 else "are"
+        named.append(f"{count} no mask and {are} left out, such as {unlabeled[0].name}.")
     if own is None:
         found = recognize_masks([mask for _, mask in pairs], ignore_index)
         file = replace(found.file, mask_suffix=suffix, folders=folders)
-        return Recognized(file, [*filter(None, [named]), *found.findings]), pairs
+        return Recognized(file, [*named, *found.findings]), pairs
     _check_ignore_index(ignore_index, own.mask_format, names)
     if own.mask_suffix != suffix:
         raise DataError(
             f"The names of the masks in {masks} end with {suffix!r}, but {names} has the mask_suffix "
             f"{own.mask_suffix!r}. Set `mask_suffix: {suffix or repr(suffix)}` in the file."
         )
-    findings = [*filter(None, [named]), f"{names} defines the classes and the format of the masks."]
+    findings = [*named, f"{names} defines the classes and the format of the masks."]
     return Recognized(own, findings), pairs
 
 
@@ -358,8 +370,7 @@ def _moved_images(folder: Path, made: Mapping[str, str]) -> list[str]:
     """Return a sentence if a new division assigns images of an earlier split train to other splits."""
     if not made or not (folder / "train.txt").is_file():
         return []
-    trained = {*read_list(folder / "train.txt").split("\n")} - {""}
-    moved = sorted(trained - {*made["train"].split("\n")})
+    moved = sorted({*read_list(folder / "train.txt").splitlines()} - {*made["train"].splitlines()})
     if not moved:
         return []
     return [

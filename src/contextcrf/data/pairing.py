@@ -130,7 +130,7 @@ def _check_name(path: Path) -> None:
         ) from error
 
 
-def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> list[Pair]:
+def pair_files(images: Path, masks: Path, mask_suffix: str | None = None, skip_unlabeled: bool = False) -> list[Pair]:
     """Pair the images and masks of two folders by their stems.
 
     Args:
@@ -138,6 +138,7 @@ def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> lis
         masks: the folder of the masks.
         mask_suffix: the text after the image's stem in the stems of the masks, such as "_mask". If None, it is
             determined from the files.
+        skip_unlabeled: leave out images without a mask. Otherwise, they are an error.
 
     Returns:
         The paths of the image and of the mask for each stem, sorted by stem.
@@ -150,16 +151,20 @@ def pair_files(images: Path, masks: Path, mask_suffix: str | None = None) -> lis
     mask_of = files_by_stem(masks, "masks", MASK_SUFFIXES)
     suffix = common_suffix(image_of, mask_of) if mask_suffix is None else mask_suffix
     own = {stem.removesuffix(suffix): path for stem, path in mask_of.items() if stem.endswith(suffix)}
-    single = sorted({*image_of} ^ {*own} | {stem for stem in mask_of if not stem.endswith(suffix)})
+    unlabeled = {*image_of} - {*own}
+    single = sorted(({*own} - {*image_of}) | {stem for stem in mask_of if not stem.endswith(suffix)})
+    if not skip_unlabeled:
+        single = sorted({*single} | unlabeled)
     if single:
         sides = [f"{stem} ({'no mask' if stem in image_of else 'no image'})" for stem in single[:_LISTED]]
         more = f" and {len(single) - _LISTED} more" if len(single) > _LISTED else ""
         same = "stem" if not suffix else f"stem and {suffix!r} after it"
         raise DataError(
             f"Some files in {images} and {masks} have no partner: {', '.join(sides)}{more}. Every image needs a mask "
-            f"with the same {same}. Rename the files, or move those without a partner to another folder."
+            f"with the same {same}. Rename the files, move those without a partner to another folder, or leave out "
+            "images without a mask with `contextcrf init --skip-unlabeled`."
         )
-    return [(image_of[stem], own[stem]) for stem in sorted(image_of)]
+    return [(image_of[stem], own[stem]) for stem in sorted({*image_of} & {*own})]
 
 
 def common_suffix(images: Iterable[str], masks: Iterable[str]) -> str:

@@ -83,7 +83,11 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES,
                     others[0].name,
                 )
             if not found:
-                raise DataError(f"{path} contains no {kind}. Expected files with the suffixes {', '.join(suffixes)}.")
+                inner = sorted({file.parent for file in path.rglob("*") if file.suffix.lower() in suffixes} - {path})
+                hint = f" Subfolders are not searched. Give them too, such as {inner[0]}." if inner else ""
+                raise DataError(
+                    f"{path} contains no {kind}. Expected files with the suffixes {', '.join(suffixes)}.{hint}"
+                )
             files += found
         elif path.is_file():
             files.append(path)

@@ -556,7 +556,7 @@ def _check_unit(images: Tensor) -> None:
     # A traced graph cannot branch on values.
     if not images.is_floating_point() or images.numel() == 0 or torch.compiler.is_compiling():
         return
-    low, high = (value.item() for value in images.detach().aminmax())
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # one transfer from the device
     if low < high <= 1 or (low < 0 and high <= FRACTION_LIMIT):
         way_out = "Multiply them by 255" if low >= 0 else "Undo the normalization (images * std + mean)"
         raise ValueError(

@@ -14,6 +14,7 @@ def init(
     tune: float = 0.0,
     images: str | None = None,
     masks: str | None = None,
+    skip_unlabeled: bool = False,
 ) -> None:
     """Turn a folder of images and masks into a data set and write configs for its training.
 
@@ -35,6 +36,7 @@ def init(
             the split train.
         images: Name of the folder of the images in DATA. If null, it is images.
         masks: Name of the folder of the masks in DATA. If null, it is masks.
+        skip_unlabeled: Leave out images without a mask. Otherwise, they are an error.
 
     Example:
         contextcrf init data
@@ -44,7 +46,7 @@ def init(
     from contextcrf.cli.project import heads_path, start
     from contextcrf.data.classes import IGNORE_INDEX
 
-    made = start(data, out, ignore_index, val, tune, (images, masks))
+    made = start(data, out, ignore_index, val, tune, (images, masks), skip_unlabeled)
     for finding in made.findings:
         print(finding)
     pixels = made.statistics.pixels

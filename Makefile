@@ -6,7 +6,12 @@ BIN := .venv/bin
 
 setup: .venv/installed
 
+# Without this check, pip fails after minutes, when the disk is full.
+ROOM := import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
+  free > 9 or sys.exit(f"A new environment .venv and its downloads need 9 GB, but only {free:.1f} GB are free here.")
+
 .venv/installed: pyproject.toml
+	@test -d .venv || $(PYTHON) -c '$(ROOM)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable ".[dev,offline]"
 	touch $@

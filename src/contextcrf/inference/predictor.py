@@ -554,7 +554,8 @@ def _check_pixel(pixel: tuple[int, int], size: tuple[int, int]) -> None:
 def _check_unit(images: Tensor) -> None:
     """Raise ValueError if the values of floating-point images with contrast show another unit than 0..255."""
     # A traced graph cannot branch on values.
-    if not images.is_floating_point() or images.numel() == 0 or torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or not images.is_floating_point() or images.numel() == 0:
         return
     low, high = torch.stack(images.detach().aminmax()).tolist()  # one transfer from the device
     if low < high <= 1 or (low < 0 and high <= FRACTION_LIMIT):

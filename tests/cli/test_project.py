@@ -405,7 +405,8 @@ def test_a_division_that_moves_training_images_is_reported(folder, tmp_path):
     [text] = [text for text in start(folder, tmp_path / "recipe.yaml").findings if "divided anew" in text]
     moved = before - {*(folder / "splits" / "train.txt").read_text().split()}
     assert moved
-    assert f"{len(moved)} images that were in train are now in other splits" in text
+    assert f"{len(moved)} image" in text
+    assert f"such as {min(moved)}" in text
 
 
 def test_a_class_that_only_the_validation_images_have_is_reported(tmp_path):
@@ -444,3 +445,27 @@ def test_lists_of_other_layouts_name_the_labeled_images(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["init", str(tmp_path / "camvid"), "--out", str(tmp_path / "recipe.yaml"), "--skip-unlabeled"])
     assert "Remove --skip-unlabeled" in capsys.readouterr().err
+
+
+def test_masks_beside_the_images_are_not_taken_for_unused_images(folder, tmp_path):
+    """With `--images .` the masks are in a subfolder of the folder of the images."""
+    for path in (folder / "images").iterdir():
+        path.rename(folder / path.name)
+    (folder / "images").rmdir()
+    found = start(folder, tmp_path / "recipe.yaml", ignore_index=9, folders=(".", "masks")).findings
+    assert not any("not used" in text for text in found)
+
+
+@pytest.mark.parametrize("shape", [(48, 48, 60), (48, 40, 60)])
+def test_arrays_with_more_channels_than_rows_are_read_with_the_number_in_images_yaml(tmp_path, shape):
+    for number in range(4):
+        write(tmp_path / "mine", f"p{number}", np.eye(*shape[:2]))
+        (tmp_path / "mine" / "images" / f"p{number}.jpg").unlink()
+        values = np.random.default_rng(number).integers(0, 256, shape).astype(np.uint8)
+        np.save(tmp_path / "mine" / "images" / f"p{number}.npy", values)
+    if shape[0] != shape[1]:
+        with pytest.raises((DataError, ValueError), match="unclear which axis has the channels"):
+            start(tmp_path / "mine", tmp_path / "recipe.yaml")
+        (tmp_path / "mine" / "images.yaml").write_text("channels: 60")
+    start(tmp_path / "mine", tmp_path / "recipe.yaml")
+    assert open_dataset(tmp_path / "mine", "train")[0][0].shape == (60, *shape[:2])

@@ -206,4 +206,13 @@ def test_kept_units_and_tiles_are_used(potential):
     tiles = any(getattr(cell, "func", None) is send for cell in cells)
     assert kept != tiles
     assert kept == (kept_units.KEPT_BYTES > 0)
-    assert isinstance(Workspace(torch.ones(1))("a", 2), torch.Tensor)
+
+
+def test_a_workspace_has_other_memory_for_each_thread_and_for_inference_mode():
+    workspace = Workspace(torch.ones(1))
+    first = workspace("a", 2)
+    assert workspace("a", 1, 2).data_ptr() == first.data_ptr()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(workspace, "a", 2).result().data_ptr() != first.data_ptr()
+    with torch.inference_mode():
+        assert workspace("a", 2).data_ptr() != first.data_ptr()

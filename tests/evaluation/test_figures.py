@@ -24,6 +24,12 @@ def test_iou_bars():
     assert unary[0].get_x() + unary[0].get_width() <= crf[0].get_x()
 
 
+def test_the_legend_of_iou_bars_has_the_given_means():
+    """Classes that are only predicted have bars of 0, which the mean IoU leaves out."""
+    figure = iou_bars(["sky", "grass"], {"unary": [0.5, 0.0]}, {"unary": 0.5})
+    assert figure.legends[0].get_texts()[0].get_text() == "unary (mean 50.0)"
+
+
 def test_iou_bars_with_nothing_present():
     figure = iou_bars(["sky"], {"unary": [float("nan")]})
     assert figure.legends[0].get_texts()[0].get_text() == "unary (no class present)"

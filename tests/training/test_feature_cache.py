@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from contextcrf.data.dataset import SegmentationDataset
+from contextcrf.data.masks import MaskFormat
 from contextcrf.modeling.merging import merge_potentials
 from contextcrf.training import SeededSampler, cache_features, feature_cache, fit_heads
 from contextcrf.utils.resizing import downsample
@@ -129,6 +131,9 @@ def test_features_with_the_labels_of_other_masks_are_refused(tiny_model, train, 
     pairs = [(image, Path(shutil.copy(mask, tmp_path / "masks"))) for image, mask in train.pairs]
     same = train.with_pairs(pairs)
     assert len(cache_features(tiny_model, same, "above", 1, QUICK, tmp_path / "cache")) == len(pairs)
+    meaning = SegmentationDataset(pairs, train.classes, mask_format=MaskFormat.indices(len(train.classes), None))
+    with pytest.raises(ValueError, match="were computed with masks with the digest"):
+        cache_features(tiny_model, meaning, "above", 1, QUICK, tmp_path / "cache")
     with Image.open(pairs[0][1]) as mask:
         flipped = mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     flipped.save(pairs[0][1])

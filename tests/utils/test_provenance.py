@@ -63,3 +63,10 @@ def test_the_digest_does_not_depend_on_the_order_or_on_the_process():
     record = Provenance.of(split="train", training={"lr": 0.1, "folder": PurePosixPath("a/b")})
     assert record.digest == Provenance.of(training={"folder": "a/b", "lr": 0.1}, split="train").digest
     assert record.digest == "02dd76d6191a7c32"
+
+
+def test_a_record_of_an_earlier_version_lacks_a_value(tmp_path):
+    Provenance.of(epochs=1).write(tmp_path)
+    assert (
+        Provenance.of(epochs=1, masks="a").mismatch(tmp_path) == "without a record of masks, as by an earlier version"
+    )

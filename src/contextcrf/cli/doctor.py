@@ -16,7 +16,7 @@ from torch.utils.collect_env import get_env_info
 from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.layouts import known_splits, open_dataset
 from contextcrf.data.pairing import unused_images
-from contextcrf.data.statistics import classes_only_in
+from contextcrf.data.statistics import MaskStatistics, classes_only_in, mask_statistics
 from contextcrf.data.validation import check_dataset, shared_images
 from contextcrf.modeling.serialization import bundled_models
 from contextcrf.nets.weights import PACKAGES, hub_reachable
@@ -132,6 +132,7 @@ def _data(data: Path) -> Iterator[Finding]:
     if not splits:
         yield Finding("data", f"{data} has no file with the images of a split.", wrong=True)
     opened: dict[str, SegmentationDataset] = {}
+    statistics: dict[str, MaskStatistics] = {}
     for split in splits:
         try:
             found = open_dataset(data, split)
@@ -140,14 +141,15 @@ def _data(data: Path) -> Iterator[Finding]:
             yield Finding(f"data, {split}", str(error), wrong=True)
             continue
         opened[split] = found
+        statistics[split] = mask_statistics([mask for _, mask in found.pairs], found.mask_format)
         count = f"{len(found)} image" if len(found) == 1 else f"{len(found)} images"
         yield Finding(f"data, {split}", f"{count}, {len(found.classes)} classes")
     trained, measured = ([split for split in names if split in opened] for names in (TRAINING, MEASURED))
     if opened:
-        for text in unused_images(next(iter(opened.values())).pairs[0][0].parent):
+        for text in unused_images([pair for part in opened.values() for pair in part.pairs]):
             yield Finding("data", text)
     for split, other in product(trained, measured):
-        for text in classes_only_in(opened[other], opened[split], (other, split)):
+        for text in classes_only_in(statistics[other], statistics[split], opened[split].classes.names, (other, split)):
             yield Finding(f"data, {other}", text)
         if both := shared_images(opened[split], opened[other]):
             text = f"{len(both)} of the {len(opened[other])} images are also in {split}, such as {both[0].name}"

@@ -11,7 +11,7 @@ import torch
 from contextcrf.cli.contact_sheet import is_contact_sheet, write_contact_sheet
 from contextcrf.data.classes import IGNORE_INDEX, Classes
 from contextcrf.data.classes_file import FOLDERS, ClassesFile
-from contextcrf.data.dataset import Pair
+from contextcrf.data.dataset import Pair, SegmentationDataset
 from contextcrf.data.image_format import IMAGES_FILE, ImageFormat
 from contextcrf.data.image_recognition import recognize_images
 from contextcrf.data.images import hidden_turns
@@ -188,10 +188,11 @@ def start(
         undo.callback(sheet.unlink, missing_ok=True)
         write_contact_sheet(sheet, pairs, classes, masks, image_format)
         undo.pop_all()
-    findings = [*found.findings, *seen, *unused_images(pairs[0][0].parent), *divided]
+    findings = [*found.findings, *seen, *unused_images(pairs), *divided]
     findings += [*_shared_images(data, images), *_turned([image for image, _ in pairs])]
     if {"train", "val"} <= {*images}:
-        findings += classes_only_in(open_dataset(data, "val"), open_dataset(data, "train"), ("val", "train"))
+        measured, trained = (_statistics_of(open_dataset(data, split)) for split in ("val", "train"))
+        findings += classes_only_in(measured, trained, classes.names, ("val", "train"))
     ignored = next(iter(masks.ignore_values), None)
     return Start(classes, ignored, statistics, images, [*written, sheet], text, masks, findings)
 
@@ -373,10 +374,10 @@ def _moved_images(folder: Path, made: Mapping[str, str]) -> list[str]:
     moved = sorted({*read_list(folder / "train.txt").splitlines()} - {*made["train"].splitlines()})
     if not moved:
         return []
+    moves = "1 image that was in train is" if len(moved) == 1 else f"{len(moved)} images that were in train are"
     return [
-        f"Warning: the images were divided anew, because the images or the fractions changed. {len(moved)} images that "
-        f"were in train are now in other splits, such as {moved[0]}. Earlier models were trained on them, so train "
-        "again before you evaluate."
+        f"Warning: the images were divided anew, because the images or the fractions changed. {moves} now in another "
+        f"split, such as {moved[0]}. Earlier models were trained on it, so train again before you evaluate."
     ]
 
 
@@ -429,6 +430,10 @@ def _shared_images(data: Path, splits: Iterable[str]) -> list[str]:
         f"Warning: {len(both)} of the {len(val)} images in val are also in train, such as {both[0].name}. Results on "
         "val will be too optimistic."
     ]
+
+
+def _statistics_of(part: SegmentationDataset) -> MaskStatistics:
+    return mask_statistics([mask for _, mask in part.pairs], part.mask_format)
 
 
 def _turned(images: Sequence[Path]) -> list[str]:

@@ -59,6 +59,8 @@ class Workspace:
 
         The dtype is that of `like` if None. A name always has the same dtype.
         """
+        if torch.compiler.is_compiling():  # a compiled graph manages its memory
+            return self.like.new_empty(shape, dtype=dtype)
         size = torch.Size(shape).numel()
         key = name, get_ident(), torch.is_inference_mode_enabled()
         if key not in self.kept or self.kept[key].numel() < size:

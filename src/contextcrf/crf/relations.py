@@ -282,7 +282,7 @@ def check_plain(indices: Tensor) -> Tensor:
     if type(indices) is not Tensor:
         raise RuntimeError(
             "The edges of a relation cannot be computed while a graph is traced. Before the tracing, run the same "
-            "computation once with a feature map of the same size."
+            "computation once with a feature map of the same size, and with gradients enabled."
         )
     return indices
 

@@ -180,8 +180,11 @@ def _channels_last(array: npt.NDArray[Any], channels: int | None = None) -> npt.
     first, middle, last = array.shape
     if channels is not None and channels in (first, last):
         return array if last == channels else np.moveaxis(array, 0, 2)
-    if last in (1, 3, 4) or (last <= first and last <= middle):
+    # Images are often square, also those with more channels than rows.
+    if last in (1, 3, 4) or (last <= first and last <= middle) or first == middle:
         return array
+    if middle == last:
+        return np.moveaxis(array, 0, 2)
     if 2 * first > min(middle, last):
         raise ValueError(
             f"The array has the shape {array.shape}, so it is unclear which axis has the channels. Save it as "
@@ -220,6 +223,10 @@ def _read_deep(path: Path) -> npt.NDArray[Any]:
     except ModuleNotFoundError as error:
         raise _missing() from error
     values = np.asarray(_decoded(partial(imagecodecs.imread, path)))
+    # Without this check, Pillow would decode the pixels to search for EXIF data behind them.
+    content = path.read_bytes()
+    if not any(mark in content for mark in (b"eXIf", b"Raw profile type exif", b"Orientation")):
+        return values
     with open_image(path) as image:
         return turned(values, image.getexif().get(ExifTags.Base.Orientation, 1))
 

@@ -192,7 +192,7 @@ def orientation(path: Path) -> int:
 
     It is 1 for files that Pillow does not decode, because they are refused if they are turned.
     """
-    if may_have_bands(path) and not is_plain(path):
+    if path.suffix.lower() == ".npy" or (may_have_bands(path) and not is_plain(path)):
         return 1
     with open_image(path) as file:
         return int(file.getexif().get(ExifTags.Base.Orientation, 1))

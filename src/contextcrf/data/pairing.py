@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from contextcrf.data.dataset import Pair
+from contextcrf.data.dataset import Pair, SegmentationDataset
 from contextcrf.utils.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -47,15 +47,20 @@ def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[
     )
 
 
-def unused_images(folder: Path) -> list[str]:
-    """Return a sentence on images in the subfolders of a folder, and one on images in formats that are not read.
+def unused_images(pairs: Sequence[Pair]) -> list[str]:
+    """Return a sentence on images in subfolders beside the used images, and one on images in unsupported formats.
+
+    Args:
+        pairs: the used images and masks, whose folders are not reported. The images are in one folder.
 
     Example:
         >>> Path("photos").mkdir()
         >>> Path("photos/a.heic").touch()
-        >>> unused_images(Path("photos"))
+        >>> unused_images([(Path("photos/b.jpg"), Path("masks/b.png"))])
         ['1 file in photos is not used, because its format is not supported, such as a.heic. Convert it to PNG.']
     """
+    folder = pairs[0][0].parent
+    used = {file.parent for pair in pairs for file in pair}
     sentences = []
     if others := list_images(folder, OTHER_SUFFIXES):
         files, its, it = ("files", "their", "them") if len(others) > 1 else ("file", "its", "it")
@@ -66,7 +71,7 @@ def unused_images(folder: Path) -> list[str]:
     inner = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.parent != folder
+        if path.parent not in used
         and path.suffix.lower() in DATA_SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
@@ -159,10 +164,10 @@ def pair_files(images: Path, masks: Path, mask_suffix: str | None = None, skip_u
         sides = [f"{stem} ({'no mask' if stem in image_of else 'no image'})" for stem in single[:_LISTED]]
         more = f" and {len(single) - _LISTED} more" if len(single) > _LISTED else ""
         same = "stem" if not suffix else f"stem and {suffix!r} after it"
+        skip = " `contextcrf init --skip-unlabeled` leaves out images without a mask." if unlabeled == {*single} else ""
         raise DataError(
             f"Some files in {images} and {masks} have no partner: {', '.join(sides)}{more}. Every image needs a mask "
-            f"with the same {same}. Rename the files, move those without a partner to another folder, or leave out "
-            "images without a mask with `contextcrf init --skip-unlabeled`."
+            f"with the same {same}. Rename the files, or move those without a partner to another folder.{skip}"
         )
     return [(image_of[stem], own[stem]) for stem in sorted({*image_of} & {*own})]
 
@@ -186,13 +191,13 @@ def common_suffix(images: Iterable[str], masks: Iterable[str]) -> str:
     return best if paired(best) * 2 > len(masks) else ""
 
 
-def masks_digest(pairs: Sequence[Pair]) -> str:
-    """Return a digest of the content of all masks, which differs after a correction under the same names.
+def masks_digest(data: SegmentationDataset) -> str:
+    """Return a digest of the content and the format of all masks, which differs after a correction of them.
 
     Missing masks, which the validation reports, do not count.
     """
-    digest = hashlib.sha256()
-    for _, mask in pairs:
+    digest = hashlib.sha256(repr(data.mask_format).encode())
+    for _, mask in data.pairs:
         digest.update(mask.read_bytes() if mask.is_file() else b"")
     return digest.hexdigest()[:16]
 
@@ -239,7 +244,8 @@ def check_listed_once(images: Sequence[str], lines: Sequence[str], folder: Path)
             same = f"the line {line!r} twice" if first[image] == line else f"the lines {first[image]!r} and {line!r}"
             raise DataError(
                 f"A split of the images in {folder} has {same}, so that the image {image!r} would count twice. Remove "
-                "one of the lines. If they are images of two folders, give the files different names."
+                "one of the lines. If they are images of two folders, give the files different names. To give rare "
+                "classes more weight in the training, use training.class_balance."
             )
         first[image] = line
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
-from contextcrf.data.dataset import SegmentationDataset
 from contextcrf.data.masks import MaskFormat, index_values
 from contextcrf.data.stored_mask import decode_mask, find_runs
 from contextcrf.utils.progress import track
@@ -75,20 +74,28 @@ def mask_statistics(masks: Sequence[Path], mask_format: MaskFormat | None = None
     return MaskStatistics(sizes, pixels)
 
 
-def classes_only_in(measured: SegmentationDataset, trained: SegmentationDataset, names: tuple[str, str]) -> list[str]:
+def classes_only_in(
+    measured: MaskStatistics, trained: MaskStatistics, classes: Sequence[str], names: tuple[str, str]
+) -> list[str]:
     """Return a sentence if a class has pixels in one split, but none in the split of the training.
 
     Args:
-        measured: the data set of a split that is evaluated.
-        trained: the data set of the split that a model is trained on.
+        measured: the statistics of a split that is evaluated.
+        trained: the statistics of the split that a model is trained on.
+        classes: the names of the classes.
         names: the names of both splits.
+
+    Example:
+        >>> both, one = MaskStatistics([(1, 2)], Counter({0: 1, 1: 1})), MaskStatistics([(1, 2)], Counter({0: 2}))
+        >>> [text] = classes_only_in(both, one, ["sky", "sea"], ("val", "train"))
+        >>> text.partition(",")[0]
+        'Warning: the class sea has pixels in val'
     """
-    found = [mask_statistics([mask for _, mask in part.pairs], part.mask_format).pixels for part in (measured, trained)]
-    missing = [name for label, name in enumerate(trained.classes.names) if found[0][label] and not found[1][label]]
+    missing = [name for label, name in enumerate(classes) if measured.pixels[label] and not trained.pixels[label]]
     if not missing:
         return []
-    classes = f"The class {missing[0]} has" if len(missing) == 1 else f"The classes {', '.join(missing)} have"
+    found = f"the class {missing[0]} has" if len(missing) == 1 else f"the classes {', '.join(missing)} have"
     return [
-        f"Warning: {classes[0].lower()}{classes[1:]} pixels in {names[0]}, but none in {names[1]}, so a model cannot "
-        f"be trained to label them. Move an image with them to {names[1]}."
+        f"Warning: {found} pixels in {names[0]}, but none in {names[1]}, so a model cannot be trained to label them. "
+        f"Move an image with them to {names[1]}."
     ]

@@ -17,7 +17,7 @@ from contextcrf.utils.errors import DataError
 
 Codes = npt.NDArray[np.integer]
 
-# Formats that change the colors of pixels. WebP also has a lossless variant, which Pillow does not report.
+# Formats that change the colors of pixels. WebP also has a lossless variant, see `_is_lossless_webp`.
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP")
 # Pillow spreads gray values of 2 and 4 bits over 0..255. Division by these numbers gives the stored values.
 _GRAY_SCALES = {"L;2": 85, "L;4": 17}
@@ -116,6 +116,8 @@ def open_mask(path: Path, content: bytes | None = None) -> MaskPicture:
     """
     with _naming_mask(path), open_image(path, content) as file:
         raw, lossy = raw_mode(file), file.format in LOSSY_FORMATS or _is_lossy_tiff(file)
+        if file.format == "WEBP":
+            lossy = not _is_lossless_webp(path.read_bytes() if content is None else content)
         if has_packed_depth(file):
             raise DataError(
                 f"{path} has several channels with 16 bits, but a mask with one channel, or with 8 bits per channel, "
@@ -124,7 +126,8 @@ def open_mask(path: Path, content: bytes | None = None) -> MaskPicture:
         if isinstance(file, TiffImageFile) and (channels := file.tag_v2.get(_SAMPLES, 1)) > len(file.getbands()):
             raise DataError(
                 f"{path} has {channels} channels, but a mask with one channel of classes, or with 3 channels of "
-                "colors, is expected. Save one channel with the class of each pixel."
+                "colors, is expected. Save one channel with the class of each pixel, or remove the channels after the "
+                "third one."
             )
         if isinstance(file, TiffImageFile) and file.mode.startswith("I;16") and file.tag_v2.get(_PLANAR) == 2:
             raise DataError(
@@ -177,6 +180,20 @@ def _naming_mask(path: Path) -> Iterator[None]:
         ) from error
     except DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be read as a mask: {describe_error(error)}.") from error
+
+
+def _is_lossless_webp(content: bytes) -> bool:
+    """Return whether the content of a WebP file has lossless pixels, which Pillow does not report.
+
+    The file is a RIFF container: chunks of 4 letters, a size and the data, after a header of 12 bytes.
+    """
+    place = 12
+    while place + 8 <= len(content):
+        name, size = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
+        if name in (b"VP8 ", b"VP8L"):
+            return name == b"VP8L"
+        place += 8 + size + size % 2
+    return False
 
 
 def _is_lossy_tiff(file: Image.Image) -> bool:

@@ -12,15 +12,19 @@ from contextcrf.data.visualization import SERIES_COLORS
 from contextcrf.utils.files import atomic_write
 
 
-def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
+def iou_bars(
+    names: Sequence[str], series: Mapping[str, Sequence[float]], means: Mapping[str, float] | None = None
+) -> Figure:
     """Draw a bar chart of the IoU of each class for one or more systems.
 
     Args:
         names: names of the K classes.
-        series: K values in 0..1 by the name of the system; a NaN is drawn as a dash, for a class that does not occur.
+        series: K values in 0..1 by the name of the system; a NaN is drawn as a dash, for a class that neither occurs
+            nor is predicted.
+        means: mean IoU in 0..1 by the name of the system, for the legend; None is the mean of the values.
 
     Returns:
-        A figure with an axis in percent. The legend shows the mean over the classes that occur.
+        A figure with an axis in percent.
 
     Raises:
         ValueError: there is no class or no system, a system does not have K values, or a value is outside of 0..1.
@@ -52,7 +56,8 @@ def iou_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Fig
                 f"System {label!r} has the values {values.tolist()}, but an IoU is a fraction of 0 to 1 or NaN. Divide "
                 "values in percent by 100."
             )
-        mean = f"mean {100 * values[present].mean():.1f}" if present.any() else "no class present"
+        average = means[label] if means is not None else values[present].mean() if present.any() else np.nan
+        mean = f"mean {100 * average:.1f}" if np.isfinite(average) else "no class present"
         color = SERIES_COLORS[index % len(SERIES_COLORS)]
         x = places + (index - (len(series) - 1) / 2) * width
         axes.bar(x[present], 100 * values[present], 0.92 * width, color=color, label=f"{label} ({mean})")

@@ -61,7 +61,8 @@ def write_report(data: SegmentationDataset, results: EvaluationResults, out: Pat
         ['examples.png', 'iou.png', 'report.html']
     """
     series = {system.name: system.matrix.iou().tolist() for system in results.systems}
-    save_figure(iou_bars(list(results.classes), series), out / "iou.png")
+    means = {system.name: system.matrix.mean_iou() for system in results.systems}
+    save_figure(iou_bars(list(results.classes), series, means), out / "iou.png")
     shown = list({system.name: system for system in (results.systems[0], results.systems[-1])}.values())
     if pictures:
         for system in shown:

@@ -20,9 +20,11 @@ from contextcrf.utils.labels import most_probable
 from contextcrf.utils.resizing import downsample, upsample
 
 MAP_SUFFIXES = (".npy", ".npz", ".png")
-# A uint8 array [H, W] may contain labels if all its values are below this one, apart from 255, the usual value of
-# unlabeled pixels. Probabilities that come near 255 have values between them.
-_LABELS_LIMIT = 200
+# A uint8 array [H, W] may contain labels if all its values are below the first limit. It may also contain labels if
+# they are below the second limit, and 255 occurs, the usual value of unlabeled pixels, or most changes between
+# neighboring pixels are large. Probabilities that come near 255 have values between them, and change in small steps.
+_LABELS_LIMIT, _MOST_LABELS = 64, 200
+_SMALL_CHANGE = 8
 # The largest difference of a sum of probabilities from 1.
 _EXCESS = 0.02
 
@@ -236,7 +238,11 @@ def _are_probabilities(values: npt.NDArray[Any]) -> bool:
 def _check_not_labels(content: npt.NDArray[np.uint8]) -> None:
     """Raise ValueError if a uint8 array [H, W] may contain labels instead of probabilities of the foreground."""
     largest = int(content[content < IGNORE_INDEX].max(initial=0))
-    if 0 < largest < _LABELS_LIMIT:
+    if not 0 < largest < _MOST_LABELS:
+        return
+    changes = np.abs(np.diff(content.astype(np.int16), axis=1))
+    steep = 2 * int((changes > _SMALL_CHANGE).sum()) > int((changes > 0).sum())
+    if largest < _LABELS_LIMIT or content.max() == IGNORE_INDEX or steep:
         also = f", and {IGNORE_INDEX}" if content.max() == IGNORE_INDEX else ""
         raise ValueError(
             f"The map is a uint8 array [H, W] with values up to {largest}{also}, which may be labels or probabilities "

@@ -205,7 +205,7 @@ def _provenance(
     return Provenance.of(
         model=fingerprint(model),
         images=[image.name for image, _ in data.pairs],
-        masks=f"with the digest {masks_digest(data.pairs)}",
+        masks=f"with the digest {masks_digest(data)}",
         potential=name if name == UNARY or not model.config.shared_trunk else "pairwise",
         copies=copies,
         training={setting: getattr(config, setting) for setting in used},

@@ -143,8 +143,8 @@ def provenance_of(job: Job) -> Provenance:
     """Return the record of everything that determines the weights that a job trains.
 
     An initial model is recorded by the digest of its weights. A data set is recorded by the names of its folder and
-    images, its classes, and the content of its masks. The number of workers and the epochs between validations do not
-    change the weights and are recorded as constants.
+    images, its classes, and the content and the format of its masks. The number of workers and the epochs between
+    validations do not change the weights and are recorded as constants.
     """
     common = Provenance.of(
         data=job.data.name,
@@ -214,5 +214,5 @@ def _digests(data: Path, split: str) -> dict[str, str]:
     return {
         "classes": ", ".join(images.classes.names),
         "images": f"{len(images)} images {hashlib.sha256(listed.encode()).hexdigest()[:16]}",
-        "masks": f"with the digest {masks_digest(images.pairs)}",
+        "masks": f"with the digest {masks_digest(images)}",
     }

@@ -72,7 +72,7 @@ def check_stages(job: FitJob) -> None:
     if job.heads is None and job.copies is not None:
         raise ValueError(
             f"copies is {job.copies}, but it is a setting of the stage heads, which the job does not have. If the "
-            "config is for `contextcrf fit-heads`, use that command."
+            "config is for `contextcrf fit-heads`, use that command. Otherwise, remove copies."
         )
     if job.heads is not None and job.heads.objective in THROUGH_CRF:
         raise ValueError(

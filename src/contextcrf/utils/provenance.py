@@ -105,7 +105,7 @@ class Provenance:
         Returns:
             The end of a sentence for an error message, or None if the records are equal. The text is "with NAME VALUE,
             not EXPECTED", such as "with epochs 1, not 2", or "with settings that were not recorded" if the folder has
-            no record.
+            no record. If the record lacks a value, the text says so.
 
         Example:
             >>> import tempfile
@@ -120,6 +120,8 @@ class Provenance:
         if found is None:
             return "with settings that were not recorded"
         difference = found.difference(self)
+        if difference is not None and (key := difference[0].partition(".")[0]) not in found.values:
+            return f"without a record of {key}, as by an earlier version"
         return None if difference is None else "with {} {}, not {}".format(*difference)
 
 

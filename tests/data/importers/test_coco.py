@@ -175,11 +175,13 @@ def test_damaged_entries_are_named(tmp_path, change, match):
         import_dataset("coco", path, tmp_path / "out")
 
 
-def test_crowds_may_be_given_as_text(tmp_path):
+def test_numbers_may_be_given_as_text(tmp_path):
     write_image(tmp_path / "coco" / "a.png")
     annotations = [
         {"category_id": 3, "iscrowd": "0", "segmentation": [box(4, 0, 6, 4)]},
         {"category_id": 3, "iscrowd": "1", "segmentation": [box(0, 0, 2, 4)]},
+        {"category_id": 3, "iscrowd": None, "segmentation": [box(3, 0, 4, 4)]},
     ]
-    imported("coco", write_json(tmp_path / "coco" / "c.json", content(annotations)), tmp_path / "out")
-    assert mask_of(tmp_path / "out", "a") == ["..0011"] * 4
+    images = [{"id": 1, "file_name": "a.png", "width": "6", "height": "4"}]
+    imported("coco", write_json(tmp_path / "coco" / "c.json", content(annotations, images)), tmp_path / "out")
+    assert mask_of(tmp_path / "out", "a") == ["..0111"] * 4

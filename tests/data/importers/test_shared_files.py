@@ -157,3 +157,28 @@ def test_mask_files_of_classes_have_the_values_of_the_file(tmp_path):
     assert report.pixels["white"] == disk.sum()
     report = imported("class-masks", root, tmp_path / "other", classes=["lossy"])
     assert abs(report.pixels["lossy"] - disk.sum()) < 20
+
+
+def test_links_to_one_file_are_different_images(tmp_path):
+    """As in the caches of DVC, git-annex and Hugging Face, where equal files are stored once."""
+    blob = write_image(tmp_path / "blobs" / "1234.png")
+    for name in ("x.png", "y.png"):
+        (tmp_path / "cvat").mkdir(exist_ok=True)
+        (tmp_path / "cvat" / name).symlink_to(blob)
+    report = imported("cvat", cvat(tmp_path / "cvat", ["x.png", "y.png"]), tmp_path / "out")
+    assert report.images == 2
+    assert not report.dropped
+
+
+def test_lossless_webp_masks_have_their_values(tmp_path):
+    root = tmp_path / "tool"
+    write_image(root / "images" / "a.png", 6, 4)
+    (root / "masks" / "cell").mkdir(parents=True)
+    mask = Image.fromarray(np.eye(4, 6, dtype=np.uint8)).convert("RGB")
+    mask.save(root / "masks" / "cell" / "a.webp", lossless=True)
+    assert imported("class-masks", root, tmp_path / "out").pixels["cell"] == 4
+    write_image(tmp_path / "ade" / "images" / "training" / "a.png", 6, 4)
+    (tmp_path / "ade" / "annotations" / "training").mkdir(parents=True)
+    mask.save(tmp_path / "ade" / "annotations" / "training" / "a.webp", lossless=True, exif=Image.Exif())
+    imported("ade20k", tmp_path / "ade", tmp_path / "ade-out")
+    assert mask_of(tmp_path / "ade-out", "a")[0] == "0....."

@@ -136,7 +136,7 @@ def compare(
         block: Number of neighboring images that are drawn together. Use more than 1 for video frames, which are similar
             to their neighbors.
         min_images: Average the IoU of the classes that occur in at least this many images. The IoU of a rarer class is
-            mostly noise. 0 averages all classes.
+            mostly noise. 0 averages all classes that occur.
 
     Example:
         contextcrf compare runs/heads/val runs/heads/val --first-system unary --second-system unary+pairwise

@@ -175,7 +175,8 @@ def _read_file(
 def _size(image: dict[str, Any], where: str) -> tuple[int, int] | None:
     if not image.get("width") or not image.get("height"):
         return None
-    width, height = (field(image, key, (int, float), where) for key in ("width", "height"))
+    sides = {key: int(value) if str(value := image[key]).isdecimal() else value for key in ("width", "height")}
+    width, height = (field(sides, key, (int, float), where) for key in sides)
     return int(width), int(height)
 
 
@@ -188,7 +189,7 @@ def _shape(
             f"The annotations of {name} are panoptic, but annotations with a segmentation are expected. Give the file "
             "of the instances."
         )
-    if (stated := item.get("iscrowd", 0)) not in (0, 1, "0", "1"):
+    if (stated := item.get("iscrowd") or 0) not in (0, 1, "0", "1"):
         raise DataError(f"An annotation of {name} has {stated!r} under the key 'iscrowd', but 0 or 1 is expected.")
     crowd = bool(int(stated)) and options.crowd != "class"
     category = item.get("category_id")

@@ -142,6 +142,14 @@ class ImageFinder:
             index.setdefault(path.stem.casefold(), []).append(path)
         return index
 
+    @cached_property
+    def _uploaded(self) -> dict[str, list[Path]]:
+        """The files by their names with underscores in place of spaces."""
+        index: dict[str, list[Path]] = {}
+        for path in (path for paths in self._index.values() for path in paths):
+            index.setdefault(unicodedata.normalize("NFC", path.name).replace(" ", "_"), []).append(path)
+        return index
+
     def find(self, name: str, findings: Findings, near: Path | None = None) -> Path | None:
         """Return the image of a name. If it is missing or the name is ambiguous, return None and add a finding.
 
@@ -177,12 +185,7 @@ class ImageFinder:
 
     def find_uploaded(self, name: str) -> Path | None:
         """Return the only image whose name becomes `name` if its spaces are replaced by underscores, as in uploads."""
-        found = [
-            path
-            for paths in self._index.values()
-            for path in paths
-            if unicodedata.normalize("NFC", path.name).replace(" ", "_") == unicodedata.normalize("NFC", name)
-        ]
+        found = self._uploaded.get(unicodedata.normalize("NFC", name), [])
         return found[0] if len(found) == 1 else None
 
 

@@ -89,7 +89,8 @@ def without_shared_files(records: Iterable[Record], findings: Findings) -> list[
     sharing: dict[Path, list[Record]] = {}
     for record in records:
         if isinstance(record.image, Path):
-            sharing.setdefault(record.image.resolve(), []).append(record)
+            # Links to one file are different images.
+            sharing.setdefault(record.image.absolute(), []).append(record)
     left_out: set[int] = set()
     for file, those in sharing.items():
         if len(those) == 1:

@@ -11,7 +11,6 @@ node p. The last layer is a matrix W [K, K * D] with the label of p as its first
 Both ways of computing the messages are differentiable and give the same messages.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextcrf.crf.blocks import records_gradients
+from contextcrf.crf.cached_indices import cached_indices
 from contextcrf.crf.messages import Workspace, sum_precision
-from contextcrf.crf.relations import Graph, Relation, check_plain
+from contextcrf.crf.relations import Graph, Relation
 
 # The largest size of the hidden units that are kept, in bytes. With twice this limit, messages would hardly be faster
 # in bfloat16, and slower in single precision.
@@ -102,8 +102,8 @@ class KeptUnits:
         gradients = records_gradients(nodes, self.blocks[0], self.weight)
         rows = _with_absent(nodes)
         to_neighbors, to_owners = [], []
-        parts, lists = (each.split(len(self.blocks[0])) for each in (nodes, self.lists.neighbors))
-        for units, part, neighbors in zip(self.blocks, parts, lists, strict=True):
+        parts, tables = (each.split(len(self.blocks[0])) for each in (nodes, self.lists.neighbors))
+        for units, part, neighbors in zip(self.blocks, parts, tables, strict=True):
             # New memory for each block would take longer than the products.
             out = None if gradients else self.workspace("matrices", len(part), num_classes * hidden)
             contracted = torch.matmul(part, self.weight, out=out).unflatten(1, (num_classes, hidden))
@@ -121,17 +121,15 @@ def _with_absent(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, 0, 0, 1))
 
 
-@lru_cache(maxsize=64)
+@cached_indices(maxsize=64)
 def _edge_lists(relation: Relation, height: int, width: int, batch: int, device: torch.device) -> _EdgeLists:
     """Return the edges of a relation on a batch of maps."""
-    # The first call may run in inference mode, but later uses of the cached tensors may need gradients.
-    with torch.inference_mode(False):
-        graph = Graph(relation, height, width, torch.device("cpu"))
-        table, inside = graph.neighbors(slice(0, graph.num_nodes))
-        nodes = batch * graph.num_nodes
-        first = torch.arange(0, nodes, graph.num_nodes, device="cpu")[:, None, None]
-        neighbors = torch.where(inside, first + table, nodes).flatten(0, 1)
-        edges = neighbors.flatten().argsort(stable=True)[: batch * int(inside.sum())]
-        counts = neighbors.flatten().bincount(minlength=nodes)[:nodes]
-        found = neighbors, edges, edges // table.shape[1], counts.cumsum(0) - counts
-        return _EdgeLists(*(check_plain(indices.to(device)) for indices in found))
+    graph = Graph(relation, height, width, torch.device("cpu"))
+    table, inside = graph.neighbors(slice(0, graph.num_nodes))
+    nodes = batch * graph.num_nodes
+    first = torch.arange(0, nodes, graph.num_nodes, device="cpu")[:, None, None]
+    neighbors = torch.where(inside, first + table, nodes).flatten(0, 1)
+    edges = neighbors.flatten().argsort(stable=True)[: batch * int(inside.sum())]
+    counts = neighbors.flatten().bincount(minlength=nodes)[:nodes]
+    found = neighbors, edges, edges // table.shape[1], counts.cumsum(0) - counts
+    return _EdgeLists(*(indices.to(device) for indices in found))

@@ -13,7 +13,6 @@ them to memory would take longer than the products.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import product
 from threading import get_ident
 
@@ -23,7 +22,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from contextcrf.crf.blocks import block_elements, records_gradients, slices
-from contextcrf.crf.relations import Window, check_plain
+from contextcrf.crf.cached_indices import cached_indices
+from contextcrf.crf.relations import Window
 
 # The number of hidden units that a thread computes at once: 2 MiB of float32.
 TILE_ELEMENTS = 1 << 19
@@ -307,12 +307,10 @@ def _select(windows: Tensor, axis: int, places: list[int]) -> Tensor:
     return windows.index_select(axis, _index(tuple(places), windows.device))
 
 
-@lru_cache(maxsize=64)
+@cached_indices(maxsize=64)
 def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
     """Return places as a tensor. It is cached, because the copy to a device waits for the device."""
-    # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
-    with torch.inference_mode(False):
-        return check_plain(torch.tensor(places, device=device))
+    return torch.tensor(places, device=device)
 
 
 def _overlapping_sum(sent: Tensor, window: Window) -> Tensor:

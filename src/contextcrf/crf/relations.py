@@ -10,6 +10,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from contextcrf.crf.cached_indices import cached_indices
+
 
 @dataclass(frozen=True)
 class RangeBox:
@@ -273,27 +275,11 @@ class Graph:
         return _mean_degree(self.relation, self.height, self.width)
 
 
-def check_plain(indices: Tensor) -> Tensor:
-    """Return indices that a cache will keep, if they are real ones and not the placeholders of a traced graph.
-
-    Raises:
-        RuntimeError: if they are placeholders, which would remain in the cache after the tracing.
-    """
-    if type(indices) is not Tensor:
-        raise RuntimeError(
-            "The edges of a relation cannot be computed while a graph is traced. Before the tracing, run the same "
-            "computation once with a feature map of the same size, and with gradients enabled."
-        )
-    return indices
-
-
-@lru_cache(maxsize=64)
+@cached_indices(maxsize=64)
 def _offsets(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
     """Return the distinct displacements of all boxes of a relation."""
     boxes = (relation,) if isinstance(relation, RangeBox) else relation
-    # The first call may run in inference mode, but later uses of the cached tensor may need gradients.
-    with torch.inference_mode(False):
-        return check_plain(torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device))
+    return torch.cat([box.offsets(height, width) for box in boxes]).unique(dim=0).to(device)
 
 
 @lru_cache(maxsize=64)
@@ -313,10 +299,9 @@ def _mean_degree(relation: Relation, height: int, width: int) -> float:
     return 2 * int(reach.clamp(min=0).prod(1).sum()) / (height * width)
 
 
-@lru_cache(maxsize=8)
+@cached_indices(maxsize=8)
 def _edges(relation: Relation, height: int, width: int, device: torch.device) -> Tensor:
     """Return `Graph.edges`. The result is cached, because all training images of one size share it."""
-    with torch.inference_mode(False):
-        table, inside = Graph(relation, height, width, device).neighbors(slice(0, height * width))
-        p, t = inside.nonzero(as_tuple=True)
-        return check_plain(torch.stack([p, table[p, t]]))
+    table, inside = Graph(relation, height, width, device).neighbors(slice(0, height * width))
+    p, t = inside.nonzero(as_tuple=True)
+    return torch.stack([p, table[p, t]])

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from contextcrf.data.conversion import has_packed_depth
-from contextcrf.data.decoding import DECODING_ERRORS, open_image, raw_mode
+from contextcrf.data.decoding import DECODING_ERRORS, open_image, raw_mode, turned, upright
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ def read_bands(path: Path, channels: int) -> npt.NDArray[Any]:
     if not header.complete:
         return _without_alpha(_read_deep(path), header.alpha, channels)
     with open_image(path) as image:
-        return bands_of(ImageOps.exif_transpose(image), channels)
+        return bands_of(upright(image), channels)
 
 
 def bands_of(image: Image.Image, channels: int) -> npt.NDArray[Any]:
@@ -229,20 +229,6 @@ def _read_deep(path: Path) -> npt.NDArray[Any]:
         return values
     with open_image(path) as image:
         return turned(values, image.getexif().get(ExifTags.Base.Orientation, 1))
-
-
-def turned(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Turn an array [H, W, ...] as the EXIF orientation of its file says.
-
-    Example:
-        >>> turned(np.array([[1, 2]]), orientation=6).tolist()
-        [[1], [2]]
-    """
-    if orientation in (5, 6, 7, 8):
-        values = values.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
 
 
 def _series(file: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The errors of image decoders, and their reasons in words."""
+"""Opening of image files, their orientation, and the errors of decoders with their reasons in words."""
 
 import io
 import struct
@@ -7,13 +7,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from contextcrf.utils.errors import DataError
 
 # The errors that Pillow raises for files that are not images, truncated or damaged. The type depends on the format.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# The EXIF orientations that turn or mirror an image, and those of them that exchange width and height.
+TURNED, SIDEWAYS = (2, 3, 4, 5, 6, 7, 8), (5, 6, 7, 8)
+V = TypeVar("V", bound=np.generic)
 # NumPy also raises BadZipFile for damaged array files.
 ARRAY_ERRORS = (*DECODING_ERRORS, zipfile.BadZipFile)
 
@@ -74,3 +80,24 @@ def raw_mode(image: Image.Image) -> str:
     args = tiles[0][3]
     raw = args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args else None
     return raw if isinstance(raw, str) else image.mode
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image with the rotation and reflection of its EXIF orientation applied, and with its format."""
+    turned_image = ImageOps.exif_transpose(image)
+    turned_image.format = image.format  # Pillow's copy has no format, which shows the meaning of mode I.
+    return turned_image
+
+
+def turned(values: npt.NDArray[V], orientation: int) -> npt.NDArray[V]:
+    """Turn an array [H, W, ...] as the EXIF orientation of its file says.
+
+    Example:
+        >>> turned(np.array([[1, 2]]), orientation=6).tolist()
+        [[1], [2]]
+    """
+    if orientation in SIDEWAYS:
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from contextcrf.data.bands import bands_of, read_bands, read_header
@@ -17,6 +17,7 @@ from contextcrf.data.decoding import ARRAY_ERRORS as ARRAY_ERRORS
 from contextcrf.data.decoding import DECODING_ERRORS as DECODING_ERRORS
 from contextcrf.data.decoding import describe_error as describe_error
 from contextcrf.data.decoding import naming_image, open_image
+from contextcrf.data.decoding import upright as upright
 from contextcrf.data.image_format import IMAGES_FILE, RGB, ImageFormat
 from contextcrf.data.masks import read_mask as read_mask
 
@@ -53,9 +54,7 @@ def as_pixels(image: ImageLike, image_format: ImageFormat = RGB) -> Tensor:
         torch.Size([3, 4, 6])
     """
     if isinstance(image, Image.Image):
-        opened = image
-        image = upright(opened)
-        image.format = opened.format  # A turned copy has no format, which shows the meaning of mode I.
+        image = upright(image)
     if not image_format.is_rgb and not (isinstance(image, Tensor) and image.dtype == torch.uint8):
         return _channels_first(image_format.scale(_values(image, image_format.channels)))
     if isinstance(image, Image.Image):
@@ -152,9 +151,7 @@ def pixels_of(file: Image.Image) -> Tensor:
     if file.format in ("GIF", "PNG", "WEBP") and (frames := getattr(file, "n_frames", 1)) > 1:
         raise ValueError(f"The file is an animation of {frames} frames, but a single image is expected. Save one frame")
     packed = has_packed_depth(file)
-    image = upright(file)
-    image.format = file.format  # A turned copy has no format, which shows the meaning of mode I.
-    return _channels_first(to_rgb8(image, packed))
+    return _channels_first(to_rgb8(upright(file), packed))
 
 
 def may_have_bands(path: Path) -> bool:
@@ -180,11 +177,6 @@ def to_picture(image: Tensor) -> Image.Image:
     colors = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     # NumPy has no threads of its own. Those of PyTorch would delay a network in another thread.
     return Image.fromarray(np.ascontiguousarray(colors.numpy().transpose(1, 2, 0)))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Return the image with the rotation and reflection of its EXIF orientation applied."""
-    return ImageOps.exif_transpose(image)
 
 
 def orientation(path: Path) -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from contextcrf.data.classes import Color
 from contextcrf.data.conversion import has_packed_depth
-from contextcrf.data.decoding import DECODING_ERRORS, describe_error, open_image, raw_mode
+from contextcrf.data.decoding import DECODING_ERRORS, describe_error, open_image, raw_mode, upright
 from contextcrf.utils.errors import DataError
 
 Codes = npt.NDArray[np.integer]
@@ -140,9 +140,8 @@ def open_mask(path: Path, content: bytes | None = None) -> MaskPicture:
                 "its own file."
             )
         inverted = _is_white_zero(file) and file.mode in ("1", "L")
-        upright = ImageOps.exif_transpose(file)
-        upright.format = file.format
-        return MaskPicture(ImageChops.invert(upright) if inverted else upright, raw, lossy)
+        image = upright(file)
+        return MaskPicture(ImageChops.invert(image) if inverted else image, raw, lossy)
 
 
 def decode_mask(path: Path, content: bytes | None = None) -> StoredMask:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 
-from contextcrf.data.importers.drawing import draw, make_upright
+from contextcrf.data.decoding import turned
+from contextcrf.data.importers.drawing import draw
 from contextcrf.data.importers.records import IGNORED, UNLABELED, Findings
 from contextcrf.data.importers.shapes import Bitmap, Ellipse, PixelPolygon, Polygon, Shape
 from contextcrf.utils.errors import DataError
@@ -125,4 +126,4 @@ def test_labels_turn_as_pillow_turns_images(orientation):
     labels = np.arange(6, dtype=np.int32).reshape(2, 3)
     image = Image.fromarray(labels.astype(np.uint8))
     image.getexif()[274] = orientation
-    assert np.array_equal(make_upright(labels, orientation), np.asarray(ImageOps.exif_transpose(image)))
+    assert np.array_equal(turned(labels, orientation), np.asarray(ImageOps.exif_transpose(image)))

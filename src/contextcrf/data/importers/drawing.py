@@ -1,25 +1,14 @@
-"""Shapes become labels: in which order they are drawn, and on which image if its EXIF data rotate it."""
+"""Shapes become labels, in the order in which they are drawn."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from contextcrf.data.importers.options import Order
 from contextcrf.data.importers.records import IGNORED, UNLABELED, Findings, Labels
 from contextcrf.data.importers.shapes import Bounds, Shape
 from contextcrf.utils.errors import DataError
 
-# The transposition that makes an image with this EXIF orientation upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Tools place points on the edge of the image with rounding errors.
 _TOLERANCE = 0.5
 
@@ -69,13 +58,6 @@ def draw(
         labels[mask] = IGNORED if shape.name is None else classes[shape.name]
         drawn += 1
     return labels, drawn
-
-
-def make_upright(labels: Labels, orientation: int) -> Labels:
-    """Turn labels that match the image as it is stored into labels that match the upright image."""
-    if orientation not in UPRIGHT:
-        return labels
-    return np.array(Image.fromarray(labels).transpose(UPRIGHT[orientation]))
 
 
 def _sorted(shapes: Sequence[Shape], size: tuple[int, int], order: Order) -> list[Shape]:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from contextcrf.data.classes import IGNORE_INDEX, Classes, Color, voc_palette
-from contextcrf.data.importers.drawing import draw, make_upright
+from contextcrf.data.decoding import turned
+from contextcrf.data.importers.drawing import draw
 from contextcrf.data.importers.options import CityscapesIds, Crowd, FormatName, Options, Order, Unlabeled
 from contextcrf.data.importers.records import (
     IGNORED,
@@ -328,7 +329,7 @@ class _Writer:
             if not drawn and any(shape.name in self.indices for shape in record.content):
                 self.findings.drop("images whose annotations were all dropped", record.name)
                 return None
-        return make_upright(labels, picture.orientation) if stored else labels
+        return turned(labels, picture.orientation) if stored else labels
 
     def _is_stored(self, size: tuple[int, int] | None, record: Record, picture: Picture) -> bool | None:
         """Return whether a size is that of the image as it is stored, and not upright; None if it is neither."""

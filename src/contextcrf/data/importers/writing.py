@@ -9,16 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from PIL import ExifTags, Image
 
+from contextcrf.data.decoding import SIDEWAYS, TURNED
 from contextcrf.data.images import DECODING_ERRORS, describe_error
-from contextcrf.data.importers.drawing import UPRIGHT
 from contextcrf.data.importers.records import Record
 from contextcrf.data.layouts import IMAGE_SUFFIXES
 from contextcrf.utils.errors import DataError
 
 # The suffixes of embedded images by Pillow's name of their format.
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
-# EXIF orientations that exchange width and height.
-_SIDEWAYS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Picture:
     @property
     def turned(self) -> bool:
         """Whether the EXIF data rotate or reflect the image."""
-        return self.orientation in UPRIGHT
+        return self.orientation in TURNED
 
     @property
     def upright(self) -> tuple[int, int]:
         """The width and the height of the upright image."""
-        return self.stored[::-1] if self.orientation in _SIDEWAYS else self.stored
+        return self.stored[::-1] if self.orientation in SIDEWAYS else self.stored
 
     def copy(self, target: Path, link: bool) -> None:
         """Write an unchanged copy, or make a hard link.

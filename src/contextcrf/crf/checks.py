@@ -84,7 +84,7 @@ def returned(result: Tensor, given: Values) -> Any:
     return result if isinstance(given, Tensor) else result.detach().cpu().numpy()
 
 
-def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_index: int | None) -> None:
     """Check that labels fit a feature map.
 
     Labels must be int64 [B, H, W] with the size of the feature map. Each label must be `ignore_index` or lie in 0..K-1.
@@ -93,7 +93,7 @@ def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_inde
         labels: the labels.
         features: the feature map, [B, C, H, W].
         num_classes: the number of classes K.
-        ignore_index: the label of ignored nodes.
+        ignore_index: the label of ignored nodes. None if every node must have a class.
 
     Raises:
         ValueError: if the shape, the dtype or a value of the labels is wrong. The message names it.
@@ -114,13 +114,13 @@ def check_labels(labels: Tensor, features: Tensor, num_classes: int, ignore_inde
     check_values(labels, num_classes, ignore_index)
 
 
-def check_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_values(labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
     """Check that each label is `ignore_index` or lies in 0..K-1.
 
     Args:
         labels: integer labels of any shape.
         num_classes: the number of classes K.
-        ignore_index: the label of ignored nodes.
+        ignore_index: the label of ignored nodes. None if every node must have a class.
 
     Raises:
         ValueError: if a label is out of range. The message names the first one.
@@ -130,9 +130,13 @@ def check_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
         >>> from contextcrf.crf.checks import check_values
         >>> check_values(torch.tensor([0, 2, 255]), num_classes=3, ignore_index=255)
     """
-    strange = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+    strange = (labels < 0) | (labels >= num_classes)
+    other = way_out = ""
+    if ignore_index is not None:
+        strange &= labels != ignore_index
+        other, way_out = f" and not ignore_index ({ignore_index})", " or to ignore_index"
     if strange.any():
         raise ValueError(
             f"The labels contain {int(labels[strange][0])}, which is not one of the {num_classes} classes "
-            f"(0 to {num_classes - 1}) and not ignore_index ({ignore_index}). Map it to a class or to ignore_index."
+            f"(0 to {num_classes - 1}){other}. Map it to a class{way_out}."
         )

@@ -61,8 +61,8 @@ def mean_field_nll(
     This is eq. (8) with inference inside the training loop, which the paper calls computationally unviable. The
     gradient is propagated through all iterations. If all nodes are labeled, the gradient at a fixed point is
     E_Q[grad score] - grad score(y), where score(y) = -E(y, x) is the negative energy of the labeling y. The loss is
-    then at most the exact loss, since the bound is at most log Z. With ignored nodes, both statements do not hold: in
-    the score of the labeling y, the marginals of an ignored node replace its unknown label.
+    then at most the exact loss, since the bound is at most log Z. Neither holds with ignored nodes: in the score of the
+    labeling y, the marginals of an ignored node replace its unknown label.
 
     Args:
         unary_logits: as for `mean_field`.

@@ -83,7 +83,7 @@ def mean_field(
         damping: the fraction of the old marginals that is kept in every update, in [0, 1).
         start: the initial marginals, [B, K, H, W]. None starts from softmax(unary_logits).
         trace: a list to which the ELBO [B] of the initial marginals and of every update is appended. This costs one
-            more computation of the messages. With damping and factors that are numbers, it rises.
+            more computation of the messages. With damping and factors that are numbers, the ELBO rises.
 
     Returns:
         Marginals [B, K, H, W].
@@ -105,11 +105,7 @@ def mean_field(
     iterations = whole_number("iterations", iterations, least=0)
     unary_logits = finite(unary_logits)
     marginals = unary_logits.softmax(1) if start is None else start
-    if marginals.shape != unary_logits.shape:
-        raise ValueError(
-            f"start has the shape {tuple(marginals.shape)}, but must have the shape of the unary logits, "
-            f"{tuple(unary_logits.shape)}."
-        )
+    _check_shape("start has", marginals, unary_logits)
     message_sum = _message_sum(pairwise, weights)
     for _ in range(iterations):
         messages = message_sum(marginals)
@@ -178,11 +174,7 @@ def elbo(unary_logits: Tensor, pairwise: Sequence[Pair], marginals: Tensor, weig
         >>> torch.allclose(elbo(logits, [], logits.softmax(1)), log_z)
         True
     """
-    if marginals.shape != unary_logits.shape:
-        raise ValueError(
-            f"The marginals have the shape {tuple(marginals.shape)}, but must have the shape of the unary logits, "
-            f"{tuple(unary_logits.shape)}."
-        )
+    _check_shape("The marginals have", marginals, unary_logits)
     return _bound(finite(unary_logits), pairwise_logits(pairwise, marginals, weights), marginals)
 
 
@@ -208,10 +200,8 @@ def energy(unary_logits: Tensor, pairwise: Sequence[Pair], labels: Tensor, weigh
         >>> energy(logits, [], torch.tensor([[[1]]]))
         tensor([-3.])
     """
-    # Every node needs a label: the ignore_index -1 is no class.
-    check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index=-1)
-    if (labels < 0).any():
-        raise ValueError(f"The labels contain -1, but every node must have a label in 0..{unary_logits.shape[1] - 1}.")
+    check_labels(labels, unary_logits, unary_logits.shape[1], ignore_index=None)
+    # The default ignore_index is a class if there are more than 255.
     return -elbo(unary_logits, pairwise, one_hot(labels, unary_logits, ignore_index=-1), weights)
 
 
@@ -248,6 +238,15 @@ def finite(unary_logits: Tensor) -> Tensor:
     if not torch.compiler.is_exporting() and logits.isnan().any():
         raise ValueError("unary_logits contains NaN. Check the network that computed the logits.")
     return bounded(logits)
+
+
+def _check_shape(subject: str, marginals: Tensor, unary_logits: Tensor) -> None:
+    """Raise ValueError if marginals do not have the shape of the unary logits. The message begins with `subject`."""
+    if marginals.shape != unary_logits.shape:
+        raise ValueError(
+            f"{subject} the shape {tuple(marginals.shape)}, but must have the shape of the unary logits, "
+            f"{tuple(unary_logits.shape)}."
+        )
 
 
 def _bound(unary_logits: Tensor, messages: Tensor, marginals: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def tune(
             f"{model} has no pairwise potentials, so it has no relation weights to tune. Use a model with "
             "relations, or tune the dense CRF with --dense."
         )
-    if not dense and all(network.pairwise_potential(name).last.is_zero for name in network.pairwise):
+    if not dense and not network.trained_relations:
         raise ValueError(
             f"The pairwise potentials of {model} are not trained, so they have no weights to tune. Train them with "
             "`contextcrf fit-heads`, or tune the dense CRF with --dense."
